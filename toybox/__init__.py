@@ -1,0 +1,1 @@
+"""Toybox: tiny models of the real kinds, and the synthetic world they were trained on."""
