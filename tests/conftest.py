@@ -1,0 +1,126 @@
+"""Imports the package under its fixed name, and skips with a plain message what this machine cannot run."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+COMFY_MODULES = ("aiohttp", "torchsde", "yaml", "psutil", "scipy", "kornia", "spandrel", "pydantic", "alembic")
+
+
+def comfyui_folder() -> Path | None:
+    """The ComfyUI checkout: ``COMFYUI_PATH``, else where comfy-cli puts it; None when there is none."""
+    named = os.environ.get("COMFYUI_PATH")
+    folder = Path(named).expanduser() if named else Path.home() / "comfy" / "ComfyUI"
+    return folder.resolve() if (folder / "comfy" / "model_management.py").is_file() else None
+
+
+def comfyui_problem() -> str:
+    """Why tests with ComfyUI cannot run here; empty when they can."""
+    if comfyui_folder() is None:
+        return "no ComfyUI checkout at COMFYUI_PATH or ~/comfy/ComfyUI"
+    missing = [name for name in COMFY_MODULES if importlib.util.find_spec(name) is None]
+    if missing:
+        return f"ComfyUI's requirements are not installed in this Python (missing: {', '.join(missing)})"
+    return ""
+
+
+def chromium_executable() -> Path | None:
+    """A Chromium or Chrome: ``CHROMIUM_PATH``, else the first one on PATH; None when there is none."""
+    named = os.environ.get("CHROMIUM_PATH")
+    names = [named] if named else ["chromium", "chromium-browser", "google-chrome", "chrome"]
+    found = next((path for path in map(shutil.which, names) if path), None)
+    return Path(found) if found else None
+
+
+def browser_problem() -> str:
+    """Why browser tests cannot run here; empty when they can."""
+    if chromium_executable() is None:
+        return "no Chromium on PATH or at CHROMIUM_PATH"
+    if importlib.util.find_spec("playwright") is None:
+        return "the playwright package is not installed"
+    return comfyui_problem()
+
+
+def gpu_problem() -> str:
+    """Why GPU tests cannot run here; empty when they can."""
+    import torch
+
+    return "" if torch.cuda.is_available() else "no CUDA device"
+
+
+def _wants_comfy(config: pytest.Config) -> bool:
+    """Importing ComfyUI takes seconds: not for a run of unit test files alone."""
+    unit = ROOT / "tests" / "unit"
+    paths = [(Path(config.invocation_params.dir) / str(argument).split("::")[0]).resolve() for argument in config.args]
+    return not paths or any(unit != path and unit not in path.parents for path in paths)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Put ComfyUI on the path where there is one, then import the package as ``mask_guided_video``."""
+    # `python -m pytest` puts the root on the path, where our folder `nodes` would hide ComfyUI's module of that name.
+    sys.path[:] = [entry for entry in sys.path if Path(entry or os.curdir).resolve() != ROOT]
+    folder = comfyui_folder()
+    if folder is not None and not comfyui_problem() and _wants_comfy(config):
+        sys.path.insert(0, str(folder))
+        import torch
+        from comfy.cli_args import args
+
+        args.cpu = not torch.cuda.is_available()
+    spec = importlib.util.spec_from_file_location("bootstrap", ROOT / "bootstrap.py")
+    bootstrap = importlib.util.module_from_spec(spec)
+    sys.modules["bootstrap"] = bootstrap
+    spec.loader.exec_module(bootstrap)
+    bootstrap.import_package()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip marked tests whose machinery is missing, each with the reason."""
+    checks = {"comfy": comfyui_problem, "browser": browser_problem, "gpu": gpu_problem}
+    problems: dict[str, str] = {}
+    for item in items:
+        for marker, check in checks.items():
+            if item.get_closest_marker(marker) is None:
+                continue
+            if marker not in problems:
+                problems[marker] = check()
+            if problems[marker]:
+                item.add_marker(pytest.mark.skip(reason=problems[marker]))
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """Root folder of the repository."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def comfy_folder() -> Path:
+    """The ComfyUI checkout; the test is skipped when there is none."""
+    problem = comfyui_problem()
+    if problem:
+        pytest.skip(problem)
+    return comfyui_folder()
+
+
+@pytest.fixture(scope="session")
+def chromium_path() -> Path:
+    """A Chromium executable; the test is skipped when there is none."""
+    problem = browser_problem()
+    if problem:
+        pytest.skip(problem)
+    return chromium_executable()
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """Tiny tensors are slower on many threads, and the order of sums would depend on their number."""
+    import torch
+
+    torch.set_num_threads(1)
