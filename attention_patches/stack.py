@@ -1,0 +1,189 @@
+"""Compose attention patches into the one function that ComfyUI (and our own models) call.
+
+A patch is middleware: it gets the rest of the chain as ``attend`` and the tensors of one attention call, and calls
+``attend`` zero, one or more times. Patches compose by order and none of them knows a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+from torch import Tensor
+
+from .site import SITE_KEY, AttentionSite
+
+# The call names of ComfyUI's attention functions after ``func``, in their positional order.
+_POSITIONAL = ("q", "k", "v", "heads", "mask", "attn_precision", "skip_reshape", "skip_output_reshape")
+# The sub-quadratic function names its tensors in full.
+_SYNONYMS = {"query": "q", "key": "k", "value": "v"}
+
+
+@dataclass(frozen=True)
+class Attend:
+    """The rest of the chain, as a patch sees it: ``out = attend(q, k, v, site)``.
+
+    q is [B, heads, Lq, d], k [B, heads, Lk, d] and v [B, heads, Lk, dv]; the result is [B, heads, Lq, dv]. The kernel
+    at the end scales by ``q.shape[-1] ** -0.5``; a patch that appends channels makes up for it. Kernels may insist on
+    ``dv == d``: pad v and slice the result.
+
+    Attributes:
+        continuation: ``(q, k, v, site, bias) -> out``, the patches after this one and then the kernel.
+        bias: the additive mask that came with the call, broadcastable to [B, heads, Lq, Lk], or None. It is kept:
+            calling ``attend`` applies it.
+        last: no other patch and no foreign override comes after this one, so that nobody reads ``site`` any more.
+            Only then may the tensors be a part of the batch rows, heads or tokens that the site describes.
+    """
+
+    continuation: Callable[[Tensor, Tensor, Tensor, AttentionSite, Tensor | None], Tensor]
+    bias: Tensor | None = None
+    last: bool = False
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, site: AttentionSite) -> Tensor:
+        """Run the rest of the chain with the bias that came with the call."""
+        return self.continuation(q, k, v, site, self.bias)
+
+    def with_bias(self, bias: Tensor | None) -> Attend:
+        """Return the same continuation with another additive bias.
+
+        A patch that wants a bias of its own passes ``attend.bias + own``; one that calls ``attend`` on a part of the
+        rows or tokens passes the matching part of ``attend.bias``.
+        """
+        return replace(self, bias=bias)
+
+
+Patch: TypeAlias = Callable[[Attend, Tensor, Tensor, Tensor, AttentionSite], Tensor]
+Override: TypeAlias = Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One call of an attention function with its arguments sorted by name."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    heads: int
+    mask: Tensor | None
+    skip_reshape: bool
+    skip_output_reshape: bool
+    rest: dict[str, Any]
+
+    @classmethod
+    def bind(cls, args: Sequence[Any], kwargs: Mapping[str, Any]) -> _Call:
+        if len(args) > len(_POSITIONAL):
+            raise TypeError(
+                f"an attention call has at most {len(_POSITIONAL)} positional arguments ({', '.join(_POSITIONAL)}) "
+                f"but got {len(args)}; pass the others by name."
+            )
+        named = dict(zip(_POSITIONAL, args, strict=False))
+        for name, value in kwargs.items():
+            named[_SYNONYMS.get(name, name)] = value
+        missing = [name for name in _POSITIONAL[:4] if name not in named]
+        if missing:
+            raise TypeError(f"the attention call lacks {', '.join(missing)}; pass q, k, v and heads.")
+        return cls(
+            q=named.pop("q"),
+            k=named.pop("k"),
+            v=named.pop("v"),
+            heads=named.pop("heads"),
+            mask=named.pop("mask", None),
+            skip_reshape=named.pop("skip_reshape", False),
+            skip_output_reshape=named.pop("skip_output_reshape", False),
+            rest=named,
+        )
+
+    def split_heads(self, tensor: Tensor) -> Tensor:
+        """Return ``tensor`` as [B, heads, L, d], whichever of the two layouts the call came in."""
+        if self.skip_reshape:
+            return tensor
+        return tensor.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+def _bias(mask: Tensor | None) -> Tensor | None:
+    """Bring an additive mask to four axes; [Lq, Lk] and [B, Lq, Lk] are ComfyUI's short forms."""
+    if mask is None:
+        return None
+    if mask.ndim == 2:
+        return mask[None, None]
+    if mask.ndim == 3:
+        return mask[:, None]
+    return mask
+
+
+class PatchStack:
+    """Patches in order, the first one outermost, as one attention override.
+
+    Args:
+        patches: called outermost first. A patch may have a method ``acts_at(site) -> bool``: where all patches of the
+            stack say no, the call goes through with its arguments untouched.
+        previous: the override that was installed before this one; it takes the place of the attention function.
+    """
+
+    def __init__(self, patches: Sequence[Patch], previous: Override | None = None) -> None:
+        self.patches: tuple[Patch, ...] = tuple(patches)
+        self.previous = previous
+
+    def chain(self, previous: Override | None) -> PatchStack:
+        """Return a stack with the same patches that calls ``previous`` where the attention function would be called."""
+        return PatchStack(self.patches, previous)
+
+    def release(self) -> None:
+        """Drop the tables that the patches keep on devices; they are made again when needed."""
+        for patch in self.patches:
+            drop = getattr(patch, "release", None)
+            if drop is not None:
+                drop()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PatchStack:
+        # ComfyUI deep-copies model options at every clone; patches are immutable and their tables are shared.
+        return self
+
+    def override(self, func: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        """Run one attention call through the patches; what ``optimized_attention_override`` holds.
+
+        Args:
+            func: the host's attention function, called as ``func(q, k, v, heads, mask=None, **kwargs)``.
+            *args: q, k, v, heads, mask and so on by position, [B, L, heads * d] or, with ``skip_reshape``,
+                [B, heads, L, d].
+            **kwargs: the same by name, ``transformer_options`` with the site, and whatever else the host passes: it
+                is handed on.
+
+        Returns:
+            [B, Lq, heads * d], or with ``skip_output_reshape`` [B, heads, Lq, d].
+        """
+        site = (kwargs.get("transformer_options") or {}).get(SITE_KEY)
+        active = [] if site is None else [patch for patch in self.patches if _acts_at(patch, site)]
+        if not active:
+            return func(*args, **kwargs) if self.previous is None else self.previous(func, *args, **kwargs)
+        call = _Call.bind(args, kwargs)
+
+        def kernel(q: Tensor, k: Tensor, v: Tensor, site: AttentionSite, bias: Tensor | None) -> Tensor:
+            arguments = dict(call.rest, mask=bias, skip_reshape=True, skip_output_reshape=True)
+            if self.previous is None:
+                out = func(q, k, v, q.shape[1], **arguments)
+            else:
+                out = self.previous(func, q, k, v, q.shape[1], **arguments)
+            # Some functions know skip_output_reshape only on some of their paths.
+            return out if out.ndim == 4 else out.unflatten(-1, (q.shape[1], -1)).transpose(1, 2)
+
+        attend = Attend(kernel, _bias(call.mask), last=self.previous is None)
+        for patch in reversed(active):
+            attend = _wrap(patch, attend)
+        out = attend(*(call.split_heads(tensor) for tensor in (call.q, call.k, call.v)), site)
+        return out if call.skip_output_reshape else out.transpose(1, 2).flatten(2)
+
+
+def _acts_at(patch: Patch, site: AttentionSite) -> bool:
+    decide = getattr(patch, "acts_at", None)
+    return True if decide is None else decide(site)
+
+
+def _wrap(patch: Patch, following: Attend) -> Attend:
+    """Return ``patch`` and what follows it as one continuation."""
+
+    def continuation(q: Tensor, k: Tensor, v: Tensor, site: AttentionSite, bias: Tensor | None) -> Tensor:
+        return patch(following.with_bias(bias), q, k, v, site)
+
+    return Attend(continuation, following.bias, last=False)
