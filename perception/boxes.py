@@ -1,0 +1,188 @@
+"""Boxes in pixels, per frame, and the small arithmetic on them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+# Called with (done, total) after each piece of work; it may raise to cancel.
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Box:
+    """A box in a frame.
+
+    Attributes:
+        x: left edge in pixels.
+        y: top edge in pixels.
+        width: in pixels, positive.
+        height: in pixels, positive.
+        label: the phrase that found it, or empty.
+        score: 0..1, how sure the detector is.
+
+    Raises:
+        ValueError: when a number is not finite or the size is not positive.
+    """
+
+    x: float
+    y: float
+    width: float
+    height: float
+    label: str = ""
+    score: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not all(math.isfinite(value) for value in (self.x, self.y, self.width, self.height, self.score)):
+            raise ValueError(f"box {self.to_dict()} has a value that is not finite; give numbers in pixels.")
+        if self.width <= 0 or self.height <= 0:
+            raise ValueError(f"box is {self.width} x {self.height} pixels; width and height must be above 0.")
+
+    @classmethod
+    def from_corners(cls, x0: float, y0: float, x1: float, y1: float, label: str = "", score: float = 1.0) -> Box:
+        """Box between its top left and bottom right corners, in pixels."""
+        return cls(float(x0), float(y0), float(x1 - x0), float(y1 - y0), label, float(score))
+
+    @property
+    def corners(self) -> tuple[float, float, float, float]:
+        """(x0, y0, x1, y1) in pixels."""
+        return self.x, self.y, self.x + self.width, self.y + self.height
+
+    @property
+    def area(self) -> float:
+        """In square pixels."""
+        return self.width * self.height
+
+    def to_dict(self) -> dict[str, Any]:
+        """The dictionary form that ComfyUI's BOUNDING_BOX wires carry."""
+        return {
+            "x": self.x,
+            "y": self.y,
+            "width": self.width,
+            "height": self.height,
+            "label": self.label,
+            "score": self.score,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Box:
+        """Read the dictionary form; ``label`` and ``score`` may be absent.
+
+        Raises:
+            ValueError: when a side is missing, and as the constructor does.
+        """
+        missing = [name for name in ("x", "y", "width", "height") if name not in values]
+        if missing:
+            raise ValueError(
+                f"a bounding box has the keys {sorted(values)} and lacks {', '.join(missing)}; "
+                "give x, y, width and height in pixels."
+            )
+        sides = (float(values[name]) for name in ("x", "y", "width", "height"))
+        return cls(*sides, str(values.get("label") or ""), float(values.get("score", 1.0)))
+
+    def scaled(self, x_factor: float, y_factor: float) -> Box:
+        """The same box in a frame of another size."""
+        return replace(
+            self,
+            x=self.x * x_factor,
+            y=self.y * y_factor,
+            width=self.width * x_factor,
+            height=self.height * y_factor,
+        )
+
+
+# One list per frame; an empty list is a normal answer.
+Detections = list[list[Box]]
+
+
+def clamp_box(box: Box, height: int, width: int) -> Box | None:
+    """Cut a box to the frame; None when nothing of it is inside.
+
+    Args:
+        box: in pixels.
+        height: of the frame in pixels.
+        width: of the frame in pixels.
+    """
+    x0, y0, x1, y1 = box.corners
+    x0, x1 = max(0.0, x0), min(float(width), x1)
+    y0, y1 = max(0.0, y0), min(float(height), y1)
+    if x1 <= x0 or y1 <= y0:
+        return None
+    return replace(box, x=x0, y=y0, width=x1 - x0, height=y1 - y0)
+
+
+def iou(first: Box, second: Box) -> float:
+    """Intersection over union, 0..1."""
+    ax0, ay0, ax1, ay1 = first.corners
+    bx0, by0, bx1, by1 = second.corners
+    overlap = max(0.0, min(ax1, bx1) - max(ax0, bx0)) * max(0.0, min(ay1, by1) - max(ay0, by0))
+    return overlap / (first.area + second.area - overlap)
+
+
+def suppress(boxes: Sequence[Box], threshold: float) -> list[Box]:
+    """Non-maximum suppression over all labels together.
+
+    Args:
+        boxes: of one frame.
+        threshold: a box is dropped when its IoU with a better one is above this; 1 drops nothing.
+
+    Returns:
+        The kept boxes, best score first.
+    """
+    kept: list[Box] = []
+    for box in sorted(boxes, key=lambda item: -item.score):
+        if all(iou(box, other) <= threshold for other in kept):
+            kept.append(box)
+    return kept
+
+
+def interpolate_box(first: Box, second: Box, share: float) -> Box:
+    """Box between two, ``share`` 0 at the first and 1 at the second; label of the first, lower score of both."""
+
+    def between(a: float, b: float) -> float:
+        return a + (b - a) * share
+
+    return Box(
+        between(first.x, second.x),
+        between(first.y, second.y),
+        between(first.width, second.width),
+        between(first.height, second.height),
+        first.label,
+        min(first.score, second.score),
+    )
+
+
+def as_detections(boxes: Any, frames: int) -> Detections:
+    """Read what a BOUNDING_BOX wire may carry: one box, a list for every frame alike, or one list per frame.
+
+    Args:
+        boxes: a :class:`Box` or its dictionary, a flat list of them, or a list of lists.
+        frames: number of frames of the clip.
+
+    Raises:
+        ValueError: when there is another number of lists than frames, or an entry is no box.
+    """
+    if isinstance(boxes, Box | Mapping):
+        boxes = [boxes]
+    if not isinstance(boxes, Sequence) or isinstance(boxes, str):
+        raise ValueError(f"bounding boxes are a {type(boxes).__name__}; give a box, a list or a list per frame.")
+    if not any(isinstance(item, Sequence) for item in boxes):
+        flat = [_as_box(item) for item in boxes]
+        return [list(flat) for _ in range(frames)]
+    if len(boxes) == 1:
+        boxes = list(boxes) * frames
+    if len(boxes) != frames:
+        raise ValueError(
+            f"there are bounding boxes for {len(boxes)} frames and the clip has {frames}; give one list per frame."
+        )
+    return [[_as_box(item) for item in per_frame] for per_frame in boxes]
+
+
+def _as_box(item: Any) -> Box:
+    if isinstance(item, Box):
+        return item
+    if isinstance(item, Mapping):
+        return Box.from_dict(item)
+    raise ValueError(f"a bounding box is {item!r}; give a dictionary with x, y, width and height in pixels.")

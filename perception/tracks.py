@@ -1,0 +1,133 @@
+"""Objects followed through a clip."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Tracks:
+    """Masks of N objects over T frames, on the CPU; N may be 0.
+
+    Attributes:
+        masks: uint8 [N, T, H, W], 0 outside to 255 inside.
+        ids: N different numbers, the same object keeps its number.
+        labels: N phrases.
+        scores: float [N, T], 0..1, confidence of the mask in each frame, 0 where the object was not seen.
+        misses: bool [N, T], frames in which the object was not seen; their masks are filled from neighbours or empty.
+
+    Raises:
+        ValueError: when shapes, types or counts do not agree.
+    """
+
+    masks: Tensor
+    ids: tuple[int, ...]
+    labels: tuple[str, ...]
+    scores: Tensor
+    misses: Tensor
+
+    def __post_init__(self) -> None:
+        if self.masks.ndim != 4 or self.masks.dtype != torch.uint8:
+            raise ValueError(
+                f"track masks are {self.masks.dtype} {list(self.masks.shape)}; give uint8 [objects, frames, height, width]."
+            )
+        objects, frames = self.masks.shape[:2]
+        if len(self.ids) != objects or len(set(self.ids)) != objects or len(self.labels) != objects:
+            raise ValueError(
+                f"{objects} tracks have ids {self.ids} and labels {self.labels}; give one different id and one label each."
+            )
+        for name, value in (("scores", self.scores), ("misses", self.misses)):
+            if tuple(value.shape) != (objects, frames):
+                raise ValueError(f"track {name} have shape {list(value.shape)}; give [{objects}, {frames}].")
+
+    @classmethod
+    def empty(cls, frames: int, height: int, width: int) -> Tracks:
+        """No object: masks [0, T, H, W]."""
+        return cls(
+            torch.zeros(0, frames, height, width, dtype=torch.uint8),
+            (),
+            (),
+            torch.zeros(0, frames),
+            torch.zeros(0, frames, dtype=torch.bool),
+        )
+
+    @classmethod
+    def from_masks(cls, masks: Tensor, labels: tuple[str, ...] | None = None) -> Tracks:
+        """Tracks of given masks, each frame counted as seen where its mask is not empty.
+
+        Args:
+            masks: float [N, T, H, W] or [T, H, W], 0..1.
+            labels: one per object, empty by default.
+
+        Raises:
+            ValueError: for another shape or values that are not finite.
+        """
+        if masks.ndim == 3:
+            masks = masks[None]
+        if masks.ndim != 4:
+            raise ValueError(f"masks have shape {list(masks.shape)}; give [objects, frames, height, width].")
+        masks = masks.detach().cpu().float()
+        if not torch.isfinite(masks).all():
+            raise ValueError("masks hold NaN or infinite values; give numbers in 0..1.")
+        seen = (masks > 0.5).flatten(2).any(-1)
+        count = masks.shape[0]
+        names = labels if labels is not None else ("",) * count
+        return cls(
+            (masks.clamp(0, 1) * 255).round().to(torch.uint8), tuple(range(1, count + 1)), names, seen.float(), ~seen
+        )
+
+    @property
+    def frames(self) -> int:
+        """Number of frames T."""
+        return self.masks.shape[1]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.masks.shape[2], self.masks.shape[3]
+
+    def object_masks(self) -> Tensor:
+        """Float [N, T, H, W], 0..1."""
+        return self.masks.float() / 255.0
+
+    def union(self) -> Tensor:
+        """All objects together: float [T, H, W], 0..1, zero without objects."""
+        if not self.ids:
+            return torch.zeros(self.frames, *self.size)
+        return self.masks.amax(dim=0).float() / 255.0
+
+    def with_masks(self, masks: Tensor) -> Tracks:
+        """The same objects with other masks, for refinement: float [N, T, H, W], 0..1."""
+        if tuple(masks.shape) != tuple(self.masks.shape):
+            raise ValueError(f"masks have shape {list(masks.shape)}; give {list(self.masks.shape)} as the tracks have.")
+        quantised = (masks.detach().cpu().float().clamp(0, 1) * 255).round().to(torch.uint8)
+        return Tracks(quantised, self.ids, self.labels, self.scores, self.misses)
+
+    def select(self, indices: list[int]) -> Tracks:
+        """Only the tracks at these positions, in this order."""
+        return Tracks(
+            self.masks[indices],
+            tuple(self.ids[index] for index in indices),
+            tuple(self.labels[index] for index in indices),
+            self.scores[indices],
+            self.misses[indices],
+        )
+
+    def report(self) -> str:
+        """One line per object: how often it was seen and where it was missed."""
+        if not self.ids:
+            return f"no object in {self.frames} frames"
+        lines = []
+        for number, (identity, label) in enumerate(zip(self.ids, self.labels, strict=True)):
+            missed = self.misses[number].nonzero().flatten().tolist()
+            seen = self.frames - len(missed)
+            line = f"{identity} {label or 'object'}: seen in {seen} of {self.frames} frames"
+            if seen:
+                line += f", mean score {self.scores[number][~self.misses[number]].mean().item():.2f}"
+            if missed:
+                line += f", missed in {', '.join(str(frame) for frame in missed)}"
+            lines.append(line)
+        return "\n".join(lines)

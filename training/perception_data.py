@@ -1,0 +1,161 @@
+"""Pictures for training the Toybox detector and segmenter: drawn scenes, made as imperfect as generated films are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as functional
+from torch import Tensor
+
+from ..toybox import world
+
+MAX_OBJECTS = 2
+# A shape with fewer visible pixels than this is neither asked for nor counted as absent.
+SMALLEST_AREA = 40
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Still pictures and the truth about them; empty places of the object axis have an all-false mask.
+
+    Attributes:
+        images: uint8 [P, 3, 64, 64].
+        masks: bool [P, 2, 64, 64], visible pixels per object.
+        words: for each picture the (colour, shape) of its objects.
+    """
+
+    images: Tensor
+    masks: Tensor
+    words: tuple[tuple[tuple[str, str], ...], ...]
+
+
+def draw_pictures(generator: np.random.Generator, count: int, split: world.Split, pairs: float = 0.5) -> Pictures:
+    """Single frames of random scenes.
+
+    Args:
+        generator: the only source of chance.
+        count: how many pictures.
+        split: which word combinations may appear.
+        pairs: share of pictures with two objects; one picture in twenty has none.
+    """
+    images = torch.zeros(count, 3, world.SIZE, world.SIZE, dtype=torch.uint8)
+    masks = torch.zeros(count, MAX_OBJECTS, world.SIZE, world.SIZE, dtype=torch.bool)
+    words = []
+    for index in range(count):
+        scene = _draw_scene(generator, split, pairs)
+        # A still of a random moment, so that every place on every path occurs.
+        clip = world.render(scene, world.NATIVE_FRAMES) if scene.objects else world.render(scene, 1)
+        moment = int(generator.integers(len(clip.frames)))
+        images[index] = torch.from_numpy((clip.frames[moment] * 255).round().astype(np.uint8)).permute(2, 0, 1)
+        masks[index, : len(scene.objects)] = torch.from_numpy(clip.masks[:, moment])
+        words.append(tuple((item.colour, item.shape) for item in scene.objects))
+    return Pictures(images, masks, tuple(words))
+
+
+def _draw_scene(generator: np.random.Generator, split: world.Split, pairs: float) -> world.Scene:
+    background = str(generator.choice(list(world.BACKGROUNDS)))
+    brightness = float(generator.uniform(0.97, 1.03))
+    chance = float(generator.random())
+    if chance < 0.05:
+        return world.Scene(background, (), brightness)
+    if chance > 0.05 + 0.95 * pairs:
+        return world.random_scene(generator, split, max_objects=1)
+    first, second = (world.random_scene(generator, split, max_objects=1).objects[0] for _ in range(2))
+    words = [(item.colour, item.shape, item.motion) for item in (first, second)]
+    return world.scene_from_words(words, background, generator)
+
+
+def boxes_of_masks(masks: Tensor) -> Tensor:
+    """Tight boxes: float [..., 4], x0, y0, x1, y1 in pixels, zeros for an empty mask. ``masks``: bool [..., H, W]."""
+    columns, rows = masks.any(-2), masks.any(-1)
+    width, height = columns.shape[-1], rows.shape[-1]
+    x0, y0 = columns.int().argmax(-1), rows.int().argmax(-1)
+    x1 = width - columns.flip(-1).int().argmax(-1)
+    y1 = height - rows.flip(-1).int().argmax(-1)
+    boxes = torch.stack([x0, y0, x1, y1], dim=-1).float()
+    return boxes * masks.any(-1).any(-1).unsqueeze(-1)
+
+
+def spoil(images: Tensor, masks: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Make pictures imperfect the way generated ones are: bent outlines, wrong tints, blotches, softness, noise.
+
+    A quarter of the pictures keeps its shapes, and each kind of damage strikes about half of them.
+
+    Args:
+        images: float [B, 3, H, W], 0..1.
+        masks: bool [B, N, H, W].
+
+    Returns:
+        (images, masks) of the same shapes; masks are bent with their pictures.
+    """
+    images, masks = _bend(images, masks.float(), generator)
+    images = _tint(images, generator)
+    images = _blotch(images, generator)
+    images = _soften(images, generator)
+    images = _ghost(images, generator)
+    noise = torch.randn(images.shape, generator=generator) * _strength(images, 0.5, 0.06, generator)
+    return (images + noise).clamp(0, 1), masks > 0.5
+
+
+def _strength(images: Tensor, chance: float, most: float, generator: torch.Generator) -> Tensor:
+    """Per picture a number in 0..most, 0 for a share of ``1 - chance``: float [B, 1, 1, 1]."""
+    count = images.shape[0]
+    chosen = torch.rand(count, generator=generator) < chance
+    return (torch.rand(count, generator=generator) * most * chosen).view(-1, 1, 1, 1)
+
+
+def _smooth_noise(count: int, channels: int, cells: int, size: int, generator: torch.Generator) -> Tensor:
+    coarse = torch.randn(count, channels, cells, cells, generator=generator)
+    return functional.interpolate(coarse, (size, size), mode="bicubic", align_corners=False)
+
+
+def _bend(images: Tensor, masks: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Mirror, shift, scale and warp pictures and masks together."""
+    count, _, size, _ = images.shape
+    bent = torch.rand(count, generator=generator) < 0.75
+    zoom = 1 + (torch.rand(count, 2, generator=generator) - 0.5) * 0.4 * bent[:, None]
+    flip = torch.where(torch.rand(count, generator=generator) < 0.5, -1.0, 1.0)
+    shift = (torch.rand(count, 2, generator=generator) - 0.5) * 0.35 * bent[:, None]
+    matrix = torch.zeros(count, 2, 3)
+    matrix[:, 0, 0], matrix[:, 1, 1], matrix[:, :, 2] = zoom[:, 0] * flip, zoom[:, 1], shift
+    grid = functional.affine_grid(matrix, [count, 3, size, size], align_corners=False)
+    warp = _smooth_noise(count, 2, 7, size, generator) * _strength(images, 0.5, 1.3, generator) * (2.0 / size)
+    grid = grid + warp.permute(0, 2, 3, 1)
+    images = functional.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    masks = functional.grid_sample(masks, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    return images.clamp(0, 1), masks
+
+
+def _tint(images: Tensor, generator: torch.Generator) -> Tensor:
+    count = images.shape[0]
+    chosen = (torch.rand(count, 1, 1, 1, generator=generator) < 0.5).float()
+    gain = 1 + (torch.rand(count, 3, 1, 1, generator=generator) - 0.5) * 0.2 * chosen
+    offset = (torch.rand(count, 3, 1, 1, generator=generator) - 0.5) * 0.1 * chosen
+    grey = images.mean(dim=1, keepdim=True)
+    fade = _strength(images, 0.4, 0.25, generator)
+    return ((images + (grey - images) * fade) * gain + offset).clamp(0, 1)
+
+
+def _blotch(images: Tensor, generator: torch.Generator) -> Tensor:
+    blotches = _smooth_noise(images.shape[0], 3, 8, images.shape[-1], generator)
+    return (images + blotches * _strength(images, 0.4, 0.08, generator)).clamp(0, 1)
+
+
+def _soften(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Blend with a coarser copy (what a VAE loses) and blur."""
+    size = images.shape[-1]
+    coarse = functional.interpolate(functional.avg_pool2d(images, 2), (size, size), mode="bilinear")
+    images = images + (coarse - images) * _strength(images, 0.5, 1.0, generator)
+    kernel = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
+    padded = functional.pad(images, (2, 2, 2, 2), mode="replicate")
+    weight = (kernel[:, None] * kernel[None]).expand(3, 1, 5, 5).contiguous()
+    blurred = functional.conv2d(padded, weight, groups=3)
+    return images + (blurred - images) * _strength(images, 0.4, 1.0, generator)
+
+
+def _ghost(images: Tensor, generator: torch.Generator) -> Tensor:
+    """A faint second copy a few pixels off, as left by a neighbouring frame."""
+    dx, dy = (int(value) for value in torch.randint(-5, 6, (2,), generator=generator))
+    return images + (images.roll((dy, dx), (-2, -1)) - images) * _strength(images, 0.15, 0.35, generator)

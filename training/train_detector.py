@@ -1,0 +1,187 @@
+"""Train the Toybox detector, a small GroundingDINO, from scratch on drawn scenes.
+
+Run it with ``python cli.py train detector``. It resumes from ``--run`` when that folder holds a checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..toybox import world
+from .detector_loss import Targets, corners, detector_loss, predict
+from .loop import LoopSettings, log_to_file, train
+from .perception_data import MAX_OBJECTS, SMALLEST_AREA, Pictures, boxes_of_masks, draw_pictures, spoil
+from .perception_models import SPECIAL_TOKENS, build_detector, build_detector_processor, normalize
+from .phrases import Phrase, Words, absent_phrase, caption_phrases
+
+# Share of pictures left exactly as drawn.
+CLEAN_SHARE = 0.2
+
+
+class Batches:
+    """Training batches, each a pure function of the step.
+
+    Args:
+        pictures: the pool to draw from.
+        vocabulary: word -> token id.
+        size: pictures per batch.
+        seed: of all chance.
+    """
+
+    def __init__(self, pictures: Pictures, vocabulary: dict[str, int], size: int, seed: int) -> None:
+        self.pictures = pictures
+        self.vocabulary = vocabulary
+        self.size = size
+        self.seed = seed
+
+    def at(self, step: int) -> tuple[Tensor, dict[str, Tensor], Targets]:
+        """Pixels float [B, 3, 64, 64] (normalised), the tokens of one caption per picture, and what to find."""
+        generator = np.random.default_rng([self.seed, step])
+        chosen = generator.integers(len(self.pictures.words), size=self.size)
+        images = self.pictures.images[chosen].float() / 255
+        masks = self.pictures.masks[chosen]
+        noise = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+        spoiled, bent = spoil(images, masks, noise)
+        clean = torch.from_numpy(generator.random(self.size) < CLEAN_SHARE)
+        images = torch.where(clean[:, None, None, None], images, spoiled)
+        masks = torch.where(clean[:, None, None, None], masks, bent)
+        words = [self.pictures.words[index] for index in chosen]
+        captions = [caption_phrases(generator, item) for item in words]
+        tokens, spans = encode_captions(captions, self.vocabulary)
+        targets = make_targets(masks, words, captions, spans, tokens["input_ids"].shape[1])
+        return normalize(images), tokens, targets
+
+
+def encode_captions(
+    captions: Sequence[Sequence[Phrase]], vocabulary: dict[str, int]
+) -> tuple[dict[str, Tensor], list[list[tuple[int, int]]]]:
+    """Token ids as the tokenizer makes them, and where each phrase lies (start, end)."""
+    rows, spans = [], []
+    for phrases in captions:
+        row, places = [SPECIAL_TOKENS["[CLS]"]], []
+        for phrase in phrases:
+            start = len(row)
+            row.extend(vocabulary.get(word, SPECIAL_TOKENS["[UNK]"]) for word in phrase.text.split())
+            places.append((start, len(row)))
+            row.append(SPECIAL_TOKENS["."])
+        rows.append([*row, SPECIAL_TOKENS["[SEP]"]])
+        spans.append(places)
+    length = max(len(row) for row in rows)
+    ids = torch.zeros(len(rows), length, dtype=torch.long)
+    mask = torch.zeros(len(rows), length, dtype=torch.long)
+    for index, row in enumerate(rows):
+        ids[index, : len(row)] = torch.tensor(row)
+        mask[index, : len(row)] = 1
+    return {"input_ids": ids, "attention_mask": mask}, spans
+
+
+def make_targets(
+    masks: Tensor,
+    words: Sequence[Sequence[Words]],
+    captions: Sequence[Sequence[Phrase]],
+    spans: Sequence[Sequence[tuple[int, int]]],
+    length: int,
+) -> Targets:
+    """Boxes and token labels of all objects that some phrase of the caption fits."""
+    found = boxes_of_masks(masks) / world.SIZE
+    centre, size = (found[..., :2] + found[..., 2:]) / 2, found[..., 2:] - found[..., :2]
+    tokens = torch.zeros(len(words), MAX_OBJECTS, length)
+    visible = masks.sum((-1, -2)) >= SMALLEST_AREA
+    for row, (objects, phrases, places) in enumerate(zip(words, captions, spans, strict=True)):
+        for number, item in enumerate(objects):
+            for phrase, (start, end) in zip(phrases, places, strict=True):
+                if visible[row, number] and phrase.fits(item):
+                    tokens[row, number, start:end] = 1
+    return Targets(torch.cat([centre, size], dim=-1), tokens, tokens.any(-1))
+
+
+def quick_figures(model: torch.nn.Module, pictures: Pictures, vocabulary: dict[str, int], spoiled: bool) -> dict:
+    """Recall of present phrases and false alarms on absent ones at a score of 0.35, raw, without merging."""
+    generator = np.random.default_rng(5)
+    images, masks = pictures.images.float() / 255, pictures.masks
+    if spoiled:
+        images, masks = spoil(images, masks, torch.Generator().manual_seed(5))
+    boxes = boxes_of_masks(masks)
+    asked, rows, truth = [], [], []
+    for row, words in enumerate(pictures.words):
+        # The first object by both words, and one near miss.
+        if words and masks[row, 0].sum() >= SMALLEST_AREA:
+            asked.append([Phrase(" ".join(words[0]), *words[0])])
+            rows.append(row)
+            truth.append([number for number, item in enumerate(words) if item == words[0]])
+        asked.append([absent_phrase(generator, words)])
+        rows.append(row)
+        truth.append([])
+    tokens, _ = encode_captions(asked, vocabulary)
+    hits, present, alarms, absent = 0, 0, 0, 0
+    for start in range(0, len(rows), 64):
+        part = slice(start, start + 64)
+        output = model(pixel_values=normalize(images[rows[part]]), **{k: v[part] for k, v in tokens.items()})
+        scores = output.logits.sigmoid().amax(-1)
+        best = scores.argmax(1)
+        found = corners(output.pred_boxes)[torch.arange(len(best)), best] * world.SIZE
+        for index, numbers in enumerate(truth[part]):
+            score = float(scores[index, best[index]])
+            if numbers:
+                present += 1
+                wanted = boxes[rows[part][index], numbers]
+                hits += score > 0.35 and float(_iou(found[index], wanted).max()) >= 0.5
+            else:
+                absent += 1
+                alarms += score > 0.35
+    name = "spoiled" if spoiled else "clean"
+    return {f"{name} recall": hits / max(present, 1), f"{name} alarms": alarms / max(absent, 1)}
+
+
+def _iou(box: Tensor, others: Tensor) -> Tensor:
+    overlap = (torch.minimum(box[2:], others[:, 2:]) - torch.maximum(box[:2], others[:, :2])).clamp(min=0).prod(-1)
+    area = (box[2:] - box[:2]).prod() + (others[:, 2:] - others[:, :2]).prod(-1)
+    return overlap / (area - overlap)
+
+
+def main(arguments: list[str]) -> None:
+    """Train, then write ``toybox/detector`` as a transformers folder in fp16."""
+    parser = argparse.ArgumentParser(prog="train detector", description=__doc__)
+    parser.add_argument("--run", type=Path, default=Path("training/runs/detector"))
+    parser.add_argument("--out", type=Path, default=Path("toybox/detector"))
+    parser.add_argument("--steps", type=int, default=7000)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--learning-rate", type=float, default=8e-4)
+    parser.add_argument("--pool", type=int, default=12000, help="pictures drawn before training starts")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads, 0 for torch's own choice")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options = parser.parse_args(arguments)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    log_to_file(options.run)
+    torch.manual_seed(options.seed)
+    model = build_detector().to(options.device).train()
+    processor = build_detector_processor()
+    vocabulary = processor.tokenizer.get_vocab()
+    pool = draw_pictures(np.random.default_rng(options.seed), options.pool, "train", pairs=0.6)
+    held_out = draw_pictures(np.random.default_rng(10_000 + options.seed), 128, "held_out")
+    batches = Batches(pool, vocabulary, options.batch, options.seed)
+
+    def loss_at_step(step: int) -> Tensor:
+        pixels, tokens, targets = batches.at(step)
+        tokens = {name: value.to(options.device) for name, value in tokens.items()}
+        moved = Targets(*(value.to(options.device) for value in (targets.boxes, targets.tokens, targets.present)))
+        predictions = predict(model, pixels.to(options.device), tokens)
+        return detector_loss(predictions, moved, tokens["attention_mask"].bool())
+
+    def evaluate() -> dict[str, float]:
+        model.cpu()
+        figures = quick_figures(model, held_out, vocabulary, False) | quick_figures(model, held_out, vocabulary, True)
+        model.to(options.device)
+        return figures
+
+    train(model, loss_at_step, evaluate, LoopSettings(options.run, options.steps, options.learning_rate))
+    model.half().save_pretrained(options.out)
+    processor.save_pretrained(options.out)
