@@ -1,0 +1,1 @@
+"""The systems end to end, written once over small protocols; nothing here imports ComfyUI."""

@@ -1,0 +1,137 @@
+"""What the recipes ask of a video model, a detector and a tracker.
+
+Frames are float [T, H, W, 3] in 0..1 on the CPU, masks [T, H, W] in 0..1 with an object axis in front where objects are
+apart, latents [B, C, T, h, w] scaled as the model wants them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from ..attention_patches.stack import Patch
+    from ..attention_patches.text_spans import TextSpans
+    from ..perception.boxes import Box
+    from ..perception.tracks import Tracks
+    from ..video_models.background_lock import BackgroundLock
+
+SamplerName = Literal["ddim", "euler"]
+
+# (done, total); may raise to cancel.
+Progress = Callable[[int, int], None]
+# (step, total steps, denoised latents); may raise to cancel.
+SampleCallback = Callable[[int, int, Tensor], None]
+
+
+class Geometry(Protocol):
+    """Sizes of a video model."""
+
+    @property
+    def spatial_factor(self) -> int:
+        """Pixels per latent cell, along height and width."""
+
+    @property
+    def temporal_factor(self) -> int:
+        """Frames per latent frame; 1 for image VAEs, else the first frame stands alone."""
+
+    @property
+    def native_frames(self) -> int:
+        """Length of the clips that the model was trained on, in frames."""
+
+    @property
+    def width(self) -> int:
+        """Native width in pixels."""
+
+    @property
+    def height(self) -> int:
+        """Native height in pixels."""
+
+
+class PromptEmbedding(Protocol):
+    """An encoded prompt; opaque to the recipes."""
+
+    @property
+    def embedding(self) -> Tensor:
+        """[1, L, C]."""
+
+
+class VideoModel(Protocol):
+    """A text-to-video model with its text encoder and VAE."""
+
+    @property
+    def geometry(self) -> Geometry:
+        """Sizes of the model."""
+
+    def encode_prompt(self, prompt: str) -> PromptEmbedding:
+        """Encode a prompt, which may be empty."""
+
+    def token_spans(self, prompt: str, phrases: Sequence[str]) -> TextSpans:
+        """Where each phrase stands in the prompt's tokens.
+
+        Raises:
+            ValueError: a phrase does not occur in the prompt.
+        """
+
+    def encode(self, frames: Tensor) -> Tensor:
+        """Frames [T, H, W, 3] to latents [1, C, T, h, w]."""
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents [1, C, T, h, w] to frames [T, H, W, 3]."""
+
+    def noise(self, frames: int, height: int, width: int, seed: int, batch: int = 1) -> Tensor:
+        """Unit starting noise [B, C, T, h, w] of a clip of that many pixel frames, height and width in pixels."""
+
+    def sample(
+        self,
+        noise: Tensor,
+        positive: PromptEmbedding,
+        negative: PromptEmbedding,
+        *,
+        steps: int = 25,
+        cfg: float = 4.0,
+        seed: int = 0,
+        patches: Sequence[Patch] = (),
+        start_percent: float = 0.0,
+        latents: Tensor | None = None,
+        sampler: SamplerName = "ddim",
+        background_lock: BackgroundLock | None = None,
+        callback: SampleCallback | None = None,
+    ) -> Tensor:
+        """Denoise to clean latents [B, C, T, h, w].
+
+        ``start_percent`` above 0 starts from ``latents`` noised to that part of the schedule.
+        """
+
+
+class Detector(Protocol):
+    """Finds objects by text."""
+
+    def detect(
+        self,
+        frames: Tensor,
+        phrases: Sequence[str],
+        box_threshold: float = 0.35,
+        text_threshold: float = 0.25,
+        nms_threshold: float = 0.7,
+        *,
+        progress: Progress | None = None,
+    ) -> list[list[Box]]:
+        """Boxes per frame, best first; a frame without any is an empty list."""
+
+
+class Tracker(Protocol):
+    """Follows detected objects through a clip."""
+
+    def track(self, frames: Tensor, detections: list[list[Box]], *, progress: Progress | None = None) -> Tracks:
+        """Masks with stable identities; as many frames as given."""
+
+
+@runtime_checkable
+class Releasable(Protocol):
+    """A model that can leave the compute device between stages and comes back by itself at its next use."""
+
+    def release(self) -> Any:
+        """Give the device's memory back."""
