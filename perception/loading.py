@@ -1,0 +1,98 @@
+"""Opening model folders in the transformers layout, with errors that say which folder and what to do."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
+
+
+def load_model_folder(model_class: type, folder: str | Path, model_type: str, dtype: torch.dtype) -> Any:
+    """Load a transformers model from a folder, never from the network, and check that every weight was there.
+
+    Args:
+        model_class: a transformers model class.
+        folder: with ``config.json`` and weights.
+        model_type: that the configuration must name.
+        dtype: of the loaded weights; the file's own may differ.
+
+    Returns:
+        The model in evaluation mode on the CPU.
+
+    Raises:
+        FileNotFoundError: when the folder, its configuration or its weights are missing.
+        ValueError: when the folder holds another kind of model.
+        RuntimeError: when the weights cannot be read or do not fit.
+    """
+    from safetensors import SafetensorError
+
+    folder = check_model_folder(folder, model_type)
+    # Newer versions load in the file's dtype unless told otherwise, and renamed the argument.
+    options = {"dtype" if _takes_dtype() else "torch_dtype": dtype}
+    try:
+        model, info = model_class.from_pretrained(
+            str(folder), local_files_only=True, output_loading_info=True, **options
+        )
+    except (SafetensorError, OSError, RuntimeError, EOFError) as error:
+        raise RuntimeError(
+            f"the weights in {folder} cannot be read ({error}); the file is broken or cut short: copy the folder again."
+        ) from error
+    missing = sorted(info["missing_keys"])
+    if missing or info.get("mismatched_keys"):
+        named = missing or [str(key) for key in info["mismatched_keys"]]
+        raise RuntimeError(
+            f"the weights in {folder} do not fit its config.json ({len(named)} tensors are missing or of another size, "
+            f"first {named[0]}); copy the folder again."
+        )
+    return model.eval()
+
+
+def check_model_folder(folder: str | Path, model_type: str) -> Path:
+    """Check that a folder is there and holds this kind of model; return its path.
+
+    Raises:
+        FileNotFoundError: when the folder, its configuration or its weights are missing.
+        ValueError: when ``config.json`` is no JSON or names another kind of model.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"{folder} is not a folder; give a transformers model folder with config.json and model.safetensors."
+        )
+    path = folder / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} has no config.json; copy the whole model folder there.")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")).get("model_type")
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
+        raise ValueError(f"{path} is no valid configuration ({error}); copy the model folder again.") from error
+    if found != model_type:
+        raise ValueError(f"{folder} holds a model of type {found!r}; choose a folder of type {model_type!r}.")
+    if not any(any(folder.glob(pattern)) for pattern in WEIGHT_FILES):
+        raise FileNotFoundError(f"{folder} has no model.safetensors; copy the whole model folder there.")
+    return folder
+
+
+def load_processor(processor_class: type, folder: str | Path) -> Any:
+    """Load a processor (image processor and tokenizer) from a folder.
+
+    Raises:
+        RuntimeError: when a file is missing or cannot be read.
+    """
+    try:
+        return processor_class.from_pretrained(str(folder), local_files_only=True)
+    except (OSError, ValueError, TypeError) as error:
+        raise RuntimeError(
+            f"the processor files in {folder} cannot be read ({error}); copy tokenizer and preprocessor files there too."
+        ) from error
+
+
+def _takes_dtype() -> bool:
+    import transformers
+
+    major, minor = (int(part) for part in transformers.__version__.split(".")[:2])
+    return (major, minor) >= (4, 56)
