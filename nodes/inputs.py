@@ -1,0 +1,76 @@
+"""Check and normalise what arrives on the wires; every message names the value seen and the way out."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def frames_of(image: Tensor, minimum: int = 1) -> Tensor:
+    """An IMAGE batch as frames.
+
+    Args:
+        image: [T, H, W, 3 or 4], float 0..1.
+        minimum: how many frames are needed.
+
+    Returns:
+        [T, H, W, 3].
+
+    Raises:
+        ValueError: wrong shape, too few frames, or values that are not finite.
+    """
+    if image.ndim != 4 or image.shape[-1] < 3:
+        raise ValueError(f"image has shape {tuple(image.shape)}; connect an IMAGE batch [frames, height, width, 3].")
+    if image.shape[0] < minimum:
+        raise ValueError(f"the film has {image.shape[0]} frames; at least {minimum} are needed, connect a longer one.")
+    frames = image[..., :3]
+    if not bool(torch.isfinite(frames).all()):
+        raise ValueError("the film holds NaN or infinite values; check the VAE (try --fp32-vae) or the node before.")
+    return frames
+
+
+def masks_of(mask: Tensor) -> Tensor:
+    """A MASK as [T, H, W] in 0..1; accepts [H, W] and [T, 1, H, W].
+
+    Raises:
+        ValueError: wrong shape, no frames, or values that are not finite.
+    """
+    if mask.ndim == 2:
+        mask = mask[None]
+    if mask.ndim == 4 and mask.shape[1] == 1:
+        mask = mask[:, 0]
+    if mask.ndim != 3 or 0 in mask.shape:
+        raise ValueError(f"mask has shape {tuple(mask.shape)}; connect a MASK [frames, height, width].")
+    if not bool(torch.isfinite(mask).all()):
+        raise ValueError("the mask holds NaN or infinite values; redraw it or refine it so that all lie in 0..1.")
+    return mask.float().clamp(0.0, 1.0)
+
+
+def masks_for_frames(mask: Tensor, frames: int, height: int, width: int) -> Tensor:
+    """A MASK made to fit a film: one mask serves all frames, another size is scaled (bilinear, antialiased).
+
+    Returns:
+        [frames, height, width] in 0..1.
+
+    Raises:
+        ValueError: if there are neither one nor ``frames`` masks.
+    """
+    masks = masks_of(mask)
+    if masks.shape[0] == 1:
+        masks = masks.expand(frames, -1, -1)
+    if masks.shape[0] != frames:
+        raise ValueError(
+            f"there are {masks.shape[0]} masks for {frames} frames; give one mask per frame, or one for all of them."
+        )
+    if tuple(masks.shape[1:]) != (height, width):
+        masks = torch.nn.functional.interpolate(masks[:, None], (height, width), mode="bilinear", antialias=True)[
+            :, 0
+        ].clamp(0.0, 1.0)
+    return masks
+
+
+def phrase_list(text: str) -> list[str]:
+    """Phrases of a widget: separated by commas, full stops, semicolons or new lines; order kept, repeats dropped."""
+    for separator in ".;\n":
+        text = text.replace(separator, ",")
+    return list(dict.fromkeys(" ".join(part.split()) for part in text.split(",") if part.strip()))

@@ -1,0 +1,327 @@
+"""Load a video model, make its starting noise, sample it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..video_models.noise import NOISE_MODES, video_noise
+from .types import CATEGORY, SEED_RANGE, TOYBOX, display_range
+
+MODEL_FOLDERS = ("diffusion_models", "checkpoints")
+NO_CHECKPOINT = "none"
+
+
+@dataclass(frozen=True)
+class SeededVideoNoise:
+    """A NOISE: ComfyUI's samplers call ``generate_noise`` with the latent they start from."""
+
+    seed: int
+    mode: str
+    window: int
+    stride: int
+    shared: float
+
+    def generate_noise(self, input_latent: dict[str, Any]) -> Tensor:
+        """Noise of the latent's size, on the CPU. ``batch_index`` picks samples of a larger batch."""
+        size = tuple(input_latent["samples"].shape)
+        indices = input_latent.get("batch_index")
+        if indices is not None:
+            size = (max(indices) + 1, *size[1:])
+        noise = video_noise(size, self.seed, self.mode, window=self.window, stride=self.stride, shared=self.shared)
+        return noise if indices is None else noise[list(indices)]
+
+
+class LoadVideoModel(io.ComfyNode):
+    """MGV_LoadVideoModel."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        import folder_paths
+
+        from .host import model_files
+
+        return io.Schema(
+            node_id="MGV_LoadVideoModel",
+            display_name="Load Video Model",
+            category=f"{CATEGORY}/video",
+            description=(
+                "Loads a LaVie-shaped text-to-video model as native MODEL, CLIP and VAE, so that every core sampler, "
+                "text encoder and VAE node works on it. Toybox is a tiny demo model that comes with the pack: it knows "
+                "coloured balls, squares and triangles, 64 x 64 pixels, 8 frames."
+            ),
+            inputs=[
+                io.Combo.Input(
+                    "model_name",
+                    options=model_files(*MODEL_FOLDERS),
+                    default=TOYBOX,
+                    tooltip="Toybox (bundled, a toy for trying the pack), or a LaVie file such as lavie_base.pt from "
+                    "models/diffusion_models or models/checkpoints.",
+                ),
+                io.Combo.Input(
+                    "sd_checkpoint",
+                    options=[NO_CHECKPOINT, *folder_paths.get_filename_list("checkpoints")],
+                    default=NO_CHECKPOINT,
+                    optional=True,
+                    tooltip="For LaVie files only: the Stable Diffusion 1.x checkpoint whose text encoder and VAE "
+                    "belong to it. none: load these two with core nodes; Toybox brings its own.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="The video model; works with KSampler and Sample Video."),
+                io.Clip.Output(
+                    display_name="clip",
+                    tooltip="Its text encoder, for CLIP Text Encode (nothing for a LaVie file without SD checkpoint).",
+                ),
+                io.Vae.Output(
+                    display_name="vae",
+                    tooltip="Its VAE: decodes latents to T frames, encodes a film to T latents (nothing for a LaVie file without SD checkpoint).",
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model_name: str, sd_checkpoint: str = NO_CHECKPOINT) -> io.NodeOutput:
+        from ..backbones.loading import load_lavie_file, load_native_toybox
+        from .host import model_path
+
+        if model_name == TOYBOX:
+            return io.NodeOutput(*load_native_toybox())
+        checkpoint = None if sd_checkpoint == NO_CHECKPOINT else model_path(sd_checkpoint, "checkpoints")
+        return io.NodeOutput(*load_lavie_file(model_path(model_name, *MODEL_FOLDERS), checkpoint))
+
+
+class VideoNoise(io.ComfyNode):
+    """MGV_VideoNoise."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MGV_VideoNoise",
+            display_name="Video Noise",
+            category=f"{CATEGORY}/video",
+            description=(
+                "Seeded starting noise for a clip, and the empty latent it belongs to. plain is what core samplers "
+                "draw for the same seed; freenoise and specmix hold clips together that are longer than the model's "
+                "own length; shared calms the motion."
+            ),
+            inputs=[
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    control_after_generate=True,
+                    tooltip="Same seed, same noise, on every machine.",
+                    **SEED_RANGE,
+                ),
+                io.Int.Input(
+                    "frames",
+                    default=8,
+                    min=1,
+                    max=1024,
+                    tooltip="Length of the film in frames. Toybox's own is 8, LaVie's 16.",
+                ),
+                io.Int.Input(
+                    "width",
+                    default=64,
+                    min=8,
+                    max=8192,
+                    step=4,
+                    tooltip="Pixels; a multiple of the VAE's factor. Toybox's own is 64.",
+                ),
+                io.Int.Input(
+                    "height",
+                    default=64,
+                    min=8,
+                    max=8192,
+                    step=4,
+                    tooltip="Pixels; a multiple of the VAE's factor. Toybox's own is 64.",
+                ),
+                io.Combo.Input(
+                    "mode",
+                    options=list(NOISE_MODES),
+                    default="plain",
+                    tooltip="plain: every frame its own. freenoise: frames after the first window reuse earlier ones, "
+                    "shuffled. specmix: freenoise in the middle of the clip, fresh at its ends. shared: every frame "
+                    "holds a part of the first frame's noise.",
+                ),
+                io.Int.Input(
+                    "window",
+                    default=16,
+                    min=1,
+                    max=1024,
+                    tooltip="freenoise and specmix: the model's own length in latent frames (Toybox 8, LaVie 16). "
+                    "Clips up to this length are as plain.",
+                ),
+                io.Int.Input(
+                    "stride",
+                    default=4,
+                    min=1,
+                    max=1024,
+                    tooltip="freenoise and specmix: frames in a group that is shuffled, at most window. 1: no shuffling.",
+                ),
+                io.Float.Input(
+                    "shared",
+                    default=0.2,
+                    min=0.0,
+                    max=1.0,
+                    tooltip="shared: how much of the first frame's noise the others hold. 0: independent frames, "
+                    "1: all alike (no motion).",
+                    **display_range(0.01),
+                ),
+                io.Int.Input("batch_size", default=1, min=1, max=64, tooltip="How many films at once."),
+                io.Vae.Input(
+                    "vae",
+                    optional=True,
+                    tooltip="Gives pixels per latent cell, channels and frames per latent frame. Not connected: 8 "
+                    "pixels, 4 channels, every frame (LaVie with Stable Diffusion's VAE).",
+                ),
+            ],
+            outputs=[
+                io.Noise.Output(
+                    display_name="noise", tooltip="For Sample Video, Regenerate or core's SamplerCustomAdvanced."
+                ),
+                io.Latent.Output(
+                    display_name="latent", tooltip="Empty video latents [batch, channels, frames, height, width]."
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        seed: int,
+        frames: int,
+        width: int,
+        height: int,
+        mode: str,
+        window: int,
+        stride: int,
+        shared: float,
+        batch_size: int,
+        vae: Any = None,
+    ) -> io.NodeOutput:
+        import comfy.model_management as management
+
+        size = latent_size(vae, frames, height, width)
+        noise = SeededVideoNoise(seed, mode, window, stride, shared)
+        if mode in ("freenoise", "specmix") and stride > window:
+            raise ValueError(f"stride {stride} is larger than window {window}; make it {window} or less.")
+        samples = torch.zeros((batch_size, *size), device=management.intermediate_device())
+        return io.NodeOutput(noise, {"samples": samples})
+
+
+def latent_size(vae: Any, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+    """Channels, frames, rows and columns of the latents of a film.
+
+    Args:
+        vae: ComfyUI VAE, or None for Stable Diffusion 1's numbers.
+        frames, height, width: of the film in pixels.
+
+    Raises:
+        ValueError: if the VAE cannot make such a film.
+    """
+    factor, channels, latent_frames = 8, 4, frames
+    if vae is not None:
+        factor, channels = vae.spacial_compression_encode(), vae.latent_channels
+        if isinstance(vae.downscale_ratio, tuple):
+            latent_frames = vae.downscale_ratio[0](frames)
+            kept = vae.upscale_ratio[0](latent_frames)
+            if kept != frames:
+                raise ValueError(f"this VAE makes no film of {frames} frames; the nearest shorter length is {kept}.")
+    for name, value in (("width", width), ("height", height)):
+        if value % factor:
+            low = value // factor * factor
+            raise ValueError(f"{name} is {value}, not a multiple of {factor}; use {low} or {low + factor}.")
+    return channels, latent_frames, height // factor, width // factor
+
+
+class SampleVideo(io.ComfyNode):
+    """MGV_SampleVideo."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MGV_SampleVideo",
+            display_name="Sample Video",
+            category=f"{CATEGORY}/video",
+            description=(
+                "Samples a film from noise, with previews, progress and cancel. Like KSampler, but it takes a NOISE, so "
+                "that two runs can share one."
+            ),
+            inputs=[
+                io.Model.Input("model", tooltip="The video model, patched or not."),
+                io.Conditioning.Input("positive", tooltip="What the film shall show."),
+                io.Conditioning.Input("negative", tooltip="What it shall not show; an empty prompt is usual."),
+                io.Noise.Input("noise", tooltip="From Video Noise or core's RandomNoise."),
+                io.Latent.Input("latent", tooltip="Empty video latents, or a film's latents with denoise below 1."),
+                *sampling_inputs(),
+                io.Float.Input(
+                    "denoise",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    tooltip="1: the film comes from noise alone. Lower keeps that much more of the latents; 0 returns them.",
+                    **display_range(0.01),
+                ),
+            ],
+            outputs=[
+                io.Latent.Output(display_name="latent", tooltip="The film's latents, for VAE Decode or Regenerate.")
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        positive: Any,
+        negative: Any,
+        noise: Any,
+        latent: dict[str, Any],
+        steps: int,
+        cfg: float,
+        sampler_name: str,
+        scheduler: str,
+        denoise: float,
+    ) -> io.NodeOutput:
+        from ..backbones.comfy_sampling import SamplerSettings, sample_film
+
+        settings = SamplerSettings(steps, cfg, sampler_name, scheduler, denoise)
+        return io.NodeOutput(sample_film(model, positive, negative, noise, latent, settings))
+
+
+def sampling_inputs() -> list[io.Input]:
+    """Steps, guidance scale, sampler and scheduler, as every sampling node of the pack shows them."""
+    from comfy.samplers import KSampler
+
+    return [
+        io.Int.Input(
+            "steps", default=25, min=1, max=1000, tooltip="Denoising steps. More: finer and slower; below 10 coarse."
+        ),
+        io.Float.Input(
+            "cfg",
+            default=4.0,
+            min=0.0,
+            max=100.0,
+            tooltip="Classifier-free guidance. 1: the prompt alone, half the work. Toybox 4, LaVie 7.5; too high burns colours.",
+            **display_range(0.1),
+        ),
+        io.Combo.Input(
+            "sampler_name",
+            options=list(KSampler.SAMPLERS),
+            default="ddim",
+            tooltip="Sampling method; ddim is LaVie's own.",
+        ),
+        io.Combo.Input(
+            "scheduler",
+            options=list(KSampler.SCHEDULERS),
+            default="ddim_uniform",
+            tooltip="How noise levels are spaced; ddim_uniform is what stand-alone runs of this pack use.",
+        ),
+    ]
+
+
+NODES = [LoadVideoModel, VideoNoise, SampleVideo]
