@@ -1,0 +1,108 @@
+"""Films as MP4 files, and the small picture arithmetic around them."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .files import replacing
+
+
+def check_frames(frames: Tensor, name: str = "frames") -> None:
+    """Refuse what is not a film.
+
+    Raises:
+        ValueError: not [T, H, W, 3] with at least one frame and pixel, or not finite.
+    """
+    if frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
+        raise ValueError(f"{name} have shape {tuple(frames.shape)}; give [frames, height, width, 3], none of them 0.")
+    if not bool(torch.isfinite(frames).all()):
+        raise ValueError(f"{name} hold NaN or infinite values; the film is broken, sample it again.")
+
+
+def to_bytes(frames: Tensor) -> Tensor:
+    """Float frames in 0..1 to uint8, rounded; values outside are clamped."""
+    return (frames.detach().cpu().float().clamp(0.0, 1.0) * 255.0 + 0.5).to(torch.uint8)
+
+
+def enlarge(pictures: Tensor, factor: int) -> Tensor:
+    """Repeat every pixel ``factor`` times along the axes 1 and 2: [T, H, W, ...] to [T, H * factor, W * factor, ...].
+
+    Raises:
+        ValueError: a factor below 1.
+    """
+    if factor < 1:
+        raise ValueError(f"the enlargement is {factor}; give a whole number of at least 1.")
+    return pictures.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
+
+
+def shown_enlargement(height: int, width: int, target: int = 256) -> int:
+    """How often to enlarge a small film for the eye: 4 for 64 pixels, 1 from ``target`` pixels on."""
+    return max(1, target // max(height, width))
+
+
+def write_film(path: Path, frames: Tensor, frames_per_second: float = 8.0, enlargement: int = 1) -> None:
+    """Write an H.264 MP4 that every browser plays (MPEG-4 where the encoder is missing).
+
+    An odd height or width gains one repeated row or column, since the pixel format wants even sizes. The file appears
+    under its name when it is complete.
+
+    Args:
+        path: of the file, ending in ``.mp4``.
+        frames: float [T, H, W, 3], 0..1.
+        frames_per_second: above 0.
+        enlargement: repeat every pixel this often.
+
+    Raises:
+        ValueError: frames that are no film, a rate or enlargement out of range, or a missing folder.
+    """
+    check_frames(frames)
+    if not 0.0 < frames_per_second <= 1000.0:
+        raise ValueError(f"frames_per_second is {frames_per_second}; give a value above 0, up to 1000.")
+    pictures = enlarge(to_bytes(frames), enlargement)
+    height, width = pictures.shape[1:3]
+    if height % 2:
+        pictures = torch.cat([pictures, pictures[:, -1:]], dim=1)
+    if width % 2:
+        pictures = torch.cat([pictures, pictures[:, :, -1:]], dim=2)
+    with replacing(path) as temporary:
+        _encode(temporary, pictures, Fraction(frames_per_second).limit_denominator(1001))
+
+
+def _encode(path: Path, pictures: Tensor, rate: Fraction) -> None:
+    import av
+
+    codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
+    options = {"crf": "14", "preset": "medium"} if codec == "libx264" else {"q": "2"}
+    with av.open(str(path), mode="w", format="mp4", options={"movflags": "+faststart"}) as container:
+        stream = container.add_stream(codec, rate=rate, options=options)
+        stream.height, stream.width = pictures.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        # The same film gives the same file on any number of cores.
+        stream.codec_context.thread_count = 1
+        for picture in pictures.numpy():
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def read_film(path: Path) -> Tensor:
+    """Read a video file (or GIF) as float frames [T, H, W, 3] in 0..1.
+
+    Raises:
+        ValueError: no such file, no picture in it, or a file that cannot be decoded.
+    """
+    import av
+
+    if not path.is_file():
+        raise ValueError(f"there is no film {str(path)!r}; check the path.")
+    try:
+        with av.open(str(path)) as container:
+            pictures = [torch.from_numpy(frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
+    except (av.error.FFmpegError, IndexError) as error:
+        raise ValueError(f"{str(path)!r} cannot be read as a film ({error}); give an MP4, WebM or GIF.") from error
+    if not pictures:
+        raise ValueError(f"{str(path)!r} holds no pictures; give a film with at least one frame.")
+    return torch.stack(pictures).float() / 255.0
