@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from fnmatch import fnmatchcase
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from .site import AttentionSite
-from .stack import Attend, Patch
+from .guidance_plan import Plan, make_plan
+from .region_tables import GuidanceMode, region_tables
+from .regions import FOREGROUND, MaskPyramid, TimePooling
+from .site import CONDITIONAL, AttentionSite
+from .stack import Attend
 from .text_spans import TextSpans
 
-GuidanceMode = Literal["focus", "focus_fg", "separate", "cross_text"]
 GuidedRows = Literal["conditional", "both"]
 
 # The constants of the modes: the exponent of the mask (focus), the logit gap (separate), the logit gain (cross_text).
 DEFAULT_STRENGTH: dict[str, float] = {"focus": 1.0, "focus_fg": 1.0, "separate": 8.0, "cross_text": 3.0}
 MAX_STRENGTH = 1000.0
+# Plans that a patch keeps: grids x kinds of a model times its context windows; all are dropped when there are more.
+MAX_PLANS = 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +51,7 @@ class MaskGuidance:
         hard: masks are cut at 0.5 and the later object wins where two overlap; ``separate`` lets the sides not see each
             other at all, whatever the strength (and is then faster than no guidance), ``cross_text`` also hides an
             object's words outside of it.
+        time_pooling: how the pixel frames of one latent frame become one: max, mean, min, first or last.
 
     Raises:
         ValueError: an unknown mode, a value out of its range, masks of the wrong shape or not finite.
@@ -61,6 +67,7 @@ class MaskGuidance:
     levels: tuple[int, ...] | None = None
     rows: GuidedRows = "both"
     hard: bool = False
+    time_pooling: TimePooling = "max"
 
     def __post_init__(self) -> None:
         masks = self.masks[None] if self.masks.ndim == 3 else self.masks
@@ -87,6 +94,7 @@ class MaskGuidance:
         for name, value, choices in (
             ("mode", self.mode, get_args(GuidanceMode)),
             ("rows", self.rows, get_args(GuidedRows)),
+            ("time_pooling", self.time_pooling, get_args(TimePooling)),
         ):
             if value not in choices:
                 raise ValueError(f"{name} is {value!r}; choose one of {', '.join(choices)}.")
@@ -111,10 +119,150 @@ class MaskGuidance:
             raise ValueError(f"levels are {self.levels}; count them from 0, the finest grid.")
 
 
-def mask_guidance_patch(guide: MaskGuidance, text_spans: TextSpans | None = None) -> Patch:
-    """Bind a guide to a prompt's tokens as an attention patch (stub)."""
+class MaskGuidancePatch:
+    """A guide bound to a prompt's tokens, as an attention patch; see ``mask_guidance_patch``.
 
-    def patch(attend: Attend, q: Tensor, k: Tensor, v: Tensor, site: AttentionSite) -> Tensor:
-        return attend(q, k, v, site)
+    Masks are pooled once per grid, and once per kind of call the tables are made and brought to the device. They stay
+    until ``release``; copies of the patch (ComfyUI deep-copies model options) share them.
+    """
 
-    return patch
+    def __init__(self, guide: MaskGuidance, text_spans: TextSpans | None = None) -> None:
+        if text_spans is not None and len(text_spans.positions) != len(guide.masks):
+            raise ValueError(
+                f"{len(text_spans.positions)} phrases were found in the prompt but the guide has {len(guide.masks)} "
+                "masks; give one phrase per object."
+            )
+        if text_spans is None and guide.mode == "cross_text" and guide.strength > 0.0:
+            raise ValueError(
+                "mode cross_text steers the words of the objects but the guide is not bound to a prompt; give phrases "
+                "and the prompt's tokens."
+            )
+        self.guide = guide
+        self.text_spans = text_spans
+        self._patterns = tuple(pattern.strip() for pattern in guide.blocks.split(",") if pattern.strip())
+        self._guides = guide.strength > 0.0 and bool((guide.masks >= FOREGROUND).any())
+        self._pyramid = MaskPyramid(guide.masks, guide.hard, guide.time_pooling)
+        self._plans: dict[tuple[Any, ...], Plan] = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> MaskGuidancePatch:
+        return self
+
+    def release(self) -> None:
+        """Drop all tables, on devices too."""
+        self._plans = {}
+        self._pyramid = MaskPyramid(self.guide.masks, self.guide.hard, self.guide.time_pooling)
+
+    def acts_at(self, site: AttentionSite) -> bool:
+        """Say whether this call is guided at all: mode, schedule, level and block."""
+        guide = self.guide
+        if not self._guides or not guide.start_percent <= max(site.progress, 0.0) <= guide.end_percent:
+            return False
+        if guide.levels is not None and site.level not in guide.levels:
+            return False
+        if not any(matches_block(site.block, pattern) for pattern in self._patterns):
+            return False
+        if guide.rows == "conditional" or site.kind == "cross":
+            if CONDITIONAL not in site.rows.chunks:
+                return False
+        if site.kind == "temporal":
+            return guide.mode == "separate"
+        if site.kind == "cross":
+            return guide.mode in ("separate", "cross_text") and self.text_spans is not None
+        return site.kind == "joint" or guide.mode != "cross_text"
+
+    def __call__(self, attend: Attend, q: Tensor, k: Tensor, v: Tensor, site: AttentionSite) -> Tensor:
+        """Guide one attention call; tensors [B, heads, L, d].
+
+        Raises:
+            ValueError: the tensors do not have the sizes that the site says, or the masks' frames do not fit the clip.
+        """
+        if not self.acts_at(site):
+            return attend(q, k, v, site)
+        return self._plan(attend, q, k, site).run(attend, q, k, v, site)
+
+    def _plan(self, attend: Attend, q: Tensor, k: Tensor, site: AttentionSite) -> Plan:
+        lengths = (q.shape[2], k.shape[2])
+        text = None if site.text is None else (site.text.start, site.text.stop)
+        key = (
+            *(site.kind, site.grid, site.frames, site.clip_frames, site.video.start, site.video.stop, text, site.rows),
+            *(lengths, q.shape[3], q.dtype, q.device, attend.last),
+        )
+        plan = self._plans.get(key)
+        if plan is None:
+            check_site(q, site)
+            if len(self._plans) >= MAX_PLANS:
+                self._plans = {}
+            plan = self._plans[key] = self._make_plan(attend, q, lengths, site)
+        return plan
+
+    def _make_plan(self, attend: Attend, q: Tensor, lengths: tuple[int, int], site: AttentionSite) -> Plan:
+        guide = self.guide
+        regions = self._pyramid.regions(site.grid[1], site.grid[2], site.clip_frames).take(site.frames)
+        chunks = site.rows.chunks
+        conditional = tuple(index for index, chunk in enumerate(chunks) if chunk == CONDITIONAL)
+        others = tuple(index for index, chunk in enumerate(chunks) if chunk != CONDITIONAL)
+        has_words = self.text_spans is not None and site.kind in ("cross", "joint")
+        if guide.rows == "both" and not has_words:
+            shares = [(tuple(range(len(chunks))), None)]
+        else:
+            # The words are those of the conditional prompt: unconditional rows have others at these places.
+            spans = self.text_spans.repeated(text_length(site, lengths[1])) if has_words else None
+            shares = [(conditional, spans)]
+            if guide.rows == "both" and site.kind != "cross" and guide.mode != "cross_text":
+                shares.append((others, None))
+        tables = [
+            (rows, region_tables(site, regions, spans, lengths, guide.mode, guide.strength, guide.hard))
+            for rows, spans in shares
+            if rows
+        ]
+        return make_plan(tables, site.rows, q, attend.last)
+
+
+def text_length(site: AttentionSite, key_length: int) -> int:
+    """Number of text tokens among the keys of a call."""
+    return len(range(*(site.text or slice(None)).indices(key_length)))
+
+
+def matches_block(block: str, pattern: str) -> bool:
+    """Say whether ``down.1.0`` is meant by a pattern: ``all``, the name or the start of it, or with ``*`` and ``?``."""
+    return pattern == "all" or fnmatchcase(block, pattern) or fnmatchcase(block, f"{pattern}.*")
+
+
+def check_site(q: Tensor, site: AttentionSite) -> None:
+    """Compare a call's queries [B, heads, Lq, d] with what its site says.
+
+    Raises:
+        ValueError: batch rows or video tokens are not as many as the site says.
+    """
+    frames, height, width = site.grid
+    tokens = {"none": frames * height * width, "frames": height * width, "positions": frames}[site.rows.folded]
+    groups = {"none": 1, "frames": frames, "positions": height * width}[site.rows.folded]
+    found = len(range(*site.video.indices(q.shape[2])))
+    if q.shape[0] != site.rows.total or site.rows.folded_size != groups or found != tokens:
+        raise ValueError(
+            f"attention {site.kind} in block {site.block!r} has {q.shape[0]} rows and {found} video tokens, but grid "
+            f"{site.grid} folded by {site.rows.folded!r} means {site.rows.total} rows and {tokens} tokens; the "
+            "backbone describes its sites wrongly."
+        )
+    if len(site.frames) != frames:
+        raise ValueError(
+            f"attention {site.kind} in block {site.block!r} has {frames} frames but names {len(site.frames)} of the "
+            "clip; the backbone describes its sites wrongly."
+        )
+
+
+def mask_guidance_patch(guide: MaskGuidance, text_spans: TextSpans | None = None) -> MaskGuidancePatch:
+    """Bind a guide to a prompt's tokens as an attention patch.
+
+    Args:
+        guide: masks, mode, strength and schedule. Strength 0 or masks without an object leave every call untouched.
+        text_spans: for each object the positions of its words in the conditional text sequence. Without them text
+            keys are left alone.
+
+    Returns:
+        The patch for a ``PatchStack``; its ``release()`` drops the tables it keeps on devices.
+
+    Raises:
+        ValueError: the numbers of phrases and masks differ, or ``cross_text`` is given no spans.
+    """
+    return MaskGuidancePatch(guide, text_spans)

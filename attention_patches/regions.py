@@ -1,0 +1,208 @@
+"""From pixel masks to regions of attention tokens: pooling in space and time, thin objects, overlaps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+TimePooling = Literal["max", "mean", "min", "first", "last"]
+
+# A cell belongs to an object when the object covers at least this part of it.
+FOREGROUND = 0.5
+# Pixel frames per latent frame of the causal video autoencoders in use; the first frame stands alone.
+CAUSAL_FACTORS = (2, 4, 6, 8, 16)
+
+
+@dataclass(frozen=True, eq=False)
+class Regions:
+    """Objects on a token grid.
+
+    Attributes:
+        objects: [R, T, h, w] float in 0..1, the share of each cell that belongs to each object; the shares of a cell
+            add up to at most 1, the rest is background. 0 or 1 when made with ``hard``.
+        present: [R, T] bool, whether the object is in the frame at all. Frames without any object are not guided.
+    """
+
+    objects: Tensor
+    present: Tensor
+
+    @property
+    def background(self) -> Tensor:
+        """[T, h, w], the share of each cell that no object has."""
+        return (1.0 - self.objects.sum(dim=0)).clamp(min=0.0)
+
+    @property
+    def guided(self) -> Tensor:
+        """[T] bool, frames with at least one object."""
+        return self.present.any(dim=0)
+
+    def memberships(self) -> Tensor:
+        """[R + 1, T, h, w]: the objects and then the background; adds up to 1 in every cell."""
+        return torch.cat((self.objects, self.background[None]))
+
+    def take(self, frames: Sequence[int]) -> Regions:
+        """Return the frames of a context window.
+
+        Raises:
+            ValueError: a frame lies outside of the clip.
+        """
+        total = self.objects.shape[1]
+        wrong = [frame for frame in frames if not 0 <= frame < total]
+        if wrong:
+            raise ValueError(
+                f"frame {wrong[0]} is asked for but the clip has {total} frames; give masks for all of it."
+            )
+        index = torch.as_tensor(list(frames), dtype=torch.long)
+        return Regions(self.objects[:, index], self.present[:, index])
+
+
+def latent_frame_groups(mask_frames: int, clip_frames: int) -> list[range]:
+    """Say which mask frames each frame of the clip covers.
+
+    Equal counts match one to one and a single mask serves every frame. Otherwise the masks are pixel frames of a
+    causal video autoencoder with factor k: latent frame 0 covers pixel frame 0, latent frame j covers pixel frames
+    k * (j - 1) + 1 to k * j.
+
+    Args:
+        mask_frames: number of masks.
+        clip_frames: number of (latent) frames of the whole clip.
+
+    Raises:
+        ValueError: the counts fit in none of these ways.
+    """
+    if mask_frames == clip_frames:
+        return [range(frame, frame + 1) for frame in range(clip_frames)]
+    if mask_frames == 1:
+        return [range(1)] * clip_frames
+    for factor in CAUSAL_FACTORS:
+        if mask_frames == factor * (clip_frames - 1) + 1:
+            later = [range(factor * (frame - 1) + 1, factor * frame + 1) for frame in range(1, clip_frames)]
+            return [range(1), *later]
+    fitting = ", ".join(str(factor * (clip_frames - 1) + 1) for factor in CAUSAL_FACTORS[1:4])
+    raise ValueError(
+        f"{mask_frames} mask frames do not fit a clip of {clip_frames} frames; give 1 or {clip_frames} masks, or as "
+        f"many as the pixel frames of a causal video autoencoder ({fitting} at factors 4, 6, 8)."
+    )
+
+
+def pool_time(masks: Tensor, clip_frames: int, pooling: TimePooling = "max") -> Tensor:
+    """Bring masks [R, F, H, W] to the frames of the clip, [R, clip_frames, H, W].
+
+    Args:
+        masks: one track per object.
+        clip_frames: frames of the whole clip as the model counts them.
+        pooling: how the pixel frames of one latent frame become one: their ``max`` (union), ``mean``, ``min``,
+            ``first`` or ``last``.
+
+    Raises:
+        ValueError: an unknown pooling, or frame counts that do not fit (see ``latent_frame_groups``).
+    """
+    if pooling not in get_args(TimePooling):
+        raise ValueError(f"time pooling is {pooling!r}; choose one of {', '.join(get_args(TimePooling))}.")
+    groups = latent_frame_groups(masks.shape[1], clip_frames)
+    pooled = []
+    for group in groups:
+        frames = masks[:, group.start : group.stop]
+        if pooling == "first":
+            pooled.append(frames[:, 0])
+        elif pooling == "last":
+            pooled.append(frames[:, -1])
+        elif pooling == "mean":
+            pooled.append(frames.mean(dim=1))
+        else:
+            pooled.append(frames.amax(dim=1) if pooling == "max" else frames.amin(dim=1))
+    return torch.stack(pooled, dim=1)
+
+
+def area_weights(source: int, target: int) -> Tensor:
+    """[target, source] matrix that averages ``source`` pixels into ``target`` cells by overlapping length.
+
+    Exact for sizes that do not divide each other; with target > source it repeats pixels.
+    """
+    edges = torch.arange(target + 1, dtype=torch.float64) * source / target
+    pixels = torch.arange(source, dtype=torch.float64)
+    upper = torch.minimum(edges[1:, None], pixels + 1)
+    lower = torch.maximum(edges[:-1, None], pixels)
+    return ((upper - lower).clamp(min=0.0) * target / source).float()
+
+
+def pool_area(masks: Tensor, height: int, width: int) -> Tensor:
+    """Area-average masks [..., H, W] to [..., height, width]."""
+    rows = area_weights(masks.shape[-2], height)
+    columns = area_weights(masks.shape[-1], width)
+    return (rows @ masks.float() @ columns.T).clamp(0.0, 1.0)
+
+
+def guard_thin_objects(pooled: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+    """Keep objects that exist in pixels but cover no cell by half.
+
+    An object is in a frame when some pixel of its mask is at least 0.5. If it is, but no cell of the pooled mask
+    reaches 0.5, the frame's pooled values are divided by their maximum: the strongest cell becomes 1, cells at least
+    half as strong stay foreground, and a thin line stays a line. If it is not, the frame's values become 0.
+
+    Args:
+        pooled: [R, T, h, w], the masks pooled to the token grid.
+        masks: [R, T, H, W], the same frames in pixels.
+
+    Returns:
+        The guarded masks [R, T, h, w] and ``present`` [R, T] bool.
+    """
+    present = masks.flatten(2).amax(dim=2) >= FOREGROUND
+    strongest = pooled.flatten(2).amax(dim=2)
+    rescue = present & (strongest < FOREGROUND)
+    scale = torch.where(rescue, strongest.clamp(min=torch.finfo(torch.float32).tiny), torch.ones_like(strongest))
+    guarded = (pooled / scale[..., None, None]).clamp(max=1.0)
+    return torch.where(present[..., None, None], guarded, torch.zeros_like(guarded)), present
+
+
+def split_overlaps(objects: Tensor, hard: bool) -> Tensor:
+    """Make the shares of each cell add up to at most 1.
+
+    Args:
+        objects: [R, T, h, w] in 0..1.
+        hard: cut at 0.5 and let the later object win; otherwise objects that together claim more than a cell share it
+            by weight.
+    """
+    if not hard:
+        return objects / objects.sum(dim=0, keepdim=True).clamp(min=1.0)
+    claimed = objects >= FOREGROUND
+    # An object keeps a cell unless one of the later ones claims it too.
+    later = torch.flip(torch.cumsum(torch.flip(claimed.int(), (0,)), dim=0), (0,)) - claimed.int()
+    return (claimed & (later == 0)).float()
+
+
+class MaskPyramid:
+    """The masks of a clip on every token grid that the model asks for, each made once.
+
+    Args:
+        masks: [R, F, H, W] float in 0..1, CPU.
+        hard: see ``split_overlaps``.
+        time_pooling: see ``pool_time``.
+    """
+
+    def __init__(self, masks: Tensor, hard: bool = False, time_pooling: TimePooling = "max") -> None:
+        self.masks = masks
+        self.hard = hard
+        self.time_pooling = time_pooling
+        self._levels: dict[tuple[int, int, int], Regions] = {}
+
+    def regions(self, height: int, width: int, clip_frames: int) -> Regions:
+        """Return the regions of the whole clip on a grid of ``height`` x ``width`` cells.
+
+        Raises:
+            ValueError: the masks' frames do not fit the clip (see ``latent_frame_groups``).
+        """
+        key = (height, width, clip_frames)
+        found = self._levels.get(key)
+        if found is None:
+            masks = pool_time(self.masks, clip_frames, self.time_pooling)
+            pooled, present = guard_thin_objects(pool_area(masks, height, width), masks)
+            objects = split_overlaps(pooled, self.hard)
+            # An object that later ones cover completely is in the frame no more.
+            present = present & (objects.flatten(2).amax(dim=2) > 0.0)
+            found = self._levels[key] = Regions(objects, present)
+        return found
