@@ -87,7 +87,7 @@ def load_processor(processor_class: type, folder: str | Path) -> Any:
         return processor_class.from_pretrained(str(folder), local_files_only=True)
     except (OSError, ValueError, TypeError) as error:
         raise RuntimeError(
-            f"the processor files in {folder} cannot be read ({error}); copy tokenizer and preprocessor files there too."
+            f"the processor files in {folder} cannot be read ({error}); copy the tokenizer and preprocessor files too."
         ) from error
 
 

@@ -32,12 +32,13 @@ class Tracks:
     def __post_init__(self) -> None:
         if self.masks.ndim != 4 or self.masks.dtype != torch.uint8:
             raise ValueError(
-                f"track masks are {self.masks.dtype} {list(self.masks.shape)}; give uint8 [objects, frames, height, width]."
+                f"track masks are {self.masks.dtype} {list(self.masks.shape)}; "
+                "give uint8 [objects, frames, height, width]."
             )
         objects, frames = self.masks.shape[:2]
         if len(self.ids) != objects or len(set(self.ids)) != objects or len(self.labels) != objects:
             raise ValueError(
-                f"{objects} tracks have ids {self.ids} and labels {self.labels}; give one different id and one label each."
+                f"{objects} tracks have ids {self.ids} and labels {self.labels}; give each a different id and a label."
             )
         for name, value in (("scores", self.scores), ("misses", self.misses)):
             if tuple(value.shape) != (objects, frames):

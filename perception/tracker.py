@@ -1,0 +1,429 @@
+"""Masks from boxes, followed over time, by SAM (transformers classes; Kirillov et al., arXiv 2304.02643)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as functional
+from torch import Tensor, nn
+
+from .association import BoxTrack, associate, extrapolate, keep_tracks
+from .boxes import Box, Detections, Progress, clamp_box, interpolate_box
+from .frames import as_bytes, check_frames
+from .loading import load_model_folder, load_processor
+from .sam_format import sam_model_from_file
+from .tracks import Tracks
+
+# A mask made for an unseen frame is believed when SAM gives it at least this IoU and it looks like its neighbours.
+FILL_SCORE = 0.6
+FILL_LIKENESS = 0.5
+
+
+@dataclass(frozen=True)
+class TrackSettings:
+    """How detections become tracks.
+
+    Attributes:
+        max_gap: frames, at least 0: an object unseen for no longer keeps its number, and the gap is filled.
+        extend: frames, at least 0: how far an object is carried before its first and after its last sighting.
+        minimum_seen: frames, at least 1: objects seen in fewer are dropped (in clips shorter than 4 frames none is).
+        max_objects: at least 1, the most often and most surely seen ones are kept; None keeps all.
+        soft: keep the soft edge of the masks instead of cutting at one half.
+    """
+
+    max_gap: int = 8
+    extend: int = 2
+    minimum_seen: int = 2
+    max_objects: int | None = None
+    soft: bool = False
+
+    def __post_init__(self) -> None:
+        for name, least in (("max_gap", 0), ("extend", 0), ("minimum_seen", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; choose {least} or more.")
+        if self.max_objects is not None and self.max_objects < 1:
+            raise ValueError(f"max_objects is {self.max_objects}; choose 1 or more, or None for all.")
+
+
+class SamTracker:
+    """Turns boxes per frame into masks per object.
+
+    Args:
+        model: transformers ``SamModel``. It may be moved between calls; every call runs where its parameters are.
+        processor: the matching ``SamProcessor``.
+        device: where to move the model now; None leaves it.
+        batch_size: frames per pass of the picture encoder, at least 1.
+    """
+
+    def __init__(
+        self, model: nn.Module, processor: Any, device: torch.device | str | None = None, batch_size: int = 4
+    ) -> None:
+        self.model = model if device is None else model.to(device)
+        self.processor = processor
+        self.batch_size = batch_size
+
+    def track(
+        self,
+        frames: Tensor,
+        detections: Detections,
+        settings: TrackSettings | None = None,
+        progress: Progress | None = None,
+    ) -> Tracks:
+        """Segment every detected object in every frame and keep its number over time.
+
+        Args:
+            frames: float [T, H, W, 3], 0..1.
+            detections: one list of boxes per frame; any of them, or all, may be empty.
+            settings: see :class:`TrackSettings`.
+            progress: called with (done, total) in frames; frames looked at again to fill gaps count anew.
+
+        Returns:
+            Masks for exactly the T frames given, N = 0 objects when there is no box at all.
+
+        Raises:
+            ValueError: for bad frames or another number of lists than frames.
+        """
+        settings = settings or TrackSettings()
+        frames = check_frames(frames)
+        count, height, width = frames.shape[:3]
+        if len(detections) != count:
+            raise ValueError(
+                f"there are detections for {len(detections)} frames and {count} frames; give one list each."
+            )
+        inside = [[clamp_box(box, height, width) for box in boxes] for boxes in detections]
+        clamped = [[box for box in boxes if box is not None] for boxes in inside]
+        least = settings.minimum_seen if count >= 4 else 1
+        tracks = keep_tracks(associate(clamped, settings.max_gap), least, settings.max_objects)
+        if not tracks:
+            return Tracks.empty(count, height, width)
+
+        canvas = _Canvas.blank(len(tracks), count, height, width)
+        seen = _Requests()
+        for number, track in enumerate(tracks):
+            for frame, box in track.boxes.items():
+                seen.add(frame, number, box)
+        counter = _Counter(
+            progress, len(seen.frames()) + sum(len(steps) for steps in fill_order(tracks, count, settings))
+        )
+        for (frame, number), (mask, score) in self._segment(frames, seen, settings.soft, counter).items():
+            canvas.put(number, frame, mask, min(score, tracks[number].boxes[frame].score), missed=False)
+        self._fill(frames, tracks, canvas, settings, counter)
+        return Tracks(
+            canvas.masks,
+            tuple(track.identity for track in tracks),
+            tuple(track.label for track in tracks),
+            canvas.scores,
+            canvas.misses,
+        )
+
+    def masks_at_boxes(self, frame: Tensor, boxes: Sequence[Box], soft: bool = False) -> Tensor:
+        """Segment boxes in one frame.
+
+        Args:
+            frame: float [H, W, 3], 0..1.
+            boxes: in pixels, inside the frame.
+            soft: keep soft edges.
+
+        Returns:
+            float [N, H, W], 0..1, one mask per box.
+        """
+        frames = check_frames(frame)
+        requests = _Requests()
+        for number, box in enumerate(boxes):
+            requests.add(0, number, box)
+        found = self._segment(frames, requests, soft, _Counter(None, 1))
+        if not found:
+            return torch.zeros(0, *frames.shape[1:3])
+        return torch.stack([found[0, number][0] for number in range(len(boxes))]).float() / 255
+
+    @torch.no_grad()
+    def mask_at_points(self, frame: Tensor, points: Sequence[tuple[float, float]], inside: Sequence[bool]) -> Tensor:
+        """Segment what points mark in one frame.
+
+        Args:
+            frame: float [H, W, 3], 0..1.
+            points: (x, y) in pixels, at least one.
+            inside: per point, True on the object and False off it.
+
+        Returns:
+            float [H, W], 0 or 1.
+
+        Raises:
+            ValueError: when there is no point or the counts differ.
+        """
+        if not points or len(points) != len(inside):
+            raise ValueError(f"there are {len(points)} points with {len(inside)} labels; give at least one of each.")
+        frames = check_frames(frame)
+        encoded = self._encode(frames)
+        scale = encoded.scale()
+        device = encoded.embeddings.device
+        place = torch.tensor(points, dtype=torch.float32, device=device) * torch.tensor(scale, device=device)
+        outputs = self.model(
+            image_embeddings=encoded.embeddings,
+            input_points=place[None, None].to(encoded.embeddings.dtype),
+            input_labels=torch.tensor([int(value) for value in inside], device=device)[None, None],
+            multimask_output=True,
+        )
+        logits, _ = self._best_masks(outputs, encoded, 0)
+        return (logits[0] > 0).float()
+
+    def _segment(
+        self, frames: Tensor, requests: _Requests, soft: bool, counter: _Counter
+    ) -> dict[tuple[int, int], tuple[Tensor, float]]:
+        """Masks (uint8 [H, W]) and predicted IoU for all requested (frame, object) pairs."""
+        found: dict[tuple[int, int], tuple[Tensor, float]] = {}
+        order = requests.frames()
+        for start in range(0, len(order), self.batch_size):
+            chunk = order[start : start + self.batch_size]
+            with torch.no_grad():
+                encoded = self._encode(frames[chunk])
+                for place, frame in enumerate(chunk):
+                    numbers, boxes = requests.of_frame(frame)
+                    logits, scores = self._prompt(encoded, place, boxes)
+                    masks = logits.sigmoid() if soft else (logits > 0).float()
+                    for number, mask, score in zip(numbers, masks, scores.tolist(), strict=True):
+                        found[frame, number] = (mask * 255).round().to(torch.uint8), min(max(score, 0.0), 1.0)
+            counter.step(len(chunk))
+        return found
+
+    def _encode(self, frames: Tensor) -> _Encoded:
+        parameter = next(self.model.parameters())
+        inputs = self.processor(images=as_bytes(frames), return_tensors="pt")
+        pixels = inputs["pixel_values"].to(parameter.device, parameter.dtype)
+        return _Encoded(
+            self.model.get_image_embeddings(pixels),
+            [tuple(int(side) for side in size) for size in inputs["original_sizes"]],
+            [tuple(int(side) for side in size) for size in inputs["reshaped_input_sizes"]],
+        )
+
+    def _prompt(self, encoded: _Encoded, place: int, boxes: Sequence[Box]) -> tuple[Tensor, Tensor]:
+        """Best of three candidates per box: logits float [N, H, W] at frame size, predicted IoU [N]."""
+        embeddings = encoded.embeddings[place : place + 1]
+        x_scale, y_scale = encoded.scale(place)
+        corners = torch.tensor([box.scaled(x_scale, y_scale).corners for box in boxes])
+        outputs = self.model(
+            image_embeddings=embeddings,
+            input_boxes=corners[None].to(embeddings.device, embeddings.dtype),
+            multimask_output=True,
+        )
+        return self._best_masks(outputs, encoded, place)
+
+    def _best_masks(self, outputs: Any, encoded: _Encoded, place: int) -> tuple[Tensor, Tensor]:
+        scores = outputs.iou_scores[0].float()
+        best = scores.argmax(dim=1)
+        rows = torch.arange(len(best), device=best.device)
+        low = outputs.pred_masks[0][rows, best].float()
+        vision = self.model.config.vision_config
+        logits = enlarge(low, vision.image_size, encoded.reshaped[place], encoded.original[place])
+        return logits.cpu(), scores[rows, best].cpu()
+
+    def _fill(
+        self, frames: Tensor, tracks: Sequence[BoxTrack], canvas: _Canvas, settings: TrackSettings, counter: _Counter
+    ) -> None:
+        """Make masks for frames in which an object was not seen, nearest to a sighting first."""
+        height, width = frames.shape[1:3]
+        for number, (track, steps) in enumerate(zip(tracks, fill_order(tracks, len(frames), settings), strict=True)):
+            known = dict(track.boxes)
+            for frame in steps:
+                before = [other for other in known if other < frame]
+                after = [other for other in known if other > frame]
+                guess = _guess_box(known, before, after, frame)
+                box = clamp_box(guess, height, width)
+                if box is None:
+                    counter.step(1)
+                    continue
+                neighbours = [max(before)] if before else []
+                neighbours += [min(after)] if after else []
+                shape = moved_shape(
+                    [canvas.masks[number, other] for other in neighbours],
+                    [known[other] for other in neighbours],
+                    [abs(frame - other) for other in neighbours],
+                    guess,
+                )
+                request = _Requests()
+                request.add(frame, number, box)
+                mask, score = self._segment(frames, request, settings.soft, counter)[frame, number]
+                if score < FILL_SCORE or _mask_iou(mask, shape) < FILL_LIKENESS:
+                    mask = shape
+                canvas.put(number, frame, mask, 0.0, missed=True)
+                # What was found there guides the next frame; an empty mask guides nowhere.
+                known[frame] = box_of_mask(mask, track.label) or box
+
+
+class _Requests:
+    """Boxes to segment, by frame."""
+
+    def __init__(self) -> None:
+        self._by_frame: dict[int, list[tuple[int, Box]]] = {}
+
+    def add(self, frame: int, number: int, box: Box) -> None:
+        self._by_frame.setdefault(frame, []).append((number, box))
+
+    def frames(self) -> list[int]:
+        return sorted(self._by_frame)
+
+    def of_frame(self, frame: int) -> tuple[list[int], list[Box]]:
+        pairs = self._by_frame[frame]
+        return [number for number, _ in pairs], [box for _, box in pairs]
+
+
+class _Counter:
+    """Counts frames for the caller's progress."""
+
+    def __init__(self, progress: Progress | None, total: int) -> None:
+        self.progress, self.total, self.done = progress, total, 0
+
+    def step(self, frames: int) -> None:
+        self.done += frames
+        if self.progress is not None:
+            self.progress(min(self.done, self.total), self.total)
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """Picture embeddings of a few frames and the sizes (height, width) before and after resizing."""
+
+    embeddings: Tensor
+    original: list[tuple[int, ...]]
+    reshaped: list[tuple[int, ...]]
+
+    def scale(self, place: int = 0) -> tuple[float, float]:
+        """(x, y) factors from frame pixels to model pixels."""
+        return (
+            self.reshaped[place][1] / self.original[place][1],
+            self.reshaped[place][0] / self.original[place][0],
+        )
+
+
+@dataclass
+class _Canvas:
+    """Results while they are made; starts empty with everything missed."""
+
+    masks: Tensor
+    scores: Tensor
+    misses: Tensor
+
+    @classmethod
+    def blank(cls, objects: int, frames: int, height: int, width: int) -> _Canvas:
+        return cls(
+            torch.zeros(objects, frames, height, width, dtype=torch.uint8),
+            torch.zeros(objects, frames),
+            torch.ones(objects, frames, dtype=torch.bool),
+        )
+
+    def put(self, number: int, frame: int, mask: Tensor, score: float, missed: bool) -> None:
+        self.masks[number, frame] = mask
+        self.scores[number, frame] = score
+        self.misses[number, frame] = missed
+
+
+def fill_order(tracks: Sequence[BoxTrack], frames: int, settings: TrackSettings) -> list[list[int]]:
+    """Per track, the unseen frames that are to be filled, in order of distance from what is known.
+
+    Inner gaps of up to ``max_gap`` frames are filled, and up to ``extend`` frames at both ends.
+    """
+    orders = []
+    for track in tracks:
+        seen = sorted(track.boxes)
+        distance: dict[int, int] = {}
+        for first, second in zip(seen, seen[1:], strict=False):
+            if second - first - 1 <= settings.max_gap:
+                distance.update({frame: min(frame - first, second - frame) for frame in range(first + 1, second)})
+        for frame in range(max(0, seen[0] - settings.extend), seen[0]):
+            distance[frame] = seen[0] - frame
+        for frame in range(seen[-1] + 1, min(frames, seen[-1] + settings.extend + 1)):
+            distance[frame] = frame - seen[-1]
+        orders.append(sorted(distance, key=lambda frame: (distance[frame], frame)))
+    return orders
+
+
+def enlarge(logits: Tensor, padded: int, reshaped: Sequence[int], original: Sequence[int]) -> Tensor:
+    """Bring mask logits to frame size the way SAM does: to the padded square, cut, to the frame.
+
+    Args:
+        logits: float [N, h, w].
+        padded: side of the model's square input in pixels.
+        reshaped: (height, width) of the picture inside that square.
+        original: (height, width) of the frame.
+
+    Returns:
+        float [N, H, W].
+    """
+    square = functional.interpolate(logits[None], (padded, padded), mode="bilinear", align_corners=False)
+    cut = square[..., : reshaped[0], : reshaped[1]]
+    return functional.interpolate(cut, tuple(original), mode="bilinear", align_corners=False)[0]
+
+
+def box_of_mask(mask: Tensor, label: str = "") -> Box | None:
+    """Tight box around a mask (uint8 0..255 or float 0..1, [H, W]), None when it is empty."""
+    inside = mask > (127 if mask.dtype == torch.uint8 else 0.5)
+    rows, columns = inside.any(1).nonzero().flatten(), inside.any(0).nonzero().flatten()
+    if len(rows) == 0:
+        return None
+    return Box.from_corners(int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1, label)
+
+
+def moved_shape(masks: Sequence[Tensor], boxes: Sequence[Box], distances: Sequence[int], target: Box) -> Tensor:
+    """Neighbouring masks moved and stretched from their boxes to another box, blended by nearness.
+
+    Args:
+        masks: one or two, uint8 [H, W].
+        boxes: of those masks.
+        distances: in frames, at least 1 each.
+        target: box of the wanted mask.
+
+    Returns:
+        uint8 [H, W], 0 or 255.
+    """
+    height, width = masks[0].shape
+    y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
+    blended = torch.zeros(height, width)
+    weights = [1.0 / distance for distance in distances]
+    for mask, box, weight in zip(masks, boxes, weights, strict=True):
+        source_x = (x - target.x) / target.width * box.width + box.x
+        source_y = (y - target.y) / target.height * box.height + box.y
+        grid = torch.stack([source_x / width * 2 - 1, source_y / height * 2 - 1], dim=-1)
+        moved = functional.grid_sample(mask[None, None].float() / 255, grid[None], align_corners=False)[0, 0]
+        blended += moved * (weight / sum(weights))
+    return ((blended > 0.5) * 255).to(torch.uint8)
+
+
+def _guess_box(known: dict[int, Box], before: list[int], after: list[int], frame: int) -> Box:
+    if before and after:
+        first, second = max(before), min(after)
+        return interpolate_box(known[first], known[second], (frame - first) / (second - first))
+    return extrapolate(known, frame)
+
+
+def _mask_iou(first: Tensor, second: Tensor) -> float:
+    a, b = first > 127, second > 127
+    return float((a & b).sum() / (a | b).sum().clamp(min=1))
+
+
+def load_sam(
+    path: str | Path, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None
+) -> SamTracker:
+    """Open SAM weights.
+
+    Args:
+        path: a folder in the transformers layout, or a file in the original segment-anything layout.
+        dtype: of the weights in memory.
+        device: where to move the model; None leaves it on the CPU.
+
+    Raises:
+        FileNotFoundError: when something is missing.
+        ValueError: when the path holds another kind of model.
+        RuntimeError: when a file is broken.
+    """
+    from transformers import SamModel, SamProcessor
+
+    path = Path(path)
+    if path.is_file():
+        model, processor = sam_model_from_file(path)
+        return SamTracker(model.to(dtype).eval(), processor, device)
+    model = load_model_folder(SamModel, path, "sam", dtype)
+    return SamTracker(model, load_processor(SamProcessor, path), device)
