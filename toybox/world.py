@@ -218,9 +218,7 @@ def random_scene(generator: np.random.Generator, split: Split = "any", max_objec
     return Scene(background, (_random_object(generator, split, RADIUS_RANGE),), brightness)
 
 
-def scene_from_words(
-    words: Sequence[tuple[str, str, str]], background: str, generator: np.random.Generator
-) -> Scene:
+def scene_from_words(words: Sequence[tuple[str, str, str]], background: str, generator: np.random.Generator) -> Scene:
     """A scene with given (colour, shape, motion) words and random places; for renders of a fixed prompt list."""
     radius_range = RADIUS_RANGE if len(words) == 1 else (9.0, 11.0)
     while True:

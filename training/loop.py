@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +63,7 @@ def train(
     loss_at_step: Callable[[int], Tensor],
     evaluate: Callable[[], Mapping[str, float]],
     settings: LoopSettings,
+    optimizers: Sequence[torch.optim.Optimizer] | None = None,
 ) -> None:
     """Train ``model`` in place and leave the averaged weights in it.
 
@@ -71,31 +73,34 @@ def train(
             sees what an unbroken one would.
         evaluate: figures for the log, called with the averaged weights in ``model``.
         settings: length, rates and folder. A checkpoint found in the folder is resumed.
+        optimizers: that share the parameters between them; one AdamW where none are given. The loop sets their rates.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(
-        parameters, lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=settings.weight_decay
-    )
+    optimizers = optimizers or [
+        torch.optim.AdamW(parameters, lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=settings.weight_decay)
+    ]
     average = ExponentialMovingAverage(model, settings.average)
     path = settings.folder / "checkpoint.pt"
     state = load_checkpoint(path, next(model.parameters()).device)
     step = 0
     if state is not None:
         model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(optimizers, _as_list(state["optimizer"]), strict=True):
+            optimizer.load_state_dict(saved)
         average.load_state_dict(state["average"])
         step = int(state["step"])
         logger.info("resumed at step %d", step)
     started = time.monotonic()
     running = 0.0
     while step < settings.steps:
-        for group in optimizer.param_groups:
-            group["lr"] = settings.rate(step)
         loss = loss_at_step(step)
-        optimizer.zero_grad(set_to_none=True)
+        model.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = settings.rate(step)
+            optimizer.step()
         average.update(model)
         running = loss.item() if running == 0.0 else 0.98 * running + 0.02 * loss.item()
         step += 1
@@ -107,12 +112,16 @@ def train(
                 path,
                 {
                     "model": model.state_dict(),
-                    "optimizer": optimizer.state_dict(),
+                    "optimizer": [optimizer.state_dict() for optimizer in optimizers],
                     "average": average.state_dict(),
                     "step": step,
                 },
             )
     model.load_state_dict(average.mean)
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def _evaluate_average(

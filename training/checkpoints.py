@@ -1,0 +1,60 @@
+"""Save and resume a training run: one file with everything that is needed to go on where it stopped."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
+    """Write ``state`` (state dicts, numbers) to ``path``; a crash in the middle leaves the old file whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".part")
+    torch.save(dict(state), temporary)
+    os.replace(temporary, path)
+
+
+def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any] | None:
+    """Read a checkpoint written by :func:`save_checkpoint`, or None where there is none yet."""
+    if not path.is_file():
+        return None
+    return torch.load(path, map_location=device, weights_only=True)
+
+
+class ExponentialMovingAverage:
+    """Running mean of a module's floating point state, kept beside it.
+
+    Args:
+        module: whose parameters and buffers to follow.
+        decay: weight of the old mean, 0..1. Early steps use a smaller one so that the start is forgotten.
+    """
+
+    def __init__(self, module: nn.Module, decay: float = 0.998) -> None:
+        self.decay = decay
+        self.steps = 0
+        self.mean = {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, module: nn.Module) -> None:
+        """Take in the module's present state."""
+        self.steps += 1
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        for name, value in module.state_dict().items():
+            if value.is_floating_point():
+                self.mean[name].lerp_(value.detach(), 1 - decay)
+            else:
+                self.mean[name].copy_(value)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"mean": self.mean, "steps": self.steps}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.steps = int(state["steps"])
+        mean: Mapping[str, Tensor] = state["mean"]
+        for name, value in mean.items():
+            self.mean[name].copy_(value)

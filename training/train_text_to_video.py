@@ -1,0 +1,234 @@
+"""Train the Toybox text-to-video model: U-Net and text encoder together, on latents of the Toybox VAE.
+
+Run it with ``python cli.py train text_to_video``, once ``train vae`` is done. First single frames (places, shapes,
+colours), then clips (motion). It resumes from ``--run``; the latents of the training clips are made once and kept
+there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..toybox import world
+from ..video_models.lavie_config import LaVieConfig
+from ..video_models.lavie_unet import LaVieUNet
+from ..video_models.noise_schedule import add_noise, alphas_cumprod, velocity
+from ..video_models.word_tokenizer import MAX_TOKENS, make_word_tokenizer
+from .loop import LoopSettings, log_to_file, train
+
+logger = logging.getLogger(__name__)
+
+CONFIG = LaVieConfig(
+    block_out_channels=(32, 64, 128),
+    attention_levels=(True, True, True),
+    layers_per_block=1,
+    num_heads=2,
+    cross_attention_dim=64,
+    norm_num_groups=8,
+    prediction_type="v_prediction",
+    native_frames=world.NATIVE_FRAMES,
+)
+TEXT_CONFIG = {
+    "d_model": CONFIG.cross_attention_dim,
+    "d_kv": 16,
+    "d_ff": 128,
+    "num_layers": 2,
+    "num_heads": 4,
+    "feed_forward_proj": "gated-gelu",
+    "dropout_rate": 0.0,
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+    "decoder_start_token_id": 0,
+}
+
+
+def vocabulary() -> list[str]:
+    """Every word of the world's prompts."""
+    sentences = [*world.COLOURS, *world.SHAPES, *world.MOTIONS.values(), *world.BACKGROUNDS.values(), "a and"]
+    return sorted({word for sentence in sentences for word in sentence.split()})
+
+
+class TextToVideo(nn.Module):
+    """The two modules that learn together."""
+
+    def __init__(self, vocabulary_size: int) -> None:
+        from transformers import T5Config, T5EncoderModel
+
+        super().__init__()
+        self.unet = LaVieUNet(CONFIG)
+        self.text_encoder = T5EncoderModel(T5Config(vocab_size=vocabulary_size, **TEXT_CONFIG))
+        for name, parameter in self.unet.named_parameters():
+            # Every residual branch begins as nothing: training starts from a stable identity.
+            if name.endswith(("proj_out.weight", "conv2.weight", "attn_temp.to_out.0.weight", "conv_out.weight")):
+                nn.init.zeros_(parameter)
+
+    def forward(self, latents: Tensor, timesteps: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Predicted velocity for [B, 4, T, h, w], token ids [B, S] and their mask."""
+        embedding = self.text_encoder(input_ids=tokens, attention_mask=mask).last_hidden_state
+        return self.unet(latents, timesteps, embedding * mask[..., None])
+
+
+class ClipStore:
+    """Latents and tokens of the training clips, encoded once and kept in a file.
+
+    Args:
+        path: where the file is, or will be.
+        count: how many clips to render when it is not there.
+        split: which word combinations to draw.
+        seed: of the scenes.
+        vae_folder: the VAE that encodes.
+        tokenizer: of the prompts.
+    """
+
+    def __init__(
+        self, path: Path, count: int, split: world.Split, seed: int, vae_folder: Path, tokenizer: Any, device: Any
+    ) -> None:
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.save(self._encode(count, split, seed, vae_folder, tokenizer, device), path)
+        stored = torch.load(path, weights_only=True)
+        self.latents: Tensor = stored["latents"]
+        self.tokens: Tensor = stored["tokens"]
+        self.mask: Tensor = stored["mask"]
+
+    @staticmethod
+    @torch.no_grad()
+    def _encode(
+        count: int, split: world.Split, seed: int, vae_folder: Path, tokenizer: Any, device: Any
+    ) -> dict[str, Tensor]:
+        from diffusers import AutoencoderKL
+
+        vae = AutoencoderKL.from_pretrained(vae_folder).float().to(device, memory_format=torch.channels_last)
+        generator = np.random.default_rng(seed)
+        latents, prompts = [], []
+        for number in range(count):
+            scene = world.random_scene(generator, split)
+            prompts.append(world.prompt(scene))
+            frames = torch.from_numpy(world.render(scene).frames).permute(0, 3, 1, 2).to(device) * 2 - 1
+            encoded = vae.encode(frames.contiguous(memory_format=torch.channels_last)).latent_dist.mode()
+            encoded = (encoded - vae.config.shift_factor) * vae.config.scaling_factor
+            latents.append(encoded.transpose(0, 1).half().cpu().contiguous())
+            if number % 1000 == 999:
+                logger.info("encoded %d of %d clips", number + 1, count)
+        tokens = tokenizer(prompts, padding="max_length", max_length=MAX_TOKENS, return_tensors="pt")
+        return {"latents": torch.stack(latents), "tokens": tokens["input_ids"], "mask": tokens["attention_mask"]}
+
+    def batch(self, generator: np.random.Generator, count: int, single_frames: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Random clips [count, 4, T, h, w], or random frames of clips [count, 4, 1, h, w], with tokens and mask."""
+        chosen = torch.from_numpy(generator.integers(len(self.latents), size=count))
+        latents = self.latents[chosen].float()
+        if single_frames:
+            frames = torch.from_numpy(generator.integers(latents.shape[2], size=count))
+            latents = latents[torch.arange(count), :, frames][:, :, None]
+        return latents, self.tokens[chosen], self.mask[chosen]
+
+
+class DenoisingLoss:
+    """The training loss: squared error of the velocity, noise levels stratified over the batch."""
+
+    def __init__(self, model: TextToVideo, store: ClipStore, options: argparse.Namespace) -> None:
+        self.model = model
+        self.store = store
+        self.options = options
+        self.alpha_bar = alphas_cumprod(CONFIG).float()
+        self.empty_tokens = torch.tensor([1] + [0] * (MAX_TOKENS - 1))
+        self.empty_mask = torch.tensor([1] + [0] * (MAX_TOKENS - 1))
+
+    def __call__(self, step: int) -> Tensor:
+        options = self.options
+        images = step < options.image_steps
+        generator = np.random.default_rng([options.seed, step])
+        count = options.image_batch if images else options.batch
+        latents, tokens, mask = self.store.batch(generator, count, images)
+        empty = torch.from_numpy(generator.random(count) < 0.1)
+        tokens[empty], mask[empty] = self.empty_tokens, self.empty_mask
+        return self.loss(latents, tokens, mask, generator)
+
+    def loss(self, latents: Tensor, tokens: Tensor, mask: Tensor, generator: np.random.Generator) -> Tensor:
+        """Loss on given clips; all chance comes from ``generator``."""
+        device = self.options.device
+        count = len(latents)
+        levels = (np.arange(count) + generator.random(count)) / count
+        timesteps = torch.from_numpy(levels * CONFIG.num_train_timesteps).long()
+        noise = torch.from_numpy(generator.standard_normal(latents.shape, dtype=np.float32))
+        alpha_bar = self.alpha_bar[timesteps].view(-1, 1, 1, 1, 1)
+        target = velocity(latents, noise, alpha_bar).to(device)
+        noisy = add_noise(latents, noise, alpha_bar).to(device)
+        return nn.functional.mse_loss(
+            self.model(noisy, timesteps.to(device), tokens.to(device), mask.to(device)), target
+        )
+
+
+def make_optimizers(model: TextToVideo) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the U-Net, AdamW for everything else; the loop sets the rates of both."""
+    matrices, others = [], []
+    for name, parameter in model.named_parameters():
+        is_matrix = parameter.ndim == 2 and name.startswith("unet.") and "relative_attention_bias" not in name
+        (matrices if is_matrix else others).append(parameter)
+    return [
+        torch.optim.Muon(matrices, lr=1e-3, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=1e-3, betas=(0.9, 0.98), weight_decay=0.01),
+    ]
+
+
+def export(state: dict[str, Tensor], tokenizer: Any, out: Path) -> None:
+    """Write averaged weights as the Toybox holds them: fp16 safetensors with their configs."""
+    from safetensors.torch import save_file
+
+    out.mkdir(parents=True, exist_ok=True)
+    half = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
+    unet = {name.removeprefix("unet."): value.contiguous() for name, value in half.items() if name.startswith("unet.")}
+    (out / "unet").mkdir(exist_ok=True)
+    save_file(unet, out / "unet" / "model.safetensors", metadata={"format": "pt"})
+    CONFIG.save(out / "unet" / "config.json")
+    model = TextToVideo(len(tokenizer))
+    model.load_state_dict(state)
+    model.text_encoder.half().save_pretrained(out / "text_encoder")
+    tokenizer.save_pretrained(out / "tokenizer")
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="train text_to_video", description=__doc__)
+    parser.add_argument("--run", type=Path, default=Path("training/runs/text_to_video"))
+    parser.add_argument("--vae", type=Path, default=Path("toybox/text_to_video/vae"))
+    parser.add_argument("--out", type=Path, default=Path("toybox/text_to_video"))
+    parser.add_argument("--clips", type=int, default=8000)
+    parser.add_argument("--image-steps", type=int, default=800)
+    parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--image-batch", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves torch's choice")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options = parser.parse_args(arguments)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    log_to_file(options.run)
+
+    torch.manual_seed(options.seed)
+    tokenizer = make_word_tokenizer(vocabulary())
+    store_options = (options.vae, tokenizer, options.device)
+    store = ClipStore(options.run / "clips.pt", options.clips, "train", options.seed, *store_options)
+    held_out = ClipStore(options.run / "held_out.pt", 64, "held_out", options.seed + 1, *store_options)
+    model = TextToVideo(len(tokenizer)).to(options.device)
+    loss = DenoisingLoss(model, store, options)
+
+    def evaluate() -> dict[str, float]:
+        generator = np.random.default_rng(7)
+        value = loss.loss(held_out.latents.float(), held_out.tokens, held_out.mask, generator)
+        export(model.state_dict(), tokenizer, options.run / "latest")
+        return {"held_out": float(value)}
+
+    settings = LoopSettings(
+        options.run, options.steps, options.learning_rate, decay=0.3, average=0.998, report_every=200
+    )
+    train(model, loss, evaluate, settings, make_optimizers(model))
+    export(model.state_dict(), tokenizer, options.out)

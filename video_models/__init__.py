@@ -1,0 +1,1 @@
+"""The video models that this pack brings itself."""
