@@ -12,12 +12,10 @@ from torch.nn.functional import pad
 
 from .kernels import (
     Kernel,
-    RowSet,
     Side,
     channel_attention,
     channel_rows,
     dense_rows,
-    empty_result,
     open_keys,
     partition_sides,
     plain_rows,
@@ -25,6 +23,7 @@ from .kernels import (
     side_rows,
 )
 from .region_tables import RegionTables
+from .rows import RowSet, empty_result
 from .site import AttentionSite, BatchRows
 from .stack import Attend
 

@@ -1,0 +1,95 @@
+"""Parts of an attention batch: chosen rows, and pieces of rows and heads that keep copies small."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Copies may take this part of q, k, v and the result together ...
+COPY_SHARE = 0.04
+# ... or this many bytes, whichever is more: a GPU needs larger pieces to be busy.
+COPY_BYTES_CPU = 2**22
+COPY_BYTES_GPU = 2**25
+# Rows of queries that one CPU thread takes at a time in torch's fused kernel.
+CPU_QUERY_BLOCK = 256
+
+
+@dataclass(frozen=True, eq=False)
+class RowSet:
+    """Some rows of a batch axis, as views where they are evenly spaced.
+
+    Attributes:
+        index: [M] long, the rows.
+        start: first row when they are evenly spaced.
+        step: their distance, or 0 when they are not evenly spaced.
+    """
+
+    index: Tensor
+    start: int = 0
+    step: int = 0
+
+    @classmethod
+    def of(cls, rows: Sequence[int], device: torch.device | str = "cpu") -> RowSet:
+        """Build from row numbers, ascending or not."""
+        index = torch.as_tensor(list(rows), dtype=torch.long, device=device)
+        steps = {after - before for before, after in zip(rows, rows[1:], strict=False)} or {1}
+        step = steps.pop()
+        return cls(index, rows[0], step) if rows and not steps and step > 0 else cls(index)
+
+    def __len__(self) -> int:
+        return self.index.shape[0]
+
+    def part(self, begin: int, end: int) -> slice | Tensor:
+        """Index for the rows ``begin`` to ``end`` of the set."""
+        if not self.step:
+            return self.index[begin:end]
+        return slice(self.start + begin * self.step, self.start + (end - 1) * self.step + 1, self.step)
+
+
+def pieces(q: Tensor, k: Tensor, rows: int, slice_elements: int) -> Iterator[tuple[int, int, slice]]:
+    """Cut the work into pieces whose copies stay within the budget.
+
+    Args:
+        q: [B, heads, Lq, d] and
+        k: [B, heads, Lk, d], the tensors that are given.
+        rows: how many batch rows are to be done.
+        slice_elements: elements that the copies for one row and one head take.
+
+    Yields:
+        First and last + 1 of the rows, and the slice of heads.
+    """
+    heads, query_length = q.shape[1], q.shape[2]
+    given = 2 * (q.numel() + k.numel()) * q.element_size()
+    floor = COPY_BYTES_CPU if q.device.type == "cpu" else COPY_BYTES_GPU
+    count = int(max(COPY_SHARE * given, floor) / max(slice_elements * q.element_size(), 1))
+    if q.device.type == "cpu":
+        count = max(count, math.ceil(2 * torch.get_num_threads() / math.ceil(query_length / CPU_QUERY_BLOCK)))
+    if count >= heads:
+        turn = count // heads
+        for begin in range(0, rows, turn):
+            yield begin, min(begin + turn, rows), slice(0, heads)
+    else:
+        turn = max(count, 1)
+        for begin in range(rows):
+            for head in range(0, heads, turn):
+                yield begin, begin + 1, slice(head, min(head + turn, heads))
+
+
+def bias_part(bias: Tensor | None, rows: slice | Tensor | None = None, heads: slice | None = None) -> Tensor | None:
+    """Take the part of a broadcastable bias that belongs to some rows and heads."""
+    if bias is None:
+        return None
+    if rows is not None and bias.shape[0] > 1:
+        bias = bias[rows]
+    if heads is not None and bias.shape[1] > 1:
+        bias = bias[:, heads]
+    return bias
+
+
+def empty_result(q: Tensor, v: Tensor) -> Tensor:
+    """[B, heads, Lq, dv], laid out so that joining the heads afterwards costs no copy."""
+    return q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[3]).transpose(1, 2)
