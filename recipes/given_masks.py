@@ -1,0 +1,104 @@
+"""Guide masks that a user brings instead of detection."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..attention_patches.regions import pool_area
+from ..perception.tracks import Tracks
+from .films import read_film
+
+FILM_SUFFIXES = (".mp4", ".mov", ".webm", ".mkv", ".gif")
+
+
+def read_masks(path: Path) -> Tensor:
+    """Read masks from a file: white or 1 is the object.
+
+    Args:
+        path: a NumPy ``.npy`` file ([H, W], [T, H, W] or [N, T, H, W]; bool, 0..1 or uint8), a PNG (one mask for all
+            frames) or a film (one object).
+
+    Returns:
+        float [T, H, W] or [N, T, H, W], 0..1.
+
+    Raises:
+        ValueError: no such file, another kind of file, or an array of another rank.
+    """
+    if not path.is_file():
+        raise ValueError(f"there is no mask file {str(path)!r}; check the path.")
+    suffix = path.suffix.lower()
+    if suffix in FILM_SUFFIXES:
+        return read_film(path).mean(-1)
+    if suffix == ".png":
+        return _read_picture(path)
+    if suffix != ".npy":
+        known = ", ".join((".npy", ".png", *FILM_SUFFIXES))
+        raise ValueError(f"the mask file {str(path)!r} is of the kind {suffix or 'without suffix'!r}; give {known}.")
+    try:
+        values = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise ValueError(
+            f"{str(path)!r} cannot be read as a NumPy array ({error}); save it with numpy.save."
+        ) from error
+    if values.ndim not in (2, 3, 4) or not (values.dtype == bool or np.issubdtype(values.dtype, np.number)):
+        raise ValueError(
+            f"{str(path)!r} holds {values.dtype} {list(values.shape)}; give numbers [frames, height, width] or "
+            "[objects, frames, height, width]."
+        )
+    masks = torch.from_numpy(np.ascontiguousarray(values))
+    masks = masks.float() / 255.0 if masks.dtype == torch.uint8 and int(masks.max()) > 1 else masks.float()
+    return masks[None] if masks.ndim == 2 else masks
+
+
+def fit_masks(masks: Tensor, phrases: Sequence[str], frames: int, height: int, width: int) -> Tracks:
+    """Bring given masks to a film's length and size.
+
+    Args:
+        masks: [H, W], [T, H, W] or [N, T, H, W] in 0..1; T is 1 (for all frames) or the film's length. Another height and
+            width is resized by area.
+        phrases: one per object.
+        frames: of the film.
+        height: of the film, pixels.
+        width: of the film, pixels.
+
+    Raises:
+        ValueError: another number of objects or frames (both numbers are named), values not finite or not in 0..1.
+    """
+    masks = masks.detach().cpu().float()
+    masks = masks[None] if masks.ndim == 2 else masks
+    masks = masks[None] if masks.ndim == 3 else masks
+    if masks.ndim != 4 or 0 in masks.shape:
+        raise ValueError(
+            f"masks have shape {tuple(masks.shape)}; give [objects, frames, height, width], none of them 0."
+        )
+    if not bool(torch.isfinite(masks).all()):
+        raise ValueError("masks hold NaN or infinite values; redraw them so that all lie in 0..1.")
+    if float(masks.min()) < 0.0 or float(masks.max()) > 1.0:
+        raise ValueError(
+            f"mask values reach from {float(masks.min()):g} to {float(masks.max()):g}; scale them to 0..1."
+        )
+    if len(masks) != len(phrases):
+        raise ValueError(f"there are masks for {len(masks)} objects and {len(phrases)} phrases; give one per object.")
+    if masks.shape[1] not in (1, frames):
+        raise ValueError(
+            f"there are {masks.shape[1]} masks and the film has {frames} frames; give one mask per frame, or a single one."
+        )
+    if tuple(masks.shape[2:]) != (height, width):
+        masks = pool_area(masks, height, width).clamp(0.0, 1.0)
+    return Tracks.from_masks(masks.expand(-1, frames, -1, -1), tuple(phrases))
+
+
+def _read_picture(path: Path) -> Tensor:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as picture:
+            values = np.asarray(picture.convert("L"))
+    except (UnidentifiedImageError, OSError) as error:
+        raise ValueError(f"{str(path)!r} cannot be read as a picture ({error}); give a PNG.") from error
+    return torch.from_numpy(values.copy())[None].float() / 255.0

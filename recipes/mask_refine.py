@@ -1,0 +1,245 @@
+"""Mask Refine: generate a film, find and track its objects, and generate it again with attention guided by their masks.
+
+After the idea of Mask Refine Video Generation (s1ckrain/MaskRefineVG), with a mask that does reach attention and, unless
+asked otherwise, the first film's noise, so that the masks belong to the film that they guide.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..attention_patches.mask_guidance import MaskGuidance, mask_guidance_patch
+from ..attention_patches.regions import pool_time
+from ..perception.boxes import Box
+from ..perception.mask_refinement import refine_masks
+from ..perception.tracks import Tracks
+from ..video_models.background_lock import BackgroundLock, lock_mask
+from .films import check_frames
+from .given_masks import fit_masks
+from .mask_refine_report import build_report
+from .mask_refine_settings import MaskRefineSettings
+from .protocols import Detector, Progress, PromptEmbedding, Releasable, Tracker, VideoModel
+
+# (stage, done, total); may raise to cancel.
+StageProgress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, eq=False)
+class MaskRefineResult:
+    """Both films and how they came about.
+
+    Attributes:
+        first: the film of the first pass, float [T, H, W, 3] in 0..1.
+        second: the regenerated film, same shape.
+        tracks: the objects that guided the second film (given masks too); may hold no object.
+        detections: boxes per frame of the first film; empty lists where masks were given.
+        report: settings, measurements, timings and notes; plain JSON values.
+    """
+
+    first: Tensor
+    second: Tensor
+    tracks: Tracks
+    detections: list[list[Box]]
+    report: dict[str, Any]
+
+
+@dataclass
+class _Run:
+    """The models of one run, its clock and its notes."""
+
+    model: VideoModel
+    detector: Detector | None
+    tracker: Tracker | None
+    settings: MaskRefineSettings
+    progress: StageProgress | None
+    timings: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[Progress]:
+        """Time a stage; yields the stage's own progress function."""
+
+        def report(done: int, total: int) -> None:
+            if self.progress is not None:
+                self.progress(name, done, total)
+
+        started = time.perf_counter()
+        yield report
+        self.timings[name] = self.timings.get(name, 0.0) + time.perf_counter() - started
+
+    def release(self, *models: object) -> None:
+        """Free the device for the next stage."""
+        for model in models:
+            if isinstance(model, Releasable):
+                model.release()
+
+
+def mask_refine(
+    model: VideoModel,
+    detector: Detector | None,
+    tracker: Tracker | None,
+    settings: MaskRefineSettings,
+    masks: Tensor | None = None,
+    progress: StageProgress | None = None,
+) -> MaskRefineResult:
+    """Generate, detect, track, guide, regenerate, measure.
+
+    Args:
+        model: makes both films.
+        detector: finds the objects; may be None when ``masks`` are given (object IoU is then not measured).
+        tracker: segments and follows them; as the detector.
+        settings: what to make and how.
+        masks: guide tracks of the user's own instead of detection: [T, H, W] or [N, T, H, W] in 0..1, one per phrase,
+            one frame for all or as many as the film has, of any size.
+        progress: called with (stage, done, total); may raise to cancel.
+
+    Returns:
+        Both films, the tracks and a report. Where no object is found the second film is made without guidance and the
+        report says so.
+
+    Raises:
+        ValueError: a phrase that is not in the prompt, masks that do not fit, or sizes that the model cannot make;
+            all of it before the first film is begun.
+    """
+    run = _Run(model, detector, tracker, settings, progress)
+    frames, height, width = settings.film_size(model.geometry)
+    # Before any work: a phrase that is not in the prompt ends here.
+    model.token_spans(settings.prompt, settings.phrases)
+    given = None if masks is None else fit_masks(masks, settings.phrases, frames, height, width)
+    if given is None and (detector is None or tracker is None):
+        raise ValueError("there is neither a detector with a tracker nor masks; give one of them.")
+
+    with torch.inference_mode():
+        positive = model.encode_prompt(settings.prompt)
+        negative = model.encode_prompt(settings.negative_prompt)
+        noise = model.noise(frames, height, width, settings.seed)
+        with run.stage("first film") as report:
+            first_latents = _sample(run, noise, positive, negative, report)
+            first = model.decode(first_latents)
+        run.release(model)
+        check_frames(first, "frames of the first film")
+        if given is None:
+            detections, found = _find_objects(run, first)
+            tracks = _refined(run, found)
+        else:
+            detections, found, tracks = [[] for _ in range(len(first))], None, given
+        guide = _guide(run, tracks)
+        with run.stage("second film") as report:
+            second = _regenerate(run, guide, first_latents, noise, positive, negative, report)
+        run.release(model)
+        check_frames(second, "frames of the second film")
+        with run.stage("measuring") as report:
+            found_first = found if found is not None else _find_again(run, first, report)
+            found_second = _find_again(run, second, report)
+    run.timings["total"] = sum(run.timings.values())
+    content = build_report(settings, first, second, tracks, guide, found_first, found_second, given is not None)
+    content["notes"] = run.notes + content["notes"]
+    content["timings"] = run.timings
+    return MaskRefineResult(first, second, tracks, detections, content)
+
+
+def _sample(
+    run: _Run, noise: Tensor, positive: PromptEmbedding, negative: PromptEmbedding, report: Progress, **options: Any
+) -> Tensor:
+    settings = run.settings
+    return run.model.sample(
+        noise,
+        positive,
+        negative,
+        steps=settings.steps,
+        cfg=settings.cfg,
+        seed=settings.seed,
+        sampler=settings.sampler,
+        callback=lambda step, total, _denoised: report(step, total),
+        **options,
+    )
+
+
+def _find_objects(run: _Run, frames: Tensor) -> tuple[list[list[Box]], Tracks]:
+    settings = run.settings
+    with run.stage("detecting") as report:
+        detections = run.detector.detect(
+            frames,
+            settings.phrases,
+            settings.box_threshold,
+            settings.text_threshold,
+            settings.nms_threshold,
+            progress=report,
+        )
+    run.release(run.detector)
+    with run.stage("tracking") as report:
+        tracks = run.tracker.track(frames, detections, progress=report)
+    run.release(run.tracker)
+    return detections, tracks
+
+
+def _find_again(run: _Run, frames: Tensor, report: Progress) -> Tracks | None:
+    """The objects as the detector sees them in another film; None without a detector."""
+    if run.detector is None or run.tracker is None:
+        return None
+    settings = run.settings
+    detections = run.detector.detect(
+        frames, settings.phrases, settings.box_threshold, settings.text_threshold, settings.nms_threshold
+    )
+    run.release(run.detector)
+    tracks = run.tracker.track(frames, detections, progress=report)
+    run.release(run.tracker)
+    return tracks
+
+
+def _refined(run: _Run, tracks: Tracks) -> Tracks:
+    settings = run.settings
+    for phrase in settings.phrases:
+        if phrase not in tracks.labels and tracks.ids:
+            run.notes.append(f"no {phrase!r} was found in the first film; it is not guided.")
+    if not tracks.ids:
+        return tracks
+    with run.stage("refining masks"):
+        masks = refine_masks(
+            tracks.object_masks(), grow=settings.grow, feather=settings.feather, median_frames=settings.median_frames
+        )
+    return tracks.with_masks(masks)
+
+
+def _guide(run: _Run, tracks: Tracks) -> MaskGuidance | None:
+    settings = run.settings
+    if not tracks.ids or not bool((tracks.masks > 127).any()):
+        named = ", ".join(repr(phrase) for phrase in settings.phrases)
+        cause = f"no object ({named}) was found in the first film" if not tracks.ids else "the masks are empty"
+        run.notes.append(f"{cause}; the second film was made without guidance.")
+        return None
+    return settings.guide(tracks.object_masks(), tracks.labels)
+
+
+def _regenerate(
+    run: _Run,
+    guide: MaskGuidance | None,
+    first_latents: Tensor,
+    noise: Tensor,
+    positive: PromptEmbedding,
+    negative: PromptEmbedding,
+    report: Progress,
+) -> Tensor:
+    settings, options = run.settings, {}
+    if guide is not None and guide.strength > 0.0:
+        own = run.model.token_spans(settings.prompt, guide.phrases) if guide.phrases else None
+        options["patches"] = (mask_guidance_patch(guide, own),)
+    if settings.background_lock and guide is not None:
+        clip_frames, height, width = first_latents.shape[2:]
+        union = pool_time(guide.masks.amax(dim=0, keepdim=True), clip_frames)[0]
+        options["background_lock"] = BackgroundLock(
+            first_latents, lock_mask(union, height, width, settings.lock_dilate, settings.lock_blur)
+        )
+    if settings.regenerate != "same_noise":
+        frames, height, width = settings.film_size(run.model.geometry)
+        noise = run.model.noise(frames, height, width, settings.second_seed)
+    if settings.regenerate == "refine":
+        options.update(latents=first_latents, start_percent=1.0 - settings.refine_strength)
+    return run.model.decode(_sample(run, noise, positive, negative, report, **options))

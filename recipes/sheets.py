@@ -1,0 +1,139 @@
+"""Pictures of a run for the eye: the side-by-side film and the contact sheet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..perception.drawing import draw_masks
+from ..perception.tracks import Tracks
+from .files import replacing
+from .films import check_frames, enlarge, shown_enlargement, to_bytes
+
+if TYPE_CHECKING:
+    from PIL import Image, ImageDraw, ImageFont
+
+BACKGROUND = (250, 249, 246)
+INK = (34, 34, 38)
+FAINT = (120, 118, 112)
+MARGIN = 16
+GAP = 6
+MAX_COLUMNS = 8
+
+
+def with_masks(frames: Tensor, tracks: Tracks, enlargement: int = 1) -> Tensor:
+    """The film enlarged, with the outline and the name of every object: [T, H * e, W * e, 3]."""
+    frames = enlarge(frames.detach().cpu().float(), enlargement)
+    if not tracks.ids:
+        return frames
+    masks = tracks.masks.repeat_interleave(enlargement, 2).repeat_interleave(enlargement, 3)
+    return draw_masks(frames, Tracks(masks, tracks.ids, tracks.labels, tracks.scores, tracks.misses))
+
+
+def side_by_side(first: Tensor, second: Tensor, tracks: Tracks) -> Tensor:
+    """Both films beside each other, the guiding masks drawn on both, under a line of text each.
+
+    Args:
+        first: film of the first pass, float [T, H, W, 3].
+        second: the regenerated film, same shape.
+        tracks: the guiding masks; may hold no object.
+
+    Returns:
+        float [T, H', W', 3]; small films are enlarged.
+    """
+    check_frames(first, "frames of the first film")
+    check_frames(second, "frames of the second film")
+    factor = shown_enlargement(*first.shape[1:3])
+    names = ("first film", "second film, guided by these masks" if tracks.ids else "second film, no guidance")
+    panels = [with_masks(film, tracks, factor) for film in (first, second)]
+    panels = [torch.cat([_caption(name, panel), panel], dim=1) for name, panel in zip(names, panels, strict=True)]
+    bar = torch.tensor(BACKGROUND).float().div(255).expand(len(first), panels[0].shape[1], GAP, 3)
+    return torch.cat([panels[0], bar, panels[1]], dim=2)
+
+
+def contact_sheet(first: Tensor, second: Tensor, tracks: Tracks, title: str, lines: Sequence[str] = ()) -> Image.Image:
+    """One picture of the run: rows for the first film, its masks, and the second film; columns over time.
+
+    Args:
+        first: film of the first pass, float [T, H, W, 3].
+        second: the regenerated film, same shape.
+        tracks: the guiding masks; may hold no object.
+        title: one line, the prompt.
+        lines: below the pictures, what was measured.
+    """
+    from PIL import Image, ImageDraw
+
+    check_frames(first, "frames of the first film")
+    check_frames(second, "frames of the second film")
+    count = len(first)
+    columns = min(count, MAX_COLUMNS)
+    chosen = [round(column * (count - 1) / max(columns - 1, 1)) for column in range(columns)]
+    factor = shown_enlargement(*first.shape[1:3], target=192)
+    rows = [
+        ("first film", enlarge(first[chosen], factor)),
+        ("masks", with_masks(first, tracks, factor)[chosen]),
+        ("second film", enlarge(second[chosen], factor)),
+        ("masks on it", with_masks(second, tracks, factor)[chosen]),
+    ]
+    height, width = rows[0][1].shape[1:3]
+    large, small = _font(20), _font(14)
+    left, top = MARGIN + 104, MARGIN + 42
+    bottom = top + len(rows) * (height + GAP) + 20 + 20 * len(lines)
+    picture = Image.new("RGB", (left + columns * (width + GAP) - GAP + MARGIN, bottom + MARGIN), BACKGROUND)
+    draw = ImageDraw.Draw(picture)
+    draw.text((MARGIN, MARGIN), _fitting(draw, title, large, picture.width - 2 * MARGIN), INK, font=large)
+    for row, (name, frames) in enumerate(rows):
+        y = top + row * (height + GAP)
+        draw.text((MARGIN, y + height // 2 - 8), name, INK, font=small)
+        for column, pixels in enumerate(to_bytes(frames).numpy()):
+            picture.paste(Image.fromarray(pixels), (left + column * (width + GAP), y))
+    y = top + len(rows) * (height + GAP)
+    for column, frame in enumerate(chosen):
+        draw.text((left + column * (width + GAP) + width // 2 - 4, y), str(frame), FAINT, font=small)
+    for number, line in enumerate(lines):
+        text = _fitting(draw, line, small, picture.width - 2 * MARGIN)
+        draw.text((MARGIN, y + 20 + 20 * number), text, FAINT, font=small)
+    return picture
+
+
+def write_picture(path: Path, picture: Image.Image) -> None:
+    """Save a picture; the file appears when it is complete.
+
+    Raises:
+        ValueError: a missing folder.
+    """
+    with replacing(path) as temporary:
+        picture.save(temporary)
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    from PIL import ImageFont
+
+    return ImageFont.load_default(size)
+
+
+def _fitting(
+    draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int
+) -> str:
+    """The text, cut with three dots where it is wider than the picture."""
+    if draw.textlength(text, font=font) <= width:
+        return text
+    while text and draw.textlength(text + "...", font=font) > width:
+        text = text[:-1]
+    return text + "..."
+
+
+def _caption(text: str, panel: Tensor) -> Tensor:
+    """A strip of text over a panel [T, H, W, 3]: float [T, 24, W, 3]."""
+    import numpy as np
+    from PIL import Image, ImageDraw
+
+    strip = Image.new("RGB", (panel.shape[2], 24), BACKGROUND)
+    draw = ImageDraw.Draw(strip)
+    font = _font(13)
+    draw.text((6, 4), _fitting(draw, text, font, strip.width - 12), INK, font=font)
+    return torch.from_numpy(np.asarray(strip).copy()).float().div(255).expand(len(panel), -1, -1, -1)
