@@ -8,6 +8,46 @@ from importlib.util import find_spec
 
 WEB_DIRECTORY = "./web"
 
-if find_spec("comfy_api") is None:
+# Both mappings are written out: ComfyUI's tools read them from the source without running it.
+if find_spec("comfy_api") is None or find_spec("folder_paths") is None:
     NODE_CLASS_MAPPINGS: dict[str, type] = {}
     NODE_DISPLAY_NAME_MAPPINGS: dict[str, str] = {}
+else:
+    from .nodes.detection import DetectObjects, LoadGroundingDINO
+    from .nodes.guidance import MaskToAttentionBias, PatchAttention, PreviewGuide
+    from .nodes.host import register_folder
+    from .nodes.regeneration import Regenerate
+    from .nodes.tracking import LoadSAM, RefineMasks, TrackMasks
+    from .nodes.video import LoadVideoModel, SampleVideo, VideoNoise
+
+    register_folder("grounding-dino")
+    register_folder("sams")
+
+    NODE_CLASS_MAPPINGS = {
+        "MGV_LoadVideoModel": LoadVideoModel,
+        "MGV_VideoNoise": VideoNoise,
+        "MGV_SampleVideo": SampleVideo,
+        "MGV_Regenerate": Regenerate,
+        "MGV_LoadGroundingDINO": LoadGroundingDINO,
+        "MGV_DetectObjects": DetectObjects,
+        "MGV_LoadSAM": LoadSAM,
+        "MGV_TrackMasks": TrackMasks,
+        "MGV_RefineMasks": RefineMasks,
+        "MGV_MaskToAttentionBias": MaskToAttentionBias,
+        "MGV_PatchAttention": PatchAttention,
+        "MGV_PreviewGuide": PreviewGuide,
+    }
+    NODE_DISPLAY_NAME_MAPPINGS = {
+        "MGV_LoadVideoModel": "Load Video Model",
+        "MGV_VideoNoise": "Video Noise",
+        "MGV_SampleVideo": "Sample Video",
+        "MGV_Regenerate": "Regenerate",
+        "MGV_LoadGroundingDINO": "Load GroundingDINO",
+        "MGV_DetectObjects": "Detect Objects",
+        "MGV_LoadSAM": "Load SAM",
+        "MGV_TrackMasks": "Track Masks",
+        "MGV_RefineMasks": "Refine Masks",
+        "MGV_MaskToAttentionBias": "Mask to Attention Bias",
+        "MGV_PatchAttention": "Patch Attention",
+        "MGV_PreviewGuide": "Preview Guide",
+    }

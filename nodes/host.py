@@ -32,20 +32,6 @@ def model_files(*folders: str) -> list[str]:
     return [TOYBOX, *names]
 
 
-def model_path(name: str, *folders: str) -> Path:
-    """Full path of a listed file.
-
-    Raises:
-        FileNotFoundError: naming the file and the folders that were searched.
-    """
-    for folder in folders:
-        path = folder_paths.get_full_path(folder, name)
-        if path is not None:
-            return Path(path)
-    searched = ", ".join(f"models/{folder}" for folder in folders)
-    raise FileNotFoundError(f"{name!r} is not in {searched}; put the file there and refresh, or choose {TOYBOX}.")
-
-
 def progress(total: int | None = None) -> Callable[[int, int], None]:
     """A progress function for long work: moves the node's bar, and raises when the user cancels."""
     bar = comfy.utils.ProgressBar(total or 1)
@@ -62,3 +48,56 @@ def load_helper(model: HelperModel, frames: int) -> Any:
     activations = 256 * 1024 * 1024 + frames * 1024 * 1024
     management.load_models_gpu([model.patcher], memory_required=activations)
     return model.helper
+
+
+def toybox_folder(name: str) -> Path:
+    """A folder of the bundled demo models.
+
+    Raises:
+        FileNotFoundError: if the pack was copied without it.
+    """
+    folder = Path(__file__).resolve().parent.parent / "toybox" / name
+    if not folder.is_dir():
+        raise FileNotFoundError(f"the Toybox is incomplete: {folder} is missing; restore the folder toybox.")
+    return folder
+
+
+def model_folders(*folders: str) -> list[str]:
+    """``Toybox`` first, then every sub-folder with a weight file, for models that are folders of files."""
+    return [name for name in folders_and_files(*folders) if Path(name).suffix not in MODEL_EXTENSIONS]
+
+
+def folders_and_files(*folders: str) -> list[str]:
+    """``Toybox`` first, then single weight files, and sub-folders that hold some, without repeats."""
+    names: dict[str, None] = {}
+    for folder in folders:
+        for name in folder_paths.get_filename_list(folder):
+            parent = Path(name).parent.as_posix()
+            names.setdefault(name if parent == "." else parent)
+    return [TOYBOX, *names]
+
+
+def model_file_or_folder(name: str, *folders: str) -> Path:
+    """Full path of something that :func:`folders_and_files` listed.
+
+    Raises:
+        FileNotFoundError: naming it and where it was searched.
+    """
+    for folder in folders:
+        for listed in folder_paths.get_filename_list(folder):
+            if listed == name:
+                return Path(folder_paths.get_full_path_or_raise(folder, listed))
+            if Path(listed).parent.as_posix() == name:
+                return Path(folder_paths.get_full_path_or_raise(folder, listed)).parent
+    searched = ", ".join(f"models/{folder}" for folder in folders)
+    raise FileNotFoundError(f"{name!r} is not in {searched}; put it there and refresh, or choose {TOYBOX}.")
+
+
+def wrap_helper(helper: Any, module: Any, name: str) -> HelperModel:
+    """Put a helper model under ComfyUI's memory management."""
+    import comfy.model_patcher
+
+    patcher = comfy.model_patcher.ModelPatcher(
+        module, load_device=management.get_torch_device(), offload_device=management.unet_offload_device()
+    )
+    return HelperModel(patcher, helper, name)

@@ -87,12 +87,12 @@ class LoadVideoModel(io.ComfyNode):
     @classmethod
     def execute(cls, model_name: str, sd_checkpoint: str = NO_CHECKPOINT) -> io.NodeOutput:
         from ..backbones.loading import load_lavie_file, load_native_toybox
-        from .host import model_path
+        from .host import model_file_or_folder
 
         if model_name == TOYBOX:
             return io.NodeOutput(*load_native_toybox())
-        checkpoint = None if sd_checkpoint == NO_CHECKPOINT else model_path(sd_checkpoint, "checkpoints")
-        return io.NodeOutput(*load_lavie_file(model_path(model_name, *MODEL_FOLDERS), checkpoint))
+        checkpoint = None if sd_checkpoint == NO_CHECKPOINT else model_file_or_folder(sd_checkpoint, "checkpoints")
+        return io.NodeOutput(*load_lavie_file(model_file_or_folder(model_name, *MODEL_FOLDERS), checkpoint))
 
 
 class VideoNoise(io.ComfyNode):

@@ -1,0 +1,331 @@
+"""Turn masks into attention guidance, look at it, and hang it into a model."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import Any, get_args
+
+import torch
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..attention_patches.mask_guidance import DEFAULT_STRENGTH, GuidanceMode, GuidedRows, MaskGuidance
+from ..attention_patches.regions import FOREGROUND
+from ..attention_patches.text_spans import TextSpans
+from .types import CATEGORY, Guide, Tracks, display_range
+
+logger = logging.getLogger(__name__)
+
+MAX_RELATIVE_STRENGTH = 10.0
+
+
+class MaskToAttentionBias(io.ComfyNode):
+    """MGV_MaskToAttentionBias."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MGV_MaskToAttentionBias",
+            display_name="Mask to Attention Bias",
+            category=f"{CATEGORY}/guidance",
+            description=(
+                "Says which regions of a film attention shall keep to, how, how strongly and when. The guide is not yet "
+                "bound to a model: Patch Attention does that."
+            ),
+            inputs=[
+                Tracks.Input(
+                    "tracks",
+                    optional=True,
+                    tooltip="Objects from Track Masks; objects with the same label become one region.",
+                ),
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip="Instead of tracks: one region, one mask per frame or one for all. White: inside.",
+                ),
+                io.String.Input(
+                    "phrases",
+                    default="",
+                    tooltip="Words of the prompt that name the objects, in order, separated by commas. Empty: the labels "
+                    "of the tracks. separate and cross_text use them.",
+                ),
+                io.Combo.Input(
+                    "mode",
+                    options=list(get_args(GuidanceMode)),
+                    default="focus_fg",
+                    tooltip="focus: everything looks more at the regions. focus_fg: only what lies inside does (keeps the "
+                    "background). separate: objects and background see only themselves, over time too. cross_text: the "
+                    "words of an object act inside its region.",
+                ),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=0.0,
+                    max=MAX_RELATIVE_STRENGTH,
+                    tooltip="Relative to the mode's own strength. 0: no guidance at all, the film is bit by bit as without; "
+                    "1: the mode's own; 10: nearly hard.",
+                    **display_range(0.01),
+                ),
+                io.Float.Input(
+                    "start_percent",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    tooltip="Where in the schedule guidance begins. 0: at the first step.",
+                    **display_range(0.01),
+                ),
+                io.Float.Input(
+                    "end_percent",
+                    default=0.52,
+                    min=0.0,
+                    max=1.0,
+                    tooltip="Where it ends. 0.52: the first half, which sets the layout; 1: to the last step.",
+                    **display_range(0.01),
+                ),
+                io.String.Input(
+                    "blocks",
+                    default="all",
+                    tooltip="Which blocks of the model: all, or a comma list of patterns such as mid,up or down.1.*",
+                ),
+                io.Combo.Input(
+                    "rows",
+                    options=list(get_args(GuidedRows)),
+                    default="both",
+                    tooltip="conditional: guide only the prompted half of classifier-free guidance. both: also the unprompted one.",
+                ),
+                io.Boolean.Input(
+                    "hard",
+                    default=False,
+                    tooltip="On: masks are cut at one half and sides are fully apart. Off: soft borders.",
+                ),
+            ],
+            outputs=[
+                Guide.Output(display_name="guide", tooltip="For Patch Attention and Preview Guide."),
+                io.String.Output(
+                    display_name="report", tooltip="Which regions the guide holds and in how many frames."
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        phrases: str,
+        mode: str,
+        strength: float,
+        start_percent: float,
+        end_percent: float,
+        blocks: str,
+        rows: str,
+        hard: bool,
+        tracks: Any = None,
+        mask: Tensor | None = None,
+    ) -> io.NodeOutput:
+        from .inputs import masks_of, phrase_list
+
+        if (tracks is None) == (mask is None):
+            given = "both" if mask is not None else "neither"
+            raise ValueError(f"{given} of tracks and mask is connected; connect exactly one of them.")
+        wanted = phrase_list(phrases)
+        if tracks is not None:
+            regions, names = regions_of_tracks(tracks, wanted)
+        else:
+            regions, names = regions_of_mask(masks_of(mask), wanted)
+        guide = MaskGuidance(
+            masks=regions,
+            phrases=names,
+            mode=mode,
+            strength=strength * DEFAULT_STRENGTH[mode] if mode in DEFAULT_STRENGTH else strength,
+            start_percent=start_percent,
+            end_percent=end_percent,
+            blocks=blocks,
+            rows=rows,
+            hard=hard,
+        )
+        report = guide_report(guide)
+        logger.info(report)
+        return io.NodeOutput(guide, report)
+
+
+def regions_of_tracks(tracks: Any, phrases: list[str]) -> tuple[Tensor, tuple[str, ...]]:
+    """One region per phrase out of tracks.
+
+    Args:
+        tracks: ``perception.tracks.Tracks``.
+        phrases: wanted, may be empty.
+
+    Returns:
+        Masks [R, T, H, W] and their phrases (none when the tracks have no labels).
+
+    Raises:
+        ValueError: if phrases fit neither the labels nor the number of objects.
+    """
+    masks = tracks.object_masks()
+    labels = [label.lower() for label in tracks.labels]
+    if not labels:
+        return masks, ()
+    names = phrases or list(dict.fromkeys(label for label in labels if label))
+    groups = [[index for index, label in enumerate(labels) if label == name.lower()] for name in names]
+    if not names:
+        return masks, ()
+    if not all(groups):
+        if len(names) == len(labels):
+            return masks, tuple(names)
+        if len(names) == 1:
+            return masks.amax(dim=0, keepdim=True), tuple(names)
+        missing = next(name for name, group in zip(names, groups, strict=True) if not group)
+        raise ValueError(
+            f"phrase {missing!r} names no tracked object (labels: {', '.join(dict.fromkeys(labels))}); use the labels, or "
+            f"give one phrase per object ({len(labels)})."
+        )
+    return torch.stack([masks[group].amax(dim=0) for group in groups]), tuple(names)
+
+
+def regions_of_mask(mask: Tensor, phrases: list[str]) -> tuple[Tensor, tuple[str, ...]]:
+    """The one region of a MASK: [1, T, H, W], or none at all when the mask is empty.
+
+    Raises:
+        ValueError: if there is more than one phrase.
+    """
+    if len(phrases) > 1:
+        raise ValueError(
+            f"a mask is one region but there are {len(phrases)} phrases ({', '.join(phrases)}); give one, or connect tracks."
+        )
+    if not bool((mask > 0).any()):
+        return mask[None][:0], ()
+    return mask[None], tuple(phrases)
+
+
+def guide_report(guide: MaskGuidance) -> str:
+    """One line per region, or the plain statement that there is none."""
+    if not is_active(guide):
+        reason = "strength is 0" if guide.strength == 0 else "no object in any frame"
+        return f"{reason}: the film runs unguided."
+    lines = []
+    for index, region in enumerate(guide.masks):
+        name = guide.phrases[index] if guide.phrases else f"region {index + 1}"
+        frames = (region.flatten(1) > 0).any(dim=1).sum().item()
+        share = region.mean().item()
+        lines.append(f"{name}: in {frames} of {len(region)} frames, {100 * share:.1f} % of the picture, {guide.mode}.")
+    return "\n".join(lines)
+
+
+def is_active(guide: MaskGuidance) -> bool:
+    """Whether the guide asks for anything at all."""
+    return guide.strength > 0 and guide.masks.shape[0] > 0 and bool((guide.masks >= FOREGROUND).any())
+
+
+class PatchAttention(io.ComfyNode):
+    """MGV_PatchAttention."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MGV_PatchAttention",
+            display_name="Patch Attention",
+            category=f"{CATEGORY}/guidance",
+            description=(
+                "Hangs a guide into a model: its attention then follows the regions. The model that comes in is not "
+                "changed; several of these nodes can follow each other. Strength 0 or an empty guide gives exactly the "
+                "unpatched film."
+            ),
+            inputs=[
+                io.Model.Input("model", tooltip="A model from Load Video Model."),
+                Guide.Input("guide", tooltip="From Mask to Attention Bias."),
+                io.Clip.Input(
+                    "clip",
+                    optional=True,
+                    tooltip="The text encoder of the positive prompt. cross_text needs it; with it, separate also keeps an "
+                    "object's words inside the object.",
+                ),
+                io.String.Input(
+                    "prompt",
+                    default="",
+                    multiline=True,
+                    tooltip="Exactly the positive prompt, so that phrases can be found in it; connect the same String node.",
+                ),
+            ],
+            outputs=[io.Model.Output(display_name="model", tooltip="The guided model, for any sampler.")],
+        )
+
+    @classmethod
+    def execute(cls, model: Any, guide: MaskGuidance, prompt: str, clip: Any = None) -> io.NodeOutput:
+        from ..attention_patches.mask_guidance import mask_guidance_patch
+        from ..backbones.registry import install_patches
+
+        if not is_active(guide):
+            logger.warning(guide_report(guide))
+            return io.NodeOutput(install_patches(model, []))
+        return io.NodeOutput(install_patches(model, [mask_guidance_patch(*bind_phrases(guide, clip, prompt))]))
+
+
+def bind_phrases(guide: MaskGuidance, clip: Any, prompt: str) -> tuple[MaskGuidance, TextSpans | None]:
+    """Find the guide's phrases in the prompt, for the modes that use them.
+
+    Args:
+        guide: with or without phrases.
+        clip: ComfyUI CLIP or None.
+        prompt: the positive prompt.
+
+    Returns:
+        The guide and where its phrases stand; without CLIP, ``separate`` leaves the words alone.
+
+    Raises:
+        ValueError: if ``cross_text`` lacks phrases or CLIP, the prompt is empty, or a phrase is not in it.
+    """
+    from ..backbones.native_text import token_spans
+
+    if guide.mode == "cross_text" and not guide.phrases:
+        raise ValueError("mode cross_text has no phrases; write the object's words in Mask to Attention Bias.")
+    if guide.mode not in ("separate", "cross_text") or not guide.phrases:
+        return guide, None
+    if clip is None:
+        if guide.mode == "cross_text":
+            raise ValueError("mode cross_text needs the text encoder, but clip is not connected; connect the CLIP.")
+        return replace(guide, phrases=()), None
+    if not prompt.strip():
+        raise ValueError(
+            f"prompt is empty, so {', '.join(guide.phrases)} cannot be found in it; connect the positive prompt's text."
+        )
+    return guide, token_spans(clip, prompt, guide.phrases)
+
+
+class PreviewGuide(io.ComfyNode):
+    """MGV_PreviewGuide."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MGV_PreviewGuide",
+            display_name="Preview Guide",
+            category=f"{CATEGORY}/guidance",
+            description=(
+                "Shows what the model will see: the guide's regions pooled to every token grid of the model, one picture "
+                "per latent frame, finest grid on the left. Regions have colours, background is dark."
+            ),
+            inputs=[
+                Guide.Input("guide", tooltip="From Mask to Attention Bias."),
+                io.Model.Input("model", tooltip="Tells how many grids there are."),
+                io.Latent.Input("latent", tooltip="Tells frames and size, for example from Video Noise."),
+                io.Int.Input(
+                    "size", default=256, min=16, max=2048, step=16, tooltip="Height of the pictures in pixels."
+                ),
+            ],
+            outputs=[
+                io.Image.Output(display_name="image", tooltip="One picture per latent frame, all levels side by side.")
+            ],
+        )
+
+    @classmethod
+    def execute(cls, guide: MaskGuidance, model: Any, latent: dict[str, Any], size: int) -> io.NodeOutput:
+        from ..backbones.comfy_sampling import checked_latents
+        from ..backbones.registry import level_grids, require_supported
+        from .previews import guide_pictures
+
+        frames, height, width = checked_latents(latent).shape[2:]
+        grids = level_grids(require_supported(model), height, width)
+        return io.NodeOutput(guide_pictures(guide, [(rows, columns) for _, rows, columns in grids], frames, size))
+
+
+NODES = [MaskToAttentionBias, PatchAttention, PreviewGuide]

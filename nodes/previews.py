@@ -1,0 +1,68 @@
+"""Pictures of guides."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..attention_patches.mask_guidance import MaskGuidance
+from ..attention_patches.regions import MaskPyramid
+
+# Far apart, also for most colour-blind eyes (Okabe and Ito).
+REGION_COLOURS = (
+    (0.90, 0.62, 0.00),
+    (0.34, 0.71, 0.91),
+    (0.00, 0.62, 0.45),
+    (0.94, 0.89, 0.26),
+    (0.84, 0.37, 0.00),
+    (0.80, 0.47, 0.65),
+)
+BACKGROUND_COLOUR = (0.10, 0.10, 0.13)
+BORDER_COLOUR = (0.32, 0.32, 0.36)
+
+
+def guide_pictures(guide: MaskGuidance, grids: list[tuple[int, int]], frames: int, size: int) -> Tensor:
+    """Token regions of every frame and level.
+
+    Args:
+        guide: its masks are pooled as attention will pool them.
+        grids: (rows, columns) per level, finest first.
+        frames: latent frames.
+        size: height of the pictures in pixels.
+
+    Returns:
+        float [frames, size, W, 3] in 0..1, levels side by side.
+    """
+    pyramid = MaskPyramid(guide.masks, hard=guide.hard)
+    gap = torch.tensor(BORDER_COLOUR).expand(frames, size, max(2, size // 64), 3)
+    parts: list[Tensor] = []
+    for rows, columns in grids:
+        shares = torch.zeros(0, frames, rows, columns)
+        if guide.masks.shape[0]:
+            shares = pyramid.regions(rows, columns, frames).objects
+        parts += [_enlarge(_colour(shares, frames, rows, columns), size), gap]
+    return torch.cat(parts[:-1], dim=2).contiguous()
+
+
+def _colour(shares: Tensor, frames: int, rows: int, columns: int) -> Tensor:
+    """[R, T, h, w] shares to [T, h, w, 3] colours."""
+    picture = torch.tensor(BACKGROUND_COLOUR).expand(frames, rows, columns, 3).clone()
+    background = picture[0, 0, 0]
+    for index, share in enumerate(shares):
+        colour = torch.tensor(REGION_COLOURS[index % len(REGION_COLOURS)])
+        picture = picture + share[..., None] * (colour - background)
+    return picture.clamp(0.0, 1.0)
+
+
+def _enlarge(picture: Tensor, height: int) -> Tensor:
+    """[T, h, w, 3] to ``height`` pixels, cells as squares with thin borders where they are large enough."""
+    rows, columns = picture.shape[1:3]
+    width = max(1, round(height * columns / rows))
+    row_of = torch.arange(height) * rows // height
+    column_of = torch.arange(width) * columns // width
+    large = picture[:, row_of][:, :, column_of]
+    if height // rows >= 6:
+        # Darken the first line of every cell, so that the grid can be counted.
+        large[:, torch.cat([torch.ones(1, dtype=torch.bool), row_of.diff() > 0])] *= 0.7
+        large[:, :, torch.cat([torch.ones(1, dtype=torch.bool), column_of.diff() > 0])] *= 0.7
+    return large

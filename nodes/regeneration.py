@@ -1,0 +1,146 @@
+"""The second pass: make the film again, guided by what was found in the first."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from comfy_api.latest import io
+from torch import Tensor
+
+from .types import CATEGORY, SEED_RANGE, display_range
+from .video import SeededVideoNoise, sampling_inputs
+
+MODES = ("same_noise", "fresh", "refine")
+
+
+class Regenerate(io.ComfyNode):
+    """MGV_Regenerate."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MGV_Regenerate",
+            display_name="Regenerate",
+            category=f"{CATEGORY}/video",
+            description=(
+                "Makes the film again with a guided model. same_noise keeps the layout of the first film, so that its "
+                "masks fit the second; refine starts from the first film itself; fresh draws new noise (the masks then "
+                "belong to another film). The background can be locked to the first film."
+            ),
+            inputs=[
+                io.Model.Input("model", tooltip="The guided model, from Patch Attention."),
+                io.Conditioning.Input("positive", tooltip="What the film shall show; usually that of the first film."),
+                io.Conditioning.Input("negative", tooltip="What it shall not show."),
+                io.Noise.Input("noise", tooltip="The noise of the first film. Used by same_noise and refine."),
+                io.Latent.Input(
+                    "latent", tooltip="The first film's latents: size for all modes, content for refine and the lock."
+                ),
+                io.Combo.Input(
+                    "mode",
+                    options=list(MODES),
+                    default="same_noise",
+                    tooltip="same_noise: the first film's noise. refine: the first film, noised again by strength. fresh: "
+                    "new noise from the seed.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    control_after_generate=True,
+                    tooltip="fresh: seed of the new noise.",
+                    **SEED_RANGE,
+                ),
+                *sampling_inputs(),
+                io.Float.Input(
+                    "strength",
+                    default=0.6,
+                    min=0.0,
+                    max=1.0,
+                    tooltip="refine: how much may change. 0: the first film comes back, 1: as same_noise.",
+                    **display_range(0.01),
+                ),
+                io.Boolean.Input(
+                    "background_lock",
+                    default=False,
+                    tooltip="On: outside of the mask the film keeps the first film's latents. Needs mask.",
+                ),
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip="What may change when the background is locked: one mask per frame, or one for all.",
+                ),
+                io.Int.Input(
+                    "lock_grow",
+                    default=1,
+                    min=0,
+                    max=32,
+                    tooltip="Latent cells by which the free region grows beyond the mask. 0: exactly the mask.",
+                ),
+                io.Int.Input(
+                    "lock_blur",
+                    default=1,
+                    min=0,
+                    max=32,
+                    tooltip="Latent cells over which the lock fades in. 0: a hard border.",
+                ),
+            ],
+            outputs=[io.Latent.Output(display_name="latent", tooltip="The second film's latents, for VAE Decode.")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        positive: Any,
+        negative: Any,
+        noise: Any,
+        latent: dict[str, Any],
+        mode: str,
+        seed: int,
+        steps: int,
+        cfg: float,
+        sampler_name: str,
+        scheduler: str,
+        strength: float,
+        background_lock: bool,
+        lock_grow: int,
+        lock_blur: int,
+        mask: Tensor | None = None,
+    ) -> io.NodeOutput:
+        from ..backbones.comfy_sampling import SamplerSettings, checked_latents, sample_film
+
+        if mode not in MODES:
+            raise ValueError(f"mode is {mode!r}; choose one of {', '.join(MODES)}.")
+        samples = checked_latents(latent)
+        start = {**latent, "samples": samples if mode == "refine" or background_lock else torch.zeros_like(samples)}
+        start.pop("noise_mask", None)
+        if background_lock:
+            start["noise_mask"] = free_region(mask, samples, lock_grow, lock_blur)
+        if mode == "fresh":
+            noise = SeededVideoNoise(seed, "plain", 16, 4, 0.0)
+        settings = SamplerSettings(steps, cfg, sampler_name, scheduler, strength if mode == "refine" else 1.0)
+        result = sample_film(model, positive, negative, noise, start, settings)
+        result.pop("noise_mask", None)
+        return io.NodeOutput(result)
+
+
+def free_region(mask: Tensor | None, samples: Tensor, grow: int, blur: int) -> Tensor:
+    """Where a locked film may change: [1, 1, T, h, w].
+
+    Raises:
+        ValueError: no mask, an empty one, or another number of masks than frames.
+    """
+    from ..attention_patches.regions import pool_time
+    from ..video_models.background_lock import lock_mask
+    from .inputs import masks_of
+
+    if mask is None:
+        raise ValueError("background_lock is on but no mask is connected; connect the mask of what may change.")
+    masks = masks_of(mask)
+    if not bool((masks > 0.5).any()):
+        raise ValueError("background_lock is on but the mask is empty: nothing could change; turn the lock off.")
+    frames, height, width = samples.shape[2:]
+    return lock_mask(pool_time(masks[None], frames)[0], height, width, grow, blur)
+
+
+NODES = [Regenerate]
