@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
+
 from mask_guided_video.attention_patches.kernels import (
     explicit_attention,
     partition_attention,
@@ -12,7 +14,6 @@ from mask_guided_video.attention_patches.kernels import (
     region_attention,
     region_channels,
 )
-from torch import Tensor
 
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 DTYPES = list(TOLERANCE)

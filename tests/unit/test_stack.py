@@ -1,0 +1,212 @@
+"""The patch stack: how calls arrive, what patches see, who is called with what."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mask_guided_video.attention_patches.attention import attention, torch_attention
+from mask_guided_video.attention_patches.site import SITE_KEY, AttentionSite, BatchRows
+from mask_guided_video.attention_patches.stack import Attend, PatchStack
+
+SITE = AttentionSite(
+    kind="self",
+    block="mid.0",
+    index=0,
+    total=1,
+    level=0,
+    grid=(1, 2, 3),
+    frames=(0,),
+    clip_frames=1,
+    video=slice(0, 6),
+    text=None,
+    rows=BatchRows(samples=2),
+    progress=0.1,
+    sigma=10.0,
+)
+
+
+def joined(seed: int = 0) -> Tensor:
+    return torch.randn(2, 6, 24, generator=torch.Generator().manual_seed(seed))
+
+
+def options(stack: PatchStack, site: AttentionSite | None = SITE) -> dict[str, Any]:
+    return {"optimized_attention_override": stack.override, SITE_KEY: site}
+
+
+class Recorder:
+    """Passes through and notes what it saw."""
+
+    def __init__(self, name: str = "", log: list[str] | None = None) -> None:
+        self.name, self.log, self.seen = name, [] if log is None else log, []
+
+    def __call__(self, attend: Attend, q: Tensor, k: Tensor, v: Tensor, site: AttentionSite) -> Tensor:
+        self.log.append(self.name)
+        self.seen.append((attend, q, k, v, site))
+        return attend(q, k, v, site)
+
+
+def test_patches_see_split_heads_and_the_site() -> None:
+    q, k, v = joined(), joined(1), joined(2)
+    patch = Recorder()
+    out = attention(q, k, v, 3, transformer_options=options(PatchStack([patch])))
+    attend, seen_q, _, _, site = patch.seen[0]
+    assert seen_q.shape == (2, 3, 6, 8) and site is SITE
+    assert attend.last and attend.bias is None
+    assert torch.equal(out, attention(q, k, v, 3))
+
+
+def test_all_call_forms_agree() -> None:
+    q, k, v = joined(), joined(1), joined(2)
+    mask = torch.randn(6, 6, generator=torch.Generator().manual_seed(3))
+    expected = attention(q, k, v, 3, mask)
+    stack = PatchStack([Recorder()])
+    rest = {"transformer_options": options(stack), "_inside_attn_wrapper": True, "something_new": 1}
+    split = [tensor.unflatten(-1, (3, 8)).transpose(1, 2) for tensor in (q, k, v)]
+    assert torch.equal(stack.override(torch_attention, q, k, v, 3, mask, **rest), expected)
+    assert torch.equal(stack.override(torch_attention, q, k, v, 3, mask, None, False, False, **rest), expected)
+    assert torch.equal(stack.override(torch_attention, q, k, v, heads=3, mask=mask, **rest), expected)
+    assert torch.equal(stack.override(torch_attention, q=q, k=k, v=v, heads=3, mask=mask, **rest), expected)
+    assert torch.equal(stack.override(torch_attention, query=q, key=k, value=v, heads=3, mask=mask, **rest), expected)
+    assert torch.equal(stack.override(torch_attention, *split, 3, mask, skip_reshape=True, **rest), expected)
+    out = stack.override(torch_attention, *split, 3, mask, None, True, True, **rest)
+    assert torch.equal(out.transpose(1, 2).flatten(2), expected)
+
+
+@pytest.mark.parametrize("shape", [(6, 6), (1, 6, 6), (2, 6, 6), (2, 1, 6, 6), (2, 3, 6, 6)])
+def test_mask_reaches_patches_with_four_axes_and_is_kept(shape: tuple[int, ...]) -> None:
+    q, k, v = joined(), joined(1), joined(2)
+    mask = torch.randn(shape, generator=torch.Generator().manual_seed(3))
+    patch = Recorder()
+    out = attention(q, k, v, 3, mask, transformer_options=options(PatchStack([patch, Recorder()])))
+    assert patch.seen[0][0].bias.ndim == 4
+    assert torch.equal(out, attention(q, k, v, 3, mask))
+
+
+def test_order_and_last() -> None:
+    log: list[str] = []
+    patches = [Recorder("outer", log), Recorder("inner", log)]
+    q = joined()
+    attention(q, q, q, 3, transformer_options=options(PatchStack(patches)))
+    assert log == ["outer", "inner"]
+    assert not patches[0].seen[0][0].last and patches[1].seen[0][0].last
+
+
+def test_with_bias_adds_for_what_follows_only() -> None:
+    q, k, v = joined(), joined(1), joined(2)
+    own = torch.randn(1, 1, 6, 6, generator=torch.Generator().manual_seed(3))
+
+    def biased(attend: Attend, q: Tensor, k: Tensor, v: Tensor, site: AttentionSite) -> Tensor:
+        return attend.with_bias(own if attend.bias is None else attend.bias + own)(q, k, v, site)
+
+    inner = Recorder()
+    out = attention(q, k, v, 3, transformer_options=options(PatchStack([biased, biased, inner])))
+    assert torch.equal(inner.seen[0][0].bias, own + own)
+    assert torch.equal(out, attention(q, k, v, 3, own + own))
+
+
+def test_patch_may_call_more_than_once_or_never() -> None:
+    q, k, v = joined(), joined(1), joined(2)
+
+    def twice(attend: Attend, q: Tensor, k: Tensor, v: Tensor, site: AttentionSite) -> Tensor:
+        return attend(q, k, v, site) + attend(q, k, 2 * v, site)
+
+    def never(attend: Attend, q: Tensor, k: Tensor, v: Tensor, site: AttentionSite) -> Tensor:
+        return v
+
+    out = attention(q, k, v, 3, transformer_options=options(PatchStack([twice])))
+    torch.testing.assert_close(out, 3 * attention(q, k, v, 3))
+    assert torch.equal(attention(q, k, v, 3, transformer_options=options(PatchStack([never]))), v)
+
+
+def test_no_site_or_no_acting_patch_leaves_the_arguments_alone() -> None:
+    class Idle(Recorder):
+        def acts_at(self, site: AttentionSite) -> bool:
+            return False
+
+    calls = []
+
+    def func(*args: Any, **kwargs: Any) -> str:
+        calls.append((args, kwargs))
+        return "result"
+
+    for patch, site in ((Recorder(), None), (Idle(), SITE)):
+        given = {"mask": None, "transformer_options": {SITE_KEY: site}, "other": 5}
+        assert PatchStack([patch]).override(func, "q", "k", "v", 3, **given) == "result"
+        assert calls.pop() == (("q", "k", "v", 3), given)
+        assert not patch.seen
+    assert PatchStack([Recorder()]).override(func, "q", "k", "v", 3) == "result"
+
+
+def test_previous_override_is_called_in_place_of_the_function() -> None:
+    q, k, v = joined(), joined(1), joined(2)
+    seen = []
+
+    def previous(func: Any, *args: Any, **kwargs: Any) -> Tensor:
+        seen.append(kwargs)
+        return func(*args, **kwargs) + 1.0
+
+    patch = Recorder()
+    stack = PatchStack([patch]).chain(previous)
+    given = options(stack)
+    expected = attention(q, k, v, 3) + 1.0
+    assert torch.equal(attention(q, k, v, 3, transformer_options=given), expected)
+    assert not patch.seen[0][0].last
+    assert seen[0]["transformer_options"] is given and seen[0]["skip_reshape"]
+    # Without a site the call goes straight to it.
+    assert torch.equal(attention(q, k, v, 3, transformer_options=options(stack, None)), expected)
+
+
+def test_foreign_override_installed_later_may_call_ours() -> None:
+    q, k, v = joined(), joined(1), joined(2)
+    log: list[str] = []
+    ours = PatchStack([Recorder("ours", log)])
+
+    def later(func: Any, *args: Any, **kwargs: Any) -> Tensor:
+        log.append("later")
+        return ours.override(func, *args, **kwargs) * 2.0
+
+    given = {"optimized_attention_override": later, SITE_KEY: SITE}
+    assert torch.equal(attention(q, k, v, 3, transformer_options=given), 2.0 * attention(q, k, v, 3))
+    assert log == ["later", "ours"]
+
+
+def test_function_that_joins_heads_all_the_same() -> None:
+    def stubborn(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None, **kwargs: Any) -> Tensor:
+        assert kwargs["skip_reshape"] and kwargs["skip_output_reshape"]
+        return torch_attention(q, k, v, heads, mask, skip_reshape=True)
+
+    q, k, v = joined(), joined(1), joined(2)
+    out = PatchStack([Recorder()]).override(stubborn, q, k, v, 3, transformer_options={SITE_KEY: SITE})
+    assert torch.equal(out, attention(q, k, v, 3))
+
+
+def test_deepcopy_shares_the_stack() -> None:
+    stack = PatchStack([Recorder()])
+    assert copy.deepcopy(stack) is stack
+    copied = copy.deepcopy({"transformer_options": {"optimized_attention_override": stack.override}})
+    assert copied["transformer_options"]["optimized_attention_override"].__self__ is stack
+
+
+def test_release_reaches_patches_that_keep_something() -> None:
+    class Keeper(Recorder):
+        released = 0
+
+        def release(self) -> None:
+            self.released += 1
+
+    keeper = Keeper()
+    PatchStack([keeper, Recorder()]).release()
+    assert keeper.released == 1
+
+
+def test_wrong_calls_say_what_is_missing() -> None:
+    stack = PatchStack([Recorder()])
+    with pytest.raises(TypeError, match="lacks v, heads"):
+        stack.override(torch_attention, joined(), joined(), transformer_options={SITE_KEY: SITE})
+    with pytest.raises(TypeError, match="at most 8 positional arguments"):
+        stack.override(torch_attention, *([None] * 9), transformer_options={SITE_KEY: SITE})
