@@ -1,0 +1,191 @@
+"""Mask-Guided Video from a shell: ``python cli.py refine --prompt ... --object ...``."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from bootstrap import PACKAGE_NAME, ROOT, import_package
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+CANCELLED = 130
+WRONG_INPUT = 2
+
+
+class StageBars:
+    """One progress bar per stage of a run, on standard error."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.quiet = quiet
+        self.stage = ""
+        self.bar: tqdm | None = None
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Show ``done`` of ``total`` for a stage; a new stage gets a new bar."""
+        from tqdm import tqdm
+
+        if self.quiet:
+            return
+        if stage != self.stage or self.bar is None:
+            self.close()
+            self.stage = stage
+            self.bar = tqdm(desc=f"{stage:>14}", bar_format="{desc} {bar:30} {n_fmt}/{total_fmt} {elapsed}", leave=True)
+        self.bar.total = total
+        self.bar.n = done
+        self.bar.refresh()
+
+    def close(self) -> None:
+        """End the current bar."""
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+    def __enter__(self) -> StageBars:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def module(name: str) -> Any:
+    """Import a module of the package, which gets its fixed name first."""
+    import_package()
+    return importlib.import_module(f"{PACKAGE_NAME}.{name}")
+
+
+def script_names(kind: str) -> list[str]:
+    """``training/train_detector.py`` is ``detector`` of the kind ``train``."""
+    return sorted(path.stem[len(kind) + 1 :] for path in (ROOT / "training").glob(f"{kind}_*.py"))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line; defaults that are None are the recipe's own."""
+    parser = argparse.ArgumentParser(prog="cli.py", description="Mask-Guided Video from a shell.")
+    parser.add_argument("--debug", action="store_true", help="show where an error came from")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    add_refine(commands.add_parser("refine", help="make a film, find its objects, make it again guided by their masks"))
+    for kind, words in (("train", "train a Toybox model"), ("evaluate", "measure a Toybox model")):
+        script = commands.add_parser(kind, help=words, add_help=False)
+        script.add_argument("name", help=f"one of: {', '.join(script_names(kind)) or 'none yet'}")
+        script.add_argument("arguments", nargs=argparse.REMAINDER, help="for the script; --help lists them")
+    return parser
+
+
+def add_refine(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``refine``."""
+    what = parser.add_argument_group("what to make")
+    what.add_argument("--prompt", required=True, help="of both films")
+    what.add_argument(
+        "--object", required=True, action="append", dest="phrases", metavar="PHRASE",
+        help="words of the prompt that name an object to find and guide; give it once per object",
+    )  # fmt: skip
+    what.add_argument("--negative-prompt", metavar="TEXT", help="of both films (default: empty)")
+    what.add_argument("--model", default="toybox", help="set of models (default: toybox, the tiny demo models)")
+    what.add_argument("--seed", type=int, help="of the noise (default: 0)")
+    what.add_argument("--frames", type=int, help="length (default: the model's native length)")
+    what.add_argument("--height", type=int, help="in pixels (default: the model's)")
+    what.add_argument("--width", type=int, help="in pixels (default: the model's)")
+    what.add_argument("--steps", type=int, help="sampling steps (default: 25)")
+    what.add_argument("--cfg", type=float, help="classifier-free guidance scale (default: 4)")
+    what.add_argument("--sampler", help="ddim or euler (default: ddim)")
+    guide = parser.add_argument_group("guidance")
+    guide.add_argument("--mode", help="focus, focus_fg, separate or cross_text (default: focus_fg)")
+    guide.add_argument("--strength", type=float, help="0 (none) upwards (default: the mode's own)")
+    guide.add_argument("--start-percent", type=float, help="of the schedule, guidance begins (default: 0)")
+    guide.add_argument("--end-percent", type=float, help="of the schedule, guidance ends (default: 0.52)")
+    guide.add_argument("--blocks", help="all, or a comma list such as mid,up (default: all)")
+    guide.add_argument("--hard", action="store_true", default=None, help="cut the masks at one half")
+    guide.add_argument("--masks", type=Path, metavar="FILE", help="your own guide masks (.npy, .png or a film)")
+    guide.add_argument("--grow", type=int, metavar="PIXELS", help="grow the found masks (below 0: shrink)")
+    guide.add_argument("--box-threshold", type=float, help="of the detector (default: 0.35)")
+    guide.add_argument("--text-threshold", type=float, help="of the detector (default: 0.25)")
+    second = parser.add_argument_group("the second film")
+    second.add_argument("--regenerate", help="same_noise, fresh or refine (default: same_noise)")
+    second.add_argument("--refine-strength", type=float, help="for refine: 0 the first film .. 1 all noise (0.6)")
+    second.add_argument(
+        "--background-lock", action="store_true", default=None, help="keep the first film outside of the objects"
+    )
+    parser.add_argument("--out", type=Path, default=Path("output"), metavar="FOLDER", help="default: output")
+    parser.add_argument("--device", help="cpu, cuda ... (default: the models choose)")
+    parser.add_argument("--fps", type=float, default=8.0, help="of the films (default: 8)")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+
+
+NOT_SETTINGS = {"command", "debug", "model", "masks", "out", "device", "fps", "quiet"}
+
+
+def refine(options: argparse.Namespace) -> int:
+    """Run Mask Refine and write its films, sheet and report."""
+    given = {key: value for key, value in vars(options).items() if key not in NOT_SETTINGS and value is not None}
+    given["phrases"] = tuple(given["phrases"])
+    settings = module("recipes.mask_refine_settings").MaskRefineSettings(**given)
+    if not 0.0 < options.fps <= 1000.0:
+        raise ValueError(f"fps is {options.fps:g}; give a value above 0, up to 1000.")
+    masks = module("recipes.given_masks").read_masks(options.masks) if options.masks else None
+    files = module("recipes.mask_refine_files")
+    with module("recipes.files").staged_folder(options.out) as stage:
+        models = load_models(options.model, options.device)
+        with StageBars(options.quiet) as bars:
+            result = module("recipes.mask_refine").mask_refine(
+                models.model, models.detector, models.tracker, settings, masks, bars
+            )
+        result.report["model"] = models.name
+        files.write_mask_refine(stage, result, options.fps)
+    write("\n" + module("recipes.report").summary(result.report) + "\n\n")
+    for name in files.FILES:
+        write(f"{(options.out / name).resolve()}\n")
+    return 0
+
+
+def load_models(name: str, device: str | None) -> Any:
+    """Load a set of models; what is wrong with their files becomes one kind of error."""
+    try:
+        return module("recipes.model_sets").load_model_set(name, device)
+    except (OSError, RuntimeError) as error:
+        raise ValueError(f"the models of {name!r} cannot be loaded: {error}") from error
+
+
+def run_script(kind: str, name: str, arguments: Sequence[str]) -> int:
+    """Run ``main(arguments)`` of a script in training/."""
+    known = script_names(kind)
+    if name not in known:
+        raise ValueError(f"there is nothing named {name!r} to {kind}; choose one of {', '.join(known) or 'none yet'}.")
+    return int(module(f"training.{kind}_{name}").main(list(arguments)) or 0)
+
+
+def write(text: str) -> None:
+    """To standard output."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status: 0 done, 2 wrong input, 130 cancelled."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    options = build_parser().parse_args(arguments)
+    try:
+        if options.command == "refine":
+            return refine(options)
+        return run_script(options.command, options.name, options.arguments)
+    except KeyboardInterrupt:
+        sys.stderr.write("\ncancelled; nothing was written.\n")
+        return CANCELLED
+    except (ValueError, OSError) as error:
+        if options.debug:
+            raise
+        sys.stderr.write(f"cli.py: {' '.join(str(error).split())}\n")
+        return WRONG_INPUT
+
+
+if __name__ == "__main__":
+    sys.exit(main())
