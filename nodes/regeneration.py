@@ -32,7 +32,7 @@ class Regenerate(io.ComfyNode):
                 io.Model.Input("model", tooltip="The guided model, from Patch Attention."),
                 io.Conditioning.Input("positive", tooltip="What the film shall show; usually that of the first film."),
                 io.Conditioning.Input("negative", tooltip="What it shall not show."),
-                io.Noise.Input("noise", tooltip="The noise of the first film. Used by same_noise and refine."),
+                io.Noise.Input("noise", tooltip="The noise of the first film. Used by same_noise."),
                 io.Latent.Input(
                     "latent", tooltip="The first film's latents: size for all modes, content for refine and the lock."
                 ),
@@ -41,13 +41,13 @@ class Regenerate(io.ComfyNode):
                     options=list(MODES),
                     default="same_noise",
                     tooltip="same_noise: the first film's noise. refine: the first film, noised again by strength. fresh: "
-                    "new noise from the seed.",
+                    "new noise alone.",
                 ),
                 io.Int.Input(
                     "seed",
                     default=0,
                     control_after_generate=True,
-                    tooltip="fresh: seed of the new noise.",
+                    tooltip="fresh and refine: seed of the new noise.",
                     **SEED_RANGE,
                 ),
                 *sampling_inputs(),
@@ -56,7 +56,7 @@ class Regenerate(io.ComfyNode):
                     default=0.6,
                     min=0.0,
                     max=1.0,
-                    tooltip="refine: how much may change. 0: the first film comes back, 1: as same_noise.",
+                    tooltip="refine: how much may change. 0: the first film comes back, 1: as fresh.",
                     **display_range(0.01),
                 ),
                 io.Boolean.Input(
@@ -116,7 +116,7 @@ class Regenerate(io.ComfyNode):
         start.pop("noise_mask", None)
         if background_lock:
             start["noise_mask"] = free_region(mask, samples, lock_grow, lock_blur)
-        if mode == "fresh":
+        if mode != "same_noise":
             noise = SeededVideoNoise(seed, "plain", 16, 4, 0.0)
         settings = SamplerSettings(steps, cfg, sampler_name, scheduler, strength if mode == "refine" else 1.0)
         result = sample_film(model, positive, negative, noise, start, settings)
