@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from .boxes import Box, Detections, iou
+from .boxes import Box, Detections, interpolate_box, iou
 
 # Two boxes further apart than this many of their own sizes are never the same object in neighbouring frames.
 REACH = 1.0
@@ -120,3 +120,40 @@ def keep_tracks(tracks: Sequence[BoxTrack], minimum_seen: int, max_objects: int 
         chosen = sorted(kept, key=lambda track: -strength[track.identity])[:max_objects]
         kept = [track for track in kept if track in chosen]
     return kept
+
+
+def fill_order(tracks: Sequence[BoxTrack], frames: int, max_gap: int, extend: int) -> list[list[int]]:
+    """Per track, the unseen frames that are to be filled, in order of distance from what is known.
+
+    Inner gaps of up to ``max_gap`` frames are filled, and up to ``extend`` frames at both ends.
+    """
+    orders = []
+    for track in tracks:
+        seen = sorted(track.boxes)
+        distance: dict[int, int] = {}
+        for first, second in zip(seen, seen[1:], strict=False):
+            if second - first - 1 <= max_gap:
+                distance.update({frame: min(frame - first, second - frame) for frame in range(first + 1, second)})
+        for frame in range(max(0, seen[0] - extend), seen[0]):
+            distance[frame] = seen[0] - frame
+        for frame in range(seen[-1] + 1, min(frames, seen[-1] + extend + 1)):
+            distance[frame] = frame - seen[-1]
+        orders.append(sorted(distance, key=lambda frame: (distance[frame], frame)))
+    return orders
+
+
+def neighbours_of(frame: int, known: Iterable[int]) -> list[int]:
+    """The nearest known frame before and the nearest after, as far as there are."""
+    known = list(known)
+    before = [other for other in known if other < frame]
+    after = [other for other in known if other > frame]
+    return ([max(before)] if before else []) + ([min(after)] if after else [])
+
+
+def guess_box(known: dict[int, Box], frame: int) -> Box:
+    """Box at an unseen frame: between its neighbours, or carried on at constant speed beyond the last one."""
+    near = neighbours_of(frame, known)
+    if len(near) == 2:
+        first, second = near
+        return interpolate_box(known[first], known[second], (frame - first) / (second - first))
+    return extrapolate(known, frame)

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from .association import BoxTrack, associate, extrapolate, keep_tracks
-from .boxes import Box, Detections, Progress, clamp_box, interpolate_box
+from .association import BoxTrack, associate, fill_order, guess_box, keep_tracks, neighbours_of
+from .boxes import Box, Detections, Progress, clamp_box
 from .frames import as_bytes, check_frames
 from .loading import load_model_folder, load_processor
+from .mask_shapes import box_of_mask, enlarge, mask_iou, moved_shape
 from .sam_format import sam_model_from_file
 from .tracks import Tracks
 
@@ -31,6 +31,8 @@ class TrackSettings:
         max_gap: frames, at least 0: an object unseen for no longer keeps its number, and the gap is filled.
         extend: frames, at least 0: how far an object is carried before its first and after its last sighting.
         minimum_seen: frames, at least 1: objects seen in fewer are dropped (in clips shorter than 4 frames none is).
+        duplicate_iou: 0..1: of two objects whose masks overlap more than this in most frames that they share, the surer
+            one stays (two boxes or two phrases for one thing); 1 keeps both.
         max_objects: at least 1, the most often and most surely seen ones are kept; None keeps all.
         soft: keep the soft edge of the masks instead of cutting at one half.
     """
@@ -38,6 +40,7 @@ class TrackSettings:
     max_gap: int = 8
     extend: int = 2
     minimum_seen: int = 2
+    duplicate_iou: float = 0.75
     max_objects: int | None = None
     soft: bool = False
 
@@ -45,6 +48,8 @@ class TrackSettings:
         for name, least in (("max_gap", 0), ("extend", 0), ("minimum_seen", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; choose {least} or more.")
+        if not 0.0 <= self.duplicate_iou <= 1.0:
+            raise ValueError(f"duplicate_iou is {self.duplicate_iou}; choose a number from 0 to 1.")
         if self.max_objects is not None and self.max_objects < 1:
             raise ValueError(f"max_objects is {self.max_objects}; choose 1 or more, or None for all.")
 
@@ -101,20 +106,26 @@ class SamTracker:
         if not tracks:
             return Tracks.empty(count, height, width)
 
-        canvas = _Canvas.blank(len(tracks), count, height, width)
         seen = _Requests()
         for number, track in enumerate(tracks):
             for frame, box in track.boxes.items():
                 seen.add(frame, number, box)
-        counter = _Counter(
-            progress, len(seen.frames()) + sum(len(steps) for steps in fill_order(tracks, count, settings))
-        )
-        for (frame, number), (mask, score) in self._segment(frames, seen, settings.soft, counter).items():
-            canvas.put(number, frame, mask, min(score, tracks[number].boxes[frame].score), missed=False)
+        gaps = fill_order(tracks, count, settings.max_gap, settings.extend)
+        counter = _Counter(progress, len(seen.frames()) + sum(len(steps) for steps in gaps))
+        found = self._segment(frames, seen, settings.soft, counter)
+        kept = distinct_objects(tracks, found, settings.duplicate_iou)
+        canvas = _Canvas.blank(len(kept), count, height, width)
+        for place, number in enumerate(kept):
+            for frame, box in tracks[number].boxes.items():
+                mask, score = found[frame, number]
+                # A box in which SAM sees nothing is no sighting.
+                if mask.any():
+                    canvas.put(place, frame, mask, min(score, box.score), missed=False)
+        tracks = [tracks[number] for number in kept]
         self._fill(frames, tracks, canvas, settings, counter)
         return Tracks(
             canvas.masks,
-            tuple(track.identity for track in tracks),
+            tuple(range(1, len(tracks) + 1)),
             tuple(track.label for track in tracks),
             canvas.scores,
             canvas.misses,
@@ -226,18 +237,17 @@ class SamTracker:
     ) -> None:
         """Make masks for frames in which an object was not seen, nearest to a sighting first."""
         height, width = frames.shape[1:3]
-        for number, (track, steps) in enumerate(zip(tracks, fill_order(tracks, len(frames), settings), strict=True)):
+        for number, (track, steps) in enumerate(
+            zip(tracks, fill_order(tracks, len(frames), settings.max_gap, settings.extend), strict=True)
+        ):
             known = dict(track.boxes)
             for frame in steps:
-                before = [other for other in known if other < frame]
-                after = [other for other in known if other > frame]
-                guess = _guess_box(known, before, after, frame)
+                guess = guess_box(known, frame)
                 box = clamp_box(guess, height, width)
                 if box is None:
                     counter.step(1)
                     continue
-                neighbours = [max(before)] if before else []
-                neighbours += [min(after)] if after else []
+                neighbours = neighbours_of(frame, known)
                 shape = moved_shape(
                     [canvas.masks[number, other] for other in neighbours],
                     [known[other] for other in neighbours],
@@ -247,7 +257,7 @@ class SamTracker:
                 request = _Requests()
                 request.add(frame, number, box)
                 mask, score = self._segment(frames, request, settings.soft, counter)[frame, number]
-                if score < FILL_SCORE or _mask_iou(mask, shape) < FILL_LIKENESS:
+                if score < FILL_SCORE or mask_iou(mask, shape) < FILL_LIKENESS:
                     mask = shape
                 canvas.put(number, frame, mask, 0.0, missed=True)
                 # What was found there guides the next frame; an empty mask guides nowhere.
@@ -321,87 +331,28 @@ class _Canvas:
         self.misses[number, frame] = missed
 
 
-def fill_order(tracks: Sequence[BoxTrack], frames: int, settings: TrackSettings) -> list[list[int]]:
-    """Per track, the unseen frames that are to be filled, in order of distance from what is known.
-
-    Inner gaps of up to ``max_gap`` frames are filled, and up to ``extend`` frames at both ends.
-    """
-    orders = []
-    for track in tracks:
-        seen = sorted(track.boxes)
-        distance: dict[int, int] = {}
-        for first, second in zip(seen, seen[1:], strict=False):
-            if second - first - 1 <= settings.max_gap:
-                distance.update({frame: min(frame - first, second - frame) for frame in range(first + 1, second)})
-        for frame in range(max(0, seen[0] - settings.extend), seen[0]):
-            distance[frame] = seen[0] - frame
-        for frame in range(seen[-1] + 1, min(frames, seen[-1] + settings.extend + 1)):
-            distance[frame] = frame - seen[-1]
-        orders.append(sorted(distance, key=lambda frame: (distance[frame], frame)))
-    return orders
-
-
-def enlarge(logits: Tensor, padded: int, reshaped: Sequence[int], original: Sequence[int]) -> Tensor:
-    """Bring mask logits to frame size the way SAM does: to the padded square, cut, to the frame.
+def distinct_objects(
+    tracks: Sequence[BoxTrack], found: dict[tuple[int, int], tuple[Tensor, float]], threshold: float
+) -> list[int]:
+    """Positions of the tracks that remain when every thing is kept once, in their order.
 
     Args:
-        logits: float [N, h, w].
-        padded: side of the model's square input in pixels.
-        reshaped: (height, width) of the picture inside that square.
-        original: (height, width) of the frame.
-
-    Returns:
-        float [N, H, W].
+        tracks: in order.
+        found: mask (uint8 [H, W]) and score by (frame, position of the track).
+        threshold: see ``TrackSettings.duplicate_iou``.
     """
-    square = functional.interpolate(logits[None], (padded, padded), mode="bilinear", align_corners=False)
-    cut = square[..., : reshaped[0], : reshaped[1]]
-    return functional.interpolate(cut, tuple(original), mode="bilinear", align_corners=False)[0]
-
-
-def box_of_mask(mask: Tensor, label: str = "") -> Box | None:
-    """Tight box around a mask (uint8 0..255 or float 0..1, [H, W]), None when it is empty."""
-    inside = mask > (127 if mask.dtype == torch.uint8 else 0.5)
-    rows, columns = inside.any(1).nonzero().flatten(), inside.any(0).nonzero().flatten()
-    if len(rows) == 0:
-        return None
-    return Box.from_corners(int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1, label)
-
-
-def moved_shape(masks: Sequence[Tensor], boxes: Sequence[Box], distances: Sequence[int], target: Box) -> Tensor:
-    """Neighbouring masks moved and stretched from their boxes to another box, blended by nearness.
-
-    Args:
-        masks: one or two, uint8 [H, W].
-        boxes: of those masks.
-        distances: in frames, at least 1 each.
-        target: box of the wanted mask.
-
-    Returns:
-        uint8 [H, W], 0 or 255.
-    """
-    height, width = masks[0].shape
-    y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
-    blended = torch.zeros(height, width)
-    weights = [1.0 / distance for distance in distances]
-    for mask, box, weight in zip(masks, boxes, weights, strict=True):
-        source_x = (x - target.x) / target.width * box.width + box.x
-        source_y = (y - target.y) / target.height * box.height + box.y
-        grid = torch.stack([source_x / width * 2 - 1, source_y / height * 2 - 1], dim=-1)
-        moved = functional.grid_sample(mask[None, None].float() / 255, grid[None], align_corners=False)[0, 0]
-        blended += moved * (weight / sum(weights))
-    return ((blended > 0.5) * 255).to(torch.uint8)
-
-
-def _guess_box(known: dict[int, Box], before: list[int], after: list[int], frame: int) -> Box:
-    if before and after:
-        first, second = max(before), min(after)
-        return interpolate_box(known[first], known[second], (frame - first) / (second - first))
-    return extrapolate(known, frame)
-
-
-def _mask_iou(first: Tensor, second: Tensor) -> float:
-    a, b = first > 127, second > 127
-    return float((a & b).sum() / (a | b).sum().clamp(min=1))
+    sureness = [sum(box.score for box in track.boxes.values()) for track in tracks]
+    kept: list[int] = []
+    for number in sorted(range(len(tracks)), key=lambda index: -sureness[index]):
+        frames = tracks[number].boxes.keys()
+        for other in kept:
+            shared = frames & tracks[other].boxes.keys()
+            alike = [mask_iou(found[frame, number][0], found[frame, other][0]) > threshold for frame in shared]
+            if alike and 2 * sum(alike) > len(alike):
+                break
+        else:
+            kept.append(number)
+    return sorted(kept)
 
 
 def load_sam(

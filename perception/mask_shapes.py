@@ -1,0 +1,68 @@
+"""Small geometry on masks: size, boxes, moved shapes, overlap."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as functional
+from torch import Tensor
+
+from .boxes import Box
+
+
+def enlarge(logits: Tensor, padded: int, reshaped: Sequence[int], original: Sequence[int]) -> Tensor:
+    """Bring mask logits to frame size the way SAM does: to the padded square, cut, to the frame.
+
+    Args:
+        logits: float [N, h, w].
+        padded: side of the model's square input in pixels.
+        reshaped: (height, width) of the picture inside that square.
+        original: (height, width) of the frame.
+
+    Returns:
+        float [N, H, W].
+    """
+    square = functional.interpolate(logits[None], (padded, padded), mode="bilinear", align_corners=False)
+    cut = square[..., : reshaped[0], : reshaped[1]]
+    return functional.interpolate(cut, tuple(original), mode="bilinear", align_corners=False)[0]
+
+
+def box_of_mask(mask: Tensor, label: str = "") -> Box | None:
+    """Tight box around a mask (uint8 0..255 or float 0..1, [H, W]), None when it is empty."""
+    inside = mask > (127 if mask.dtype == torch.uint8 else 0.5)
+    rows, columns = inside.any(1).nonzero().flatten(), inside.any(0).nonzero().flatten()
+    if len(rows) == 0:
+        return None
+    return Box.from_corners(int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1, label)
+
+
+def moved_shape(masks: Sequence[Tensor], boxes: Sequence[Box], distances: Sequence[int], target: Box) -> Tensor:
+    """Neighbouring masks moved and stretched from their boxes to another box, blended by nearness.
+
+    Args:
+        masks: one or two, uint8 [H, W].
+        boxes: of those masks.
+        distances: in frames, at least 1 each.
+        target: box of the wanted mask.
+
+    Returns:
+        uint8 [H, W], 0 or 255.
+    """
+    height, width = masks[0].shape
+    y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
+    blended = torch.zeros(height, width)
+    weights = [1.0 / distance for distance in distances]
+    for mask, box, weight in zip(masks, boxes, weights, strict=True):
+        source_x = (x - target.x) / target.width * box.width + box.x
+        source_y = (y - target.y) / target.height * box.height + box.y
+        grid = torch.stack([source_x / width * 2 - 1, source_y / height * 2 - 1], dim=-1)
+        moved = functional.grid_sample(mask[None, None].float() / 255, grid[None], align_corners=False)[0, 0]
+        blended += moved * (weight / sum(weights))
+    return ((blended > 0.5) * 255).to(torch.uint8)
+
+
+def mask_iou(first: Tensor, second: Tensor) -> float:
+    """Intersection over union of two masks of one shape, uint8, cut at one half; 0 for two empty ones."""
+    a, b = first > 127, second > 127
+    return float((a & b).sum() / (a | b).sum().clamp(min=1))
