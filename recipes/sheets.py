@@ -26,12 +26,8 @@ MAX_COLUMNS = 8
 
 
 def with_masks(frames: Tensor, tracks: Tracks, enlargement: int = 1) -> Tensor:
-    """The film enlarged, with the outline and the name of every object: [T, H * e, W * e, 3]."""
-    frames = enlarge(frames.detach().cpu().float(), enlargement)
-    if not tracks.ids:
-        return frames
-    masks = tracks.masks.repeat_interleave(enlargement, 2).repeat_interleave(enlargement, 3)
-    return draw_masks(frames, Tracks(masks, tracks.ids, tracks.labels, tracks.scores, tracks.misses))
+    """The film enlarged, with the outline, number and name of every object: [T, H * e, W * e, 3]."""
+    return draw_masks(frames, tracks, opacity=0.15, enlarge=enlargement)
 
 
 def side_by_side(first: Tensor, second: Tensor, tracks: Tracks) -> Tensor:
