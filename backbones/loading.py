@@ -10,11 +10,10 @@ from typing import Any
 
 from ..video_models.lavie_config import LaVieConfig
 from ..video_models.lavie_files import infer_config, unet_state
+from ..video_models.toybox import TOYBOX_FOLDER
 from .lavie import native_model
 from .native_text import native_clip
 from .native_vae import diffusers_vae, framewise_vae
-
-TOYBOX_FOLDER = Path(__file__).resolve().parent.parent / "toybox" / "text_to_video"
 
 
 def load_native_toybox(folder: Path = TOYBOX_FOLDER) -> tuple[Any, Any, Any]:

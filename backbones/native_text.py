@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..attention_patches.text_spans import TextSpans, find_token_spans
+from ..video_models.text_encoding import encode_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ def _encoder_class() -> type:
     from comfy.sd1_clip import ClipTokenWeightEncoder
 
     class NativeTextEncoder(nn.Module, ClipTokenWeightEncoder):
-        """Encodes padded token ids; padding is masked out of the encoder's attention."""
+        """Encodes padded token ids exactly as the stand-alone model does."""
 
         def __init__(self, encoder: nn.Module, empty: list[int], pad: int, **_: Any) -> None:
             super().__init__()
@@ -77,8 +78,7 @@ def _encoder_class() -> type:
 
         def encode(self, tokens: list[list[int]]) -> tuple[Tensor, None]:
             ids = torch.tensor(tokens, device=next(self.transformer.parameters()).device)
-            mask = ids != self.special_tokens["pad"]
-            return self.transformer(input_ids=ids, attention_mask=mask).last_hidden_state.float(), None
+            return encode_tokens(self.transformer, ids, self.special_tokens["pad"]).float(), None
 
         def encode_token_weights(self, token_weight_pairs: dict[str, Any]) -> Any:
             return ClipTokenWeightEncoder.encode_token_weights(self, token_weight_pairs[ENCODER_NAME])

@@ -300,6 +300,25 @@ def refinement_inputs() -> list[io.Input]:
             step=2,
             tooltip="Median over this many frames (odd): removes flicker. 1: off; too many frames blur the motion.",
         ),
+        io.Float.Input(
+            "hysteresis_low",
+            default=0.0,
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            round=0.01,
+            tooltip="With hysteresis_high: pixels above it stay when they touch, in space or time, pixels above the high "
+            "one. At most hysteresis_high.",
+        ),
+        io.Float.Input(
+            "hysteresis_high",
+            default=0.0,
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            round=0.01,
+            tooltip="Pixels above it are surely inside. 0: no hysteresis; 0.5 with low 0.2 cleans soft masks.",
+        ),
         io.Int.Input(
             "grow",
             default=0,

@@ -1,0 +1,175 @@
+"""The recipes' ``VideoModel`` over a ComfyUI MODEL, CLIP and VAE."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..attention_patches.stack import Patch
+from ..attention_patches.text_spans import TextSpans
+from ..video_models.background_lock import BackgroundLock
+from ..video_models.noise import plain_noise
+from ..video_models.video_model import VideoGeometry
+from .native_text import token_spans
+from .registry import install_patches, require_supported
+
+SampleCallback = Callable[[int, int, Tensor], None]
+# Names of the samplers of the protocol, in ComfyUI.
+SAMPLERS = {"ddim": "ddim", "euler": "euler"}
+LOCK_KEY = "mask_guided_video_lock"
+
+
+@dataclass(frozen=True, eq=False)
+class ComfyPrompt:
+    """An encoded prompt.
+
+    Attributes:
+        prompt: in words.
+        conditioning: ComfyUI's CONDITIONING.
+    """
+
+    prompt: str
+    conditioning: list[Any]
+
+    @property
+    def embedding(self) -> Tensor:
+        """[1, L, C]."""
+        return self.conditioning[0][0]
+
+
+class ComfyVideoModel:
+    """A text-to-video model whose parts belong to ComfyUI: memory, devices and sampling are the host's.
+
+    Latents are scaled as the U-Net sees them, as everywhere in the protocol; ComfyUI's own are raw.
+
+    Args:
+        model: ``ModelPatcher``.
+        clip: CLIP.
+        vae: VAE.
+        width, height: native size of films in pixels.
+
+    Raises:
+        ValueError: if the model's attention sites are not known.
+    """
+
+    def __init__(self, model: Any, clip: Any, vae: Any, width: int = 64, height: int = 64) -> None:
+        config = require_supported(model).config
+        self.model = model
+        self.clip = clip
+        self.vae = vae
+        self.geometry = VideoGeometry(
+            spatial_factor=vae.spacial_compression_encode(),
+            temporal_factor=vae.temporal_compression_decode() or 1,
+            channels=vae.latent_channels,
+            native_frames=config.native_frames,
+            width=width,
+            height=height,
+        )
+
+    def encode_prompt(self, prompt: str) -> ComfyPrompt:
+        """Encode a prompt, which may be empty."""
+        return ComfyPrompt(prompt, self.clip.encode_from_tokens_scheduled(self.clip.tokenize(prompt)))
+
+    def token_spans(self, prompt: str, phrases: Sequence[str]) -> TextSpans:
+        """Where each phrase stands in the prompt's tokens; ValueError if one does not."""
+        return token_spans(self.clip, prompt, phrases)
+
+    def encode(self, frames: Tensor) -> Tensor:
+        """Frames [T, H, W, 3] to latents [1, C, T, h, w]."""
+        return self.model.model.process_latent_in(self.vae.encode(frames[..., :3]))
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents [1, C, T, h, w] to frames [T, H, W, 3]."""
+        return self.vae.decode(self.model.model.process_latent_out(latents))[0]
+
+    def noise(self, frames: int, height: int, width: int, seed: int, batch: int = 1) -> Tensor:
+        """Unit starting noise [B, C, T, h, w], as ComfyUI's samplers draw it."""
+        factor = self.geometry.spatial_factor
+        size = (batch, self.geometry.channels, frames, height // factor, width // factor)
+        return plain_noise(size, torch.Generator("cpu").manual_seed(seed))
+
+    def sample(
+        self,
+        noise: Tensor,
+        positive: ComfyPrompt,
+        negative: ComfyPrompt,
+        *,
+        steps: int = 25,
+        cfg: float = 4.0,
+        seed: int = 0,
+        patches: Sequence[Patch] = (),
+        start_percent: float = 0.0,
+        latents: Tensor | None = None,
+        sampler: str = "ddim",
+        background_lock: BackgroundLock | None = None,
+        callback: SampleCallback | None = None,
+    ) -> Tensor:
+        """Denoise to clean latents; arguments as in ``recipes.protocols.VideoModel``.
+
+        The model itself is not touched: patches and lock live in a clone.
+
+        Raises:
+            ValueError: an unknown sampler, or a later start without latents.
+        """
+        import comfy.sample
+        import comfy.samplers
+
+        if sampler not in SAMPLERS:
+            raise ValueError(f"sampler is {sampler!r}; choose one of {', '.join(SAMPLERS)}.")
+        if start_percent > 0.0 and latents is None:
+            raise ValueError(f"start_percent is {start_percent} but there are no latents to start from; give them.")
+        model = install_patches(self.model, patches)
+        sampling = model.get_model_object("model_sampling")
+        sigmas = comfy.samplers.calculate_sigmas(sampling, "ddim_uniform", steps)
+        if start_percent > 0.0:
+            sigmas = _later(sigmas, sampling, start_percent)
+        if background_lock is not None:
+            _install_lock(model, background_lock, noise)
+        start = torch.zeros_like(noise) if latents is None else model.model.process_latent_out(latents.expand_as(noise))
+
+        def report(step: int, denoised: Tensor, _: Tensor, total: int) -> None:
+            if callback is not None:
+                callback(step + 1, total, denoised)
+
+        raw = comfy.sample.sample_custom(
+            model,
+            noise,
+            cfg,
+            comfy.samplers.sampler_object(SAMPLERS[sampler]),
+            sigmas,
+            positive.conditioning,
+            negative.conditioning,
+            start,
+            callback=report,
+            disable_pbar=True,
+            seed=seed,
+        )
+        return model.model.process_latent_in(raw)
+
+
+def _later(sigmas: Tensor, sampling: Any, start_percent: float) -> Tensor:
+    """The part of a schedule from a progress on; at least its last step."""
+    progress = 1.0 - sampling.timestep(sigmas[:-1]).float() / (sampling.num_timesteps - 1)
+    kept = (progress >= start_percent).nonzero().flatten()
+    first = int(kept[0]) if len(kept) else len(sigmas) - 2
+    return sigmas[first:]
+
+
+def _install_lock(model: Any, lock: BackgroundLock, noise: Tensor) -> None:
+    """Keep the surroundings as the lock says, at every noise level that the model is asked about.
+
+    ``model`` is a clone that belongs to the caller.
+    """
+    from comfy.patcher_extension import WrappersMP
+
+    def wrapper(executor: Any, x: Tensor, timestep: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        sigma = timestep.view(-1, 1, 1, 1, 1).to(x)
+        kept = lock.latents.to(x).expand_as(x)
+        denoised = executor(lock.blend(x, kept + noise.to(x) * sigma), timestep, *args, **kwargs)
+        return lock.blend(denoised, kept)
+
+    model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, LOCK_KEY, wrapper)
