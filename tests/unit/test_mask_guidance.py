@@ -130,7 +130,7 @@ def word_bias(guide: MaskGuidance, own: Tensor, spans: TextSpans, token: int) ->
 def reference(guide: MaskGuidance, site: AttentionSite, qkv: Sequence[Tensor], mask: Tensor | None = None) -> Tensor:
     """The guide's formulas, one batch row and one pair of tokens at a time; masks are on the token grid already."""
     members = shares(guide.masks, guide.hard)[:, list(site.frames)]
-    count, (frames, height, width) = members.shape[0], site.grid
+    count, frames = members.shape[0], site.grid[0]
     folded = {
         "none": members.reshape(count, 1, -1),
         "frames": members.reshape(count, frames, -1),
