@@ -58,6 +58,11 @@ def mask_loss(logits: Tensor, scores: Tensor, truth: Tensor) -> Tensor:
     return each.min(1).values.mean() + 0.2 * each.mean() + error.mean()
 
 
+def full_size(logits: Tensor) -> Tensor:
+    """Mask logits [B, M, 32, 32] at picture size, as SAM's post-processing enlarges them."""
+    return functional.interpolate(logits, (world.SIZE, world.SIZE), mode="bilinear", align_corners=False)
+
+
 def visible_rows(masks: Tensor) -> Tensor:
     """(picture, object) index pairs of the objects large enough to ask for: long [K, 2]."""
     return (masks.sum((-1, -2)) >= SMALLEST_AREA).nonzero()
@@ -76,7 +81,7 @@ def quick_figures(model: torch.nn.Module, pictures: Pictures, spoiled: bool) -> 
         part = slice(start, start + 32)
         output = model(pixel_values=normalize(images[rows[part, 0]]), input_boxes=boxes[part, None])
         best = output.iou_scores[:, 0].argmax(1)
-        found = output.pred_masks[torch.arange(len(best)), 0, best] > 0
+        found = full_size(output.pred_masks[:, 0])[torch.arange(len(best)), best] > 0
         values.append((found & truth[part]).sum((1, 2)) / (found | truth[part]).sum((1, 2)))
     iou = torch.cat(values)
     name = "spoiled" if spoiled else "clean"
@@ -89,7 +94,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--run", type=Path, default=Path("training/runs/segmenter"))
     parser.add_argument("--out", type=Path, default=Path("toybox/segmenter"))
     parser.add_argument("--steps", type=int, default=5000)
-    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--pool", type=int, default=12000, help="pictures drawn before training starts")
     parser.add_argument("--seed", type=int, default=2)
@@ -102,7 +107,7 @@ def main(arguments: list[str]) -> None:
     torch.manual_seed(options.seed)
     model = build_segmenter().to(options.device).train()
     freeze_positions(model)
-    pool = draw_pictures(np.random.default_rng(options.seed), options.pool, "train", pairs=0.5)
+    pool = draw_pictures(np.random.default_rng(options.seed), options.pool, "train", pairs=0.8)
     rows = visible_rows(pool.masks)
     held_out = draw_pictures(np.random.default_rng(10_000 + options.seed), 96, "held_out")
 
@@ -124,7 +129,7 @@ def main(arguments: list[str]) -> None:
             boxes = jitter_boxes(boxes_of_masks(truth), BOX_JITTER, generator)
             prompt["input_boxes"] = boxes[:, None].to(options.device)
         output = model(pixel_values=normalize(images).to(options.device), multimask_output=step % 4 != 3, **prompt)
-        return mask_loss(output.pred_masks[:, 0], output.iou_scores[:, 0], truth.float().to(options.device))
+        return mask_loss(full_size(output.pred_masks[:, 0]), output.iou_scores[:, 0], truth.float().to(options.device))
 
     def evaluate() -> dict[str, float]:
         model.cpu()
