@@ -228,6 +228,9 @@ def _regenerate(
     report: Progress,
 ) -> Tensor:
     settings, options = run.settings, {}
+    if settings.regenerate == "refine" and settings.refine_strength == 0.0:
+        # Nothing to denoise: the first film as it is.
+        return run.model.decode(first_latents)
     if guide is not None and guide.strength > 0.0:
         own = run.model.token_spans(settings.prompt, guide.phrases) if guide.phrases else None
         options["patches"] = (mask_guidance_patch(guide, own),)

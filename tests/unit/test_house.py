@@ -25,11 +25,11 @@ FOLDERS = (
 ALLOWED = {
     "attention_patches": set(),
     "backbones": {"attention_patches", "video_models"},
-    "video_models": {"attention_patches"},
+    "video_models": {"attention_patches", "toybox"},
     "perception": {"attention_patches"},
     "recipes": {"attention_patches", "video_models", "perception"},
     "toybox": set(),
-    "nodes": {"attention_patches", "backbones", "video_models", "perception", "recipes"},
+    "nodes": {"attention_patches", "backbones", "video_models", "perception", "recipes", "toybox"},
     "training": {"attention_patches", "video_models", "perception", "recipes", "toybox"},
 }
 # Folders that run with ComfyUI and may import it; elsewhere the pack works without.
