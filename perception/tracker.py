@@ -31,18 +31,18 @@ class TrackSettings:
         max_gap: frames, at least 0: an object unseen for no longer keeps its number, and the gap is filled.
         extend: frames, at least 0: how far an object is carried before its first and after its last sighting.
         minimum_seen: frames, at least 1: objects seen in fewer are dropped (in clips shorter than 4 frames none is).
-        duplicate_iou: 0..1: of two objects whose masks overlap more than this in most frames that they share, the surer
-            one stays (two boxes or two phrases for one thing); 1 keeps both.
         max_objects: at least 1, the most often and most surely seen ones are kept; None keeps all.
         soft: keep the soft edge of the masks instead of cutting at one half.
+        duplicate_iou: 0..1: of two objects whose masks overlap more than this in most frames that they share, the surer
+            one stays (two boxes or two phrases for one thing); 1 keeps both.
     """
 
     max_gap: int = 8
     extend: int = 2
     minimum_seen: int = 2
-    duplicate_iou: float = 0.75
     max_objects: int | None = None
     soft: bool = False
+    duplicate_iou: float = 0.75
 
     def __post_init__(self) -> None:
         for name, least in (("max_gap", 0), ("extend", 0), ("minimum_seen", 1)):
