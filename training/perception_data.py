@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -45,13 +45,23 @@ def draw_pictures(generator: np.random.Generator, count: int, split: world.Split
     words = []
     for index in range(count):
         scene = _draw_scene(generator, split, pairs)
-        # A still of a random moment, so that every place on every path occurs.
-        clip = world.render(scene, world.NATIVE_FRAMES) if scene.objects else world.render(scene, 1)
-        moment = int(generator.integers(len(clip.frames)))
-        images[index] = torch.from_numpy((clip.frames[moment] * 255).round().astype(np.uint8)).permute(2, 0, 1)
-        masks[index, : len(scene.objects)] = torch.from_numpy(clip.masks[:, moment])
+        # A random moment, so that every place on every path occurs; drawn alone, as the other frames are not needed.
+        moment = int(generator.integers(world.NATIVE_FRAMES))
+        clip = world.render(_still(scene, moment), 1)
+        images[index] = torch.from_numpy((clip.frames[0] * 255).round().astype(np.uint8)).permute(2, 0, 1)
+        masks[index, : len(scene.objects)] = torch.from_numpy(clip.masks[:, 0])
         words.append(tuple((item.colour, item.shape) for item in scene.objects))
     return Pictures(images, masks, tuple(words))
+
+
+def _still(scene: world.Scene, moment: int) -> world.Scene:
+    """The scene with every object held at its place in frame ``moment``."""
+    places = [item.centres(world.NATIVE_FRAMES)[moment] for item in scene.objects]
+    held = [
+        replace(item, motion="still", start=(float(x), float(y)))
+        for item, (x, y) in zip(scene.objects, places, strict=True)
+    ]
+    return replace(scene, objects=tuple(held))
 
 
 def _draw_scene(generator: np.random.Generator, split: world.Split, pairs: float) -> world.Scene:
