@@ -178,7 +178,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return refine(options)
         return run_script(options.command, options.name, options.arguments)
     except KeyboardInterrupt:
-        sys.stderr.write("\ncancelled; nothing was written.\n")
+        sys.stderr.write("\ncli.py: cancelled; no file was left half-written.\n")
         return CANCELLED
     except (ValueError, OSError) as error:
         if options.debug:

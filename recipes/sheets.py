@@ -23,11 +23,18 @@ FAINT = (120, 118, 112)
 MARGIN = 16
 GAP = 6
 MAX_COLUMNS = 8
+# Differences of the films are shown this much brighter.
+CHANGE_GAIN = 3
 
 
 def with_masks(frames: Tensor, tracks: Tracks, enlargement: int = 1) -> Tensor:
     """The film enlarged, with the outline, number and name of every object: [T, H * e, W * e, 3]."""
     return draw_masks(frames, tracks, opacity=0.15, enlarge=enlargement)
+
+
+def with_outlines(frames: Tensor, tracks: Tracks, enlargement: int = 1) -> Tensor:
+    """The film enlarged, with bare outlines: what guided it, laid over what came of it."""
+    return draw_masks(frames, tracks, opacity=0.0, labels=False, enlarge=enlargement)
 
 
 def side_by_side(first: Tensor, second: Tensor, tracks: Tracks) -> Tensor:
@@ -45,14 +52,14 @@ def side_by_side(first: Tensor, second: Tensor, tracks: Tracks) -> Tensor:
     check_frames(second, "frames of the second film")
     factor = shown_enlargement(*first.shape[1:3])
     names = ("first film", "second film, guided by these masks" if tracks.ids else "second film, no guidance")
-    panels = [with_masks(film, tracks, factor) for film in (first, second)]
+    panels = [with_masks(first, tracks, factor), with_outlines(second, tracks, factor)]
     panels = [torch.cat([_caption(name, panel), panel], dim=1) for name, panel in zip(names, panels, strict=True)]
     bar = torch.tensor(BACKGROUND).float().div(255).expand(len(first), panels[0].shape[1], GAP, 3)
     return torch.cat([panels[0], bar, panels[1]], dim=2)
 
 
 def contact_sheet(first: Tensor, second: Tensor, tracks: Tracks, title: str, lines: Sequence[str] = ()) -> Image.Image:
-    """One picture of the run: rows for the first film, its masks, and the second film; columns over time.
+    """One picture of the run: first film, its masks, second film, their difference; columns over time.
 
     Args:
         first: film of the first pass, float [T, H, W, 3].
@@ -71,9 +78,10 @@ def contact_sheet(first: Tensor, second: Tensor, tracks: Tracks, title: str, lin
     factor = shown_enlargement(*first.shape[1:3], target=192)
     rows = [
         ("first film", enlarge(first[chosen], factor)),
-        ("masks", with_masks(first, tracks, factor)[chosen]),
+        ("its masks", with_masks(first, tracks, factor)[chosen]),
         ("second film", enlarge(second[chosen], factor)),
-        ("masks on it", with_masks(second, tracks, factor)[chosen]),
+        ("with the guide", with_outlines(second, tracks, factor)[chosen]),
+        (f"change x {CHANGE_GAIN}", enlarge((second - first).abs()[chosen] * CHANGE_GAIN, factor)),
     ]
     height, width = rows[0][1].shape[1:3]
     large, small = _font(20), _font(14)

@@ -1,0 +1,185 @@
+"""The command line: results and refusals, in process on a tiny model and as a process of its own."""
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mask_guided_video.recipes.mask_refine_files import FILES
+from mask_guided_video.recipes.model_sets import MODEL_SETS, TOYBOX, ModelSet, load_model_set
+
+
+@pytest.fixture(scope="module")
+def cli(root):
+    spec = importlib.util.spec_from_file_location("cli", root / "cli.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def tiny(monkeypatch, tiny_video_model):
+    """A model set named ``tiny``: the tiny random model; masks are given, so nothing has to be found."""
+    monkeypatch.setitem(MODEL_SETS, "tiny", lambda device: ModelSet("tiny", tiny_video_model, None, None))
+
+
+@pytest.fixture
+def mask_file(tmp_path):
+    mask = np.zeros((4, 16, 16), dtype=np.float32)
+    mask[:, 4:12, 4:12] = 1
+    np.save(tmp_path / "mask.npy", mask)
+    return tmp_path / "mask.npy"
+
+
+def arguments(out, **changes):
+    values = {
+        "prompt": "a red ball moves left on sand", "object": "red ball", "model": "tiny", "steps": "2", "out": str(out)
+    } | changes  # fmt: skip
+    return ["refine", *(part for key, value in values.items() for part in (f"--{key.replace('_', '-')}", value))]
+
+
+def test_refine_leaves_films_sheet_and_report(cli, tiny, mask_file, tmp_path, capsys):
+    out = tmp_path / "deep" / "out"
+    assert cli.main(arguments(out, masks=str(mask_file))) == 0
+    assert sorted(path.name for path in out.iterdir()) == sorted(FILES)
+    report = json.loads((out / "report.json").read_text())
+    assert report["model"] == "tiny" and report["guided"]
+    with Image.open(out / "contact_sheet.png") as sheet:
+        assert sheet.width > 500
+    captured = capsys.readouterr()
+    assert str(out / "side_by_side.mp4") in captured.out
+    assert "first film" in captured.err and "Traceback" not in captured.err
+
+
+def test_second_run_with_the_same_seed_gives_identical_pixels(cli, tiny, mask_file, tmp_path, capsys):
+    prints = []
+    for name in ("one", "two"):
+        assert cli.main([*arguments(tmp_path / name, masks=str(mask_file)), "--quiet"]) == 0
+        films = json.loads((tmp_path / name / "report.json").read_text())["films"]
+        prints.append([films[film]["sha256"] for film in ("first", "second")])
+    assert prints[0] == prints[1] and prints[0][0] != prints[0][1]
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mode": "blur"}, "mode is 'blur'; choose one of focus, focus_fg, separate, cross_text"),
+        ({"strength": "-2"}, "strength is -2"),
+        ({"strength": "nan"}, "strength is nan"),
+        ({"object": "blue square"}, "'blue square' does not occur in the prompt"),
+        ({"object": " "}, "name at least one object"),
+        ({"frames": "0"}, "frames is 0"),
+        ({"height": "33"}, "height is 33"),
+        ({"steps": "0"}, "steps is 0"),
+        ({"fps": "0"}, "fps is 0"),
+        ({"model": "large"}, "model is 'large'; choose one of"),
+        ({"regenerate": "again"}, "regenerate is 'again'"),
+        ({"masks": "none.npy"}, "no mask file 'none.npy'"),
+    ],
+)
+def test_wrong_input_is_one_sentence_and_leaves_nothing(cli, tiny, mask_file, tmp_path, capsys, changes, message):
+    out = tmp_path / "out"
+    assert cli.main(arguments(out, **({"masks": str(mask_file)} | changes))) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.err.count("\n") == 1 and captured.out == ""
+    assert not out.exists()
+
+
+def test_output_folder_that_cannot_be_written(cli, tiny, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert cli.main(arguments(tmp_path / "file")) == 2
+    assert "cannot be written to" in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == ""
+
+
+def test_missing_and_broken_weights(cli, monkeypatch, tmp_path, capsys):
+    from mask_guided_video.perception.detector import load_grounding_dino
+
+    folder = tmp_path / "detector"
+    monkeypatch.setitem(MODEL_SETS, "tiny", lambda device: load_grounding_dino(folder))
+    assert cli.main(arguments(tmp_path / "out")) == 2
+    missing = capsys.readouterr().err
+    assert str(folder) in missing and missing.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_cancel_leaves_nothing(cli, tiny, mask_file, tmp_path, capsys, monkeypatch):
+    def interrupt(self, stage, done, total):
+        if stage == "second film":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.StageBars, "__call__", interrupt)
+    assert cli.main(arguments(tmp_path / "out", masks=str(mask_file))) == 130
+    assert not (tmp_path / "out").exists()
+    assert "cancelled" in capsys.readouterr().err
+
+
+def test_unknown_script(cli, capsys):
+    assert cli.main(["train", "nothing"]) == 2
+    assert "choose one of" in capsys.readouterr().err
+    assert "detector" in cli.script_names("train")
+
+
+def test_argparse_refuses_with_two(cli):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["refine", "--prompt", "a red ball"])
+    assert stopped.value.code == 2
+
+
+def toybox_is_complete() -> bool:
+    return (
+        all(any((TOYBOX / name).glob("**/*.safetensors")) for name in ("text_to_video", "detector", "segmenter"))
+        and (TOYBOX / "text_to_video" / "unet.safetensors").exists()
+    )
+
+
+needs_toybox = pytest.mark.skipif(not toybox_is_complete(), reason="the Toybox weights are not in this checkout")
+
+
+@needs_toybox
+@pytest.mark.slow
+def test_toybox_run_as_a_process(root, tmp_path):
+    command = [sys.executable, str(root / "cli.py"), *arguments(tmp_path / "out", model="toybox", steps="4")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(FILES)
+
+
+@needs_toybox
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for a process")
+def test_interrupted_process_leaves_nothing(root, tmp_path):
+    command = [sys.executable, str(root / "cli.py"), *arguments(tmp_path / "out", model="toybox", steps="1000")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "out").exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.2)
+    time.sleep(2)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "cancelled" in errors and "Traceback" not in errors
+    assert not (tmp_path / "out").exists()
+
+
+@needs_toybox
+@pytest.mark.slow
+def test_toybox_set_finds_its_objects():
+    import torch
+
+    from mask_guided_video.recipes.mask_refine import mask_refine
+    from mask_guided_video.recipes.mask_refine_settings import MaskRefineSettings
+
+    models = load_model_set("toybox")
+    settings = MaskRefineSettings("a red ball moves right on sand", ("red ball",), steps=10)
+    result = mask_refine(models.model, models.detector, models.tracker, settings)
+    assert result.report["guided"] and not torch.equal(result.first, result.second)
