@@ -72,9 +72,20 @@ def _draw_scene(generator: np.random.Generator, split: world.Split, pairs: float
         return world.Scene(background, (), brightness)
     if chance > 0.05 + 0.95 * pairs:
         return world.random_scene(generator, split, max_objects=1)
-    first, second = (world.random_scene(generator, split, max_objects=1).objects[0] for _ in range(2))
-    words = [(item.colour, item.shape, item.motion) for item in (first, second)]
-    return world.scene_from_words(words, background, generator)
+    while True:
+        first, second = (world.random_scene(generator, split, max_objects=1).objects[0] for _ in range(2))
+        first, second = (_placed(item, generator) for item in (first, second))
+        apart = np.hypot(first.start[0] - second.start[0], first.start[1] - second.start[1])
+        if apart > 1.2 * (first.radius + second.radius):
+            return world.Scene(background, (first, second), brightness)
+
+
+def _placed(item: world.SceneObject, generator: np.random.Generator) -> world.SceneObject:
+    """The object, held still anywhere inside the picture and small enough for two."""
+    radius = float(generator.uniform(world.RADIUS_RANGE[0], 12.0))
+    low, high = 1.25 * radius + 1, world.SIZE - 1.25 * radius - 1
+    start = (float(generator.uniform(low, high)), float(generator.uniform(low, high)))
+    return replace(item, motion="still", radius=radius, start=start)
 
 
 def boxes_of_masks(masks: Tensor) -> Tensor:
