@@ -9,11 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from torch import Tensor
+
 from ..attention_patches.attention import OVERRIDE_KEY
 from ..attention_patches.stack import Patch, PatchStack
 from ..video_models.lavie_unet import LaVieUNet
 
 CLEANUP_KEY = "mask_guided_video"
+CLIP_FRAMES_KEY = "clip_frames"
 
 
 def diffusion_model(model: Any) -> Any:
@@ -75,7 +78,7 @@ def install_patches(model: Any, patches: Sequence[Patch]) -> Any:
     if not patches:
         return patched
 
-    from comfy.patcher_extension import CallbacksMP
+    from comfy.patcher_extension import CallbacksMP, WrappersMP
 
     options = patched.model_options["transformer_options"]
     stack = PatchStack(patches).chain(options.get(OVERRIDE_KEY))
@@ -85,4 +88,15 @@ def install_patches(model: Any, patches: Sequence[Patch]) -> Any:
         stack.release()
 
     patched.add_callback_with_key(CallbacksMP.ON_CLEANUP, CLEANUP_KEY, release)
+    patched.remove_wrappers_with_key(WrappersMP.PREDICT_NOISE, CLIP_FRAMES_KEY)
+    patched.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, CLIP_FRAMES_KEY, _tell_clip_frames)
     return patched
+
+
+def _tell_clip_frames(
+    executor: Any, x: Tensor, timestep: Tensor, model_options: dict[str, Any] | None = None, *args: Any, **kwargs: Any
+) -> Tensor:
+    """Leave the length of the whole clip in the options: inside a context window the network sees a part of it."""
+    model_options = model_options or {}
+    options = {**model_options.get("transformer_options", {}), CLIP_FRAMES_KEY: x.shape[2]}
+    return executor(x, timestep, {**model_options, "transformer_options": options}, *args, **kwargs)

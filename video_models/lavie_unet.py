@@ -198,7 +198,7 @@ class LaVieUNet(nn.Module):
             timesteps: [B], 0 .. num_train_timesteps - 1, fractions allowed.
             context: text embedding [B, S, cross_attention_dim].
             transformer_options: ComfyUI's options; read here: ``cond_or_uncond``, ``sigmas``, ``context_window``,
-                and by the attention function ``optimized_attention_override``.
+                ``clip_frames`` (of the whole clip, when the call sees a window of it), and by the attention function ``optimized_attention_override``.
 
         Returns:
             [B, out_channels, T, H, W].
@@ -249,7 +249,9 @@ class LaVieUNet(nn.Module):
             batch=x.shape[0],
             frames=frames,
             frame_indices=indices,
-            clip_frames=getattr(window, "total_frames", None) or max(frames, max(indices) + 1),
+            clip_frames=options.get("clip_frames")
+            or getattr(window, "total_frames", None)
+            or max(frames, max(indices) + 1),
             chunks=tuple(options.get("cond_or_uncond", (0,))),
             progress=1.0 - float(timesteps.flatten()[0]) / (self.config.num_train_timesteps - 1),
             sigma=float(sigmas.flatten()[0]) if sigmas is not None else float("nan"),

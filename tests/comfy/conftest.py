@@ -1,0 +1,220 @@
+"""A real ComfyUI server on a free port, a tiny random model, and the bundled workflow in the server's form."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+START_SECONDS = 180
+RUN_SECONDS = 300
+
+
+@dataclass
+class Server:
+    """A running ComfyUI."""
+
+    url: str
+    folder: Path
+    process: subprocess.Popen
+
+    def get(self, path: str) -> Any:
+        with urllib.request.urlopen(self.url + path, timeout=30) as answer:
+            return json.load(answer)
+
+    def post(self, path: str, value: Any) -> Any:
+        request = urllib.request.Request(
+            self.url + path, json.dumps(value).encode(), {"Content-Type": "application/json"}
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                text = answer.read()
+        except urllib.error.HTTPError as error:
+            pytest.fail(f"{path} answered {error.code}: {error.read().decode()[:2000]}")
+        return json.loads(text) if text else None
+
+    def queue(self, prompt: dict[str, Any]) -> str:
+        return self.post("/prompt", {"prompt": prompt})["prompt_id"]
+
+    def wait(self, prompt_id: str) -> Run:
+        until = time.monotonic() + RUN_SECONDS
+        while time.monotonic() < until:
+            history = self.get(f"/history/{prompt_id}")
+            if prompt_id in history and history[prompt_id]["status"]["messages"]:
+                messages = dict(history[prompt_id]["status"]["messages"])
+                if messages.keys() & {"execution_success", "execution_error", "execution_interrupted"}:
+                    return Run(history[prompt_id]["outputs"], messages)
+            time.sleep(0.2)
+        pytest.fail(f"the server did not finish within {RUN_SECONDS} s:\n{self.log()[-3000:]}")
+
+    def run(self, prompt: dict[str, Any]) -> Run:
+        return self.wait(self.queue(prompt))
+
+    def log(self) -> str:
+        return (self.folder / "log.txt").read_text(encoding="utf-8", errors="replace")
+
+    def path_of(self, entry: dict[str, str]) -> Path:
+        """Where a file lies that a node's output names."""
+        return self.folder / entry["type"] / entry["subfolder"] / entry["filename"]
+
+
+@dataclass
+class Run:
+    """What came of a prompt."""
+
+    outputs: dict[str, Any]
+    messages: dict[str, Any]
+
+    @property
+    def succeeded(self) -> bool:
+        return "execution_success" in self.messages
+
+    @property
+    def error(self) -> str:
+        return self.messages.get("execution_error", {}).get("exception_message", "")
+
+    @property
+    def cached(self) -> set[str]:
+        return set(self.messages.get("execution_cached", {}).get("nodes", []))
+
+
+@pytest.fixture(scope="session")
+def server(comfy_folder: Path, root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """ComfyUI with nothing but this pack, its files in a folder of their own."""
+    folder = tmp_path_factory.mktemp("comfyui")
+    (folder / "custom_nodes").mkdir()
+    (folder / "custom_nodes" / "mask-guided-video").symlink_to(root, target_is_directory=True)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "main.py", "--cpu", "--port", str(port), "--base-directory", str(folder)]
+    command += ["--disable-auto-launch", "--database-url", "sqlite:///:memory:"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": "utf-8"}
+    with open(folder / "log.txt", "w", encoding="utf-8") as log:
+        process = subprocess.Popen(command, cwd=comfy_folder, stdout=log, stderr=log, env=environment)
+    running = Server(f"http://127.0.0.1:{port}", folder, process)
+    try:
+        _wait_until_up(running)
+        yield running
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def _wait_until_up(server: Server) -> None:
+    until = time.monotonic() + START_SECONDS
+    while time.monotonic() < until:
+        if server.process.poll() is not None:
+            pytest.fail(f"ComfyUI ended while starting:\n{server.log()[-3000:]}")
+        try:
+            server.get("/system_stats")
+            return
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            time.sleep(0.5)
+    pytest.fail(f"ComfyUI did not start within {START_SECONDS} s:\n{server.log()[-3000:]}")
+
+
+@pytest.fixture(scope="session")
+def object_info(server: Server) -> dict[str, Any]:
+    return server.get("/object_info")
+
+
+@pytest.fixture(scope="session")
+def toybox_folder(root: Path) -> Path:
+    """The bundled text-to-video model; the test is skipped in a checkout without weights."""
+    folder = root / "toybox" / "text_to_video"
+    if not (folder / "unet.safetensors").is_file():
+        pytest.skip("this checkout has no Toybox weights")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(comfy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text-to-video model of the Toybox's kind, smaller still and with random weights."""
+    import torch
+    from diffusers import AutoencoderKL
+    from safetensors.torch import save_file
+    from transformers import T5Config, T5EncoderModel
+
+    from mask_guided_video.video_models.lavie_config import LaVieConfig
+    from mask_guided_video.video_models.lavie_unet import LaVieUNet
+    from mask_guided_video.video_models.word_tokenizer import make_word_tokenizer
+
+    folder = tmp_path_factory.mktemp("tiny")
+    torch.manual_seed(0)
+    config = LaVieConfig(
+        block_out_channels=(16, 32),
+        attention_levels=(True, True),
+        layers_per_block=1,
+        num_heads=2,
+        cross_attention_dim=32,
+        norm_num_groups=8,
+        rotary_dim=8,
+        prediction_type="v_prediction",
+        native_frames=8,
+    )
+    config.save(folder / "config.json")
+    save_file(
+        {name: value.half() for name, value in LaVieUNet(config).state_dict().items()}, folder / "unet.safetensors"
+    )
+    AutoencoderKL(
+        down_block_types=["DownEncoderBlock2D"] * 3,
+        up_block_types=["UpDecoderBlock2D"] * 3,
+        block_out_channels=[8, 8, 16],
+        norm_num_groups=8,
+        mid_block_add_attention=False,
+    ).save_pretrained(folder / "vae")
+    words = "a red blue ball square moves left stays still on sand and".split()
+    make_word_tokenizer(words).save_pretrained(folder / "tokenizer")
+    T5EncoderModel(
+        T5Config(vocab_size=3 + len(words), d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=2)
+    ).save_pretrained(folder / "text_encoder")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def workflow(root: Path) -> dict[str, Any]:
+    """The bundled workflow as the frontend saved it."""
+    return json.loads((root / "workflows" / "mask_refine_toybox.json").read_text(encoding="utf-8"))
+
+
+def widget_names(node: dict[str, Any], info: dict[str, Any]) -> list[str | None]:
+    """Names of a saved node's widget values, in order; None for values the server never sees."""
+    names: list[str | None] = []
+    for entry in node["inputs"]:
+        if "widget" not in entry:
+            continue
+        name = entry["widget"]["name"]
+        names.append(name)
+        specification = {**info["input"].get("required", {}), **info["input"].get("optional", {})}[name]
+        if len(specification) > 1 and specification[1].get("control_after_generate"):
+            names.append(None)
+    return names
+
+
+def to_prompt(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[str, Any]:
+    """A saved workflow in the form that the server's API takes."""
+    origin = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
+    prompt = {}
+    for node in workflow["nodes"]:
+        if node["type"] not in object_info:
+            continue
+        names = widget_names(node, object_info[node["type"]])
+        values = dict(zip(names, node.get("widgets_values") or [], strict=False))
+        inputs = {name: value for name, value in values.items() if name is not None}
+        for entry in node["inputs"]:
+            if entry.get("link") is not None:
+                inputs[entry["name"]] = origin[entry["link"]]
+        prompt[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
+    return prompt
