@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-from .rows import RowSet, bias_part, empty_result, pieces
+from .rows import RowSet, bias_part, empty_result, pieces, query_blocks
 
 Kernel: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
@@ -105,14 +105,21 @@ def channel_attention(
     attend: Kernel = plain_attention,
 ) -> Tensor:
     """One call with channels appended; q, k, v [B, heads, L, d], channels [B or 1, L, c] of ``region_channels``."""
-    width = q.shape[3] + query_channels.shape[2]
-    # attend divides by sqrt(width); the tensors' own products shall be divided by sqrt(d).
-    scale = math.sqrt(width / q.shape[3])
-    longer_q = torch.cat((q * scale, query_channels[:, None].expand(*q.shape[:3], -1)), dim=3)
-    longer_k = torch.cat((k, key_channels[:, None].expand(*k.shape[:3], -1)), dim=3)
-    # Fused kernels want values as wide as keys.
-    longer_v = pad(v, (0, max(width - v.shape[3], 0)))
-    return attend(longer_q, longer_k, longer_v, bias)[..., : v.shape[3]]
+    longer_q = longer_queries(q, query_channels)
+    return attend(longer_q, *longer_keys(k, v, key_channels), bias)[..., : v.shape[3]]
+
+
+def longer_queries(q: Tensor, channels: Tensor) -> Tensor:
+    """Append channels [B or 1, Lq, c] to q [B, heads, Lq, d] and keep the scale of d."""
+    # The kernel divides by sqrt(d + c); the tensors' own products shall be divided by sqrt(d).
+    scale = math.sqrt((q.shape[3] + channels.shape[2]) / q.shape[3])
+    return torch.cat((q * scale, channels[:, None].expand(*q.shape[:3], -1)), dim=3)
+
+
+def longer_keys(k: Tensor, v: Tensor, channels: Tensor) -> tuple[Tensor, Tensor]:
+    """Append channels [B or 1, Lk, c] to k [B, heads, Lk, d], and zeros to v: fused kernels want them equally wide."""
+    longer = torch.cat((k, channels[:, None].expand(*k.shape[:3], -1)), dim=3)
+    return longer, pad(v, (0, max(longer.shape[3] - v.shape[3], 0)))
 
 
 def channel_rows(
@@ -140,18 +147,19 @@ def channel_rows(
         attend: the attention to call.
     """
     width = q.shape[3] + channels[0].shape[2]
-    copied = (3 * q.shape[2] + 2 * k.shape[2]) * width
-    for begin, end, heads in pieces(q, k, len(rows), copied):
+    of_keys = 2 * k.shape[2] * width
+    for begin, end, heads in pieces(q, k, len(rows), 2 * q.shape[2] * width + of_keys):
         part, group = rows.part(begin, end), groups.part(begin, end)
-        out[part, heads] = channel_attention(
-            q[part, heads],
-            k[part, heads],
-            v[part, heads],
-            channels[0][group],
-            channels[1][group],
-            bias_part(bias, part, heads),
-            attend,
-        )
+        mask, values = bias_part(bias, part, heads), v[part, heads]
+        single = end - begin == 1 and heads.stop - heads.start == 1
+        keys = longer_keys(k[part, heads], values, channels[1][group])
+        for block in query_blocks(q, k, 2 * width, of_keys) if single else (slice(0, q.shape[2]),):
+            own = mask if mask is None or mask.shape[2] == 1 else mask[:, :, block]
+            queries = longer_queries(q[part, heads, block], channels[0][group][:, block])
+            out[part, heads, block] = attend(queries, *keys, own)[..., : v.shape[3]]
+            del queries
+        # Otherwise these copies would live on while the next ones are made.
+        del keys
 
 
 def region_attention(

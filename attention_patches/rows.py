@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 # Copies may take this part of q, k, v and the result together ...
-COPY_SHARE = 0.04
+COPY_SHARE = 0.025
 # ... or this many bytes, whichever is more: a GPU needs larger pieces to be busy.
-COPY_BYTES_CPU = 2**22
+COPY_BYTES_CPU = 2**21
 COPY_BYTES_GPU = 2**25
 # Rows of queries that one CPU thread takes at a time in torch's fused kernel.
 CPU_QUERY_BLOCK = 256
+# Fewest queries worth a call of their own when even one head of one row is too much.
+QUERY_BLOCK = 1024
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +52,12 @@ class RowSet:
         return slice(self.start + begin * self.step, self.start + (end - 1) * self.step + 1, self.step)
 
 
+def copy_budget(q: Tensor, k: Tensor) -> float:
+    """Elements that the copies for one call may take, beside tensors like q [B, heads, Lq, d] and k [B, heads, Lk, d]."""
+    floor = COPY_BYTES_CPU if q.device.type == "cpu" else COPY_BYTES_GPU
+    return max(COPY_SHARE * 2 * (q.numel() + k.numel()), floor / q.element_size())
+
+
 def pieces(q: Tensor, k: Tensor, rows: int, slice_elements: int) -> Iterator[tuple[int, int, slice]]:
     """Cut the work into pieces whose copies stay within the budget.
 
@@ -63,9 +71,7 @@ def pieces(q: Tensor, k: Tensor, rows: int, slice_elements: int) -> Iterator[tup
         First and last + 1 of the rows, and the slice of heads.
     """
     heads, query_length = q.shape[1], q.shape[2]
-    given = 2 * (q.numel() + k.numel()) * q.element_size()
-    floor = COPY_BYTES_CPU if q.device.type == "cpu" else COPY_BYTES_GPU
-    count = int(max(COPY_SHARE * given, floor) / max(slice_elements * q.element_size(), 1))
+    count = int(copy_budget(q, k) / max(slice_elements, 1))
     if q.device.type == "cpu":
         count = max(count, math.ceil(2 * torch.get_num_threads() / math.ceil(query_length / CPU_QUERY_BLOCK)))
     if count >= heads:
@@ -93,3 +99,18 @@ def bias_part(bias: Tensor | None, rows: slice | Tensor | None = None, heads: sl
 def empty_result(q: Tensor, v: Tensor) -> Tensor:
     """[B, heads, Lq, dv], laid out so that joining the heads afterwards costs no copy."""
     return q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[3]).transpose(1, 2)
+
+
+def query_blocks(q: Tensor, k: Tensor, query_width: int, key_elements: int) -> Iterator[slice]:
+    """Cut the queries of one head of one row, where its copies are over the budget by themselves.
+
+    Args:
+        q: [B, heads, Lq, d] and
+        k: [B, heads, Lk, d], the tensors that are given.
+        query_width: elements that the copies for one query take.
+        key_elements: elements that the copies of the keys and values take.
+    """
+    length = q.shape[2]
+    block = max(int(copy_budget(q, k) - key_elements) // query_width, min(QUERY_BLOCK, length), 1)
+    for begin in range(0, length, block):
+        yield slice(begin, min(begin + block, length))
