@@ -6,6 +6,7 @@ import argparse
 import importlib
 import logging
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -134,12 +135,15 @@ def refine(options: argparse.Namespace) -> int:
     masks = module("recipes.given_masks").read_masks(options.masks) if options.masks else None
     files = module("recipes.mask_refine_files")
     with module("recipes.files").staged_folder(options.out) as stage:
+        started = time.perf_counter()
         models = load_models(options.model, options.device)
+        loading = time.perf_counter() - started
         with StageBars(options.quiet) as bars:
             result = module("recipes.mask_refine").mask_refine(
                 models.model, models.detector, models.tracker, settings, masks, bars
             )
         result.report["model"] = models.name
+        result.report["timings"]["loading models"] = loading
         files.write_mask_refine(stage, result, options.fps)
     write("\n" + module("recipes.report").summary(result.report) + "\n\n")
     for name in files.FILES:
@@ -149,6 +153,10 @@ def refine(options: argparse.Namespace) -> int:
 
 def load_models(name: str, device: str | None) -> Any:
     """Load a set of models; what is wrong with their files becomes one kind of error."""
+    from transformers.utils.logging import disable_progress_bar
+
+    # Tiny files load at once; the run has bars of its own.
+    disable_progress_bar()
     try:
         return module("recipes.model_sets").load_model_set(name, device)
     except (OSError, RuntimeError) as error:
