@@ -184,13 +184,24 @@ def tiny_folder(comfy_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture(scope="session")
+def native(tiny_folder: Path) -> tuple[Any, Any, Any]:
+    """MODEL, CLIP and VAE of the tiny model."""
+    import torch
+
+    from mask_guided_video.backbones.loading import load_native_toybox
+
+    with torch.inference_mode():
+        return load_native_toybox(tiny_folder)
+
+
+@pytest.fixture(scope="session")
 def workflow(root: Path) -> dict[str, Any]:
     """The bundled workflow as the frontend saved it."""
     return json.loads((root / "workflows" / "mask_refine_toybox.json").read_text(encoding="utf-8"))
 
 
-def widget_names(node: dict[str, Any], info: dict[str, Any]) -> list[str | None]:
-    """Names of a saved node's widget values, in order; None for values the server never sees."""
+def saved_values(node: dict[str, Any], info: dict[str, Any]) -> dict[str, Any]:
+    """Widget values of a saved node by input name, without those that the server never sees."""
     names: list[str | None] = []
     for entry in node["inputs"]:
         if "widget" not in entry:
@@ -200,19 +211,24 @@ def widget_names(node: dict[str, Any], info: dict[str, Any]) -> list[str | None]
         specification = {**info["input"].get("required", {}), **info["input"].get("optional", {})}[name]
         if len(specification) > 1 and specification[1].get("control_after_generate"):
             names.append(None)
-    return names
+    values = zip(names, node.get("widgets_values") or [], strict=False)
+    return {name: value for name, value in values if name is not None}
 
 
-def to_prompt(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[str, Any]:
-    """A saved workflow in the form that the server's API takes."""
+@pytest.fixture(scope="session")
+def named_values() -> Any:
+    return saved_values
+
+
+@pytest.fixture(scope="session")
+def workflow_prompt(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[str, Any]:
+    """The bundled workflow in the form that the server's API takes."""
     origin = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
     prompt = {}
     for node in workflow["nodes"]:
         if node["type"] not in object_info:
             continue
-        names = widget_names(node, object_info[node["type"]])
-        values = dict(zip(names, node.get("widgets_values") or [], strict=False))
-        inputs = {name: value for name, value in values.items() if name is not None}
+        inputs = saved_values(node, object_info[node["type"]])
         for entry in node["inputs"]:
             if entry.get("link") is not None:
                 inputs[entry["name"]] = origin[entry["link"]]

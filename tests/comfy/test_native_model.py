@@ -15,14 +15,6 @@ pytestmark = pytest.mark.comfy
 PROMPT = "a red ball moves left on sand"
 
 
-@pytest.fixture(scope="module")
-def native(tiny_folder):
-    from mask_guided_video.backbones.loading import load_native_toybox
-
-    with torch.inference_mode():
-        yield load_native_toybox(tiny_folder)
-
-
 @pytest.fixture(autouse=True)
 def as_in_a_node():
     with torch.inference_mode():

@@ -1,0 +1,373 @@
+"""Nodes called directly: what they return, and what they say about bad input."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mask_guided_video.perception.tracks import Tracks
+
+pytestmark = pytest.mark.comfy
+
+
+@pytest.fixture(autouse=True)
+def as_in_a_node(comfy_folder):
+    with torch.inference_mode():
+        yield
+
+
+def square(frames=4, size=32, left=4):
+    mask = torch.zeros(frames, size, size)
+    mask[:, 8:24, left : left + 12] = 1.0
+    return mask
+
+
+def two_tracks(labels=("red ball", "blue square")):
+    return Tracks.from_masks(torch.stack([square(left=2), square(left=18)]), labels)
+
+
+def bias(**values):
+    from mask_guided_video.nodes.guidance import MaskToAttentionBias
+
+    settings = {
+        "phrases": "",
+        "mode": "focus_fg",
+        "strength": 1.0,
+        "start_percent": 0.0,
+        "end_percent": 0.52,
+        "blocks": "all",
+        "rows": "both",
+        "hard": False,
+    }
+    return MaskToAttentionBias.execute(**{**settings, **values}).args
+
+
+class TestVideoNoise:
+    def make(self, vae=None, **values):
+        from mask_guided_video.nodes.video import VideoNoise
+
+        settings = {
+            "seed": 1,
+            "frames": 8,
+            "width": 64,
+            "height": 64,
+            "mode": "plain",
+            "window": 16,
+            "stride": 4,
+            "shared": 0.2,
+            "batch_size": 1,
+        }
+        return VideoNoise.execute(**{**settings, **values}, vae=vae).args
+
+    def test_plain_is_what_core_draws(self):
+        from comfy_extras.nodes_custom_sampler import Noise_RandomNoise
+
+        noise, latent = self.make()
+        assert latent["samples"].shape == (1, 4, 8, 8, 8)
+        assert torch.equal(noise.generate_noise(latent), Noise_RandomNoise(1).generate_noise(latent))
+
+    def test_batch_index_picks_films(self):
+        noise, latent = self.make(batch_size=3)
+        whole = noise.generate_noise(latent)
+        picked = noise.generate_noise({"samples": latent["samples"][:1], "batch_index": [2]})
+        assert torch.equal(picked, whole[2:])
+
+    @pytest.mark.parametrize("mode", ["freenoise", "specmix", "shared"])
+    def test_long_and_short_clips(self, mode):
+        for frames in (1, 18, 33):
+            noise, latent = self.make(mode=mode, frames=frames)
+            assert noise.generate_noise(latent).shape == latent["samples"].shape
+
+    def test_sizes_that_no_vae_makes_are_named(self):
+        with pytest.raises(ValueError, match="width is 70, not a multiple of 8; use 64 or 72"):
+            self.make(width=70)
+        with pytest.raises(ValueError, match="stride 8 is larger than window 4"):
+            self.make(mode="freenoise", window=4, stride=8)
+
+
+class TestMaskToAttentionBias:
+    def test_one_region_per_label(self):
+        guide, report = bias(tracks=two_tracks())
+        assert guide.masks.shape == (2, 4, 32, 32) and guide.phrases == ("red ball", "blue square")
+        assert "red ball: in 4 of 4 frames" in report
+
+    def test_same_labels_become_one_region(self):
+        guide, _ = bias(tracks=two_tracks(("red ball", "red ball")))
+        assert guide.phrases == ("red ball",)
+        assert torch.equal(guide.masks[0], torch.maximum(square(left=2), square(left=18)))
+
+    def test_phrases_choose_and_rename(self):
+        assert bias(tracks=two_tracks(), phrases="Blue square")[0].phrases == ("Blue square",)
+        assert bias(tracks=two_tracks(("", "")), phrases="a cat, a dog")[0].phrases == ("a cat", "a dog")
+        with pytest.raises(ValueError, match="'cat' names no tracked object"):
+            bias(tracks=Tracks.from_masks(torch.stack([square()] * 3), ("a", "b", "c")), phrases="a, cat")
+
+    def test_strength_is_relative_to_the_mode(self):
+        assert bias(mask=square(), mode="separate", strength=0.5)[0].strength == 4.0
+
+    @pytest.mark.parametrize("mask", [torch.zeros(4, 32, 32), torch.zeros(1, 64, 64)])
+    def test_empty_mask_goes_on_unguided_and_says_so(self, mask):
+        guide, report = bias(mask=mask)
+        assert guide.masks.shape[0] == 0 and "unguided" in report
+
+    def test_no_object_goes_on_unguided_and_says_so(self):
+        guide, report = bias(tracks=Tracks.empty(4, 32, 32))
+        assert guide.masks.shape == (0, 4, 32, 32) and "unguided" in report
+
+    def test_mask_shapes(self):
+        for mask in (square()[0], square()[:, None]):
+            assert bias(mask=mask)[0].masks.ndim == 4
+
+    def test_bad_input_is_named(self):
+        broken = square()
+        broken[0, 0, 0] = float("nan")
+        for message, values in {
+            "the mask holds NaN": {"mask": broken},
+            "neither of tracks and mask": {},
+            "both of tracks and mask": {"mask": square(), "tracks": two_tracks()},
+            "mode is 'magic'": {"mask": square(), "mode": "magic"},
+            "strength is -1": {"mask": square(), "strength": -1.0},
+            "start_percent 0.8 and end_percent 0.2": {"mask": square(), "start_percent": 0.8, "end_percent": 0.2},
+            "blocks is ''": {"mask": square(), "blocks": ""},
+            "one region but there are 2 phrases": {"mask": square(), "phrases": "a, b"},
+        }.items():
+            with pytest.raises(ValueError, match=message):
+                bias(**values)
+
+
+class TestRefineMasks:
+    def refine(self, **values):
+        from mask_guided_video.nodes.tracking import RefineMasks
+
+        settings = {
+            "fill_gaps": 0,
+            "median_frames": 1,
+            "hysteresis_low": 0.0,
+            "hysteresis_high": 0.0,
+            "grow": 0,
+            "feather": 0.0,
+        }
+        return RefineMasks.execute(**{**settings, **values}).args
+
+    def test_defaults_change_nothing_and_input_stays(self):
+        tracks = two_tracks()
+        before = tracks.masks.clone()
+        refined, mask = self.refine(tracks=tracks)
+        assert torch.equal(refined.masks, before)
+        self.refine(tracks=tracks, grow=3, feather=2.0)
+        assert torch.equal(tracks.masks, before)
+        assert mask.shape == (4, 32, 32)
+
+    def test_mask_alone_and_growing(self):
+        tracks, mask = self.refine(mask=square(), grow=2)
+        assert len(tracks.ids) == 1 and mask.sum() > square().sum()
+
+    def test_no_object_stays_none(self):
+        tracks, mask = self.refine(tracks=Tracks.empty(4, 32, 32), grow=2)
+        assert tracks.ids == () and mask.shape == (4, 32, 32) and not mask.any()
+
+    def test_bad_input_is_named(self):
+        with pytest.raises(ValueError, match="median_frames is 4"):
+            self.refine(mask=square(), median_frames=4)
+        with pytest.raises(ValueError, match="neither of tracks and mask"):
+            self.refine()
+
+
+class TestPreviewGuide:
+    def test_every_level_and_frame(self, native):
+        from mask_guided_video.nodes.guidance import PreviewGuide
+
+        model = native[0]
+        latent = {"samples": torch.zeros(1, 4, 4, 8, 8)}
+        guide, _ = bias(tracks=two_tracks())
+        pictures = PreviewGuide.execute(guide, model, latent, 64).args[0]
+        # Two square levels and the gap between them.
+        assert pictures.shape == (4, 64, 64 + 2 + 64, 3)
+        assert 0 <= pictures.min() and pictures.max() <= 1
+        nothing = PreviewGuide.execute(bias(tracks=Tracks.empty(4, 32, 32))[0], model, latent, 64).args[0]
+        assert nothing.shape == pictures.shape and not torch.equal(nothing, pictures)
+
+
+class TestPatchAttention:
+    def patch(self, native, guide, prompt="a red ball and a blue square", clip=True):
+        from mask_guided_video.nodes.guidance import PatchAttention
+
+        return PatchAttention.execute(native[0], guide, prompt, native[1] if clip else None).args[0]
+
+    def override(self, model):
+        return model.model_options["transformer_options"].get("optimized_attention_override")
+
+    def test_guides_are_bound(self, native):
+        for mode in ("focus", "focus_fg", "separate", "cross_text"):
+            assert self.override(self.patch(native, bias(tracks=two_tracks(), mode=mode)[0])) is not None
+        assert self.override(native[0]) is None
+
+    def test_nothing_to_do_gives_a_plain_clone(self, native):
+        for guide in (bias(tracks=two_tracks(), strength=0.0)[0], bias(tracks=Tracks.empty(4, 32, 32))[0]):
+            assert self.override(self.patch(native, guide)) is None
+
+    def test_separate_works_without_text(self, native):
+        assert self.override(self.patch(native, bias(tracks=two_tracks(), mode="separate")[0], "", clip=False))
+
+    def test_bad_input_is_named(self, native):
+        words = bias(tracks=two_tracks(), mode="cross_text")[0]
+        with pytest.raises(ValueError, match="'blue square' does not occur in the prompt 'a red ball'"):
+            self.patch(native, words, "a red ball")
+        with pytest.raises(ValueError, match="prompt is empty"):
+            self.patch(native, words, " ")
+        with pytest.raises(ValueError, match="clip is not connected"):
+            self.patch(native, words, clip=False)
+        with pytest.raises(ValueError, match="cross_text has no phrases"):
+            self.patch(native, bias(mask=square(), mode="cross_text")[0])
+
+
+class TestRegenerate:
+    def run(self, native, latent, noise, **values):
+        from mask_guided_video.nodes.regeneration import Regenerate
+
+        model, clip, _ = native
+        positive = clip.encode_from_tokens_scheduled(clip.tokenize("a red ball"))
+        settings = {
+            "mode": "same_noise",
+            "seed": 0,
+            "steps": 3,
+            "cfg": 4.0,
+            "sampler_name": "ddim",
+            "scheduler": "ddim_uniform",
+            "strength": 0.6,
+            "background_lock": False,
+            "lock_grow": 0,
+            "lock_blur": 0,
+        }
+        return Regenerate.execute(model, positive, positive, noise, latent, **{**settings, **values}).args[0]
+
+    @pytest.fixture
+    def first(self, native):
+        from mask_guided_video.nodes.video import SeededVideoNoise
+
+        noise = SeededVideoNoise(3, "plain", 16, 4, 0.0)
+        empty = {"samples": torch.zeros(1, 4, 4, 8, 8), "extra": "kept"}
+        return self.run(native, empty, noise), noise
+
+    def test_same_noise_and_no_guidance_is_the_first_film(self, native, first):
+        film, noise = first
+        before = film["samples"].clone()
+        again = self.run(native, film, noise)
+        assert torch.equal(again["samples"], before) and again["extra"] == "kept"
+        assert torch.equal(film["samples"], before)
+
+    def test_modes(self, native, first):
+        film, noise = first
+        assert not torch.equal(self.run(native, film, noise, mode="fresh")["samples"], film["samples"])
+        refined = self.run(native, film, noise, mode="refine", strength=0.5)["samples"]
+        assert not torch.equal(refined, film["samples"])
+        kept = self.run(native, film, noise, mode="refine", strength=0.0)["samples"]
+        torch.testing.assert_close(kept, film["samples"])
+
+    def test_lock_keeps_the_background(self, native, first):
+        film, noise = first
+        locked = self.run(native, film, noise, mode="fresh", seed=9, background_lock=True, mask=square())
+        assert "noise_mask" not in locked
+        outside = torch.nn.functional.adaptive_max_pool2d(square()[:, None], (8, 8))[:, 0] == 0
+        difference = (locked["samples"] - film["samples"]).abs()[0].amax(0)
+        assert difference[outside].max() < 1e-4 < difference[~outside].max()
+
+    def test_bad_input_is_named(self, native, first):
+        film, noise = first
+        broken = {"samples": film["samples"] * float("nan")}
+        for message, latent, values in (
+            ("mode is 'again'", film, {"mode": "again"}),
+            ("no mask is connected", film, {"background_lock": True}),
+            ("the mask is empty", film, {"background_lock": True, "mask": torch.zeros(4, 32, 32)}),
+            ("3 mask frames do not fit a clip of 4 frames", film, {"background_lock": True, "mask": square(3)}),
+            ("latent holds NaN", broken, {}),
+            ("connect video latents", {"samples": torch.zeros(1, 4, 8, 8)}, {}),
+        ):
+            with pytest.raises(ValueError, match=message):
+                self.run(native, latent, noise, **values)
+
+
+class TestPoints:
+    def parse(self, text):
+        from mask_guided_video.nodes.tracking import parse_points
+
+        return parse_points(text, 64, 32)
+
+    def test_points_and_labels(self):
+        assert self.parse('[{"x": 1, "y": 2}, {"x": 63, "y": 31.5, "label": 0}]') == (
+            [(1.0, 2.0), (63.0, 31.5)],
+            [True, False],
+        )
+
+    @pytest.mark.parametrize(
+        "text,message",
+        [
+            ("1, 2", "no JSON"),
+            ("[]", "list of 1 to"),
+            ('{"x": 1}', "list of 1 to"),
+            ('[{"x": 1}]', "no numbers x and y"),
+            ('[{"x": true, "y": 1}]', "no numbers x and y"),
+            ('[{"x": 64, "y": 1}]', "outside the picture of 64 x 32"),
+            ('[{"x": NaN, "y": 1}]', "outside the picture"),
+        ],
+    )
+    def test_bad_points_are_named(self, text, message):
+        with pytest.raises(ValueError, match=message):
+            self.parse(text)
+
+
+class TestInputs:
+    def test_masks_for_frames(self):
+        from mask_guided_video.nodes.inputs import masks_for_frames
+
+        assert masks_for_frames(square(1), 5, 32, 32).shape == (5, 32, 32)
+        assert masks_for_frames(square(5), 5, 48, 40).shape == (5, 48, 40)
+        with pytest.raises(ValueError, match="there are 3 masks for 5 frames"):
+            masks_for_frames(square(3), 5, 32, 32)
+
+    def test_frames(self):
+        from mask_guided_video.nodes.inputs import frames_of
+
+        assert frames_of(torch.rand(2, 8, 8, 4)).shape == (2, 8, 8, 3)
+        with pytest.raises(ValueError, match="0 frames; at least 1"):
+            frames_of(torch.rand(0, 8, 8, 3))
+        with pytest.raises(ValueError, match="NaN"):
+            frames_of(torch.full((1, 2, 2, 3), float("nan")))
+
+    def test_phrases(self):
+        from mask_guided_video.nodes.inputs import phrase_list
+
+        assert phrase_list("red ball, blue  square.\nred ball;") == ["red ball", "blue square"]
+
+
+class TestModelFolders:
+    def test_folders_are_merged(self, monkeypatch):
+        import folder_paths
+
+        from mask_guided_video.nodes.host import register_folder
+
+        monkeypatch.setitem(folder_paths.folder_names_and_paths, "sams", (["/elsewhere/sams"], {".onnx"}))
+        register_folder("sams")
+        register_folder("sams")
+        paths, extensions = folder_paths.folder_names_and_paths["sams"]
+        assert paths[0] == "/elsewhere/sams" and len(paths) == 2
+        assert extensions >= {".onnx", ".safetensors", ".pth"}
+
+    def test_listing_and_lookup(self, monkeypatch, tmp_path):
+        import folder_paths
+
+        from mask_guided_video.nodes.host import folders_and_files, model_file_or_folder, model_folders
+
+        (tmp_path / "tiny").mkdir()
+        for name in ("tiny/model.safetensors", "sam_vit_b.pth", "notes.txt"):
+            (tmp_path / name).write_bytes(b"")
+        monkeypatch.setitem(
+            folder_paths.folder_names_and_paths, "mgv_test", ([str(tmp_path)], {".pth", ".safetensors"})
+        )
+        assert set(folders_and_files("mgv_test")) == {"Toybox", "tiny", "sam_vit_b.pth"}
+        assert model_folders("mgv_test") == ["Toybox", "tiny"]
+        assert model_file_or_folder("tiny", "mgv_test") == tmp_path / "tiny"
+        assert model_file_or_folder("sam_vit_b.pth", "mgv_test") == tmp_path / "sam_vit_b.pth"
+        for name in ("../secret", "absent.pth"):
+            with pytest.raises(FileNotFoundError, match="not in models/mgv_test"):
+                model_file_or_folder(name, "mgv_test")

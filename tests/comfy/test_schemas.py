@@ -1,0 +1,177 @@
+"""Schemas, help pages, locales and the bundled workflow fit each other and the host's rules."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+
+import pytest
+
+pytestmark = pytest.mark.comfy
+
+PREFIX = "MGV_"
+NODE_IDS = {
+    "MGV_LoadVideoModel",
+    "MGV_VideoNoise",
+    "MGV_SampleVideo",
+    "MGV_Regenerate",
+    "MGV_LoadGroundingDINO",
+    "MGV_DetectObjects",
+    "MGV_LoadSAM",
+    "MGV_TrackMasks",
+    "MGV_RefineMasks",
+    "MGV_MaskToAttentionBias",
+    "MGV_PatchAttention",
+    "MGV_PreviewGuide",
+}
+
+
+@pytest.fixture(scope="module")
+def ours(object_info):
+    return {name: info for name, info in object_info.items() if name.startswith(PREFIX)}
+
+
+def inputs_of(info):
+    return {**info["input"].get("required", {}), **info["input"].get("optional", {})}
+
+
+def options_of(specification):
+    return specification[1] if len(specification) > 1 else {}
+
+
+def test_every_node_is_registered(ours):
+    assert set(ours) == NODE_IDS
+
+
+def test_import_is_silent(server):
+    lines = [line for line in server.log().splitlines() if "mask-guided-video" in line or PREFIX in line]
+    assert len(lines) == 1 and "FAILED" not in lines[0], lines
+
+
+def test_mappings_are_literal(root):
+    """Tools read them from the source without running it."""
+    tree = ast.parse((root / "__init__.py").read_text(encoding="utf-8"))
+    found = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict):
+            found[node.targets[0].id] = {key.value for key in node.value.keys}
+    assert found == {"NODE_CLASS_MAPPINGS": NODE_IDS, "NODE_DISPLAY_NAME_MAPPINGS": NODE_IDS}
+
+
+def test_modules_list_their_nodes():
+    from mask_guided_video import NODE_CLASS_MAPPINGS
+    from mask_guided_video.nodes import detection, guidance, regeneration, tracking, video
+
+    listed = [node for module in (detection, guidance, regeneration, tracking, video) for node in module.NODES]
+    assert set(listed) == set(NODE_CLASS_MAPPINGS.values())
+    assert {node.define_schema().node_id: node for node in listed} == NODE_CLASS_MAPPINGS
+
+
+@pytest.mark.parametrize("node_id", sorted(NODE_IDS))
+def test_texts_are_complete(ours, node_id):
+    info = ours[node_id]
+    assert re.fullmatch(r"MGV_[A-Za-z0-9]+", node_id)
+    assert info["description"].strip() and info["category"].startswith("Mask-Guided Video/")
+    for name, specification in inputs_of(info).items():
+        options = options_of(specification)
+        assert re.fullmatch(r"[a-z][a-z0-9_]*", name)
+        assert options.get("tooltip", "").strip(), name
+        if specification[0] in ("INT", "FLOAT"):
+            assert options["min"] <= options["default"] <= options["max"], name
+        if specification[0] == "FLOAT":
+            assert options["step"] > 0, name
+        if specification[0] == "COMBO":
+            assert options["default"] in options["options"], name
+    assert len(info["output_tooltips"]) == len(info["output"])
+    assert all(tooltip and tooltip.strip() for tooltip in info["output_tooltips"])
+
+
+@pytest.mark.parametrize("node_id", sorted(NODE_IDS))
+def test_help_page_names_every_input_and_output(ours, root, node_id):
+    page = (root / "web" / "docs" / f"{node_id}.md").read_text(encoding="utf-8")
+    assert page.startswith(f"# {ours[node_id]['display_name']}\n")
+    for section in ("## Inputs", "## Outputs", "## Example", "## Notes"):
+        assert section in page
+    for name in [*inputs_of(ours[node_id]), *ours[node_id]["output_name"]]:
+        assert f"`{name}`" in page, name
+
+
+def test_no_help_page_without_node(root):
+    assert {path.stem for path in (root / "web" / "docs").glob("*.md")} == NODE_IDS
+
+
+def test_host_serves_help_and_locale(server):
+    import urllib.request
+
+    address = f"{server.url}/extensions/mask-guided-video/docs/MGV_PatchAttention.md"
+    with urllib.request.urlopen(address, timeout=10) as answer:
+        assert answer.read().decode().startswith("# Patch Attention")
+    assert "MGV_PatchAttention" in server.get("/i18n")["en"]["nodeDefs"]
+
+
+def test_locales_parse(root):
+    for path in (root / "locales").rglob("*.json"):
+        assert isinstance(json.loads(path.read_text(encoding="utf-8")), dict), path
+
+
+def test_english_locale_is_the_schema(ours, root):
+    texts = json.loads((root / "locales" / "en" / "nodeDefs.json").read_text(encoding="utf-8"))
+    assert set(texts) == set(ours)
+    for node_id, info in ours.items():
+        text = texts[node_id]
+        assert text["display_name"] == info["display_name"]
+        assert text["description"] == info["description"], node_id
+        expected = {name: options_of(value)["tooltip"] for name, value in inputs_of(info).items()}
+        assert {name: value["tooltip"] for name, value in text["inputs"].items()} == expected, node_id
+        outputs = {str(index): tooltip for index, tooltip in enumerate(info["output_tooltips"])}
+        assert {index: value["tooltip"] for index, value in text["outputs"].items()} == outputs, node_id
+
+
+def test_workflows_are_flat_with_thumbnails(root):
+    folder = root / "workflows"
+    assert not [path for path in folder.iterdir() if path.is_dir()]
+    for path in folder.glob("*.json"):
+        assert path.with_suffix(".jpg").is_file(), path
+
+
+def test_workflow_nodes_exist_and_are_labelled(workflow, object_info, root):
+    version = re.search(r'^version = "(.+)"', (root / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)[1]
+    kinds = [node["type"] for node in workflow["nodes"]]
+    assert NODE_IDS <= set(kinds)
+    assert {"Note", "MarkdownNote"} & set(kinds)
+    for node in workflow["nodes"]:
+        if node["type"] in ("Note", "MarkdownNote"):
+            continue
+        assert node["type"] in object_info
+        properties = node["properties"]
+        assert properties["Node name for S&R"] == node["type"]
+        mine = node["type"].startswith(PREFIX)
+        assert properties["cnr_id"] == ("mask-guided-video" if mine else "comfy-core")
+        assert properties["ver"] == (version if mine else properties["ver"])
+    assert "\\\\" not in json.dumps(workflow)
+
+
+def test_workflow_links_match(workflow, object_info):
+    nodes = {node["id"]: node for node in workflow["nodes"]}
+    assert workflow["links"]
+    for number, origin, output, target, place, kind in workflow["links"]:
+        source, sink = nodes[origin], nodes[target]
+        entry = sink["inputs"][place]
+        assert entry["link"] == number and number in source["outputs"][output]["links"]
+        assert object_info[source["type"]]["output"][output] == kind
+        wanted = inputs_of(object_info[sink["type"]])[entry["name"]][0]
+        assert wanted == "*" or kind in wanted.split(",") or wanted == kind
+
+
+def test_workflow_values_are_in_range(workflow, object_info, named_values):
+    for node in workflow["nodes"]:
+        if node["type"] not in object_info:
+            continue
+        specifications = inputs_of(object_info[node["type"]])
+        for name, value in named_values(node, object_info[node["type"]]).items():
+            kind, options = specifications[name][0], options_of(specifications[name])
+            if isinstance(kind, list) or kind == "COMBO":
+                assert value in (kind if isinstance(kind, list) else options["options"]), (node["type"], name)
+            elif kind in ("INT", "FLOAT"):
+                assert options.get("min", value) <= value <= options.get("max", value), (node["type"], name)

@@ -1,0 +1,226 @@
+"""The bundled workflow in a real ComfyUI: through the API, again, cancelled, and from the browser."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import json
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.comfy
+
+# The same graph at a fraction of the work.
+FEW_STEPS = 4
+
+
+def nodes_of(prompt, kind):
+    return [number for number, node in prompt.items() if node["class_type"] == kind]
+
+
+def set_value(prompt, kind, name, value):
+    changed = copy.deepcopy(prompt)
+    for number in nodes_of(changed, kind):
+        changed[number]["inputs"][name] = value
+    return changed
+
+
+@pytest.fixture(scope="module")
+def short_prompt(workflow_prompt, toybox_folder, root):
+    """The bundled workflow with few steps."""
+    for name in ("detector", "segmenter"):
+        if not (root / "toybox" / name).is_dir():
+            pytest.skip(f"this checkout has no Toybox {name}")
+    prompt = set_value(workflow_prompt, "MGV_SampleVideo", "steps", FEW_STEPS)
+    return set_value(prompt, "MGV_Regenerate", "steps", FEW_STEPS)
+
+
+@pytest.fixture(scope="module")
+def first_run(server, short_prompt):
+    return server.run(short_prompt)
+
+
+def pictures(server, run, number):
+    from PIL import Image
+    from torchvision.transforms.functional import to_tensor
+
+    entries = run.outputs[number]["images"]
+    return torch.stack([to_tensor(Image.open(server.path_of(entry)).convert("RGB")) for entry in entries])
+
+
+def sampling_prompt(steps, seed=1, prefix="latent", mode="focus", strength=1.0, model_from="patched"):
+    """Load, make noise, guide by a painted mask, sample, save the latents."""
+    return {
+        "1": {"class_type": "MGV_LoadVideoModel", "inputs": {"model_name": "Toybox"}},
+        "2": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": "a red ball moves left on sand"}},
+        "3": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": ""}},
+        "4": {
+            "class_type": "MGV_VideoNoise",
+            "inputs": {
+                "seed": seed, "frames": 4, "width": 32, "height": 32, "mode": "plain", "window": 16, "stride": 4,
+                "shared": 0.2, "batch_size": 1, "vae": ["1", 2],
+            },
+        },
+        "5": {"class_type": "SolidMask", "inputs": {"value": 1.0, "width": 16, "height": 16}},
+        "6": {"class_type": "SolidMask", "inputs": {"value": 0.0, "width": 32, "height": 32}},
+        "7": {
+            "class_type": "MaskComposite",
+            "inputs": {"destination": ["6", 0], "source": ["5", 0], "x": 8, "y": 8, "operation": "add"},
+        },
+        "8": {
+            "class_type": "MGV_MaskToAttentionBias",
+            "inputs": {
+                "mask": ["7", 0], "phrases": "red ball", "mode": mode, "strength": strength, "start_percent": 0.0,
+                "end_percent": 1.0, "blocks": "all", "rows": "both", "hard": False,
+            },
+        },
+        "9": {
+            "class_type": "MGV_PatchAttention",
+            "inputs": {"model": ["1", 0], "guide": ["8", 0], "clip": ["1", 1], "prompt": "a red ball moves left on sand"},
+        },
+        "10": {
+            "class_type": "KSampler",
+            "inputs": {
+                "model": ["9" if model_from == "patched" else "1", 0], "seed": seed, "steps": steps, "cfg": 4.0,
+                "sampler_name": "ddim", "scheduler": "ddim_uniform", "positive": ["2", 0], "negative": ["3", 0],
+                "latent_image": ["4", 1], "denoise": 1.0,
+            },
+        },
+        "11": {"class_type": "SaveLatent", "inputs": {"samples": ["10", 0], "filename_prefix": prefix}},
+    }  # fmt: skip
+
+
+def saved_latents(server, run):
+    from safetensors.torch import load_file
+
+    return load_file(server.path_of(run.outputs["11"]["latents"][0]))["latent_tensor"]
+
+
+class TestWorkflow:
+    def test_runs_to_the_end(self, server, first_run, short_prompt):
+        assert first_run.succeeded, first_run.error
+        saved = [first_run.outputs[number]["images"][0] for number in nodes_of(short_prompt, "SaveVideo")]
+        assert len(saved) == 3
+        assert all(server.path_of(entry).stat().st_size > 1000 for entry in saved)
+        for number in nodes_of(short_prompt, "PreviewImage"):
+            assert len(first_run.outputs[number]["images"]) == 8
+        for number in nodes_of(short_prompt, "PreviewAny"):
+            assert first_run.outputs[number]["text"][0]
+
+    def test_unchanged_runs_nothing_again(self, server, first_run, short_prompt):
+        again = server.run(short_prompt)
+        assert again.succeeded
+        assert again.cached == set(short_prompt)
+
+    def test_another_phrase_keeps_the_first_film(self, server, first_run, short_prompt):
+        number = next(number for number in nodes_of(short_prompt, "PrimitiveString"))
+        changed = copy.deepcopy(short_prompt)
+        changed[number]["inputs"]["value"] = "white triangle"
+        run = server.run(changed)
+        assert run.succeeded, run.error
+        assert set(nodes_of(short_prompt, "MGV_SampleVideo")) <= run.cached
+
+    def test_no_such_object_goes_on_unguided_and_says_so(self, server, first_run, short_prompt):
+        changed = set_value(short_prompt, "MGV_DetectObjects", "box_threshold", 1.0)
+        run = server.run(changed)
+        assert run.succeeded, run.error
+        texts = [run.outputs[number]["text"][0] for number in nodes_of(changed, "PreviewAny")]
+        assert any("not found in any" in text for text in texts) and any("unguided" in text for text in texts)
+
+    @pytest.mark.browser
+    def test_browser_makes_the_same_film(self, server, first_run, short_prompt, workflow, chromium_path):
+        short = copy.deepcopy(workflow)
+        for node in short["nodes"]:
+            if node["type"] in ("MGV_SampleVideo", "MGV_Regenerate"):
+                values = node["widgets_values"]
+                # The first number of both nodes' sampling widgets that equals the bundled steps.
+                values[values.index(25)] = FEW_STEPS
+        prompt, prompt_id, types = asyncio.run(self._queue_in_browser(server.url, chromium_path, short))
+        assert types == [node["type"] for node in short["nodes"]]
+        assert {number: node["inputs"] for number, node in prompt.items()} == {
+            number: node["inputs"] for number, node in short_prompt.items()
+        }
+        run = server.wait(prompt_id)
+        assert run.succeeded, run.error
+        for number in nodes_of(short_prompt, "PreviewImage"):
+            assert torch.equal(pictures(server, run, number), pictures(server, first_run, number))
+
+    async def _queue_in_browser(self, url, chromium_path, workflow):
+        from playwright.async_api import async_playwright
+
+        options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        async with async_playwright() as playwright:
+            browser = await playwright.chromium.launch(executable_path=str(chromium_path), args=options)
+            page = await browser.new_page()
+            queued = asyncio.get_running_loop().create_future()
+
+            async def answered(response):
+                if response.url.endswith("/prompt") and response.request.method == "POST" and not queued.done():
+                    queued.set_result(await response.json())
+
+            page.on("response", answered)
+            await page.goto(url, timeout=120_000)
+            ready = "window.app?.graph && window.LiteGraph?.registered_node_types['MGV_Regenerate']"
+            await page.wait_for_function(ready, timeout=120_000)
+            await page.wait_for_timeout(2000)
+            await page.evaluate("async workflow => { await window.app.loadGraphData(workflow) }", workflow)
+            types = await page.evaluate("() => window.app.graph.serialize().nodes.map(node => node.type)")
+            prompt = await page.evaluate("async () => (await window.app.graphToPrompt()).output")
+            await page.evaluate("async () => { await window.app.queuePrompt(0, 1) }")
+            answer = await asyncio.wait_for(queued, 60)
+            await browser.close()
+        return prompt, answer["prompt_id"], types
+
+
+class TestSampling:
+    def test_core_sampler_and_ours_agree(self, server, toybox_folder):
+        prompt = sampling_prompt(3, prefix="core", model_from="plain")
+        core = saved_latents(server, server.run(prompt))
+        prompt["10"] = {
+            "class_type": "MGV_SampleVideo",
+            "inputs": {
+                "model": ["1", 0], "positive": ["2", 0], "negative": ["3", 0], "noise": ["4", 0], "latent": ["4", 1],
+                "steps": 3, "cfg": 4.0, "sampler_name": "ddim", "scheduler": "ddim_uniform", "denoise": 1.0,
+            },
+        }  # fmt: skip
+        assert torch.equal(core, saved_latents(server, server.run(prompt)))
+
+    def test_strength_zero_is_bit_identical(self, server, toybox_folder):
+        plain = saved_latents(server, server.run(sampling_prompt(3, prefix="plain", model_from="plain")))
+        zero = saved_latents(server, server.run(sampling_prompt(3, prefix="zero", strength=0.0)))
+        full = saved_latents(server, server.run(sampling_prompt(3, prefix="full")))
+        assert torch.equal(plain, zero) and not torch.equal(plain, full)
+
+    def test_cancel_in_the_middle_leaves_the_model_clean(self, server, toybox_folder):
+        before = saved_latents(server, server.run(sampling_prompt(5, prefix="before")))
+        run = asyncio.run(self._cancel_after_some_steps(server, sampling_prompt(500, seed=2, prefix="never")))
+        assert "execution_interrupted" in run.messages
+        # Another prefix and seed order: neither the sampler's node nor its result can come from the cache.
+        other = sampling_prompt(5, seed=3, prefix="other")
+        server.run(other)
+        again = server.run(sampling_prompt(5, prefix="again"))
+        assert "10" not in again.cached
+        assert torch.equal(before, saved_latents(server, again))
+
+    async def _cancel_after_some_steps(self, server, prompt):
+        import aiohttp
+
+        address = server.url.replace("http", "ws") + "/ws?clientId=test"
+        async with aiohttp.ClientSession() as session, session.ws_connect(address) as socket:
+            answer = await session.post(server.url + "/prompt", json={"prompt": prompt, "client_id": "test"})
+            prompt_id = (await answer.json())["prompt_id"]
+            async for message in socket:
+                if message.type != aiohttp.WSMsgType.TEXT:
+                    continue
+                event = json.loads(message.data)
+                if event["type"] == "progress" and event["data"]["value"] >= 3:
+                    await session.post(server.url + "/interrupt")
+                    break
+        return await asyncio.to_thread(server.wait, prompt_id)
+
+    def test_errors_are_one_clear_sentence(self, server, toybox_folder):
+        prompt = sampling_prompt(2, prefix="error", mode="cross_text")
+        prompt["9"]["inputs"]["prompt"] = "a blue square"
+        run = server.run(prompt)
+        assert "'red ball' does not occur in the prompt 'a blue square'" in run.error
