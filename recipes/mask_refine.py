@@ -215,7 +215,13 @@ def _guide(run: _Run, tracks: Tracks) -> MaskGuidance | None:
         cause = f"no object ({named}) was found in the first film" if not tracks.ids else "the masks are empty"
         run.notes.append(f"{cause}; the second film was made without guidance.")
         return None
-    return settings.guide(tracks.object_masks(), tracks.labels)
+    # A phrase is one region: an object that the tracker lost and found again is still the same object.
+    phrases = tuple(dict.fromkeys(tracks.labels))
+    regions = [
+        tracks.select([number for number, label in enumerate(tracks.labels) if label == phrase]).union()
+        for phrase in phrases
+    ]
+    return settings.guide(torch.stack(regions), phrases)
 
 
 def _regenerate(

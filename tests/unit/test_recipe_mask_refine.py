@@ -233,3 +233,20 @@ def test_settings_fit_geometries(tiny_video_model):
     with pytest.raises(ValueError, match=r"4 \* n \+ 1: take 5"):
         dataclasses.replace(FAST, frames=7).film_size(causal)
     assert dataclasses.replace(FAST, frames=9).film_size(causal)[0] == 9
+
+
+def test_an_object_lost_and_found_again_is_one_region(tiny_video_model):
+    class Splitting(BoxTracker):
+        """Gives the object a new number half-way."""
+
+        def track(self, frames, detections, settings=None, progress=None):
+            whole = super().track(frames, detections)
+            masks = whole.masks.repeat(2, 1, 1, 1)
+            masks[0, 2:], masks[1, :2] = 0, 0
+            seen = masks.flatten(2).any(-1)
+            return Tracks(masks, (1, 2), whole.labels * 2, seen.float(), ~seen)
+
+    settings = dataclasses.replace(FAST, mode="separate")
+    split = mask_refine(tiny_video_model, WindowDetector(), Splitting(), settings)
+    assert split.tracks.ids == (1, 2)
+    assert torch.equal(split.second, run(tiny_video_model, settings).second)
