@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,7 +15,14 @@ from ..perception.sam_format import sam_processor
 from ..toybox import world
 
 if TYPE_CHECKING:
-    from transformers import GroundingDinoForObjectDetection, GroundingDinoProcessor, SamModel, SamProcessor
+    from transformers import (
+        GroundingDinoForObjectDetection,
+        GroundingDinoProcessor,
+        PreTrainedModel,
+        ProcessorMixin,
+        SamModel,
+        SamProcessor,
+    )
 
 IMAGE_MEAN = [0.485, 0.456, 0.406]
 IMAGE_STD = [0.229, 0.224, 0.225]
@@ -190,3 +198,18 @@ def normalize(images: torch.Tensor) -> torch.Tensor:
     mean = torch.tensor(IMAGE_MEAN, device=images.device).view(1, 3, 1, 1)
     std = torch.tensor(IMAGE_STD, device=images.device).view(1, 3, 1, 1)
     return (images - mean) / std
+
+
+def save_model_folder(model: PreTrainedModel, processor: ProcessorMixin, folder: Path) -> None:
+    """Write model (fp16 safetensors) and processor so that transformers 4.5x and 5.x read them.
+
+    Version 5 keeps the image processor inside ``processor_config.json``; version 4 looks for its own file.
+    """
+    model.half().save_pretrained(folder)
+    processor.save_pretrained(folder)
+    path = folder / "preprocessor_config.json"
+    if not path.is_file():
+        settings = processor.image_processor.to_dict()
+        path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    # save_pretrained makes weights that only their owner may read.
+    (folder / "model.safetensors").chmod(0o644)

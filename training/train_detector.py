@@ -18,7 +18,7 @@ from ..toybox import world
 from .detector_loss import Targets, corners, detector_loss, predict
 from .loop import LoopSettings, log_to_file, train
 from .perception_data import MAX_OBJECTS, SMALLEST_AREA, Pictures, boxes_of_masks, draw_pictures, spoil
-from .perception_models import SPECIAL_TOKENS, build_detector, build_detector_processor, normalize
+from .perception_models import SPECIAL_TOKENS, build_detector, build_detector_processor, normalize, save_model_folder
 from .phrases import Phrase, Words, absent_phrase, caption_phrases
 
 # Share of pictures left exactly as drawn.
@@ -228,5 +228,4 @@ def main(arguments: list[str]) -> None:
         return figures
 
     train(trained, loss_at_step, evaluate, LoopSettings(options.run, options.steps, options.learning_rate))
-    model.half().save_pretrained(options.out)
-    processor.save_pretrained(options.out)
+    save_model_folder(model, processor, options.out)

@@ -16,7 +16,13 @@ from torch import Tensor
 from ..toybox import world
 from .loop import LoopSettings, log_to_file, train
 from .perception_data import SMALLEST_AREA, Pictures, boxes_of_masks, draw_pictures, spoil
-from .perception_models import build_segmenter, build_segmenter_processor, freeze_positions, normalize
+from .perception_models import (
+    build_segmenter,
+    build_segmenter_processor,
+    freeze_positions,
+    normalize,
+    save_model_folder,
+)
 
 CLEAN_SHARE = 0.2
 # Corners of a prompt box are off by up to this share of its size.
@@ -138,5 +144,4 @@ def main(arguments: list[str]) -> None:
         return figures
 
     train(model, loss_at_step, evaluate, LoopSettings(options.run, options.steps, options.learning_rate))
-    model.half().save_pretrained(options.out)
-    build_segmenter_processor().save_pretrained(options.out)
+    save_model_folder(model, build_segmenter_processor(), options.out)
