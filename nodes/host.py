@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import comfy.model_management as management
+import comfy.model_patcher
 import comfy.utils
 import folder_paths
+import torch
 
 from .types import TOYBOX, HelperModel
 
@@ -93,11 +95,17 @@ def model_file_or_folder(name: str, *folders: str) -> Path:
     raise FileNotFoundError(f"{name!r} is not in {searched}; put it there and refresh, or choose {TOYBOX}.")
 
 
-def wrap_helper(helper: Any, module: Any, name: str) -> HelperModel:
-    """Put a helper model under ComfyUI's memory management."""
-    import comfy.model_patcher
+class HelperHolder(torch.nn.Module):
+    """Holds a transformers model: ``ModelPatcher`` writes ``device``, which such models only let it read."""
 
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+
+def wrap_helper(helper: Any, module: torch.nn.Module, name: str) -> HelperModel:
+    """Put a helper model under ComfyUI's memory management."""
     patcher = comfy.model_patcher.ModelPatcher(
-        module, load_device=management.get_torch_device(), offload_device=management.unet_offload_device()
+        HelperHolder(module), load_device=management.get_torch_device(), offload_device=management.unet_offload_device()
     )
     return HelperModel(patcher, helper, name)
