@@ -20,6 +20,7 @@ from ..toybox import world
 from ..video_models.lavie_config import LaVieConfig
 from ..video_models.lavie_unet import LaVieUNet
 from ..video_models.noise_schedule import add_noise, alphas_cumprod, velocity
+from ..video_models.text_encoding import encode_tokens
 from ..video_models.word_tokenizer import MAX_TOKENS, make_word_tokenizer
 from .loop import LoopSettings, log_to_file, train
 
@@ -69,10 +70,9 @@ class TextToVideo(nn.Module):
             if name.endswith(("proj_out.weight", "conv2.weight", "attn_temp.to_out.0.weight", "conv_out.weight")):
                 nn.init.zeros_(parameter)
 
-    def forward(self, latents: Tensor, timesteps: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
-        """Predicted velocity for [B, 4, T, h, w], token ids [B, S] and their mask."""
-        embedding = self.text_encoder(input_ids=tokens, attention_mask=mask).last_hidden_state
-        return self.unet(latents, timesteps, embedding * mask[..., None])
+    def forward(self, latents: Tensor, timesteps: Tensor, tokens: Tensor) -> Tensor:
+        """Predicted velocity for [B, 4, T, h, w] and token ids [B, S]."""
+        return self.unet(latents, timesteps, encode_tokens(self.text_encoder, tokens, pad_token=0))
 
 
 class ClipStore:
@@ -96,7 +96,6 @@ class ClipStore:
         stored = torch.load(path, weights_only=True)
         self.latents: Tensor = stored["latents"]
         self.tokens: Tensor = stored["tokens"]
-        self.mask: Tensor = stored["mask"]
 
     @staticmethod
     @torch.no_grad()
@@ -118,16 +117,16 @@ class ClipStore:
             if number % 1000 == 999:
                 logger.info("encoded %d of %d clips", number + 1, count)
         tokens = tokenizer(prompts, padding="max_length", max_length=MAX_TOKENS, return_tensors="pt")
-        return {"latents": torch.stack(latents), "tokens": tokens["input_ids"], "mask": tokens["attention_mask"]}
+        return {"latents": torch.stack(latents), "tokens": tokens["input_ids"]}
 
-    def batch(self, generator: np.random.Generator, count: int, single_frames: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Random clips [count, 4, T, h, w], or random frames of clips [count, 4, 1, h, w], with tokens and mask."""
+    def batch(self, generator: np.random.Generator, count: int, single_frames: bool) -> tuple[Tensor, Tensor]:
+        """Random clips [count, 4, T, h, w], or random frames of clips [count, 4, 1, h, w], with their tokens."""
         chosen = torch.from_numpy(generator.integers(len(self.latents), size=count))
         latents = self.latents[chosen].float()
         if single_frames:
             frames = torch.from_numpy(generator.integers(latents.shape[2], size=count))
             latents = latents[torch.arange(count), :, frames][:, :, None]
-        return latents, self.tokens[chosen], self.mask[chosen]
+        return latents, self.tokens[chosen]
 
 
 class DenoisingLoss:
@@ -139,19 +138,17 @@ class DenoisingLoss:
         self.options = options
         self.alpha_bar = alphas_cumprod(CONFIG).float()
         self.empty_tokens = torch.tensor([1] + [0] * (MAX_TOKENS - 1))
-        self.empty_mask = torch.tensor([1] + [0] * (MAX_TOKENS - 1))
 
     def __call__(self, step: int) -> Tensor:
         options = self.options
         images = step < options.image_steps
         generator = np.random.default_rng([options.seed, step])
         count = options.image_batch if images else options.batch
-        latents, tokens, mask = self.store.batch(generator, count, images)
-        empty = torch.from_numpy(generator.random(count) < 0.1)
-        tokens[empty], mask[empty] = self.empty_tokens, self.empty_mask
-        return self.loss(latents, tokens, mask, generator)
+        latents, tokens = self.store.batch(generator, count, images)
+        tokens[torch.from_numpy(generator.random(count) < 0.1)] = self.empty_tokens
+        return self.loss(latents, tokens, generator)
 
-    def loss(self, latents: Tensor, tokens: Tensor, mask: Tensor, generator: np.random.Generator) -> Tensor:
+    def loss(self, latents: Tensor, tokens: Tensor, generator: np.random.Generator) -> Tensor:
         """Loss on given clips; all chance comes from ``generator``."""
         device = self.options.device
         count = len(latents)
@@ -161,9 +158,7 @@ class DenoisingLoss:
         alpha_bar = self.alpha_bar[timesteps].view(-1, 1, 1, 1, 1)
         target = velocity(latents, noise, alpha_bar).to(device)
         noisy = add_noise(latents, noise, alpha_bar).to(device)
-        return nn.functional.mse_loss(
-            self.model(noisy, timesteps.to(device), tokens.to(device), mask.to(device)), target
-        )
+        return nn.functional.mse_loss(self.model(noisy, timesteps.to(device), tokens.to(device)), target)
 
 
 def make_optimizers(model: TextToVideo) -> list[torch.optim.Optimizer]:
@@ -185,9 +180,8 @@ def export(state: dict[str, Tensor], tokenizer: Any, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     half = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
     unet = {name.removeprefix("unet."): value.contiguous() for name, value in half.items() if name.startswith("unet.")}
-    (out / "unet").mkdir(exist_ok=True)
-    save_file(unet, out / "unet" / "model.safetensors", metadata={"format": "pt"})
-    CONFIG.save(out / "unet" / "config.json")
+    save_file(unet, out / "unet.safetensors", metadata={"format": "pt"})
+    CONFIG.save(out / "config.json")
     model = TextToVideo(len(tokenizer))
     model.load_state_dict(state)
     model.text_encoder.half().save_pretrained(out / "text_encoder")
@@ -223,7 +217,7 @@ def main(arguments: list[str]) -> None:
 
     def evaluate() -> dict[str, float]:
         generator = np.random.default_rng(7)
-        value = loss.loss(held_out.latents.float(), held_out.tokens, held_out.mask, generator)
+        value = loss.loss(held_out.latents.float(), held_out.tokens, generator)
         export(model.state_dict(), tokenizer, options.run / "latest")
         return {"held_out": float(value)}
 

@@ -33,6 +33,9 @@ CONFIG = {
     "sample_size": 64,
     "mid_block_add_attention": False,
     "force_upcast": False,
+    # Measured after the first stage.
+    "scaling_factor": 1.0,
+    "shift_factor": 0.0,
 }
 
 

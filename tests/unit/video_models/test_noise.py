@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from mask_guided_video.video_models.noise import (
     NOISE_MODES,
     reschedule_frames,

@@ -1,0 +1,229 @@
+"""The U-Net against literal values and against the published file's table of tensors."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mask_guided_video.attention_patches.attention import OVERRIDE_KEY
+from mask_guided_video.attention_patches.site import SITE_KEY
+from mask_guided_video.video_models.lavie_config import LaVieConfig
+from mask_guided_video.video_models.lavie_layers import RelativePositionBias, RotaryEmbedding, TemporalAttention
+from mask_guided_video.video_models.lavie_unet import LaVieUNet, joint_group_norm
+
+TINY = LaVieConfig(
+    block_out_channels=(16, 32),
+    attention_levels=(True, False),
+    layers_per_block=1,
+    num_heads=2,
+    cross_attention_dim=12,
+    norm_num_groups=4,
+    native_frames=4,
+)
+
+
+def expected_tensors() -> dict[str, tuple[int, ...]]:
+    """Names and shapes of ``lavie_base.pt``, written down from its description, not from the code under test."""
+    table: dict[str, tuple[int, ...]] = {}
+
+    def both(name: str, *shape: int) -> None:
+        table[f"{name}.weight"] = shape
+        table[f"{name}.bias"] = shape[:1]
+
+    def resnet(name: str, channels: int, out: int) -> None:
+        both(f"{name}.norm1", channels)
+        both(f"{name}.conv1", out, channels, 3, 3)
+        both(f"{name}.time_emb_proj", out, 1280)
+        both(f"{name}.norm2", out)
+        both(f"{name}.conv2", out, out, 3, 3)
+        if channels != out:
+            both(f"{name}.conv_shortcut", out, channels, 1, 1)
+
+    def transformer(name: str, width: int) -> None:
+        both(f"{name}.norm", width)
+        both(f"{name}.proj_in", width, width, 1, 1)
+        both(f"{name}.proj_out", width, width, 1, 1)
+        block = f"{name}.transformer_blocks.0"
+        for attention, source in (("attn1", width), ("attn2", 768), ("attn_temp", width)):
+            table[f"{block}.{attention}.to_q.weight"] = (width, width)
+            table[f"{block}.{attention}.to_k.weight"] = (width, source)
+            table[f"{block}.{attention}.to_v.weight"] = (width, source)
+            both(f"{block}.{attention}.to_out.0", width, width)
+        table[f"{block}.attn_temp.time_rel_pos_bias.relative_attention_bias.weight"] = (32, 8)
+        table[f"{block}.attn_temp.rotary_emb.freqs"] = (16,)
+        for norm in ("norm1", "norm2", "norm3", "norm_temp"):
+            both(f"{block}.{norm}", width)
+        both(f"{block}.ff.net.0.proj", 8 * width, width)
+        both(f"{block}.ff.net.2", width, 4 * width)
+
+    both("conv_in", 320, 4, 3, 3)
+    both("time_embedding.linear_1", 1280, 320)
+    both("time_embedding.linear_2", 1280, 1280)
+    both("conv_norm_out", 320)
+    both("conv_out", 4, 320, 3, 3)
+    down = [(320, 320), (640, 640), (1280, 1280), (1280, 1280)]
+    entering = [320, 320, 640, 1280]
+    for level, (width, _) in enumerate(down):
+        resnet(f"down_blocks.{level}.resnets.0", entering[level], width)
+        resnet(f"down_blocks.{level}.resnets.1", width, width)
+        if level < 3:
+            transformer(f"down_blocks.{level}.attentions.0", width)
+            transformer(f"down_blocks.{level}.attentions.1", width)
+            both(f"down_blocks.{level}.downsamplers.0.conv", width, width, 3, 3)
+    resnet("mid_block.resnets.0", 1280, 1280)
+    resnet("mid_block.resnets.1", 1280, 1280)
+    transformer("mid_block.attentions.0", 1280)
+    up = [(1280, (2560, 2560, 2560)), (1280, (2560, 2560, 1920)), (640, (1920, 1280, 960)), (320, (960, 640, 640))]
+    for number, (width, channels) in enumerate(up):
+        for layer in range(3):
+            resnet(f"up_blocks.{number}.resnets.{layer}", channels[layer], width)
+            if number > 0:
+                transformer(f"up_blocks.{number}.attentions.{layer}", width)
+        if number < 3:
+            both(f"up_blocks.{number}.upsamplers.0.conv", width, width, 3, 3)
+    return table
+
+
+def test_the_full_model_has_exactly_the_published_tensors() -> None:
+    with torch.device("meta"):
+        state = LaVieUNet().state_dict()
+    shapes = {name: tuple(value.shape) for name, value in state.items()}
+    assert shapes == expected_tensors()
+    assert len(shapes) == 830
+    assert sum(value.numel() for value in state.values()) == 909_124_356
+
+
+def test_relative_position_buckets() -> None:
+    bias = RelativePositionBias(32, 32, 8, torch.nn)
+    past = bias.bucket(-torch.arange(34)).tolist()
+    assert past[:28] == [
+        0,
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+        7,
+        8,
+        8,
+        9,
+        9,
+        10,
+        10,
+        11,
+        11,
+        12,
+        12,
+        12,
+        12,
+        13,
+        13,
+        13,
+        14,
+        14,
+        14,
+        14,
+        15,
+    ]
+    assert past[28:] == [15] * 6
+    future = bias.bucket(torch.arange(1, 34)).tolist()
+    assert future == [16 + bucket for bucket in past[1:]]
+
+
+def test_rotary_rotates_pairs_of_the_first_channels_only() -> None:
+    rotary = RotaryEmbedding(32)
+    torch.testing.assert_close(
+        rotary.freqs[:5], torch.tensor([1, 0.562341, 0.316228, 0.177828, 0.1]), atol=1e-6, rtol=0
+    )
+    head = torch.zeros(3, 40)
+    head[:, 0:32:2] = 1.0
+    head[:, 32:] = 7.0
+    turned = rotary(head)
+    expected = torch.tensor([-0.416147, 0.909297, 0.431463, 0.902131])
+    torch.testing.assert_close(turned[2, :4], expected, atol=1e-5, rtol=0)
+    assert torch.equal(turned[:, 32:], head[:, 32:])
+
+
+@pytest.mark.parametrize(
+    ("with_bias", "expected"),
+    [
+        (False, [2.162527, 2.300589, 2.978216, 3.727888]),
+        (True, [2.643998, 2.918139, 3.530603, 3.685250]),
+    ],
+)
+def test_temporal_attention_literal(with_bias: bool, expected: list[float]) -> None:
+    config = LaVieConfig(block_out_channels=(32,), attention_levels=(True,), num_heads=1)
+    from mask_guided_video.attention_patches.attention import attention
+
+    layer = TemporalAttention(32, config, torch.nn, attention)
+    with torch.no_grad():
+        for linear in (layer.to_q, layer.to_k, layer.to_v, layer.to_out[0]):
+            linear.weight.copy_(torch.eye(32))
+        layer.to_out[0].bias.zero_()
+        table = layer.time_rel_pos_bias.relative_attention_bias.weight
+        table.copy_(0.1 * torch.arange(32.0)[:, None] if with_bias else torch.zeros(32, 1))
+    hidden = torch.zeros(1, 4, 32)
+    hidden[0, :, 0] = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    with torch.no_grad():
+        out = layer(hidden, {})
+    torch.testing.assert_close(out[0, :, 0], torch.tensor(expected), atol=2e-6, rtol=0)
+
+
+def test_group_norm_statistics_span_the_frames() -> None:
+    norm = torch.nn.GroupNorm(1, 1, eps=1e-5)
+    hidden = torch.tensor([[0.0, 2.0], [4.0, 6.0]]).view(2, 1, 1, 2)
+    joint = joint_group_norm(norm, hidden, 2).flatten()
+    torch.testing.assert_close(joint, torch.tensor([-1.341639, -0.447213, 0.447213, 1.341639]), atol=1e-5, rtol=0)
+    apart = joint_group_norm(norm, hidden, 1).flatten()
+    torch.testing.assert_close(apart, torch.tensor([-0.999995, 0.999995] * 2), atol=1e-5, rtol=0)
+
+
+def test_sites_describe_every_call() -> None:
+    unet = LaVieUNet(TINY)
+    seen = []
+
+    def record(func, q, k, v, heads, mask=None, **kwargs):
+        seen.append((kwargs["transformer_options"][SITE_KEY], q.shape, k.shape))
+        return func(q, k, v, heads, mask=mask, **kwargs)
+
+    frames, height, width = 3, 5, 7
+    options = {OVERRIDE_KEY: record, "cond_or_uncond": [1, 0], "sigmas": torch.tensor([2.5])}
+    with torch.no_grad():
+        unet(torch.randn(4, 4, frames, height, width), torch.full((4,), 499.5), torch.randn(4, 6, 12), options)
+    assert [site.block for site, _, _ in seen[::3]] == ["down.0.0", "mid.0", "up.1.0", "up.1.1"]
+    for number, (site, query, key) in enumerate(seen):
+        assert site.kind == ("self", "cross", "temporal")[number % 3]
+        assert (site.index, site.total) == (number // 3, 4)
+        assert site.rows.chunks == (1, 0) and site.rows.samples == 2
+        assert site.rows.total == query[0]
+        assert site.progress == pytest.approx(0.5) and site.sigma == 2.5
+        assert site.frames == (0, 1, 2) and site.clip_frames == 3
+        assert site.level == (1 if site.block == "mid.0" else 0)
+        assert site.grid == ((3, 3, 4) if site.level else (3, 5, 7))
+        length = query[2] if site.kind == "temporal" else query[1]
+        assert length == (frames if site.kind == "temporal" else site.grid[1] * site.grid[2])
+        assert site.text == (slice(0, 6) if site.kind == "cross" else None)
+        assert key[0] == query[0]
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 1, 4, 4), (2, 4, 3, 5, 7), (1, 4, 9, 2, 3)])
+def test_any_size_comes_back_as_it_went_in(shape: tuple[int, ...]) -> None:
+    unet = LaVieUNet(TINY)
+    with torch.no_grad():
+        out = unet(torch.randn(shape), torch.full((shape[0],), 10.0), torch.randn(shape[0], 6, 12))
+    assert out.shape == shape and bool(out.isfinite().all())
+
+
+def test_wrong_rank_is_named() -> None:
+    with pytest.raises(ValueError, match=r"\(1, 4, 8, 8\)"):
+        LaVieUNet(TINY)(torch.randn(1, 4, 8, 8), torch.zeros(1), torch.randn(1, 6, 12))
+
+
+def test_config_refuses_what_cannot_work(tmp_path) -> None:
+    with pytest.raises(ValueError, match="heads"):
+        LaVieConfig(block_out_channels=(30,), attention_levels=(True,))
+    with pytest.raises(ValueError, match="unknown keys sizes"):
+        LaVieConfig.from_dict({"sizes": 3})
+    TINY.save(tmp_path / "config.json")
+    assert LaVieConfig.load(tmp_path / "config.json") == TINY

@@ -1,0 +1,183 @@
+"""Exact measurements on films of the Toybox world: what is in them, without any learned judge.
+
+Everything is read from pixels with the world's own palette and pictures. On rendered clips the four words of a
+prompt are recovered almost always; how often, after a VAE or from a model, is what the model cards report.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from . import world
+
+# A pixel belongs to an object when it is this much nearer (in RGB distance) to an object colour than to the
+# background it stands on.
+FOREGROUND_MARGIN = 0.04
+# Movement, in pixels over the whole clip, from which a path counts as moving.
+MOVING = 8.0
+# A bounce turns around by at least this many pixels.
+TURN = 4.0
+# Smaller blobs are not objects: radius 9 is 254 pixels.
+SMALLEST_AREA = 60
+
+
+@dataclass(frozen=True)
+class ObjectMeasurement:
+    """What a film shows of one object.
+
+    Attributes:
+        colour, shape, motion: the words of the world that fit best; empty where no object was found.
+        mask: bool [T, 64, 64], its pixels.
+    """
+
+    colour: str
+    shape: str
+    motion: str
+    mask: np.ndarray
+
+
+@dataclass(frozen=True)
+class PromptScore:
+    """Whether a film shows what its scene's prompt says; with two objects, both must be right."""
+
+    colour: bool
+    background: bool
+    shape: bool
+    motion: bool
+
+
+def measure_background(frames: np.ndarray) -> str:
+    """The background that explains most of the film.
+
+    Args:
+        frames: float [T, 64, 64, 3] in 0..1.
+    """
+    errors = {}
+    for name in world.BACKGROUNDS:
+        distance = np.abs(frames - world.background_image(name)).mean(axis=-1)
+        # Objects cover less than half of the picture: the lower part of the sorted distances is background.
+        errors[name] = float(np.sort(distance.reshape(len(frames), -1), axis=1)[:, : world.SIZE**2 // 2].mean())
+    return min(errors, key=errors.__getitem__)
+
+
+def colour_segmentation(frames: np.ndarray, colour: str, background: str | None = None) -> np.ndarray:
+    """The pixels of one colour, largest connected piece of each frame: bool [T, 64, 64].
+
+    Args:
+        frames: float [T, 64, 64, 3] in 0..1.
+        colour: a word of ``world.COLOURS``.
+        background: a word of ``world.BACKGROUNDS``; measured where it is not given.
+    """
+    ground = world.background_image(background or measure_background(frames))
+    to_ground = np.linalg.norm(frames - ground, axis=-1)
+    to_colours = {
+        name: np.linalg.norm(frames - np.array(value, dtype=np.float32), axis=-1)
+        for name, value in world.COLOURS.items()
+    }
+    nearest = np.min(np.stack(list(to_colours.values())), axis=0)
+    wanted = (to_colours[colour] <= nearest) & (to_colours[colour] + FOREGROUND_MARGIN < to_ground)
+    return np.stack([_largest_piece(frame) for frame in wanted])
+
+
+def measure_object(frames: np.ndarray, colour: str, background: str | None = None) -> ObjectMeasurement:
+    """Shape and motion of the object of a known colour (empty words where it is in too few frames)."""
+    mask = colour_segmentation(frames, colour, background)
+    return ObjectMeasurement(colour, measure_shape(mask), measure_motion(mask), mask)
+
+
+def find_colours(frames: np.ndarray, count: int, background: str | None = None) -> list[str]:
+    """The ``count`` colours with the largest connected areas, largest first; fewer where fewer are seen."""
+    background = background or measure_background(frames)
+    areas = {
+        colour: float(np.median(colour_segmentation(frames, colour, background).sum(axis=(1, 2))))
+        for colour in world.COLOURS
+    }
+    ranked = sorted(areas, key=areas.__getitem__, reverse=True)
+    return [colour for colour in ranked[:count] if areas[colour] >= SMALLEST_AREA]
+
+
+def measure_shape(mask: np.ndarray) -> str:
+    """The shape whose drawing, moved and scaled to the mask, overlaps it best over the clip; empty for no object."""
+    totals = dict.fromkeys(world.SHAPES, 0.0)
+    seen = 0
+    for frame in mask:
+        area = frame.sum()
+        if area < SMALLEST_AREA:
+            continue
+        seen += 1
+        rows, columns = np.nonzero(frame)
+        centre = np.array([columns.mean() + 0.5, rows.mean() + 0.5])
+        for shape in world.SHAPES:
+            totals[shape] += _best_overlap(frame, shape, centre, float(area))
+    return max(totals, key=totals.__getitem__) if seen >= (len(mask) + 1) // 2 else ""
+
+
+def measure_motion(mask: np.ndarray) -> str:
+    """The motion of the mask's centre over the clip; empty when the object is missing in more than a quarter."""
+    present = mask.sum(axis=(1, 2)) >= SMALLEST_AREA
+    if present.mean() < 0.75 or present.sum() < 2:
+        return ""
+    centres = []
+    for frame in mask[present]:
+        rows, columns = np.nonzero(frame)
+        centres.append((columns.mean(), rows.mean()))
+    x, y = np.array(centres).T
+    if max(np.ptp(x), np.ptp(y)) < MOVING:
+        return "still"
+    if np.ptp(x) >= np.ptp(y):
+        return "right" if x[-1] > x[0] else "left"
+    return "bounce" if _turns(y) else ("down" if y[-1] > y[0] else "up")
+
+
+def score_prompt(frames: np.ndarray, scene: world.Scene) -> PromptScore:
+    """Compare a film with the words of a scene.
+
+    Colour: the seen colours are the named ones. Background: the nearest picture. Shape and motion: of the object of
+    the named colour.
+    """
+    background = measure_background(frames)
+    named = [item.colour for item in scene.objects]
+    seen = find_colours(frames, len(named), background)
+    measured = [measure_object(frames, colour, background) for colour in named]
+    return PromptScore(
+        colour=sorted(seen) == sorted(named),
+        background=background == scene.background,
+        shape=all(found.shape == item.shape for found, item in zip(measured, scene.objects, strict=True)),
+        motion=all(found.motion == item.motion for found, item in zip(measured, scene.objects, strict=True)),
+    )
+
+
+def intersection_over_union(first: np.ndarray, second: np.ndarray) -> float:
+    """Mean over frames of |A and B| / |A or B| of two bool masks [T, H, W]; a frame empty in both counts as 1."""
+    first, second = first.astype(bool), second.astype(bool)
+    union = (first | second).sum(axis=(1, 2))
+    both = (first & second).sum(axis=(1, 2))
+    return float(np.where(union > 0, both / np.maximum(union, 1), 1.0).mean())
+
+
+def _largest_piece(mask: np.ndarray) -> np.ndarray:
+    import cv2
+
+    count, labels, statistics, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
+    if count <= 1:
+        return np.zeros_like(mask, dtype=bool)
+    return labels == 1 + int(statistics[1:, cv2.CC_STAT_AREA].argmax())
+
+
+def _best_overlap(frame: np.ndarray, shape: str, centre: np.ndarray, area: float) -> float:
+    """Overlap of a mask with a drawn shape of the same area, the centre free to move by a pixel."""
+    unit_area = {"ball": np.pi, "square": 3.24, "triangle": 1.95**2 / 1.732}[shape]
+    # The drawn triangle's centre of gravity lies 0.1 r below its anchor: (2 * 0.75 - 1.2) / 3.
+    radius = float(np.sqrt(area / unit_area))
+    anchor = centre - np.array([0.0, 0.1 * radius if shape == "triangle" else 0.0])
+    drawn = world.shape_coverage(shape, anchor[None], radius)[0] > 0.5
+    return float((drawn & frame).sum() / max((drawn | frame).sum(), 1))
+
+
+def _turns(path: np.ndarray) -> bool:
+    """Whether a path goes both ways by at least ``TURN``."""
+    rise = (path - np.minimum.accumulate(path)).max()
+    fall = (np.maximum.accumulate(path) - path).max()
+    return bool(min(rise, fall) >= TURN)
