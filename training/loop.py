@@ -41,6 +41,11 @@ class LoopSettings:
     average: float = 0.998
     report_every: int = 250
 
+    @property
+    def decay_start(self) -> int:
+        """Step at which the rate begins to fall."""
+        return self.steps - round(self.decay * self.steps)
+
     def rate(self, step: int) -> float:
         """Learning rate at a step."""
         rise = min(1.0, (step + 1) / self.warm_up)

@@ -53,10 +53,11 @@ def absent_phrase(generator: np.random.Generator, words: Sequence[Words]) -> Phr
     while True:
         chance = float(generator.random())
         colour, shape = str(generator.choice(colours)), str(generator.choice(shapes))
-        if words and chance < 0.7:
+        if words and chance < 0.75:
             some, other = (words[int(generator.integers(len(words)))] for _ in range(2))
-            colour = some[0] if generator.random() < 0.6 else colour
-            shape = other[1] if generator.random() < 0.6 else shape
+            # Shapes are harder to tell apart than colours: the right colour with a wrong shape is asked most.
+            colour = some[0] if generator.random() < 0.75 else colour
+            shape = other[1] if generator.random() < 0.35 else shape
         if chance > 0.9:
             return _nothing(generator, colour)
         kind = float(generator.random())
