@@ -188,6 +188,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("\ncli.py: cancelled; no file was left half-written.\n")
         return CANCELLED
+    except ModuleNotFoundError as error:
+        if options.debug or (error.name or "").startswith(PACKAGE_NAME):
+            raise
+        sys.stderr.write(
+            f"cli.py: the package {error.name!r} is not installed; run: python -m pip install -r requirements.txt\n"
+        )
+        return WRONG_INPUT
     except (ValueError, OSError) as error:
         if options.debug:
             raise
