@@ -19,7 +19,8 @@ from torch import Tensor
 from ..perception.boxes import Box, iou
 from ..perception.detector import GroundingDinoDetector, load_grounding_dino
 from ..perception.tracker import SamTracker, load_sam
-from ..toybox import world
+from ..toybox import metrics, world
+from ..video_models.toybox import load_toybox
 from .perception_data import SMALLEST_AREA, Pictures, boxes_of_masks, draw_pictures, spoil
 from .phrases import Phrase, absent_phrase
 from .train_segmenter import jitter_boxes, visible_rows
@@ -172,6 +173,44 @@ def chain_figures(detector: GroundingDinoDetector, tracker: SamTracker, clips: i
     }
 
 
+def generated_figures(
+    detector: GroundingDinoDetector, tracker: SamTracker, films: int, seed: int, steps: int, cfg: float
+) -> dict[str, float]:
+    """Films made by the Toybox text-to-video model: IoU of the tracked masks with the film's colour segmentation.
+
+    Objects that the film does not show (too few pixels of their colour in half of its frames) are counted apart.
+    """
+    model = load_toybox()
+    generator = np.random.default_rng(seed)
+    negative = model.encode_prompt("")
+    overlaps, shown, absent, missed = [], 0, 0, 0
+    for film in range(films):
+        scene = world.random_scene(generator, "any")
+        noise = model.noise(world.NATIVE_FRAMES, world.SIZE, world.SIZE, seed + film)
+        positive = model.encode_prompt(world.prompt(scene))
+        latents = model.sample(noise, positive, negative, steps=steps, cfg=cfg, seed=seed + film)
+        frames = model.decode(latents)
+        phrases = [world.phrase(item) for item in scene.objects]
+        tracks = tracker.track(frames, detector.detect(frames, phrases))
+        for item, phrase in zip(scene.objects, phrases, strict=True):
+            truth = metrics.colour_segmentation(frames.numpy(), item.colour, scene.background)
+            if np.median(truth.sum(axis=(1, 2))) < metrics.SMALLEST_AREA:
+                absent += 1
+                continue
+            shown += 1
+            chosen = [place for place, label in enumerate(tracks.labels) if label == phrase]
+            missed += not chosen
+            found = tracks.select(chosen[:1]).union() > 0.5
+            overlaps.append(metrics.intersection_over_union(found.numpy(), truth))
+    return {
+        "mean IoU": float(np.mean(overlaps)) if overlaps else 0.0,
+        "5th percentile": float(np.quantile(overlaps, 0.05)) if overlaps else 0.0,
+        "objects shown": shown,
+        "objects shown but missed": missed,
+        "objects that the film does not show": absent,
+    }
+
+
 def _mask_iou(first: Tensor, second: Tensor) -> float:
     return float((first & second).sum() / (first | second).sum().clamp(min=1))
 
@@ -183,6 +222,9 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--detector", type=Path, default=ROOT / "toybox" / "detector")
     parser.add_argument("--segmenter", type=Path, default=ROOT / "toybox" / "segmenter")
     parser.add_argument("--pictures", type=int, default=300, help="pictures, or clips for the chain divided by 10")
+    parser.add_argument("--films", type=int, default=30, help="films to generate for the chain, 0 for none")
+    parser.add_argument("--steps", type=int, default=25, help="sampling steps of a film")
+    parser.add_argument("--cfg", type=float, default=4.0, help="classifier-free guidance of a film")
     parser.add_argument("--seed", type=int, default=90_001)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     options = parser.parse_args(arguments)
@@ -191,6 +233,11 @@ def main(arguments: list[str]) -> None:
     if options.what == "chain":
         pair = load_grounding_dino(options.detector), load_sam(options.segmenter)
         figures["softened clips"] = chain_figures(*pair, max(1, options.pictures // 10), options.seed)
+        if options.films:
+            figures["sampling"] = {"films": options.films, "steps": options.steps, "cfg": options.cfg}
+            figures["generated films"] = generated_figures(
+                *pair, options.films, options.seed, options.steps, options.cfg
+            )
     else:
         clean = draw_pictures(np.random.default_rng(options.seed), options.pictures, "held_out")
         kinds = {"clean": clean, "damaged": damaged(clean, options.seed)}
