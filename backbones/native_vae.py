@@ -56,7 +56,9 @@ def _vae_class() -> type:
     class FramewiseVAE(comfy.sd.VAE):
         """Native VAE: VAEDecode gives [T, H, W, 3] pictures, VAEEncode takes a film to [1, C, T, h, w] latents."""
 
-        def __init__(self, autoencoder: FramewiseAutoencoder, factor: int, channels: int) -> None:
+        def __init__(
+            self, autoencoder: FramewiseAutoencoder, factor: int, channels: int, dtypes: list[torch.dtype]
+        ) -> None:
             # The smallest VAE that the host knows; it brings every attribute this version of the host expects.
             super().__init__(sd={"pixel_space_vae": torch.tensor(1.0)})
             self.first_stage_model = autoencoder.eval()
@@ -66,7 +68,7 @@ def _vae_class() -> type:
             self.upscale_ratio = (_same_length, factor, factor)
             self.downscale_index_formula = (1, factor, factor)
             self.upscale_index_formula = (1, factor, factor)
-            self.working_dtypes = [torch.bfloat16, torch.float32]
+            self.working_dtypes = dtypes
             self.memory_used_encode = _pixels_memory(600, 1)
             self.memory_used_decode = _pixels_memory(800, factor * factor)
             self.vae_dtype = management.vae_dtype(self.device, self.working_dtypes)
@@ -101,7 +103,7 @@ def diffusers_vae(folder: Path) -> tuple[Any, LatentScaling]:
         folder: holds ``config.json`` and ``diffusion_pytorch_model.safetensors``.
 
     Returns:
-        The native ComfyUI VAE (float32 weights where the device has no better type), and the scaling of its latents
+        The native ComfyUI VAE in float32, and the scaling of its latents
         with preview colours measured on it.
 
     Raises:
@@ -128,7 +130,10 @@ def diffusers_vae(folder: Path) -> tuple[Any, LatentScaling]:
     factor = 2 ** (len(config.block_out_channels) - 1)
     scale, shift = config.scaling_factor, getattr(config, "shift_factor", None) or 0.0
     rgb_factors, rgb_bias = preview_colours(encode, factor, scale, shift)
-    vae = _vae_class()(FramewiseAutoencoder(autoencoder, encode, decode), factor, config.latent_channels)
+    # float32 on every device, as in stand-alone use: such a VAE is small.
+    vae = _vae_class()(
+        FramewiseAutoencoder(autoencoder, encode, decode), factor, config.latent_channels, [torch.float32]
+    )
     return vae, LatentScaling(scale, shift, rgb_factors, rgb_bias)
 
 
@@ -136,7 +141,10 @@ def framewise_vae(vae: Any) -> Any:
     """Make a native VAE of video out of a native VAE of pictures (Stable Diffusion 1's, which LaVie uses)."""
     inner = vae.first_stage_model
     return _vae_class()(
-        FramewiseAutoencoder(inner, inner.encode, inner.decode), vae.spacial_compression_encode(), vae.latent_channels
+        FramewiseAutoencoder(inner, inner.encode, inner.decode),
+        vae.spacial_compression_encode(),
+        vae.latent_channels,
+        vae.working_dtypes,
     )
 
 

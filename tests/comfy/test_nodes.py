@@ -287,6 +287,102 @@ class TestRegenerate:
                 self.run(native, latent, noise, **values)
 
 
+@pytest.fixture(scope="module")
+def clip(root):
+    """A rendered film of a red ball on grass, and the truth about it."""
+    from mask_guided_video.toybox import world
+
+    if not all((root / "toybox" / name / "model.safetensors").is_file() for name in ("detector", "segmenter")):
+        pytest.skip("this checkout has no Toybox weights")
+    item = world.SceneObject("red", "ball", "right", 12.0, (20.0, 32.0), 24.0)
+    return world.render(world.Scene("grass", (item,)))
+
+
+class TestPerception:
+    """Detection and tracking with the bundled models on a rendered film."""
+
+    @pytest.fixture
+    def frames(self, clip):
+        return torch.from_numpy(clip.frames)
+
+    def detect(self, frames, **values):
+        from mask_guided_video.nodes.detection import DetectObjects, LoadGroundingDINO
+
+        settings = {
+            "phrases": "red ball",
+            "box_threshold": 0.35,
+            "text_threshold": 0.25,
+            "nms_threshold": 0.7,
+            "max_objects": 1,
+        }
+        model = LoadGroundingDINO.execute("Toybox").args[0]
+        return DetectObjects.execute(model, frames, **{**settings, **values}).args
+
+    def track(self, frames, **values):
+        from mask_guided_video.nodes.tracking import LoadSAM, TrackMasks
+
+        settings = {
+            "points": "",
+            "prompt_frame": 0,
+            "max_gap": 8,
+            "extend": 2,
+            "minimum_seen": 2,
+            "max_objects": 0,
+            "soft": False,
+        }
+        model = LoadSAM.execute("Toybox").args[0]
+        return TrackMasks.execute(model, frames, **{**settings, **values}).args
+
+    def quality(self, mask, clip):
+        found, truth = mask > 0.5, torch.from_numpy(clip.masks[0])
+        return ((found & truth).sum() / (found | truth).sum()).item()
+
+    def test_from_words_to_masks(self, frames, clip):
+        boxes, preview, report = self.detect(frames)
+        assert len(boxes) == len(preview) == 8 and "found in" in report
+        assert all(len(found) <= 1 for found in boxes)
+        tracks, mask, picture, summary = self.track(frames, boxes=boxes)
+        assert mask.shape == (8, 64, 64) and len(picture) == 8 and tracks.labels == ("red ball",)
+        assert self.quality(mask, clip) > 0.7 and "red ball" in summary
+
+    def test_points_on_one_frame_are_followed(self, frames, clip):
+        tracks, mask, _, _ = self.track(frames, points='[{"x": 20, "y": 32}]')
+        assert len(tracks.ids) == 1 and mask.shape == (8, 64, 64)
+        assert mask[0].sum() > 0
+
+    def test_rough_masks(self, frames, clip):
+        rough = torch.from_numpy(clip.masks[0]).float()
+        assert self.quality(self.track(frames, mask=rough)[1], clip) > 0.7
+        assert self.track(frames, mask=rough[:1])[1][0].sum() > 0
+
+    def test_nothing_found_goes_on(self, frames):
+        boxes, preview, report = self.detect(frames, box_threshold=1.0)
+        assert boxes == [[]] * 8 and "not found in any of 8 frames" in report and len(preview) == 8
+        tracks, mask, picture, summary = self.track(frames, boxes=boxes)
+        assert tracks.ids == () and not mask.any() and len(mask) == len(picture) == 8
+        assert "no object" in summary
+
+    def test_one_frame_and_odd_sizes(self, frames):
+        odd = frames[:1, :61, :47]
+        boxes, _, _ = self.detect(odd)
+        assert self.track(odd, boxes=boxes)[1].shape == (1, 61, 47)
+
+    def test_bad_input_is_named(self, frames):
+        with pytest.raises(ValueError, match="0 frames"):
+            self.detect(frames[:0])
+        with pytest.raises(ValueError, match="phrases is ' , '"):
+            self.detect(frames, phrases=" , ")
+        for message, values in {
+            "there are no boxes, mask or points": {},
+            "prompt_frame is 8": {"points": "[]", "prompt_frame": 8},
+            "bounding boxes for 3 frames and the clip has 8": {"boxes": [[]] * 3},
+            "the mask is empty": {"mask": torch.zeros(8, 64, 64)},
+            "there are 5 masks for 8 frames": {"mask": torch.ones(5, 64, 64)},
+        }.items():
+            with pytest.raises(ValueError, match=message):
+                self.track(frames, **values)
+
+
 class TestPoints:
     def parse(self, text):
         from mask_guided_video.nodes.tracking import parse_points

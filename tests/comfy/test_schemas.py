@@ -111,6 +111,10 @@ def test_host_serves_help_and_locale(server):
     assert "MGV_PatchAttention" in server.get("/i18n")["en"]["nodeDefs"]
 
 
+def test_host_offers_the_workflow(server):
+    assert server.get("/workflow_templates")["mask-guided-video"] == ["mask_refine_toybox"]
+
+
 def test_locales_parse(root):
     for path in (root / "locales").rglob("*.json"):
         assert isinstance(json.loads(path.read_text(encoding="utf-8")), dict), path
