@@ -119,7 +119,8 @@ def longer_queries(q: Tensor, channels: Tensor) -> Tensor:
 def longer_keys(k: Tensor, v: Tensor, channels: Tensor) -> tuple[Tensor, Tensor]:
     """Append channels [B or 1, Lk, c] to k [B, heads, Lk, d], and zeros to v: fused kernels want them equally wide."""
     longer = torch.cat((k, channels[:, None].expand(*k.shape[:3], -1)), dim=3)
-    return longer, pad(v, (0, max(longer.shape[3] - v.shape[3], 0)))
+    spare = max(longer.shape[3] - v.shape[3], 0)
+    return longer, torch.cat((v, v.new_zeros(1, 1, 1, spare).expand(*v.shape[:3], -1)), dim=3)
 
 
 def channel_rows(
@@ -265,7 +266,8 @@ def partition_sides(query_region: Tensor, key_regions: Tensor) -> tuple[Side, ..
 
 
 def _tokens(tensor: Tensor, index: Tensor | None) -> Tensor:
-    return tensor if index is None else tensor.index_select(2, index)
+    # In the order in which projections leave tensors in memory, [B, L, heads, d]: so the copy streams.
+    return tensor if index is None else tensor.transpose(1, 2).index_select(1, index).transpose(1, 2)
 
 
 def side_rows(
@@ -296,7 +298,7 @@ def side_rows(
         if side.queries is None:
             out[part, heads] = result
         elif isinstance(part, slice):
-            out[part, heads].index_copy_(2, side.queries, result)
+            out[part, heads].transpose(1, 2).index_copy_(1, side.queries, result.transpose(1, 2))
         else:
             out[part[:, None], heads, side.queries] = result.transpose(1, 2)
 
