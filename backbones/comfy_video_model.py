@@ -20,7 +20,6 @@ from .registry import install_patches, require_supported
 SampleCallback = Callable[[int, int, Tensor], None]
 # Names of the samplers of the protocol, in ComfyUI.
 SAMPLERS = {"ddim": "ddim", "euler": "euler"}
-LOCK_KEY = "mask_guided_video_lock"
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +109,7 @@ class ComfyVideoModel:
     ) -> Tensor:
         """Denoise to clean latents; arguments as in ``recipes.protocols.VideoModel``.
 
-        The model itself is not touched: patches and lock live in a clone.
+        The model itself is not touched: patches live in a clone.
 
         Raises:
             ValueError: an unknown sampler, or a later start without latents.
@@ -127,8 +126,9 @@ class ComfyVideoModel:
         sigmas = comfy.samplers.calculate_sigmas(sampling, "ddim_uniform", steps)
         if start_percent > 0.0:
             sigmas = _later(sigmas, sampling, start_percent)
+        host_sampler = comfy.samplers.sampler_object(SAMPLERS[sampler])
         if background_lock is not None:
-            _install_lock(model, background_lock, noise)
+            host_sampler = _locked_sampler(background_lock, noise)
         start = torch.zeros_like(noise) if latents is None else model.model.process_latent_out(latents.expand_as(noise))
 
         def report(step: int, denoised: Tensor, _: Tensor, total: int) -> None:
@@ -139,7 +139,7 @@ class ComfyVideoModel:
             model,
             noise,
             cfg,
-            comfy.samplers.sampler_object(SAMPLERS[sampler]),
+            host_sampler,
             sigmas,
             positive.conditioning,
             negative.conditioning,
@@ -159,17 +159,21 @@ def _later(sigmas: Tensor, sampling: Any, start_percent: float) -> Tensor:
     return sigmas[first:]
 
 
-def _install_lock(model: Any, lock: BackgroundLock, noise: Tensor) -> None:
-    """Keep the surroundings as the lock says, at every noise level that the model is asked about.
+def _locked_sampler(lock: BackgroundLock, noise: Tensor) -> Any:
+    """Euler steps (which DDIM is, in ComfyUI's scaling) with the surroundings put back after every one."""
+    from comfy.samplers import KSAMPLER
 
-    ``model`` is a clone that belongs to the caller.
-    """
-    from comfy.patcher_extension import WrappersMP
-
-    def wrapper(executor: Any, x: Tensor, timestep: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        sigma = timestep.view(-1, 1, 1, 1, 1).to(x)
+    def steps(
+        model: Any, x: Tensor, sigmas: Tensor, extra_args: dict[str, Any], callback: Any = None, **_: Any
+    ) -> Tensor:
         kept = lock.latents.to(x).expand_as(x)
-        denoised = executor(lock.blend(x, kept + noise.to(x) * sigma), timestep, *args, **kwargs)
-        return lock.blend(denoised, kept)
+        rows = x.new_ones(x.shape[0])
+        for number, (sigma, following) in enumerate(zip(sigmas, sigmas[1:], strict=False)):
+            denoised = model(x, sigma * rows, **extra_args)
+            x = x + (x - denoised) / sigma * (following - sigma)
+            x = lock.blend(x, kept + noise.to(x) * following)
+            if callback is not None:
+                callback({"x": x, "i": number, "denoised": denoised})
+        return x
 
-    model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, LOCK_KEY, wrapper)
+    return KSAMPLER(steps)

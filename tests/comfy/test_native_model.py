@@ -99,6 +99,21 @@ def test_toybox_agrees_within_two_steps_of_a_byte(toybox_folder):
     assert (first - second).abs().max().item() <= 2 / 255
 
 
+def test_the_recipe_makes_the_same_films_on_both(tiny_folder):
+    from mask_guided_video.recipes.mask_refine import mask_refine
+    from mask_guided_video.recipes.mask_refine_settings import MaskRefineSettings
+
+    settings = MaskRefineSettings(
+        PROMPT, ("red ball",), frames=4, height=32, width=32, steps=4, mode="separate", background_lock=True
+    )
+    mask = torch.zeros(1, 32, 32)
+    mask[:, 8:24, 4:20] = 1.0
+    alone, hosted = (mask_refine(model, None, None, settings, masks=mask) for model in models(tiny_folder))
+    assert (alone.first - hosted.first).abs().max().item() <= 2 / 255
+    assert (alone.second - hosted.second).abs().max().item() <= 2 / 255
+    assert not torch.equal(hosted.first, hosted.second)
+
+
 def test_encoders_agree(tiny_folder):
     alone, hosted = models(tiny_folder)
     for text in (PROMPT, "", "red " * 40, "a dragon"):
