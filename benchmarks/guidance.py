@@ -11,6 +11,7 @@ it stopped. Guided and unguided films are paired: same prompt, same noise, same 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib
 import importlib.util
 import json
@@ -43,7 +44,7 @@ OWN_VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
 FOREIGN_VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
     "separate": ({"mode": "separate"},),
     "cross_text": ({"mode": "cross_text"},),
-    "separate + cross_text": ({"mode": "separate"}, {"mode": "cross_text"}),
+    "cross_text, hard": ({"mode": "cross_text", "hard": True},),
 }
 # What is measured of a film; True where more is better.
 MEASURES = {
@@ -194,6 +195,15 @@ def load_perception(folder: Path | None) -> tuple[Any, Any]:
     return detector, module("perception.tracker").load_sam(folder / "segmenter")
 
 
+def fingerprint(model: Any) -> str:
+    """SHA-256 of the U-Net's and the VAE's weights, so that figures of other weights are not mixed in."""
+    digest = hashlib.sha256()
+    for part in (model.unet, model.vae):
+        for value in part.state_dict().values():
+            digest.update(value.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
 def collect(runs: Any, records: list[dict[str, Any]], save: Any) -> None:
     """Drive a generator of keys and records, skipping clips that are recorded."""
     recorded = {(record["part"], record["clip"]) for record in records}
@@ -324,11 +334,16 @@ def main(arguments: list[str] | None = None) -> int:
         loader = module("video_models.toybox").load_toybox
         model = loader(folder=options.weights) if options.weights else loader()
         bench = Bench(model, options.steps, options.cfg)
-        content.setdefault("settings", {})[options.part] = {
+        settings = {
+            "weights": fingerprint(model),
             "steps": options.steps,
             "cfg": options.cfg,
-            "variants": OWN_VARIANTS if options.part == "own" else FOREIGN_VARIANTS,
+            "variants": json.loads(json.dumps(OWN_VARIANTS if options.part == "own" else FOREIGN_VARIANTS)),
         }
+        if content.setdefault("settings", {}).get(options.part) != settings:
+            # Figures of other weights or settings do not belong beside these.
+            content["records"] = [record for record in content["records"] if record["part"] != options.part]
+        content["settings"][options.part] = settings
         runs = (
             run_own(bench, options.clips or 20, options.perception)
             if options.part == "own"
