@@ -168,6 +168,8 @@ class TestWorkflow:
             await page.wait_for_function(ready, timeout=120_000)
             await page.wait_for_timeout(2000)
             await page.evaluate("async workflow => { await window.app.loadGraphData(workflow) }", workflow)
+            await page.wait_for_timeout(1000)
+            assert await page.get_by_text("Invalid workflow").count() == 0
             types = await page.evaluate("() => window.app.graph.serialize().nodes.map(node => node.type)")
             prompt = await page.evaluate("async () => (await window.app.graphToPrompt()).output")
             await page.evaluate("async () => { await window.app.queuePrompt(0, 1) }")
