@@ -131,12 +131,19 @@ def pip_install(python: Path, arguments: list[str]) -> int:
     return subprocess.run(command).returncode
 
 
-def comfyui_requirements() -> Path | None:
-    """The requirements of a ComfyUI checkout at ``COMFYUI_PATH``, else ~/comfy/ComfyUI; None when there is none."""
+def comfyui_requirements() -> list[str]:
+    """What a ComfyUI checkout at ``COMFYUI_PATH``, else ~/comfy/ComfyUI, asks for; empty when there is none.
+
+    Without torch and its companions: a torchaudio built for another torch than the installed one breaks the import of
+    transformers and diffusers.
+    """
     named = os.environ.get("COMFYUI_PATH")
     folder = Path(named).expanduser() if named else Path.home() / "comfy" / "ComfyUI"
     path = folder / "requirements.txt"
-    return path if path.is_file() else None
+    if not path.is_file():
+        return []
+    lines = (line.split("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines())
+    return [line for line in lines if line and not re.match(r"torch(vision|audio)?\b", line)]
 
 
 def demo(arguments: list[str]) -> int:
@@ -151,9 +158,9 @@ def test(arguments: list[str]) -> int:
     python = environment_python()
     install(python, [*requirements(), *TEST_EXTRAS])
     comfyui = comfyui_requirements()
-    if comfyui is not None:
-        say(f"ComfyUI found: installing what {comfyui} asks for, so that the tests with ComfyUI run too ...")
-        if pip_install(python, ["-r", str(comfyui)]):
+    if comfyui:
+        say("ComfyUI found: installing what it asks for, so that the tests with ComfyUI run too ...")
+        if pip_install(python, comfyui):
             say("That failed; the tests with ComfyUI will be skipped.")
     return subprocess.run([str(python), "-m", "pytest", *arguments], cwd=ROOT).returncode
 

@@ -74,3 +74,11 @@ def test_required_package_that_fails_ends_the_installation(install, monkeypatch)
 def test_unknown_command_shows_the_help(root):
     done = subprocess.run([sys.executable, str(root / "install.py"), "fly"], capture_output=True, text=True)
     assert done.returncode == 2 and "install.py demo" in done.stdout
+
+
+def test_requirements_of_comfyui_leave_torch_alone(install, monkeypatch, tmp_path):
+    monkeypatch.setenv("COMFYUI_PATH", str(tmp_path))
+    assert install.comfyui_requirements() == []
+    lines = "torch\ntorchsde\ntorchaudio\ntorchvision>=0.1\n\n# audio\naiohttp>=3.11.8 # web\ntorch>=2\n"
+    (tmp_path / "requirements.txt").write_text(lines)
+    assert install.comfyui_requirements() == ["torchsde", "aiohttp>=3.11.8"]
