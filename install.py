@@ -27,7 +27,10 @@ OPTIONAL = {
     "groundingdino-py": "reading GroundingDINO files in their original format",
     "segment-anything": "reading SAM files in their original format",
 }
-DEMO = ("refine", "--model", "toybox", "--prompt", "a red ball moves right on sand", "--object", "red ball")
+DEMO = (
+    *("refine", "--model", "toybox", "--prompt", "a red ball moves right on sand", "--object", "red ball"),
+    *("--mode", "cross_text", "--seed", "1"),
+)
 WEIGHTS = ("text_to_video", "detector", "segmenter")
 
 

@@ -47,7 +47,7 @@ def build_report(
         values: dict[str, Any] = {"sha256": frames_sha256(frames), "object_iou": None}
         values.update(measure_film(frames, union))
         if found is not None and tracks.ids:
-            values["object_iou"] = mask_iou(found.union(), union)
+            values["object_iou"] = mask_iou(_seen(found), union)
             if not found.ids:
                 notes.append(f"the detector does not find the object in the {name} film; its IoU counts as 0.")
         films[name] = values
@@ -94,11 +94,13 @@ def _objects(tracks: Tracks, found_first: Tracks | None, found_second: Tracks | 
         }
         own = (tracks.masks[number] >= INSIDE).float()
         for name, found in (("iou_first", found_first), ("iou_second", found_second)):
-            entry[name] = None if found is None else mask_iou(_of_label(found, label), own)
+            entry[name] = None if found is None else mask_iou(_seen(found, label), own)
         objects.append(entry)
     return objects
 
 
-def _of_label(found: Tracks, label: str) -> Tensor:
-    """Union of the tracks of one phrase."""
-    return found.select([number for number, name in enumerate(found.labels) if name == label]).union()
+def _seen(found: Tracks, label: str | None = None) -> Tensor:
+    """Union of the tracks (of one phrase), only in frames in which the detector saw them: a filled mask is a guess."""
+    chosen = [number for number, name in enumerate(found.labels) if label in (None, name)]
+    tracks = found.select(chosen)
+    return tracks.with_masks(tracks.object_masks() * (~tracks.misses)[..., None, None]).union()

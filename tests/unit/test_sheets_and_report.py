@@ -49,6 +49,18 @@ def test_report_measures_both_films_under_the_guide():
     assert report["masks"]["objects"][0]["frames_missed"] == []
 
 
+def test_filled_masks_do_not_count_as_seen():
+    film, tracks = moving_ball()
+    misses = torch.tensor([[False, True, False, False]])
+    filled = Tracks(tracks.masks, tracks.ids, tracks.labels, tracks.scores, misses)
+    guide = SETTINGS.guide(filled.object_masks(), filled.labels)
+    report = build_report(SETTINGS, film, film, filled, guide, filled, tracks, given=False)
+    assert report["films"]["first"]["object_iou"] == pytest.approx(3 / 4)
+    assert report["films"]["second"]["object_iou"] == 1.0
+    assert report["masks"]["objects"][0]["iou_first"] == pytest.approx(3 / 4)
+    assert report["masks"]["objects"][0]["frames_missed"] == [1]
+
+
 def test_report_without_an_object():
     report = result(found=False).report
     assert report["guided"] is False
