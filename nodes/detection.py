@@ -71,14 +71,16 @@ class DetectObjects(io.ComfyNode):
                 io.String.Input(
                     "phrases",
                     default="red ball",
-                    tooltip="What to find, separated by commas: red ball, blue square. Each phrase is asked for by itself.",
+                    tooltip="What to find, separated by commas: red ball, blue square. Each phrase is asked for by "
+                    "itself.",
                 ),
                 io.Float.Input(
                     "box_threshold",
                     default=0.35,
                     min=0.0,
                     max=1.0,
-                    tooltip="A box needs a better score than this. 0 keeps everything, 1 nothing; lower it when an object is missed.",
+                    tooltip="A box needs a better score than this. 0 keeps everything, 1 nothing; lower it when an "
+                    "object is missed.",
                     **display_range(0.01),
                 ),
                 io.Float.Input(
@@ -86,7 +88,8 @@ class DetectObjects(io.ComfyNode):
                     default=0.25,
                     min=0.0,
                     max=1.0,
-                    tooltip="A word counts as found above this score. 0: every word, 1: none; raise it when phrases mix.",
+                    tooltip="A word counts as found above this score. 0: every word, 1: none; raise it when phrases "
+                    "mix.",
                     **display_range(0.01),
                 ),
                 io.Float.Input(
@@ -94,7 +97,8 @@ class DetectObjects(io.ComfyNode):
                     default=0.7,
                     min=0.0,
                     max=1.0,
-                    tooltip="Of boxes that overlap more than this, the best stays. 1 keeps all, 0 keeps no two that touch.",
+                    tooltip="Of boxes that overlap more than this, the best stays. 1 keeps all, 0 keeps no two that "
+                    "touch.",
                     **display_range(0.01),
                 ),
                 io.Int.Input(

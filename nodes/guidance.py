@@ -30,8 +30,8 @@ class MaskToAttentionBias(io.ComfyNode):
             display_name="Mask to Attention Bias",
             category=f"{CATEGORY}/guidance",
             description=(
-                "Says which regions of a film attention shall keep to, how, how strongly and when. The guide is not yet "
-                "bound to a model: Patch Attention does that."
+                "Says which regions of a film attention shall keep to, how, how strongly and when. The guide is not "
+                "yet bound to a model: Patch Attention does that."
             ),
             inputs=[
                 Tracks.Input(
@@ -47,24 +47,24 @@ class MaskToAttentionBias(io.ComfyNode):
                 io.String.Input(
                     "phrases",
                     default="",
-                    tooltip="Words of the prompt that name the objects, in order, separated by commas. Empty: the labels "
-                    "of the tracks. separate and cross_text use them.",
+                    tooltip="Words of the prompt that name the objects, in order, separated by commas. Empty: the "
+                    "labels of the tracks. separate and cross_text use them.",
                 ),
                 io.Combo.Input(
                     "mode",
                     options=list(get_args(GuidanceMode)),
                     default="focus_fg",
-                    tooltip="focus: everything looks more at the regions. focus_fg: only what lies inside does (keeps the "
-                    "background). separate: objects and background see only themselves, over time too. cross_text: the "
-                    "words of an object act inside its region.",
+                    tooltip="focus: everything looks more at the regions. focus_fg: only what lies inside does (keeps "
+                    "the background). separate: objects and background see only themselves, over time too. "
+                    "cross_text: the words of an object act inside its region.",
                 ),
                 io.Float.Input(
                     "strength",
                     default=1.0,
                     min=0.0,
                     max=MAX_RELATIVE_STRENGTH,
-                    tooltip="Relative to the mode's own strength. 0: no guidance at all, the film is bit by bit as without; "
-                    "1: the mode's own; 10: nearly hard.",
+                    tooltip="Relative to the mode's own strength. 0: no guidance at all, the film is bit by bit as "
+                    "without; 1: the mode's own; 10: nearly hard.",
                     **display_range(0.01),
                 ),
                 io.Float.Input(
@@ -92,7 +92,8 @@ class MaskToAttentionBias(io.ComfyNode):
                     "rows",
                     options=list(get_args(GuidedRows)),
                     default="both",
-                    tooltip="conditional: guide only the prompted half of classifier-free guidance. both: also the unprompted one.",
+                    tooltip="conditional: guide only the prompted half of classifier-free guidance. both: also the "
+                    "unprompted one.",
                 ),
                 io.Boolean.Input(
                     "hard",
@@ -176,8 +177,8 @@ def regions_of_tracks(tracks: Any, phrases: list[str]) -> tuple[Tensor, tuple[st
             return masks.amax(dim=0, keepdim=True), tuple(names)
         missing = next(name for name, group in zip(names, groups, strict=True) if not group)
         raise ValueError(
-            f"phrase {missing!r} names no tracked object (labels: {', '.join(dict.fromkeys(labels))}); use the labels, or "
-            f"give one phrase per object ({len(labels)})."
+            f"phrase {missing!r} names no tracked object (labels: {', '.join(dict.fromkeys(labels))}); use the "
+            f"labels, or give one phrase per object ({len(labels)})."
         )
     return torch.stack([masks[group].amax(dim=0) for group in groups]), tuple(names)
 
@@ -190,7 +191,8 @@ def regions_of_mask(mask: Tensor, phrases: list[str]) -> tuple[Tensor, tuple[str
     """
     if len(phrases) > 1:
         raise ValueError(
-            f"a mask is one region but there are {len(phrases)} phrases ({', '.join(phrases)}); give one, or connect tracks."
+            f"a mask is one region but there are {len(phrases)} phrases ({', '.join(phrases)}); give one, or connect "
+            "tracks."
         )
     if not bool((mask > 0).any()):
         return mask[None][:0], ()
@@ -227,8 +229,8 @@ class PatchAttention(io.ComfyNode):
             category=f"{CATEGORY}/guidance",
             description=(
                 "Hangs a guide into a model: its attention then follows the regions. The model that comes in is not "
-                "changed; several of these nodes can follow each other. Strength 0 or an empty guide gives exactly the "
-                "unpatched film."
+                "changed; several of these nodes can follow each other. Strength 0 or an empty guide gives exactly "
+                "the unpatched film."
             ),
             inputs=[
                 io.Model.Input("model", tooltip="A model from Load Video Model."),
@@ -236,14 +238,15 @@ class PatchAttention(io.ComfyNode):
                 io.Clip.Input(
                     "clip",
                     optional=True,
-                    tooltip="The text encoder of the positive prompt. cross_text needs it; with it, separate also keeps an "
-                    "object's words inside the object.",
+                    tooltip="The text encoder of the positive prompt. cross_text needs it; with it, separate also "
+                    "keeps an object's words inside the object.",
                 ),
                 io.String.Input(
                     "prompt",
                     default="",
                     multiline=True,
-                    tooltip="Exactly the positive prompt, so that phrases can be found in it; connect the same String node.",
+                    tooltip="Exactly the positive prompt, so that phrases can be found in it; connect the same String "
+                    "node.",
                 ),
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="The guided model, for any sampler.")],
@@ -301,8 +304,8 @@ class PreviewGuide(io.ComfyNode):
             display_name="Preview Guide",
             category=f"{CATEGORY}/guidance",
             description=(
-                "Shows what the model will see: the guide's regions pooled to every token grid of the model, one picture "
-                "per latent frame, finest grid on the left. Regions have colours, background is dark."
+                "Shows what the model will see: the guide's regions pooled to every token grid of the model, one "
+                "picture per latent frame, finest grid on the left. Regions have colours, background is dark."
             ),
             inputs=[
                 Guide.Input("guide", tooltip="From Mask to Attention Bias."),

@@ -25,8 +25,8 @@ class Regenerate(io.ComfyNode):
             category=f"{CATEGORY}/video",
             description=(
                 "Makes the film again with a guided model. same_noise keeps the layout of the first film, so that its "
-                "masks fit the second; refine starts from the first film itself; fresh draws new noise (the masks then "
-                "belong to another film). The background can be locked to the first film."
+                "masks fit the second; refine starts from the first film itself; fresh draws new noise (the masks "
+                "then belong to another film). The background can be locked to the first film."
             ),
             inputs=[
                 io.Model.Input("model", tooltip="The guided model, from Patch Attention."),
@@ -40,8 +40,8 @@ class Regenerate(io.ComfyNode):
                     "mode",
                     options=list(MODES),
                     default="same_noise",
-                    tooltip="same_noise: the first film's noise. refine: the first film, noised again by strength. fresh: "
-                    "new noise alone.",
+                    tooltip="same_noise: the first film's noise. refine: the first film, noised again by strength. "
+                    "fresh: new noise alone.",
                 ),
                 io.Int.Input(
                     "seed",

@@ -31,8 +31,8 @@ class LoadSAM(io.ComfyNode):
             display_name="Load SAM",
             category=f"{CATEGORY}/perception",
             description=(
-                "Loads a Segment Anything model: a folder in the transformers layout or an original sam_vit_*.pth file. "
-                "Toybox is the tiny one that comes with the pack."
+                "Loads a Segment Anything model: a folder in the transformers layout or an original sam_vit_*.pth "
+                "file. Toybox is the tiny one that comes with the pack."
             ),
             inputs=[
                 io.Combo.Input(
@@ -65,9 +65,9 @@ class TrackMasks(io.ComfyNode):
             display_name="Track Masks",
             category=f"{CATEGORY}/perception",
             description=(
-                "Turns boxes, points or a rough mask into one mask per object and frame, with numbers that stay the same "
-                "through the film. There are always as many masks as frames; where an object is not seen, its mask is "
-                "filled from neighbouring frames or empty, and the report says so."
+                "Turns boxes, points or a rough mask into one mask per object and frame, with numbers that stay the "
+                "same through the film. There are always as many masks as frames; where an object is not seen, its "
+                "mask is filled from neighbouring frames or empty, and the report says so."
             ),
             inputs=[
                 SegmenterType.Input("model", tooltip="From Load SAM."),
@@ -78,12 +78,14 @@ class TrackMasks(io.ComfyNode):
                 io.Mask.Input(
                     "mask",
                     optional=True,
-                    tooltip="Rough masks of one object: one per frame (empty ones are ignored), or a single one for prompt_frame.",
+                    tooltip="Rough masks of one object: one per frame (empty ones are ignored), or a single one for "
+                    "prompt_frame.",
                 ),
                 io.String.Input(
                     "points",
                     default="",
-                    tooltip='Points on one object in prompt_frame as JSON, pixels: [{"x": 20, "y": 30}]. "label": 0 marks a point off it.',
+                    tooltip='Points on one object in prompt_frame as JSON, pixels: [{"x": 20, "y": 30}]. "label": 0 '
+                    "marks a point off it.",
                 ),
                 io.Int.Input(
                     "prompt_frame",
@@ -97,15 +99,16 @@ class TrackMasks(io.ComfyNode):
                     default=8,
                     min=0,
                     max=1000,
-                    tooltip="An object unseen for at most this many frames keeps its number and is filled in. 0: every gap ends it.",
+                    tooltip="An object unseen for at most this many frames keeps its number and is filled in. 0: "
+                    "every gap ends it.",
                 ),
                 io.Int.Input(
                     "extend",
                     default=2,
                     min=0,
                     max=1000,
-                    tooltip="Frames an object is followed before its first and after its last sighting. 0: not at all. "
-                    "Points and single masks are followed through the whole film.",
+                    tooltip="Frames an object is followed before its first and after its last sighting. 0: not at "
+                    "all. Points and single masks are followed through the whole film.",
                 ),
                 io.Int.Input(
                     "minimum_seen",
@@ -255,8 +258,8 @@ class RefineMasks(io.ComfyNode):
             display_name="Refine Masks",
             category=f"{CATEGORY}/perception",
             description=(
-                "Steadies masks over time and changes their outline: fill gaps, median over frames, hysteresis, grow or "
-                "shrink, feather. Frames in are frames out; works on tracks object by object, or on a MASK."
+                "Steadies masks over time and changes their outline: fill gaps, median over frames, hysteresis, grow "
+                "or shrink, feather. Frames in are frames out; works on tracks object by object, or on a MASK."
             ),
             inputs=[
                 Tracks.Input("tracks", optional=True, tooltip="From Track Masks; comes back refined."),
@@ -307,8 +310,8 @@ def refinement_inputs() -> list[io.Input]:
             max=1.0,
             step=0.01,
             round=0.01,
-            tooltip="With hysteresis_high: pixels above it stay when they touch, in space or time, pixels above the high "
-            "one. At most hysteresis_high.",
+            tooltip="With hysteresis_high: pixels above it stay when they touch, in space or time, pixels above the "
+            "high one. At most hysteresis_high.",
         ),
         io.Float.Input(
             "hysteresis_high",

@@ -51,8 +51,8 @@ class LoadVideoModel(io.ComfyNode):
             category=f"{CATEGORY}/video",
             description=(
                 "Loads a LaVie-shaped text-to-video model as native MODEL, CLIP and VAE, so that every core sampler, "
-                "text encoder and VAE node works on it. Toybox is a tiny demo model that comes with the pack: it knows "
-                "coloured balls, squares and triangles, 64 x 64 pixels, 8 frames."
+                "text encoder and VAE node works on it. Toybox is a tiny demo model that comes with the pack: it "
+                "knows coloured balls, squares and triangles, 64 x 64 pixels, 8 frames."
             ),
             inputs=[
                 io.Combo.Input(
@@ -79,7 +79,8 @@ class LoadVideoModel(io.ComfyNode):
                 ),
                 io.Vae.Output(
                     display_name="vae",
-                    tooltip="Its VAE: decodes latents to T frames, encodes a film to T latents (nothing for a LaVie file without SD checkpoint).",
+                    tooltip="Its VAE: decodes latents to T frames, encodes a film to T latents (nothing for a LaVie "
+                    "file without SD checkpoint).",
                 ),
             ],
         )
@@ -161,15 +162,16 @@ class VideoNoise(io.ComfyNode):
                     default=4,
                     min=1,
                     max=1024,
-                    tooltip="freenoise and specmix: frames in a group that is shuffled, at most window. 1: no shuffling.",
+                    tooltip="freenoise and specmix: frames in a group that is shuffled, at most window. 1: no "
+                    "shuffling.",
                 ),
                 io.Float.Input(
                     "shared",
                     default=0.2,
                     min=0.0,
                     max=1.0,
-                    tooltip="shared: how much of the first frame's noise the others hold. 0: independent frames, "
-                    "1: all alike (no motion).",
+                    tooltip="shared: how much of the first frame's noise the others hold. 0: independent frames, 1: "
+                    "all alike (no motion).",
                     **display_range(0.01),
                 ),
                 io.Int.Input("batch_size", default=1, min=1, max=64, tooltip="How many films at once."),
@@ -249,8 +251,8 @@ class SampleVideo(io.ComfyNode):
             display_name="Sample Video",
             category=f"{CATEGORY}/video",
             description=(
-                "Samples a film from noise, with previews, progress and cancel. Like KSampler, but it takes a NOISE, so "
-                "that two runs can share one."
+                "Samples a film from noise, with previews, progress and cancel. Like KSampler, but it takes a NOISE, "
+                "so that two runs can share one."
             ),
             inputs=[
                 io.Model.Input("model", tooltip="The video model, patched or not."),
@@ -264,7 +266,8 @@ class SampleVideo(io.ComfyNode):
                     default=1.0,
                     min=0.0,
                     max=1.0,
-                    tooltip="1: the film comes from noise alone. Lower keeps that much more of the latents; 0 returns them.",
+                    tooltip="1: the film comes from noise alone. Lower keeps that much more of the latents; 0 returns "
+                    "them.",
                     **display_range(0.01),
                 ),
             ],
@@ -306,7 +309,8 @@ def sampling_inputs() -> list[io.Input]:
             default=4.0,
             min=0.0,
             max=100.0,
-            tooltip="Classifier-free guidance. 1: the prompt alone, half the work. Toybox 4, LaVie 7.5; too high burns colours.",
+            tooltip="Classifier-free guidance. 1: the prompt alone, half the work. Toybox 4, LaVie 7.5; too high "
+            "burns colours.",
             **display_range(0.1),
         ),
         io.Combo.Input(

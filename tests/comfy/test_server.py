@@ -77,7 +77,8 @@ def sampling_prompt(steps, seed=1, prefix="latent", mode="focus", strength=1.0, 
         },
         "9": {
             "class_type": "MGV_PatchAttention",
-            "inputs": {"model": ["1", 0], "guide": ["8", 0], "clip": ["1", 1], "prompt": "a red ball moves left on sand"},
+            "inputs": {"model": ["1", 0], "guide": ["8", 0], "clip": ["1", 1], "prompt": "a red ball moves left on "
+            "sand"},
         },
         "10": {
             "class_type": "KSampler",
