@@ -301,6 +301,8 @@ def side_rows(
             out[part, heads].transpose(1, 2).index_copy_(1, side.queries, result.transpose(1, 2))
         else:
             out[part[:, None], heads, side.queries] = result.transpose(1, 2)
+        # Otherwise it would live on while the next one is made.
+        del result
 
 
 def partition_attention(
