@@ -141,7 +141,8 @@ class DenoisingLoss:
 
     def __call__(self, step: int) -> Tensor:
         options = self.options
-        images = step < options.image_steps
+        # Single frames teach shapes at an eighth of the cost; some go on when the clips have begun.
+        images = step < options.image_steps or step % options.image_every == 0
         generator = np.random.default_rng([options.seed, step])
         count = options.image_batch if images else options.batch
         latents, tokens = self.store.batch(generator, count, images)
@@ -194,7 +195,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--vae", type=Path, default=Path("toybox/text_to_video/vae"))
     parser.add_argument("--out", type=Path, default=Path("toybox/text_to_video"))
     parser.add_argument("--clips", type=int, default=8000)
-    parser.add_argument("--image-steps", type=int, default=800)
+    parser.add_argument("--image-steps", type=int, default=1200, help="steps on single frames before the clips")
+    parser.add_argument("--image-every", type=int, default=8, help="afterwards, one step in so many is on frames")
     parser.add_argument("--steps", type=int, default=8000)
     parser.add_argument("--image-batch", type=int, default=64)
     parser.add_argument("--batch", type=int, default=8)

@@ -205,16 +205,19 @@ class StandaloneVideoModel:
         levels = noise_levels(sampler, scheduler, first, self.unet.config)
         sample = levels.noised(clean, noise, 0)
         denoiser = _Denoiser(self, positive, negative, noise.shape[0], cfg, patches)
-        with torch.inference_mode():
-            for number, timestep in enumerate(timesteps):
-                prediction = denoiser(scheduler.scale_model_input(sample, timestep), timestep, levels.sigma(number))
-                result = scheduler.step(prediction, timestep, sample)
-                sample = result.prev_sample
-                if background_lock is not None:
-                    kept = background_lock.latents.to(noise).expand_as(noise)
-                    sample = background_lock.blend(sample, levels.noised(kept, noise, number + 1))
-                if callback is not None:
-                    callback(number + 1, len(timesteps), result.pred_original_sample)
+        try:
+            with torch.inference_mode():
+                for number, timestep in enumerate(timesteps):
+                    prediction = denoiser(scheduler.scale_model_input(sample, timestep), timestep, levels.sigma(number))
+                    result = scheduler.step(prediction, timestep, sample)
+                    sample = result.prev_sample
+                    if background_lock is not None:
+                        kept = background_lock.latents.to(noise).expand_as(noise)
+                        sample = background_lock.blend(sample, levels.noised(kept, noise, number + 1))
+                    if callback is not None:
+                        callback(number + 1, len(timesteps), result.pred_original_sample)
+        finally:
+            denoiser.stack.release()
         return sample
 
     def _progress(self, timestep: Tensor | float) -> float:
@@ -261,8 +264,9 @@ class _Denoiser:
             model.unet.dtype
         )
         self.options: dict[str, Any] = {"cond_or_uncond": list(self.chunks)}
+        self.stack = PatchStack(patches)
         if patches:
-            self.options[OVERRIDE_KEY] = PatchStack(patches).override
+            self.options[OVERRIDE_KEY] = self.stack.override
 
     def __call__(self, sample: Tensor, timestep: Tensor, sigma: float) -> Tensor:
         options = {**self.options, "sigmas": torch.tensor([sigma])}
