@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d, max_pool2d
+from torch.nn.functional import adaptive_avg_pool2d
 
 
 @dataclass(frozen=True)
@@ -121,23 +121,3 @@ def latent_mask(mask: Tensor, size: tuple[int, ...]) -> Tensor:
             f"there are {masks.shape[2]} masks for {frames} latent frames; give one mask per frame, or one for all."
         )
     return adaptive_avg_pool2d(masks.flatten(0, 2)[:, None].float(), (height, width)).view(-1, 1, frames, height, width)
-
-
-def soft_region(mask: Tensor, grow: int = 1, blur: int = 1) -> Tensor:
-    """Dilate a latent mask by cells and soften its border.
-
-    Args:
-        mask: [B, 1, T, h, w] in 0..1.
-        grow: cells to dilate by.
-        blur: radius of the box blur in cells.
-
-    Returns:
-        Same shape; 1 well inside, 0 well outside.
-    """
-    batch, _, frames, height, width = mask.shape
-    cells = (mask > 0.05).to(mask.dtype).view(-1, 1, height, width)
-    if grow > 0:
-        cells = max_pool2d(cells, 2 * grow + 1, stride=1, padding=grow)
-    if blur > 0:
-        cells = avg_pool2d(cells, 2 * blur + 1, stride=1, padding=blur, count_include_pad=False)
-    return cells.view(batch, 1, frames, height, width)

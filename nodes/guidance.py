@@ -255,12 +255,25 @@ class PatchAttention(io.ComfyNode):
     @classmethod
     def execute(cls, model: Any, guide: MaskGuidance, prompt: str, clip: Any = None) -> io.NodeOutput:
         from ..attention_patches.mask_guidance import mask_guidance_patch
-        from ..backbones.registry import install_patches
+        from ..backbones.registry import block_names, install_patches, require_supported
 
+        check_blocks(guide.blocks, block_names(require_supported(model)))
         if not is_active(guide):
             logger.warning(guide_report(guide))
             return io.NodeOutput(install_patches(model, []))
         return io.NodeOutput(install_patches(model, [mask_guidance_patch(*bind_phrases(guide, clip, prompt))]))
+
+
+def check_blocks(patterns: str, names: list[str]) -> None:
+    """Raise ValueError when a pattern of block names fits no block of the model."""
+    from ..attention_patches.mask_guidance import matches_block
+
+    for pattern in (part.strip() for part in patterns.split(",") if part.strip()):
+        if not any(matches_block(name, pattern) for name in names):
+            raise ValueError(
+                f"blocks has {pattern!r}, which fits no block of this model ({', '.join(names)}); correct it, or "
+                "write all."
+            )
 
 
 def bind_phrases(guide: MaskGuidance, clip: Any, prompt: str) -> tuple[MaskGuidance, TextSpans | None]:

@@ -217,6 +217,8 @@ class TestPatchAttention:
             self.patch(native, words, " ")
         with pytest.raises(ValueError, match="clip is not connected"):
             self.patch(native, words, clip=False)
+        with pytest.raises(ValueError, match="'dwon.1', which fits no block of this model .down.0.0, "):
+            self.patch(native, bias(tracks=two_tracks(), blocks="mid, dwon.1")[0])
         with pytest.raises(ValueError, match="cross_text has no phrases"):
             self.patch(native, bias(mask=square(), mode="cross_text")[0])
 
