@@ -117,7 +117,7 @@ def add_refine(parser: argparse.ArgumentParser) -> None:
         "--background-lock", action="store_true", default=None, help="keep the first film outside of the objects"
     )
     parser.add_argument("--out", type=Path, default=Path("output"), metavar="FOLDER", help="default: output")
-    parser.add_argument("--device", help="cpu, cuda ... (default: the models choose)")
+    parser.add_argument("--device", help="cpu, cuda ... (default: cpu)")
     parser.add_argument("--fps", type=float, default=8.0, help="of the films (default: 8)")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
 

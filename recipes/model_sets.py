@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from .protocols import Detector, Tracker, VideoModel
+import torch
+from torch import Tensor
+
+from .protocols import Detector, Progress, Tracker, VideoModel
+
+if TYPE_CHECKING:
+    from ..perception.boxes import Box
+    from ..perception.tracks import Tracks
 
 TOYBOX = Path(__file__).resolve().parent.parent / "toybox"
 
@@ -21,11 +29,77 @@ class ModelSet:
     tracker: Tracker
 
 
+class StagedDetector:
+    """A detector that is on the device only while it works.
+
+    Args:
+        detector: with its module as ``model``.
+        device: where it works.
+    """
+
+    def __init__(self, detector: Any, device: torch.device) -> None:
+        self.detector = detector
+        self.device = device
+
+    def detect(
+        self,
+        frames: Tensor,
+        phrases: Sequence[str],
+        box_threshold: float = 0.35,
+        text_threshold: float = 0.25,
+        nms_threshold: float = 0.7,
+        *,
+        progress: Progress | None = None,
+    ) -> list[list[Box]]:
+        """As the detector does."""
+        self.detector.model.to(self.device)
+        return self.detector.detect(frames, phrases, box_threshold, text_threshold, nms_threshold, progress=progress)
+
+    def release(self) -> None:
+        """Back to the CPU."""
+        self.detector.model.to("cpu")
+
+
+class StagedTracker:
+    """A tracker that is on the device only while it works; arguments as ``StagedDetector``."""
+
+    def __init__(self, tracker: Any, device: torch.device) -> None:
+        self.tracker = tracker
+        self.device = device
+
+    def track(self, frames: Tensor, detections: list[list[Box]], *, progress: Progress | None = None) -> Tracks:
+        """As the tracker does."""
+        self.tracker.model.to(self.device)
+        return self.tracker.track(frames, detections, progress=progress)
+
+    def release(self) -> None:
+        """Back to the CPU."""
+        self.tracker.model.to("cpu")
+
+
+def check_device(name: str | None) -> torch.device:
+    """The device of a name; the CPU where there is none.
+
+    Raises:
+        ValueError: an unknown name, or a device that this machine does not have.
+    """
+    try:
+        device = torch.device(name or "cpu")
+    except RuntimeError as error:
+        raise ValueError(f"device is {name!r}; give cpu, cuda, cuda:1 or mps.") from error
+    missing = (device.type == "cuda" and not torch.cuda.is_available()) or (
+        device.type == "mps" and not torch.backends.mps.is_available()
+    )
+    if missing or device.type not in ("cpu", "cuda", "mps"):
+        raise ValueError(f"device is {name!r}, which this machine (or its torch) does not have; take cpu.")
+    return device
+
+
 def load_toybox_set(device: str | None = None) -> ModelSet:
     """The tiny models that come with the pack: toys for trying it, on a world of coloured shapes.
 
     Args:
-        device: of the computation; None lets the models choose.
+        device: of the computation; None is the CPU.
 
     Raises:
         ValueError, OSError, RuntimeError: weights that are missing or broken; the message names the folder.
@@ -34,9 +108,10 @@ def load_toybox_set(device: str | None = None) -> ModelSet:
     from ..perception.tracker import load_sam
     from ..video_models.toybox import load_toybox
 
-    detector = load_grounding_dino(TOYBOX / "detector")
-    tracker = load_sam(TOYBOX / "segmenter")
-    return ModelSet("toybox", load_toybox(device), detector, tracker)
+    chosen = check_device(device)
+    detector = StagedDetector(load_grounding_dino(TOYBOX / "detector"), chosen)
+    tracker = StagedTracker(load_sam(TOYBOX / "segmenter"), chosen)
+    return ModelSet("toybox", load_toybox(chosen), detector, tracker)
 
 
 MODEL_SETS: dict[str, Callable[[str | None], ModelSet]] = {"toybox": load_toybox_set}

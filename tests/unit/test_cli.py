@@ -10,10 +10,11 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from mask_guided_video.recipes.mask_refine_files import FILES
-from mask_guided_video.recipes.model_sets import MODEL_SETS, TOYBOX, ModelSet, load_model_set
+from mask_guided_video.recipes.model_sets import MODEL_SETS, TOYBOX, ModelSet, check_device, load_model_set
 
 
 @pytest.fixture(scope="module")
@@ -171,11 +172,16 @@ def test_interrupted_process_leaves_nothing(root, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("name", ["abacus", "meta", "cuda:99" if not torch.cuda.is_available() else "xpu"])
+def test_devices_that_are_not_there(name):
+    with pytest.raises(ValueError, match=f"device is '{name}'"):
+        check_device(name)
+    assert check_device(None) == torch.device("cpu")
+
+
 @needs_toybox
 @pytest.mark.slow
 def test_toybox_set_finds_its_objects():
-    import torch
-
     from mask_guided_video.recipes.mask_refine import mask_refine
     from mask_guided_video.recipes.mask_refine_settings import MaskRefineSettings
 
