@@ -15,6 +15,7 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from ..toybox import world
+from .calibration import lower_scores
 from .detector_loss import Targets, corners, detector_loss, predict
 from .loop import LoopSettings, log_to_file, train
 from .perception_data import MAX_OBJECTS, SMALLEST_AREA, Pictures, boxes_of_masks, draw_pictures, spoil
@@ -195,6 +196,12 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=8e-4)
     parser.add_argument("--pool", type=int, default=12000, help="pictures drawn before training starts")
+    parser.add_argument(
+        "--lower-scores",
+        type=float,
+        default=0.35,
+        help="logits to take off all scores at the end, so that a box threshold of 0.35 keeps false alarms rare",
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=0, help="CPU threads, 0 for torch's own choice")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -231,4 +238,5 @@ def main(arguments: list[str]) -> None:
         return figures
 
     train(trained, loss_at_step, evaluate, settings)
+    lower_scores(model.cpu(), options.lower_scores)
     save_model_folder(model, processor, options.out)
