@@ -1,6 +1,7 @@
 import math
 
 import pytest
+
 from mask_guided_video.perception.association import associate, extrapolate, fill_order, guess_box, keep_tracks
 from mask_guided_video.perception.boxes import Box, as_detections, clamp_box, interpolate_box, iou, suppress
 

@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from mask_guided_video.perception.boxes import Box
 from mask_guided_video.perception.drawing import draw_boxes, draw_masks
 from mask_guided_video.perception.frames import check_frames

@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 import torch
+
 from mask_guided_video.perception.boxes import Box
 from mask_guided_video.perception.detector import (
     GroundingDinoDetector,

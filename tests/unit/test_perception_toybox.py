@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from mask_guided_video.perception.detector import load_grounding_dino
 from mask_guided_video.perception.sam_format import original_sam, to_original
 from mask_guided_video.perception.tracker import load_sam
