@@ -192,7 +192,7 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="train detector", description=__doc__)
     parser.add_argument("--run", type=Path, default=Path("training/runs/detector"))
     parser.add_argument("--out", type=Path, default=Path("toybox/detector"))
-    parser.add_argument("--steps", type=int, default=7000)
+    parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=8e-4)
     parser.add_argument("--pool", type=int, default=12000, help="pictures drawn before training starts")
