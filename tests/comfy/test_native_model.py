@@ -162,6 +162,14 @@ def test_preview_colours_are_the_vaes(toybox_folder):
     torch.testing.assert_close(colours[8, 8], red[0, 0, 0], atol=0.15, rtol=0)
 
 
+def test_previews_show_the_first_frame(native):
+    from latent_preview import Latent2RGBPreviewer
+
+    latent_format = native[0].model.latent_format
+    previewer = Latent2RGBPreviewer(latent_format.latent_rgb_factors, latent_format.latent_rgb_factors_bias)
+    assert previewer.decode_latent_to_preview(torch.randn(1, 4, 3, 8, 6)).size == (6, 8)
+
+
 @pytest.mark.parametrize("sampler_name,scheduler", [("euler", "normal"), ("dpmpp_2m", "karras"), ("uni_pc", "simple")])
 def test_core_samplers_work(native, sampler_name, scheduler):
     assert torch.isfinite(sample(native, sampler_name=sampler_name, scheduler=scheduler)).all()
