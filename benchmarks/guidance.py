@@ -241,8 +241,12 @@ def summarise(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def summarise_group(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """As ``summarise``, for one group of films."""
+    # A film in which nothing was found has no guide and no pair.
+    found = [record for record in records if len(record["films"]) > 1]
+    missed, records = len(records) - len(found), found
     names = sorted({name for record in records for name in record["films"]}, key=lambda name: (name != UNGUIDED, name))
     result: dict[str, Any] = {"films": len(records), "clips": len({record["clip"] for record in records})}
+    result["films_without_object"] = missed
     for name in names:
         pairs = [record for record in records if name in record["films"]]
         entry: dict[str, Any] = {}

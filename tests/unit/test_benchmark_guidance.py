@@ -49,6 +49,14 @@ def test_ratio_is_of_the_means(benchmark):
     assert "x2.00" in benchmark.table(summary)
 
 
+def test_films_without_an_object_have_no_pair(benchmark):
+    lost = record(1, 0, 0.0, 0.0)
+    del lost["films"]["separate"]
+    group = benchmark.summarise([record(0, 0, 0.2, 0.3), lost])["foreign"]["all"]
+    assert group["none"]["iou"]["mean"] == pytest.approx(0.2)
+    assert (group["films"], group["films_without_object"]) == (1, 1)
+
+
 def test_unmeasured_values_are_left_out(benchmark):
     pair = record(0, 0, 0.1, 0.3)
     pair["films"]["none"]["colour_purity"] = None
