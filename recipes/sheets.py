@@ -78,7 +78,7 @@ def contact_sheet(first: Tensor, second: Tensor, tracks: Tracks, title: str, lin
     factor = shown_enlargement(*first.shape[1:3], target=192)
     rows = [
         ("first film", enlarge(first[chosen], factor)),
-        ("its masks", with_masks(first, tracks, factor)[chosen]),
+        ("masks", with_masks(first, tracks, factor)[chosen]),
         ("second film", enlarge(second[chosen], factor)),
         ("with the guide", with_outlines(second, tracks, factor)[chosen]),
         (f"change x {CHANGE_GAIN}", enlarge((second - first).abs()[chosen] * CHANGE_GAIN, factor)),
