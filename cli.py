@@ -118,11 +118,12 @@ def add_refine(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("output"), metavar="FOLDER", help="default: output")
     parser.add_argument("--device", help="cpu, cuda ... (default: cpu)")
+    parser.add_argument("--threads", type=int, help="of the CPU (default: torch's own choice)")
     parser.add_argument("--fps", type=float, default=8.0, help="of the films (default: 8)")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
 
 
-NOT_SETTINGS = {"command", "debug", "model", "masks", "out", "device", "fps", "quiet"}
+NOT_SETTINGS = {"command", "debug", "model", "masks", "out", "device", "threads", "fps", "quiet"}
 
 
 def refine(options: argparse.Namespace) -> int:
@@ -132,6 +133,8 @@ def refine(options: argparse.Namespace) -> int:
     settings = module("recipes.mask_refine_settings").MaskRefineSettings(**given)
     if not 0.0 < options.fps <= 1000.0:
         raise ValueError(f"fps is {options.fps:g}; give a value above 0, up to 1000.")
+    if options.threads is not None:
+        set_threads(options.threads)
     masks = module("recipes.given_masks").read_masks(options.masks) if options.masks else None
     files = module("recipes.mask_refine_files")
     with module("recipes.files").staged_folder(options.out) as stage:
@@ -149,6 +152,15 @@ def refine(options: argparse.Namespace) -> int:
     for name in files.FILES:
         write(f"{(options.out / name).resolve()}\n")
     return 0
+
+
+def set_threads(count: int) -> None:
+    """Compute with so many threads."""
+    if not 1 <= count <= 1024:
+        raise ValueError(f"threads is {count}; give a number from 1 to 1024.")
+    import torch
+
+    torch.set_num_threads(count)
 
 
 def load_models(name: str, device: str | None) -> Any:

@@ -81,6 +81,7 @@ def test_second_run_with_the_same_seed_gives_identical_pixels(cli, tiny, mask_fi
         ({"height": "33"}, "height is 33"),
         ({"steps": "0"}, "steps is 0"),
         ({"fps": "0"}, "fps is 0"),
+        ({"threads": "0"}, "threads is 0"),
         ({"model": "large"}, "model is 'large'; choose one of"),
         ({"regenerate": "again"}, "regenerate is 'again'"),
         ({"masks": "none.npy"}, "no mask file 'none.npy'"),
