@@ -28,9 +28,9 @@ OPTIONAL = {
     "segment-anything": "reading SAM files in their original format",
 }
 DEMO = (
-    *("refine", "--model", "toybox", "--prompt", "a red ball moves right on sand", "--object", "red ball"),
+    *("refine", "--model", "toybox", "--prompt", "a white square moves down on the sea", "--object", "white square"),
     # Models this small gain next to nothing from more threads, and much is lost where other work takes one away.
-    *("--mode", "cross_text", "--seed", "1", "--threads", "1"),
+    *("--mode", "cross_text", "--seed", "29", "--threads", "1"),
 )
 WEIGHTS = ("text_to_video", "detector", "segmenter")
 

@@ -197,7 +197,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--clips", type=int, default=8000)
     parser.add_argument("--image-steps", type=int, default=1200, help="steps on single frames before the clips")
     parser.add_argument("--image-every", type=int, default=8, help="afterwards, one step in so many is on frames")
-    parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--steps", type=int, default=4500)
     parser.add_argument("--image-batch", type=int, default=64)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--learning-rate", type=float, default=1e-3)

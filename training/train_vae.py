@@ -98,7 +98,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--run", type=Path, default=Path("training/runs/vae"))
     parser.add_argument("--out", type=Path, default=Path("toybox/text_to_video/vae"))
     parser.add_argument("--steps", type=int, default=1600, help="of encoder and decoder together")
-    parser.add_argument("--decoder-steps", type=int, default=3000, help="of the decoder alone, after them")
+    parser.add_argument("--decoder-steps", type=int, default=1100, help="of the decoder alone, after them")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=1)
