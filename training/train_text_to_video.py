@@ -163,7 +163,13 @@ class DenoisingLoss:
 
 
 def make_optimizers(model: TextToVideo) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the U-Net, AdamW for everything else; the loop sets the rates of both."""
+    """Muon for the matrices of the U-Net, AdamW for everything else; the loop sets the rates of both.
+
+    Raises:
+        RuntimeError: torch is too old to have Muon.
+    """
+    if not hasattr(torch.optim, "Muon"):
+        raise RuntimeError(f"torch is {torch.__version__}, which has no Muon optimizer; train with torch 2.9 or newer.")
     matrices, others = [], []
     for name, parameter in model.named_parameters():
         is_matrix = parameter.ndim == 2 and name.startswith("unet.") and "relative_attention_bias" not in name
