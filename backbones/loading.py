@@ -10,7 +10,7 @@ from typing import Any
 
 from ..video_models.lavie_config import LaVieConfig
 from ..video_models.lavie_files import infer_config, unet_state
-from ..video_models.toybox import TOYBOX_FOLDER
+from ..video_models.toybox import TOYBOX_FOLDER, check_toybox
 from .lavie import native_model
 from .native_text import native_clip
 from .native_vae import diffusers_vae, framewise_vae
@@ -31,11 +31,7 @@ def load_native_toybox(folder: Path = TOYBOX_FOLDER) -> tuple[Any, Any, Any]:
     """
     from transformers import PreTrainedTokenizerFast, T5EncoderModel
 
-    for name in ("unet.safetensors", "config.json", "vae", "text_encoder", "tokenizer"):
-        if not (folder / name).exists():
-            raise FileNotFoundError(
-                f"the Toybox is incomplete: {folder / name} is missing; restore the folder toybox from the release."
-            )
+    check_toybox(folder)
     vae, scaling = diffusers_vae(folder / "vae")
     state = unet_state(_read(folder / "unet.safetensors")[0])
     model = native_model(state, LaVieConfig.load(folder / "config.json"), scaling)

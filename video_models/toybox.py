@@ -29,11 +29,7 @@ def load_toybox(device: torch.device | str | None = None, folder: Path = TOYBOX_
     from diffusers import AutoencoderKL
     from transformers import PreTrainedTokenizerFast, T5EncoderModel
 
-    for name in ("unet.safetensors", "config.json", "vae", "text_encoder", "tokenizer"):
-        if not (folder / name).exists():
-            raise FileNotFoundError(
-                f"the Toybox is incomplete: {folder / name} is missing; restore the folder toybox from the repository."
-            )
+    check_toybox(folder)
     vae = AutoencoderKL.from_pretrained(folder / "vae", local_files_only=True, low_cpu_mem_usage=False).float()
     encoder = T5EncoderModel.from_pretrained(folder / "text_encoder", local_files_only=True).float()
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer", local_files_only=True)
@@ -45,6 +41,19 @@ def load_toybox(device: torch.device | str | None = None, folder: Path = TOYBOX_
         height=world.SIZE,
     )
     return StandaloneVideoModel(load_unet(folder), vae, encoder, tokenizer, geometry, device)
+
+
+def check_toybox(folder: Path) -> None:
+    """Make sure that every part of a Toybox text-to-video folder is there.
+
+    Raises:
+        FileNotFoundError: naming the first part that is missing.
+    """
+    for name in ("unet.safetensors", "config.json", "vae", "text_encoder", "tokenizer"):
+        if not (folder / name).exists():
+            raise FileNotFoundError(
+                f"the Toybox is incomplete: {folder / name} is missing; restore the folder toybox from the repository."
+            )
 
 
 def load_unet(folder: Path) -> LaVieUNet:
