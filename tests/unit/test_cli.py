@@ -161,7 +161,14 @@ def test_toybox_run_as_a_process(root, tmp_path):
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for a process")
 def test_interrupted_process_leaves_nothing(root, tmp_path):
     command = [sys.executable, str(root / "cli.py"), *arguments(tmp_path / "out", model="toybox", steps="1000")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # A shell lets its background jobs ignore SIGINT, and children inherit that; a user's terminal does not.
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     deadline = time.monotonic() + 120
     while not (tmp_path / "out").exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.2)
