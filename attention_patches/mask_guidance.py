@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .guidance_plan import Plan, make_plan
 from .region_tables import GuidanceMode, region_tables
-from .regions import FOREGROUND, MaskPyramid, TimePooling
+from .regions import FOREGROUND, MaskPyramid, TimePooling, latent_frame_groups
 from .site import CONDITIONAL, AttentionSite
 from .stack import Attend
 from .text_spans import TextSpans
@@ -22,6 +22,8 @@ GuidedRows = Literal["conditional", "both"]
 # The constants of the modes: the exponent of the mask (focus), the logit gap (separate), the logit gain (cross_text).
 DEFAULT_STRENGTH: dict[str, float] = {"focus": 1.0, "focus_fg": 1.0, "separate": 8.0, "cross_text": 3.0}
 MAX_STRENGTH = 1000.0
+# Masks whose width and height relate to each other otherwise than the film's by more than this belong to another film.
+MAX_STRETCH = 1.25
 # Plans that a patch keeps: grids x kinds of a model times its context windows; all are dropped when there are more.
 MAX_PLANS = 256
 
@@ -152,6 +154,28 @@ class MaskGuidancePatch:
         self._plans = {}
         self._pyramid = MaskPyramid(self.guide.masks, self.guide.hard, self.guide.time_pooling)
 
+    def check_clip(self, clip_frames: int, height: int, width: int, time_factor: int | None = None) -> None:
+        """Compare the guide with the clip that is about to be sampled.
+
+        Args:
+            clip_frames: frames of the whole clip as the model counts them.
+            height, width: of its latents; only their ratio counts.
+            time_factor: see ``AttentionSite``.
+
+        Raises:
+            ValueError: the masks' frames do not fit, or their pictures have quite another shape.
+        """
+        if not self._guides:
+            return
+        latent_frame_groups(self.guide.masks.shape[1], clip_frames, time_factor)
+        mask_height, mask_width = self.guide.masks.shape[2:]
+        stretch = (mask_width / mask_height) / (width / height)
+        if not 1.0 / MAX_STRETCH <= stretch <= MAX_STRETCH:
+            raise ValueError(
+                f"the masks are {mask_width} x {mask_height} pixels but the film's latents {width} x {height}: on it "
+                "they would be distorted; crop the masks to the film's shape, or sample at theirs."
+            )
+
     def acts_at(self, site: AttentionSite) -> bool:
         """Say whether this call is guided at all: mode, schedule, level and block."""
         guide = self.guide
@@ -184,7 +208,8 @@ class MaskGuidancePatch:
         lengths = (q.shape[2], k.shape[2])
         text = None if site.text is None else (site.text.start, site.text.stop)
         key = (
-            *(site.kind, site.grid, site.frames, site.clip_frames, site.video.start, site.video.stop, text, site.rows),
+            *(site.kind, site.grid, site.extent, site.frames, site.clip_frames, site.time_factor),
+            *(site.video.start, site.video.stop, text, site.rows),
             *(lengths, q.shape[3], q.dtype, q.device, attend.last),
         )
         plan = self._plans.get(key)
@@ -197,19 +222,25 @@ class MaskGuidancePatch:
 
     def _make_plan(self, attend: Attend, q: Tensor, lengths: tuple[int, int], site: AttentionSite) -> Plan:
         guide = self.guide
-        regions = self._pyramid.regions(site.grid[1], site.grid[2], site.clip_frames).take(site.frames)
+        regions = self._pyramid.regions(
+            site.grid[1], site.grid[2], site.clip_frames, site.extent, site.time_factor
+        ).take(site.frames)
         chunks = site.rows.chunks
-        conditional = tuple(index for index, chunk in enumerate(chunks) if chunk == CONDITIONAL)
-        others = tuple(index for index, chunk in enumerate(chunks) if chunk != CONDITIONAL)
-        has_words = self.text_spans is not None and site.kind in ("cross", "joint")
-        if guide.rows == "both" and not has_words:
-            shares = [(tuple(range(len(chunks))), None)]
-        else:
-            # The words are those of the conditional prompt: unconditional rows have others at these places.
-            spans = self.text_spans.repeated(text_length(site, lengths[1])) if has_words else None
-            shares = [(conditional, spans)]
-            if guide.rows == "both" and site.kind != "cross" and guide.mode != "cross_text":
-                shares.append((others, None))
+        guided = [index for index, chunk in enumerate(chunks) if guide.rows == "both" or chunk == CONDITIONAL]
+        worded: list[int] = []
+        spans = None
+        if self.text_spans is not None and site.kind in ("cross", "joint"):
+            # The words are those of one prompt: the rows of others have other words at these places.
+            prompts = site.rows.prompts
+            worded = [
+                index
+                for index, chunk in enumerate(chunks)
+                if chunk == CONDITIONAL and self.text_spans.holds_for(prompts, index)
+            ]
+            spans = self.text_spans.repeated(text_length(site, lengths[1])) if worded else None
+        shares = [(tuple(worded), spans)]
+        if site.kind != "cross" and guide.mode != "cross_text":
+            shares.append((tuple(index for index in guided if index not in worded), None))
         tables = [
             (rows, region_tables(site, regions, spans, lengths, guide.mode, guide.strength, guide.hard))
             for rows, spans in shares

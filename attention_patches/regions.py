@@ -60,7 +60,7 @@ class Regions:
         return Regions(self.objects[:, index], self.present[:, index])
 
 
-def latent_frame_groups(mask_frames: int, clip_frames: int) -> list[range]:
+def latent_frame_groups(mask_frames: int, clip_frames: int, time_factor: int | None = None) -> list[range]:
     """Say which mask frames each frame of the clip covers.
 
     Equal counts match one to one and a single mask serves every frame. Otherwise the masks are pixel frames of a
@@ -70,26 +70,37 @@ def latent_frame_groups(mask_frames: int, clip_frames: int) -> list[range]:
     Args:
         mask_frames: number of masks.
         clip_frames: number of (latent) frames of the whole clip.
+        time_factor: k of the model in use; None tries all that are in use.
 
     Raises:
-        ValueError: the counts fit in none of these ways.
+        ValueError: the counts fit in none of these ways; the message names those that do.
     """
     if mask_frames == clip_frames:
         return [range(frame, frame + 1) for frame in range(clip_frames)]
     if mask_frames == 1:
         return [range(1)] * clip_frames
-    for factor in CAUSAL_FACTORS:
+    factors = CAUSAL_FACTORS if time_factor is None else (time_factor,)
+    for factor in factors:
         if mask_frames == factor * (clip_frames - 1) + 1:
             later = [range(factor * (frame - 1) + 1, factor * frame + 1) for frame in range(1, clip_frames)]
             return [range(1), *later]
-    fitting = ", ".join(str(factor * (clip_frames - 1) + 1) for factor in CAUSAL_FACTORS[1:4])
+    if time_factor is None:
+        fitting = ", ".join(str(factor * (clip_frames - 1) + 1) for factor in CAUSAL_FACTORS[1:4])
+        raise ValueError(
+            f"{mask_frames} mask frames do not fit a clip of {clip_frames} frames; give 1 or {clip_frames} masks, or "
+            f"as many as the pixel frames of a causal video autoencoder ({fitting} at factors 4, 6, 8)."
+        )
+    pixels = time_factor * (clip_frames - 1) + 1
+    valid = " or ".join(str(count) for count in sorted({1, clip_frames, pixels}))
     raise ValueError(
-        f"{mask_frames} mask frames do not fit a clip of {clip_frames} frames; give 1 or {clip_frames} masks, or as "
-        f"many as the pixel frames of a causal video autoencoder ({fitting} at factors 4, 6, 8)."
+        f"{mask_frames} mask frames do not fit a clip of {clip_frames} latent frames, which is {pixels} frames of film "
+        f"({time_factor} * n + 1); give {valid} masks."
     )
 
 
-def pool_time(masks: Tensor, clip_frames: int, pooling: TimePooling = "max") -> Tensor:
+def pool_time(
+    masks: Tensor, clip_frames: int, pooling: TimePooling = "max", time_factor: int | None = None
+) -> Tensor:
     """Bring masks [R, F, H, W] to the frames of the clip, [R, clip_frames, H, W].
 
     Args:
@@ -97,13 +108,14 @@ def pool_time(masks: Tensor, clip_frames: int, pooling: TimePooling = "max") -> 
         clip_frames: frames of the whole clip as the model counts them.
         pooling: how the pixel frames of one latent frame become one: their ``max`` (union), ``mean``, ``min``,
             ``first`` or ``last``.
+        time_factor: see ``latent_frame_groups``.
 
     Raises:
         ValueError: an unknown pooling, or frame counts that do not fit (see ``latent_frame_groups``).
     """
     if pooling not in get_args(TimePooling):
         raise ValueError(f"time pooling is {pooling!r}; choose one of {', '.join(get_args(TimePooling))}.")
-    groups = latent_frame_groups(masks.shape[1], clip_frames)
+    groups = latent_frame_groups(masks.shape[1], clip_frames, time_factor)
     pooled = []
     for group in groups:
         frames = masks[:, group.start : group.stop]
@@ -118,22 +130,30 @@ def pool_time(masks: Tensor, clip_frames: int, pooling: TimePooling = "max") -> 
     return torch.stack(pooled, dim=1)
 
 
-def area_weights(source: int, target: int) -> Tensor:
+def area_weights(source: int, target: int, extent: float | None = None) -> Tensor:
     """[target, source] matrix that averages ``source`` pixels into ``target`` cells by overlapping length.
 
     Exact for sizes that do not divide each other; with target > source it repeats pixels.
+
+    Args:
+        source, target: numbers of pixels and of cells.
+        extent: how many cells the pixels fill, when the last one reaches over their edge (7.5 of 8): it is averaged
+            over the part that is filled.
     """
-    edges = torch.arange(target + 1, dtype=torch.float64) * source / target
+    extent = float(target) if extent is None else extent
+    edges = torch.arange(target + 1, dtype=torch.float64).clamp(max=extent) * source / extent
     pixels = torch.arange(source, dtype=torch.float64)
     upper = torch.minimum(edges[1:, None], pixels + 1)
     lower = torch.maximum(edges[:-1, None], pixels)
-    return ((upper - lower).clamp(min=0.0) * target / source).float()
+    filled = (edges[1:] - edges[:-1]).clamp(min=torch.finfo(torch.float64).tiny)
+    return ((upper - lower).clamp(min=0.0) / filled[:, None]).float()
 
 
-def pool_area(masks: Tensor, height: int, width: int) -> Tensor:
-    """Area-average masks [..., H, W] to [..., height, width]."""
-    rows = area_weights(masks.shape[-2], height)
-    columns = area_weights(masks.shape[-1], width)
+def pool_area(masks: Tensor, height: int, width: int, extent: tuple[float, float] | None = None) -> Tensor:
+    """Area-average masks [..., H, W] to [..., height, width]; ``extent`` as in ``AttentionSite``."""
+    extent = extent or (height, width)
+    rows = area_weights(masks.shape[-2], height, extent[0])
+    columns = area_weights(masks.shape[-1], width, extent[1])
     return (rows @ masks.float() @ columns.T).clamp(0.0, 1.0)
 
 
@@ -188,19 +208,31 @@ class MaskPyramid:
         self.masks = masks
         self.hard = hard
         self.time_pooling = time_pooling
-        self._levels: dict[tuple[int, int, int], Regions] = {}
+        self._levels: dict[tuple[object, ...], Regions] = {}
 
-    def regions(self, height: int, width: int, clip_frames: int) -> Regions:
+    def regions(
+        self,
+        height: int,
+        width: int,
+        clip_frames: int,
+        extent: tuple[float, float] | None = None,
+        time_factor: int | None = None,
+    ) -> Regions:
         """Return the regions of the whole clip on a grid of ``height`` x ``width`` cells.
+
+        Args:
+            height, width: of the grid.
+            clip_frames: frames of the whole clip as the model counts them.
+            extent, time_factor: see ``AttentionSite``.
 
         Raises:
             ValueError: the masks' frames do not fit the clip (see ``latent_frame_groups``).
         """
-        key = (height, width, clip_frames)
+        key = (height, width, clip_frames, extent, time_factor)
         found = self._levels.get(key)
         if found is None:
-            masks = pool_time(self.masks, clip_frames, self.time_pooling)
-            pooled, present = guard_thin_objects(pool_area(masks, height, width), masks)
+            masks = pool_time(self.masks, clip_frames, self.time_pooling, time_factor)
+            pooled, present = guard_thin_objects(pool_area(masks, height, width, extent), masks)
             objects = split_overlaps(pooled, self.hard)
             # An object that later ones cover completely is in the frame no more.
             present = present & (objects.flatten(2).amax(dim=2) > 0.0)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 AttentionKind = Literal["self", "cross", "temporal", "joint"]
 FoldedAxis = Literal["none", "frames", "positions"]
@@ -11,7 +12,7 @@ FoldedAxis = Literal["none", "frames", "positions"]
 CONDITIONAL = 0
 UNCONDITIONAL = 1
 
-# The key in ``transformer_options`` under which a backbone leaves the site for the stack's override.
+# The key in ``transformer_options`` under which a backbone leaves the site, or a ``SiteFinder``, for the override.
 SITE_KEY = "attention_site"
 
 
@@ -25,12 +26,15 @@ class BatchRows:
         folded: which axis of the video is folded into the batch: ``none`` (all tokens of the clip are in the
             sequence), ``frames`` (one row per frame) or ``positions`` (one row per spatial cell, row-major).
         folded_size: how many rows the folded axis makes (1 for ``none``).
+        prompts: one name per chunk of the prompt that it is conditioned on, so that words are steered only where they
+            stand; empty when unknown. See ``TextSpans.prompts``.
     """
 
     chunks: tuple[int, ...] = (CONDITIONAL,)
     samples: int = 1
     folded: FoldedAxis = "none"
     folded_size: int = 1
+    prompts: tuple[str, ...] = ()
 
     @property
     def total(self) -> int:
@@ -58,6 +62,10 @@ class AttentionSite:
         rows: how the batch axis is made.
         progress: 0 at the first step (pure noise) to 1 at the end: ``1 - timestep / (train_timesteps - 1)``.
         sigma: noise level, in the model's own units.
+        extent: (rows, columns) of the grid that the picture fills, as (7.5, 13) of (8, 13) cells where the size of the
+            latents is no multiple of the patch and the model pads; None when it fills all.
+        time_factor: pixel frames per latent frame of the model's autoencoder, where the first frame stands alone; None
+            when unknown: then the numbers of masks and frames decide.
     """
 
     kind: AttentionKind
@@ -73,3 +81,10 @@ class AttentionSite:
     rows: BatchRows
     progress: float
     sigma: float
+    extent: tuple[float, float] | None = None
+    time_factor: int | None = None
+
+
+# Called with the lengths of the query and the key sequence of each attention call, in the order in which a model makes
+# them; returns where that call stands, or None where nothing is known of it and it shall be left alone.
+SiteFinder: TypeAlias = Callable[[int, int], AttentionSite | None]

@@ -10,14 +10,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor
 
+from .attention import torch_attention
 from .site import SITE_KEY, AttentionSite
 
 # The call names of ComfyUI's attention functions after ``func``, in their positional order.
 _POSITIONAL = ("q", "k", "v", "heads", "mask", "attn_precision", "skip_reshape", "skip_output_reshape")
 # The sub-quadratic function names its tensors in full.
 _SYNONYMS = {"query": "q", "key": "k", "value": "v"}
+# Kernels with these words in their names quantise q and k by block, which region channels do not survive, and return
+# wrong results for masks on most of their builds (Comfy-Org/ComfyUI#13735).
+_QUANTISING = ("sage",)
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,11 @@ class _Call:
             rest=named,
         )
 
+    @property
+    def lengths(self) -> tuple[int, int]:
+        """Lengths of the query and of the key sequence."""
+        return self.q.shape[-2], self.k.shape[-2]
+
     def split_heads(self, tensor: Tensor) -> Tensor:
         """Return ``tensor`` as [B, heads, L, d], whichever of the two layouts the call came in."""
         if self.skip_reshape:
@@ -101,10 +111,13 @@ class _Call:
         return tensor.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
-def _bias(mask: Tensor | None) -> Tensor | None:
-    """Bring an additive mask to four axes; [Lq, Lk] and [B, Lq, Lk] are ComfyUI's short forms."""
+def _bias(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """Bring a mask to an additive one of four axes; [Lq, Lk] and [B, Lq, Lk] are ComfyUI's short forms."""
     if mask is None:
         return None
+    if mask.dtype == torch.bool:
+        # Half of ComfyUI's attention functions take a boolean mask for something else.
+        mask = torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, torch.finfo(dtype).min)
     if mask.ndim == 2:
         return mask[None, None]
     if mask.ndim == 3:
@@ -140,6 +153,8 @@ class PatchStack:
         # ComfyUI deep-copies model options at every clone; patches are immutable and their tables are shared.
         return self
 
+    # A compiled model calls this as it is: sites and tables are Python objects that differ from step to step.
+    @torch.compiler.disable
     def override(self, func: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """Run one attention call through the patches; what ``optimized_attention_override`` holds.
 
@@ -153,26 +168,46 @@ class PatchStack:
         Returns:
             [B, Lq, heads * d], or with ``skip_output_reshape`` [B, heads, Lq, d].
         """
-        site = (kwargs.get("transformer_options") or {}).get(SITE_KEY)
+        options = kwargs.get("transformer_options") or {}
+        site = options.get(SITE_KEY)
+        if callable(site):
+            site = site(*_Call.bind(args, kwargs).lengths)
+            # A finder counts calls, so that it is asked once: the next stack in the chain gets the answer.
+            kwargs = {**kwargs, "transformer_options": {**options, SITE_KEY: site}}
         active = [] if site is None else [patch for patch in self.patches if _acts_at(patch, site)]
         if not active:
             return func(*args, **kwargs) if self.previous is None else self.previous(func, *args, **kwargs)
         call = _Call.bind(args, kwargs)
+        head_dim = call.split_heads(call.q).shape[3]
 
         def kernel(q: Tensor, k: Tensor, v: Tensor, site: AttentionSite, bias: Tensor | None) -> Tensor:
             arguments = dict(call.rest, mask=bias, skip_reshape=True, skip_output_reshape=True)
-            if self.previous is None:
-                out = func(q, k, v, q.shape[1], **arguments)
+            function, previous = func, self.previous
+            if bias is not None or q.shape[3] != head_dim:
+                function, previous = _exact(func), None if _quantises(self.previous) else self.previous
+            if previous is None:
+                out = function(q, k, v, q.shape[1], **arguments)
             else:
-                out = self.previous(func, q, k, v, q.shape[1], **arguments)
+                out = previous(function, q, k, v, q.shape[1], **arguments)
             # Some functions know skip_output_reshape only on some of their paths.
             return out if out.ndim == 4 else out.unflatten(-1, (q.shape[1], -1)).transpose(1, 2)
 
-        attend = Attend(kernel, _bias(call.mask), last=self.previous is None)
+        attend = Attend(kernel, _bias(call.mask, call.q.dtype), last=self.previous is None)
         for patch in reversed(active):
             attend = _wrap(patch, attend)
         out = attend(*(call.split_heads(tensor) for tensor in (call.q, call.k, call.v)), site)
         return out if call.skip_output_reshape else out.transpose(1, 2).flatten(2)
+
+
+def _quantises(function: Callable[..., Any] | None) -> bool:
+    """Say whether an attention function is one of those that round q and k by block."""
+    name = getattr(function, "__qualname__", "").lower()
+    return any(word in name for word in _QUANTISING)
+
+
+def _exact(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Return the function, or torch's own where it cannot take channels and masks."""
+    return torch_attention if _quantises(function) else function
 
 
 def _acts_at(patch: Patch, site: AttentionSite) -> bool:

@@ -16,6 +16,8 @@ class TextSpans:
             first token of the text sequence (beginning-of-text tokens included), as the text keys do.
         length: length of the text sequence in tokens with specials and padding, or 0 when unknown. ComfyUI repeats
             text sequences of different lengths up to a common one; with the length known the positions follow.
+        prompts: names of the prompts that the positions hold for, as in ``BatchRows.prompts``; None is every
+            conditional one.
 
     Raises:
         ValueError: numbers of phrases and position lists differ, or a position is negative or past the length.
@@ -24,6 +26,7 @@ class TextSpans:
     phrases: tuple[str, ...]
     positions: tuple[tuple[int, ...], ...]
     length: int = 0
+    prompts: frozenset[str] | None = None
 
     def __post_init__(self) -> None:
         if len(self.phrases) != len(self.positions):
@@ -37,6 +40,10 @@ class TextSpans:
                     f"token position {wrong[0]} of the phrase {phrase!r} lies outside the text sequence of "
                     f"{self.length} tokens; count positions in the sequence that the model sees."
                 )
+
+    def holds_for(self, prompts: tuple[str, ...], chunk: int) -> bool:
+        """Say whether the positions are those of the prompt of a chunk; ``prompts`` as in ``BatchRows``."""
+        return self.prompts is None or not prompts or prompts[chunk] in self.prompts
 
     def repeated(self, key_length: int) -> tuple[tuple[int, ...], ...]:
         """Return the positions for a text sequence of ``key_length`` tokens.

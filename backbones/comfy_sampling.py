@@ -28,18 +28,24 @@ class SamplerSettings:
     denoise: float = 1.0
 
 
-def checked_latents(latent: dict[str, Any], name: str = "latent") -> Tensor:
+def checked_latents(latent: dict[str, Any], name: str = "latent", dimensions: int = 5) -> Tensor:
     """The samples of a LATENT of video.
 
+    Args:
+        latent: ComfyUI's dict.
+        name: for messages.
+        dimensions: 5 for [batch, channels, frames, height, width]; 4 where frames lie in the batch.
+
     Raises:
-        ValueError: if they are latents of pictures, or not finite.
+        ValueError: if they have another number of dimensions, or are not finite.
     """
     samples = latent["samples"]
-    if samples.ndim != 5:
-        raise ValueError(
-            f"{name} has shape {tuple(samples.shape)}; connect video latents [batch, channels, frames, height, width], "
-            "for example from Video Noise."
-        )
+    if samples.ndim != dimensions:
+        wanted = {
+            5: "video latents [batch, channels, frames, height, width], for example from Video Noise",
+            4: "latents [frames, channels, height, width], for example from Empty Latent Image with as many as frames",
+        }[dimensions]
+        raise ValueError(f"{name} has shape {tuple(samples.shape)}; connect {wanted}.")
     if not bool(torch.isfinite(samples).all()):
         raise ValueError(f"{name} holds NaN or infinite values; the run that made it went wrong, sample it again.")
     return samples

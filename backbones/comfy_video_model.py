@@ -14,7 +14,7 @@ from ..attention_patches.text_spans import TextSpans
 from ..video_models.background_lock import BackgroundLock
 from ..video_models.noise import plain_noise
 from ..video_models.video_model import VideoGeometry
-from .native_text import token_spans
+from .prompt_tokens import token_spans
 from .registry import install_patches, require_supported
 
 SampleCallback = Callable[[int, int, Tensor], None]
@@ -56,7 +56,8 @@ class ComfyVideoModel:
     """
 
     def __init__(self, model: Any, clip: Any, vae: Any, width: int = 64, height: int = 64) -> None:
-        config = require_supported(model).config
+        family, network = require_supported(model)
+        self.family = family
         self.model = model
         self.clip = clip
         self.vae = vae
@@ -64,7 +65,7 @@ class ComfyVideoModel:
             spatial_factor=vae.spacial_compression_encode(),
             temporal_factor=vae.temporal_compression_decode() or 1,
             channels=vae.latent_channels,
-            native_frames=config.native_frames,
+            native_frames=network.config.native_frames,
             width=width,
             height=height,
         )
@@ -75,7 +76,7 @@ class ComfyVideoModel:
 
     def token_spans(self, prompt: str, phrases: Sequence[str]) -> TextSpans:
         """Where each phrase stands in the prompt's tokens; ValueError if one does not."""
-        return token_spans(self.clip, prompt, phrases)
+        return token_spans(self.clip, prompt, phrases, self.family)
 
     def encode(self, frames: Tensor) -> Tensor:
         """Frames [T, H, W, 3] to latents [1, C, T, h, w]."""

@@ -16,9 +16,38 @@ from torch import Tensor
 
 from ..video_models.lavie_config import LaVieConfig
 from ..video_models.lavie_unet import LaVieUNet
+from .family import Family, ModelCall, TokenGrid
 
 # Stable Diffusion 1's latents, which LaVie shares; from ComfyUI's SD15 latent format.
 STABLE_DIFFUSION_SCALE = 0.18215
+
+
+class LaVie(Family):
+    """LaVie-shaped models: per-frame and temporal self-attention, cross-attention; the U-Net makes its own sites."""
+
+    name = "LaVie"
+    time_factor = 1
+    encoders = ("t5", "l")
+    finds_sites = False
+
+    def fits(self, network: Any) -> bool:
+        return isinstance(network, LaVieUNet)
+
+    def block_names(self, network: LaVieUNet) -> list[str]:
+        return [place.name for place in LaVieUNet._places(network.config)]
+
+    def grids(self, network: LaVieUNet, latents: Sequence[int], extras: Mapping[str, Any]) -> list[TokenGrid]:
+        frames, height, width = latents[2:]
+        found = []
+        for level, attends in enumerate(network.config.attention_levels):
+            # The middle block attends at the coarsest level whether or not that level does.
+            if attends or level == len(network.config.attention_levels) - 1:
+                found.append(TokenGrid(level, frames, height, width, (height, width)))
+            height, width = (height + 1) // 2, (width + 1) // 2
+        return found
+
+    def prepare(self, network: LaVieUNet, call: ModelCall, options: dict[str, Any], markers: Any) -> None:
+        """Nothing to do: the network makes its sites of the options that every call has."""
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Sequence
 from functools import cache, partial
 from typing import Any
@@ -11,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..attention_patches.text_spans import TextSpans, find_token_spans
 from ..video_models.text_encoding import encode_tokens
 
 logger = logging.getLogger(__name__)
@@ -116,37 +114,3 @@ def native_clip(encoder: nn.Module, tokenizer: Any, max_length: int) -> Any:
         return WordTokenizer(tokenizer, max_length)
 
     return comfy.sd.CLIP(ClipTarget(make_tokenizer, model), model_options={"dtype": torch.float32})
-
-
-def token_spans(clip: Any, prompt: str, phrases: Sequence[str]) -> TextSpans:
-    """Where phrases stand in the text sequence that a CLIP makes of a prompt.
-
-    Works with every ComfyUI CLIP whose first encoder is the one that the model sees.
-
-    Args:
-        clip: ComfyUI CLIP.
-        prompt: exactly the text of the positive prompt.
-        phrases: words of it.
-
-    Raises:
-        ValueError: if a phrase does not occur in the prompt.
-    """
-
-    def ids(text: str) -> list[int]:
-        rows = next(iter(clip.tokenize(text).values()))
-        return [int(entry[0]) for row in rows for entry in row if isinstance(entry[0], int)]
-
-    # Unknown words share one token, so tokens alone could take one for another.
-    words = _plain_words(prompt)
-    absent = [phrase for phrase in phrases if f" {_plain_words(phrase)} " not in f" {words} "]
-    if absent:
-        raise ValueError(
-            f"the phrase {absent[0]!r} does not occur in the prompt {prompt!r}; use words exactly as in the prompt."
-        )
-    # What the empty prompt is made of is exactly the special tokens.
-    return find_token_spans(ids(prompt), [ids(phrase) for phrase in phrases], phrases, prompt, frozenset(ids("")))
-
-
-def _plain_words(text: str) -> str:
-    """Lower case words with single spaces, without weights and punctuation."""
-    return " ".join(re.sub(r":\s*[\d.]+\s*\)|[^\w'-]+", " ", text.lower()).split())

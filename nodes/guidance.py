@@ -11,8 +11,9 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..attention_patches.mask_guidance import DEFAULT_STRENGTH, GuidanceMode, GuidedRows, MaskGuidance
-from ..attention_patches.regions import FOREGROUND
+from ..attention_patches.regions import FOREGROUND, TimePooling
 from ..attention_patches.text_spans import TextSpans
+from ..backbones.family import Family
 from .types import CATEGORY, Guide, Tracks, display_range
 
 logger = logging.getLogger(__name__)
@@ -100,6 +101,14 @@ class MaskToAttentionBias(io.ComfyNode):
                     default=False,
                     tooltip="On: masks are cut at one half and sides are fully apart. Off: soft borders.",
                 ),
+                io.Combo.Input(
+                    "time_pooling",
+                    options=list(get_args(TimePooling)),
+                    default="max",
+                    tooltip="How the masks of the frames that one latent frame stands for (4 in Wan, 8 in LTX) become "
+                    "one. max: wherever the object is in any of them; mean: soft; min: only where it is in all; first, "
+                    "last: one of them. The first frame of a film stands alone.",
+                ),
             ],
             outputs=[
                 Guide.Output(display_name="guide", tooltip="For Patch Attention and Preview Guide."),
@@ -120,6 +129,7 @@ class MaskToAttentionBias(io.ComfyNode):
         blocks: str,
         rows: str,
         hard: bool,
+        time_pooling: str = "max",
         tracks: Any = None,
         mask: Tensor | None = None,
     ) -> io.NodeOutput:
@@ -143,6 +153,7 @@ class MaskToAttentionBias(io.ComfyNode):
             blocks=blocks,
             rows=rows,
             hard=hard,
+            time_pooling=time_pooling,
         )
         report = guide_report(guide)
         logger.info(report)
@@ -233,7 +244,11 @@ class PatchAttention(io.ComfyNode):
                 "the unpatched film."
             ),
             inputs=[
-                io.Model.Input("model", tooltip="A model from Load Video Model."),
+                io.Model.Input(
+                    "model",
+                    tooltip="A video model: Wan, LTX, HunyuanVideo, Mochi, Cosmos, Stable Video Diffusion, SD1.5 or "
+                    "SDXL (with AnimateDiff), or one from Load Video Model.",
+                ),
                 Guide.Input("guide", tooltip="From Mask to Attention Bias."),
                 io.Clip.Input(
                     "clip",
@@ -248,20 +263,30 @@ class PatchAttention(io.ComfyNode):
                     tooltip="Exactly the positive prompt, so that phrases can be found in it; connect the same String "
                     "node.",
                 ),
+                io.Conditioning.Input(
+                    "positive",
+                    optional=True,
+                    tooltip="Only when several positive prompts are combined: the conditioning of the prompt above. "
+                    "The words of the others are then left alone.",
+                ),
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="The guided model, for any sampler.")],
         )
 
     @classmethod
-    def execute(cls, model: Any, guide: MaskGuidance, prompt: str, clip: Any = None) -> io.NodeOutput:
+    def execute(
+        cls, model: Any, guide: MaskGuidance, prompt: str, clip: Any = None, positive: Any = None
+    ) -> io.NodeOutput:
         from ..attention_patches.mask_guidance import mask_guidance_patch
-        from ..backbones.registry import block_names, install_patches, require_supported
+        from ..backbones.registry import install_patches, require_supported
 
-        check_blocks(guide.blocks, block_names(require_supported(model)))
+        family, network = require_supported(model)
+        check_blocks(guide.blocks, family.block_names(network))
         if not is_active(guide):
             logger.warning(guide_report(guide))
             return io.NodeOutput(install_patches(model, []))
-        return io.NodeOutput(install_patches(model, [mask_guidance_patch(*bind_phrases(guide, clip, prompt))]))
+        bound = bind_phrases(guide, family, clip, prompt, positive)
+        return io.NodeOutput(install_patches(model, [mask_guidance_patch(*bound)]))
 
 
 def check_blocks(patterns: str, names: list[str]) -> None:
@@ -276,13 +301,17 @@ def check_blocks(patterns: str, names: list[str]) -> None:
             )
 
 
-def bind_phrases(guide: MaskGuidance, clip: Any, prompt: str) -> tuple[MaskGuidance, TextSpans | None]:
+def bind_phrases(
+    guide: MaskGuidance, family: Family, clip: Any, prompt: str, positive: Any = None
+) -> tuple[MaskGuidance, TextSpans | None]:
     """Find the guide's phrases in the prompt, for the modes that use them.
 
     Args:
         guide: with or without phrases.
+        family: of the model.
         clip: ComfyUI CLIP or None.
         prompt: the positive prompt.
+        positive: CONDITIONING of this prompt, or None when there is no other.
 
     Returns:
         The guide and where its phrases stand; without CLIP, ``separate`` leaves the words alone.
@@ -290,7 +319,7 @@ def bind_phrases(guide: MaskGuidance, clip: Any, prompt: str) -> tuple[MaskGuida
     Raises:
         ValueError: if ``cross_text`` lacks phrases or CLIP, the prompt is empty, or a phrase is not in it.
     """
-    from ..backbones.native_text import token_spans
+    from ..backbones.prompt_tokens import token_spans
 
     if guide.mode == "cross_text" and not guide.phrases:
         raise ValueError("mode cross_text has no phrases; write the object's words in Mask to Attention Bias.")
@@ -304,7 +333,7 @@ def bind_phrases(guide: MaskGuidance, clip: Any, prompt: str) -> tuple[MaskGuida
         raise ValueError(
             f"prompt is empty, so {', '.join(guide.phrases)} cannot be found in it; connect the positive prompt's text."
         )
-    return guide, token_spans(clip, prompt, guide.phrases)
+    return guide, token_spans(clip, prompt, guide.phrases, family, positive)
 
 
 class PreviewGuide(io.ComfyNode):
@@ -336,12 +365,13 @@ class PreviewGuide(io.ComfyNode):
     @classmethod
     def execute(cls, guide: MaskGuidance, model: Any, latent: dict[str, Any], size: int) -> io.NodeOutput:
         from ..backbones.comfy_sampling import checked_latents
-        from ..backbones.registry import level_grids, require_supported
+        from ..backbones.registry import require_supported
         from .previews import guide_pictures
 
-        frames, height, width = checked_latents(latent).shape[2:]
-        grids = level_grids(require_supported(model), height, width)
-        return io.NodeOutput(guide_pictures(guide, [(rows, columns) for _, rows, columns in grids], frames, size))
+        family, network = require_supported(model)
+        samples = checked_latents(latent, dimensions=4 if family.frame_axis == 0 else 5)
+        grids = family.grids(network, samples.shape, {})
+        return io.NodeOutput(guide_pictures(guide, grids, family.time_factor, size))
 
 
 NODES = [MaskToAttentionBias, PatchAttention, PreviewGuide]

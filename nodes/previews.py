@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from ..attention_patches.mask_guidance import MaskGuidance
 from ..attention_patches.regions import MaskPyramid
+from ..backbones.family import TokenGrid
 
 # Far apart, also for most colour-blind eyes (Okabe and Ito).
 REGION_COLOURS = (
@@ -21,26 +24,30 @@ BACKGROUND_COLOUR = (0.10, 0.10, 0.13)
 BORDER_COLOUR = (0.32, 0.32, 0.36)
 
 
-def guide_pictures(guide: MaskGuidance, grids: list[tuple[int, int]], frames: int, size: int) -> Tensor:
+def guide_pictures(guide: MaskGuidance, grids: Sequence[TokenGrid], time_factor: int, size: int) -> Tensor:
     """Token regions of every frame and level.
 
     Args:
         guide: its masks are pooled as attention will pool them.
-        grids: (rows, columns) per level, finest first.
-        frames: latent frames.
+        grids: the model's, finest first.
+        time_factor: of the model's autoencoder.
         size: height of the pictures in pixels.
 
     Returns:
-        float [frames, size, W, 3] in 0..1, levels side by side.
+        float [frames, size, W, 3] in 0..1, one picture per latent frame, levels side by side.
+
+    Raises:
+        ValueError: the masks' frames do not fit the clip.
     """
-    pyramid = MaskPyramid(guide.masks, hard=guide.hard)
+    pyramid = MaskPyramid(guide.masks, guide.hard, guide.time_pooling)
+    frames = grids[0].frames
     gap = torch.tensor(BORDER_COLOUR).expand(frames, size, max(2, size // 64), 3)
     parts: list[Tensor] = []
-    for rows, columns in grids:
-        shares = torch.zeros(0, frames, rows, columns)
+    for grid in grids:
+        shares = torch.zeros(0, frames, grid.rows, grid.columns)
         if guide.masks.shape[0]:
-            shares = pyramid.regions(rows, columns, frames).objects
-        parts += [_enlarge(_colour(shares, frames, rows, columns), size), gap]
+            shares = pyramid.regions(grid.rows, grid.columns, frames, grid.filled, time_factor).objects
+        parts += [_enlarge(_colour(shares, frames, grid.rows, grid.columns), size), gap]
     return torch.cat(parts[:-1], dim=2).contiguous()
 
 

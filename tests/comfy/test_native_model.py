@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from mask_guided_video.attention_patches.mask_guidance import MaskGuidance, mask_guidance_patch
+from mask_guided_video.backbones.lavie import LaVie
 from mask_guided_video.video_models.background_lock import BackgroundLock
 
 pytestmark = pytest.mark.comfy
@@ -47,12 +48,12 @@ def guide(mode="separate", frames=4, **settings):
 
 
 def patched(native, value=None):
-    from mask_guided_video.backbones.native_text import token_spans
+    from mask_guided_video.backbones.prompt_tokens import token_spans
     from mask_guided_video.backbones.registry import install_patches
 
     model, clip, _ = native
     value = value or guide()
-    return install_patches(model, [mask_guidance_patch(value, token_spans(clip, PROMPT, value.phrases))])
+    return install_patches(model, [mask_guidance_patch(value, token_spans(clip, PROMPT, value.phrases, LaVie()))])
 
 
 def models(folder):
@@ -132,13 +133,13 @@ def test_prompt_weights_are_understood(native):
 
 
 def test_spans_follow_words_and_weights(native):
-    from mask_guided_video.backbones.native_text import token_spans
+    from mask_guided_video.backbones.prompt_tokens import token_spans
 
     _, clip, _ = native
-    spans = token_spans(clip, "a (red:1.3) ball and a blue ball", ["red ball", "ball"])
+    spans = token_spans(clip, "a (red:1.3) ball and a blue ball", ["red ball", "ball"], LaVie())
     assert spans.positions == ((1, 2), (2, 6))
     with pytest.raises(ValueError, match="'green dragon'.*does not occur"):
-        token_spans(clip, "a purple unicorn", ["green dragon"])
+        token_spans(clip, "a purple unicorn", ["green dragon"], LaVie())
 
 
 def test_vae_makes_films_and_latents(native):

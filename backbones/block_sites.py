@@ -1,0 +1,120 @@
+"""Say for the attention calls inside of one transformer block which site each of them is.
+
+ComfyUI's video transformers hand one set of options to all attention calls of a block, and older cores do not say
+which block it is. So every block is entered through a marker in ``patches_replace["dit"]``, which leaves a
+:class:`SiteSequence` in the block's options. Markers are laid around whatever another pack has put there, at each call
+of the model, so that it does not matter who came first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+
+from ..attention_patches.site import SITE_KEY, AttentionSite
+
+BlockKey: TypeAlias = tuple[str, int]
+# Where the sequences of the model call in flight lie in ``transformer_options``.
+SEQUENCES_KEY = "attention_sites_of_blocks"
+
+
+@dataclass(frozen=True)
+class ExpectedCall:
+    """An attention call that a block makes.
+
+    Attributes:
+        queries, keys: lengths of its sequences.
+        site: where it stands; None for calls that are left alone, as those with image tokens.
+    """
+
+    queries: int
+    keys: int
+    site: AttentionSite | None
+
+
+class SiteSequence:
+    """Finds sites by the order and the lengths of the calls that a block makes.
+
+    Both are needed: text may be as long as the film, and another pack may leave a call out.
+
+    Args:
+        expected: the calls in their order.
+        found: called once for every site that is found.
+    """
+
+    def __init__(self, expected: Sequence[ExpectedCall], found: Callable[[], None]) -> None:
+        self._expected = expected
+        self._found = found
+        self._next = 0
+
+    def __call__(self, queries: int, keys: int) -> AttentionSite | None:
+        """Return the site of a call with these lengths, or None when it is none of the expected ones."""
+        for index in range(self._next, len(self._expected)):
+            call = self._expected[index]
+            if (call.queries, call.keys) == (queries, keys):
+                self._next = index + 1
+                if call.site is not None:
+                    self._found()
+                return call.site
+        return None
+
+
+# Makes the sequence of a block from the arguments that the block is called with.
+SequenceMaker: TypeAlias = Callable[[Mapping[str, Any]], SiteSequence]
+
+
+class BlockMarkers:
+    """The markers of one patched model, each made once: a compiled model is compiled anew for other functions."""
+
+    def __init__(self) -> None:
+        self._made: dict[tuple[BlockKey, Any], Callable[..., Any]] = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> BlockMarkers:
+        return self
+
+    def hang(self, options: dict[str, Any], makers: Mapping[BlockKey, SequenceMaker]) -> None:
+        """Lay markers around the blocks of a transformer.
+
+        Args:
+            options: ``transformer_options`` of one model call, changed in place; the dicts in it are not.
+            makers: for each block what makes its sequence.
+        """
+        replaced = options.get("patches_replace", {})
+        blocks = replaced.get("dit", {})
+        marked = {key: self._marker(key, blocks.get(key)) for key in makers}
+        options["patches_replace"] = {**replaced, "dit": {**blocks, **marked}}
+        options[SEQUENCES_KEY] = makers
+
+    def _marker(self, key: BlockKey, previous: Callable[..., Any] | None) -> Callable[..., Any]:
+        marker = self._made.get((key, previous))
+        if marker is None:
+            marker = self._made[key, previous] = _marker(key, previous)
+        return marker
+
+    def release(self) -> None:
+        """Drop all markers; they hold on to other packs' functions."""
+        self._made = {}
+
+
+def _marker(key: BlockKey, previous: Callable[..., Any] | None) -> Callable[..., Any]:
+    """Make the function for ``patches_replace["dit"][key]`` that calls ``previous`` around the marked block."""
+
+    # The block itself is compiled; the marking is not.
+    @torch.compiler.disable(recursive=False)
+    def marker(args: dict[str, Any], extra: dict[str, Any]) -> Any:
+        block = extra["original_block"]
+
+        @torch.compiler.disable(recursive=False)
+        def marked_block(block_args: dict[str, Any]) -> Any:
+            options = block_args.get("transformer_options") or args["transformer_options"]
+            sequence = options[SEQUENCES_KEY][key](block_args)
+            return block({**block_args, "transformer_options": {**options, SITE_KEY: sequence}})
+
+        if previous is None:
+            return marked_block(args)
+        return previous(args, {**extra, "original_block": marked_block})
+
+    return marker

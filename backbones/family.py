@@ -1,0 +1,231 @@
+"""What the pack must know of a family of video models to place attention sites in it.
+
+One module per family implements :class:`Family`; ``registry`` lists them, ``host_hooks`` calls them. Families tell
+models apart by their parts and not by their classes, so that quantised and later ones are known as well.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ..attention_patches.site import AttentionKind, AttentionSite, BatchRows, FoldedAxis
+
+
+@dataclass(frozen=True)
+class TokenGrid:
+    """A grid of video tokens.
+
+    Attributes:
+        level: 0 for the finest of the model.
+        frames, rows, columns: of tokens.
+        extent: (rows, columns) that the picture fills; see ``AttentionSite``.
+    """
+
+    level: int
+    frames: int
+    rows: int
+    columns: int
+    extent: tuple[float, float]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the clip."""
+        return self.frames * self.rows * self.columns
+
+    @property
+    def filled(self) -> tuple[float, float] | None:
+        """``extent``, or None when the picture fills the grid."""
+        return None if self.extent == (self.rows, self.columns) else self.extent
+
+
+@dataclass(frozen=True, eq=False)
+class ModelCall:
+    """One call of a diffusion model, as the host makes it.
+
+    Attributes:
+        latents: size of the latents in flight, [B, C, T, h, w] or [B * T, C, h, w]; a context window has a part of the
+            clip only.
+        text_length: tokens of the text in flight, 0 without any.
+        extras: the model's further inputs by name (``clip_fea``, ``keyframe_idxs`` ...).
+        chunks: conditional (0) or unconditional (1), per chunk of the batch.
+        prompts: see ``BatchRows``.
+        frames: where the frames of this call stand in the whole clip.
+        clip_frames: frames of the whole clip.
+        progress, sigma: see ``AttentionSite``.
+        found: called for every attention call whose site is found.
+    """
+
+    latents: tuple[int, ...]
+    text_length: int
+    extras: Mapping[str, Any]
+    chunks: tuple[int, ...]
+    prompts: tuple[str, ...]
+    frames: tuple[int, ...]
+    clip_frames: int
+    progress: float
+    sigma: float
+    found: Callable[[], None]
+
+
+@dataclass(frozen=True)
+class BlockPlace:
+    """Name, running index among those of its kind, and how many there are."""
+
+    name: str
+    index: int
+    total: int
+
+
+class Family(ABC):
+    """One family of video models.
+
+    Attributes:
+        name: for messages and tables.
+        time_factor: pixel frames per latent frame, the first one alone; 1 where each picture is a latent frame.
+        frame_axis: of the latents: 2 in [B, C, T, h, w], 0 in [B * T, C, h, w].
+        encoders: names under which ComfyUI's tokenizer returns the tokens that make the model's text sequence, most
+            wanted first; empty for models without text.
+        finds_sites: whether sites are found by ``prepare``; models of our own make them themselves.
+    """
+
+    name: str
+    time_factor: int
+    frame_axis: int = 2
+    encoders: tuple[str, ...] = ()
+    finds_sites: bool = True
+
+    @abstractmethod
+    def fits(self, network: Any) -> bool:
+        """Say whether a network is of this family, by its parts."""
+
+    @abstractmethod
+    def block_names(self, network: Any) -> list[str]:
+        """Names of the blocks that hold guided attention, in the order of the forward pass."""
+
+    @abstractmethod
+    def grids(self, network: Any, latents: Sequence[int], extras: Mapping[str, Any]) -> list[TokenGrid]:
+        """Token grids of latents of a size, finest first, without tokens that are not of the film."""
+
+    @abstractmethod
+    def prepare(self, network: Any, call: ModelCall, options: dict[str, Any], markers: Any) -> None:
+        """Leave in ``options``, this call's own, what makes every attention call find its site.
+
+        Args:
+            network: the diffusion model.
+            call: what is in flight.
+            options: ``transformer_options`` of this call only; changed in place.
+            markers: ``BlockMarkers`` of the patched model.
+        """
+
+    def film_frames(self, network: Any, latents: Sequence[int], extras: Mapping[str, Any]) -> int:
+        """How many of the latents' frames are of the film (others guide it)."""
+        return latents[self.frame_axis]
+
+    def site(
+        self,
+        call: ModelCall,
+        grid: TokenGrid,
+        kind: AttentionKind,
+        place: BlockPlace,
+        *,
+        video: slice,
+        text: slice | None = None,
+        folded: FoldedAxis = "none",
+    ) -> AttentionSite:
+        """Make the site of one attention call out of what is known of the model call.
+
+        Args:
+            call: of the model.
+            grid: of the video tokens.
+            kind, video, text, folded: see ``AttentionSite`` and ``BatchRows``.
+            place: of the block.
+        """
+        sizes = {"none": 1, "frames": grid.frames, "positions": grid.rows * grid.columns}
+        samples = call.latents[0] // len(call.chunks) if self.frame_axis else 1
+        return AttentionSite(
+            kind=kind,
+            block=place.name,
+            index=place.index,
+            total=place.total,
+            level=grid.level,
+            grid=(grid.frames, grid.rows, grid.columns),
+            frames=call.frames,
+            clip_frames=call.clip_frames,
+            video=video,
+            text=text,
+            rows=BatchRows(call.chunks, samples, folded, sizes[folded], call.prompts),
+            progress=call.progress,
+            sigma=call.sigma,
+            extent=grid.filled,
+            time_factor=self.time_factor,
+        )
+
+    def text_ids(self, tokens: Mapping[str, Any]) -> list[int]:
+        """Token ids of the text sequence as the model sees it.
+
+        Args:
+            tokens: what ``clip.tokenize`` returned.
+
+        Raises:
+            ValueError: the tokens are those of another family's text encoder.
+        """
+        name = next((name for name in self.encoders if name in tokens), None)
+        if name is None:
+            wanted = " or ".join(self.encoders) or "no text at all"
+            raise ValueError(
+                f"the text encoder makes tokens for {', '.join(tokens)}, but {self.name} reads {wanted}; connect the "
+                "CLIP of this model."
+            )
+        return flat_ids(tokens[name])
+
+
+def flat_ids(chunks: Sequence[Sequence[Sequence[Any]]]) -> list[int]:
+    """Token ids of all chunks in a row; what is no id (a textual inversion's vector) becomes -1."""
+    return [entry[0] if isinstance(entry[0], int) else -1 for chunk in chunks for entry in chunk]
+
+
+def patched_grid(
+    latents: Sequence[int], patch: Sequence[int], frames: int | None = None, pads: bool = True
+) -> TokenGrid:
+    """The one grid of a transformer that cuts latents [B, C, T, h, w] into patches.
+
+    Args:
+        latents: their size.
+        patch: rows and columns of a patch (the last two entries).
+        frames: of the film; all by default.
+        pads: whether the model fills up sizes that are no multiple of the patch; otherwise it cuts them.
+    """
+    frames = latents[2] if frames is None else frames
+    extent = (latents[3] / patch[-2], latents[4] / patch[-1])
+    if pads:
+        return TokenGrid(0, frames, math.ceil(extent[0]), math.ceil(extent[1]), extent)
+    return TokenGrid(0, frames, int(extent[0]), int(extent[1]), (float(int(extent[0])), float(int(extent[1]))))
+
+
+def children(network: Any, name: str) -> list[Any]:
+    """Submodules of a list or dict of modules, or none when the network has no such part."""
+    found = getattr(network, name, None)
+    if found is None:
+        return []
+    return list(found.values()) if hasattr(found, "values") else list(found)
+
+
+def has_parts(module: Any, *names: str) -> bool:
+    """Say whether a module has all of these parts."""
+    return all(getattr(module, name, None) is not None for name in names)
+
+
+def text_tokens(context: Tensor | None) -> int:
+    """Tokens of a text embedding [B, L, C], 0 without any."""
+    return 0 if context is None else context.shape[1]
+
+
+def places(names: Sequence[str]) -> list[BlockPlace]:
+    """Number blocks in their order."""
+    return [BlockPlace(name, index, len(names)) for index, name in enumerate(names)]

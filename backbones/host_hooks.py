@@ -1,0 +1,233 @@
+"""Hang a patch stack into a ComfyUI model: which calls of the host tell the sites what they must know.
+
+At the start of a run (``OUTER_SAMPLE``) the guides are compared with the film, and the run's facts are laid into the
+options of that run; at each call of the model (``APPLY_MODEL``) the family of the model lays the sites of that call into
+that call's options. Nothing is written into the model, its options or its weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..attention_patches.attention import OVERRIDE_KEY
+from ..attention_patches.stack import Patch, PatchStack
+from .block_sites import BlockMarkers
+from .family import Family, ModelCall, text_tokens
+
+logger = logging.getLogger(__name__)
+
+# Under this name our callbacks and wrappers are known to the host.
+HOOK_KEY = "mask_guided_video"
+# Where a run's facts lie in ``transformer_options``, and the length of the clip for models that make their own sites.
+RUN_KEY = "mask_guided_video_run"
+CLIP_FRAMES_KEY = "clip_frames"
+# Halvings until a place in the schedule is known to a millionth.
+BISECTIONS = 24
+
+
+@dataclass(eq=False)
+class RunFacts:
+    """What holds for one run of a sampler.
+
+    Attributes:
+        latents: size of the film's latents.
+        prompts: name of the prompt of each condition, by the host's ``uuid`` of it.
+        model_calls: how many calls of the model there were.
+        sites_found: how many attention calls were recognised in them.
+    """
+
+    latents: tuple[int, ...]
+    prompts: Mapping[Any, str]
+    model_calls: int = 0
+    sites_found: int = 0
+    progress: dict[float, float] = field(default_factory=dict)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> RunFacts:
+        return self
+
+    def count_site(self) -> None:
+        """Take note of an attention call that was recognised."""
+        self.sites_found += 1
+
+    def progress_at(self, model_sampling: Any, sigma: float) -> float:
+        """``schedule_progress``, asked once per noise level."""
+        if sigma not in self.progress:
+            self.progress[sigma] = schedule_progress(model_sampling, sigma)
+        return self.progress[sigma]
+
+
+def hang_patches(model: Any, patches: Sequence[Patch], family: Family, network: Any) -> Any:
+    """Return a clone of a model whose attention calls run through patches.
+
+    Args:
+        model: ComfyUI ``ModelPatcher``; it is not changed.
+        patches: outermost first, at least one.
+        family: of the model.
+        network: its diffusion model.
+    """
+    from comfy.patcher_extension import CallbacksMP, WrappersMP
+
+    patched = model.clone()
+    options = patched.model_options["transformer_options"]
+    stack = PatchStack(patches).chain(options.get(OVERRIDE_KEY))
+    options[OVERRIDE_KEY] = stack.override
+    markers = BlockMarkers()
+
+    def check(executor: Any, noise: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        _check_patches(patches, family, network, noise, executor.class_obj.conds)
+        return executor(noise, *args, **kwargs)
+
+    def run(executor: Any, noise: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return _run(executor, family, noise, *args, **kwargs)
+
+    def call_model(executor: Any, x: Tensor, t: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return _call_model(executor, family, network, markers, x, t, *args, **kwargs)
+
+    def release(*_: Any, **__: Any) -> None:
+        stack.release()
+        markers.release()
+
+    patched.add_callback_with_key(CallbacksMP.ON_CLEANUP, HOOK_KEY, release)
+    patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, f"{HOOK_KEY}_check", check)
+    # One of each serves all stacks of a model.
+    for kind, wrapper in ((WrappersMP.OUTER_SAMPLE, run), (WrappersMP.APPLY_MODEL, call_model)):
+        patched.remove_wrappers_with_key(kind, HOOK_KEY)
+        patched.add_wrapper_with_key(kind, HOOK_KEY, wrapper)
+    return patched
+
+
+def _check_patches(patches: Sequence[Patch], family: Family, network: Any, noise: Tensor, conds: Any) -> None:
+    """Compare guides with the film before anything is sampled."""
+    extras = _film_extras(conds)
+    frames = family.film_frames(network, noise.shape, extras)
+    for patch in patches:
+        check_clip = getattr(patch, "check_clip", None)
+        if check_clip is not None:
+            check_clip(frames, noise.shape[-2], noise.shape[-1], family.time_factor)
+
+
+def _film_extras(conds: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+    """What the conditions say of the film, all of them together."""
+    return {name: value for group in conds.values() for cond in group or () for name, value in cond.items()}
+
+
+def _run(executor: Any, family: Family, noise: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Wrap a whole run: lay its facts into the options of this run, and say so when guidance reached nothing."""
+    guider = executor.class_obj
+    facts = RunFacts(tuple(noise.shape), prompt_names(guider.conds))
+    options = guider.model_options.setdefault("transformer_options", {})
+    options[RUN_KEY] = facts
+    result = executor(noise, *args, **kwargs)
+    if facts.model_calls and not facts.sites_found and family.finds_sites:
+        logger.warning(
+            "no attention call of %s was recognised, so guidance had no effect: another node replaces the attention of "
+            "this model; take that node out, or put it before Patch Attention.",
+            family.name,
+        )
+    return result
+
+
+def _call_model(
+    executor: Any,
+    family: Family,
+    network: Any,
+    markers: BlockMarkers,
+    x: Tensor,
+    t: Tensor,
+    c_concat: Tensor | None = None,
+    c_crossattn: Tensor | None = None,
+    control: Any = None,
+    transformer_options: Mapping[str, Any] | None = None,
+    **kwargs: Any,
+) -> Tensor:
+    """Wrap a call of the model: lay the sites of this call into its options."""
+    options = dict(transformer_options or {})
+    facts = options.get(RUN_KEY) or RunFacts((), {})
+    facts.model_calls += 1
+    chunks = tuple(options.get("cond_or_uncond") or (0,))
+    extras = {**kwargs, "control": control}
+    sigma = float(t.flatten()[0])
+    per_chunk = (x.shape[0] // len(chunks), *x.shape[1:]) if family.frame_axis == 0 else tuple(x.shape)
+    film_frames = family.film_frames(network, per_chunk, extras)
+    frames = window_frames(options, film_frames)
+    clip_frames = family.film_frames(network, facts.latents, extras) if facts.latents else max(frames) + 1
+    call = ModelCall(
+        latents=tuple(x.shape),
+        text_length=text_tokens(c_crossattn),
+        extras=extras,
+        chunks=chunks,
+        prompts=tuple(facts.prompts.get(uuid, "") for uuid in options.get("uuids") or ()),
+        frames=frames,
+        clip_frames=clip_frames,
+        progress=facts.progress_at(executor.class_obj.model_sampling, sigma),
+        sigma=sigma,
+        found=facts.count_site,
+    )
+    options[CLIP_FRAMES_KEY] = clip_frames
+    family.prepare(network, call, options, markers)
+    return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+
+
+def window_frames(options: Mapping[str, Any], frames: int) -> tuple[int, ...]:
+    """Where the frames of a call stand in the whole clip.
+
+    Args:
+        options: ``transformer_options``: ComfyUI's ``context_window``, or AnimateDiff-Evolved's ``ad_params``.
+        frames: of the film in this call.
+
+    Raises:
+        ValueError: the window has fewer frames than the model is given.
+    """
+    window = options.get("context_window")
+    indices = getattr(window, "index_list", None)
+    if indices is None:
+        indices = (options.get("ad_params") or {}).get("sub_idxs")
+    if indices is None:
+        return tuple(range(frames))
+    if len(indices) < frames:
+        raise ValueError(
+            f"the context window names {len(indices)} frames but the model is given {frames}; another node changes the "
+            "number of frames inside of windows, take it out."
+        )
+    return tuple(int(index) for index in indices[:frames])
+
+
+def prompt_names(conds: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[Any, str]:
+    """Name the prompt of each condition of a guider, by the host's ``uuid`` of the condition."""
+    return {
+        cond["uuid"]: prompt_name(cond["cross_attn"])
+        for group in conds.values()
+        for cond in group or ()
+        if "uuid" in cond and isinstance(cond.get("cross_attn"), Tensor)
+    }
+
+
+def prompt_name(embedding: Tensor) -> str:
+    """Name a prompt by what its text encoder made of it: equal embeddings have equal names."""
+    data = embedding.detach().to("cpu", torch.float32).contiguous()
+    return hashlib.sha256(data.numpy().tobytes() + repr(tuple(data.shape)).encode()).hexdigest()
+
+
+def schedule_progress(model_sampling: Any, sigma: float) -> float:
+    """Where in the schedule a noise level stands: the ``percent`` whose ``percent_to_sigma`` it is, 0..1.
+
+    Args:
+        model_sampling: ComfyUI's, with the shift that is set on it.
+        sigma: noise level.
+    """
+    low, high = 0.0, 1.0
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2.0
+        if float(model_sampling.percent_to_sigma(middle)) > sigma:
+            low = middle
+        else:
+            high = middle
+    # Levels that were made from a percent shall give that percent again.
+    return round(high, 6)

@@ -1,0 +1,83 @@
+"""HunyuanVideo: joint attention of film and text, in double and in single blocks.
+
+The film's tokens come first, then the text; a reference latent stands before the film. The refiner of the text tokens
+runs before the blocks and is left alone.
+
+Source: Comfy-Org/ComfyUI, comfy/ldm/hunyuan_video/model.py and comfy/text_encoders/hunyuan_video.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from .block_sites import BlockKey, BlockMarkers, ExpectedCall, SiteSequence
+from .family import BlockPlace, Family, ModelCall, TokenGrid, children, flat_ids, has_parts, patched_grid, places
+
+# Llama 3's tokens around what the user wrote: <|start_header_id|> user <|end_header_id|> and an empty line ...
+USER_TURN = (128006, 882, 128007)
+EMPTY_LINE = 271
+# ... and <|eot_id|> after it.
+END_OF_TURN = 128009
+
+
+class HunyuanVideo(Family):
+    """HunyuanVideo's text- and image-to-video transformers."""
+
+    name = "HunyuanVideo"
+    time_factor = 4
+    encoders = ("llama",)
+
+    def fits(self, network: Any) -> bool:
+        if not children(network, "double_blocks") or not has_parts(network, "txt_in", "img_in"):
+            return False
+        # The picture models of the same making have patches without time.
+        return hasattr(network.txt_in, "individual_token_refiner") and len(network.patch_size) == 3
+
+    def block_names(self, network: Any) -> list[str]:
+        return [name for name, _ in self._blocks(network)]
+
+    def grids(self, network: Any, latents: Sequence[int], extras: Mapping[str, Any]) -> list[TokenGrid]:
+        return [patched_grid(latents, network.patch_size)]
+
+    def prepare(self, network: Any, call: ModelCall, options: dict[str, Any], markers: BlockMarkers) -> None:
+        blocks = self._blocks(network)
+        markers.hang(
+            options,
+            {
+                key: partial(self._sequence, network, call, place)
+                for (_, key), place in zip(blocks, places([name for name, _ in blocks]), strict=True)
+            },
+        )
+
+    @staticmethod
+    def _blocks(network: Any) -> list[tuple[str, BlockKey]]:
+        """Our names and ComfyUI's keys of all blocks."""
+        double = [(f"double.{index}", ("double_block", index)) for index, _ in enumerate(network.double_blocks)]
+        single = [(f"single.{index}", ("single_block", index)) for index, _ in enumerate(network.single_blocks)]
+        return double + single
+
+    def _sequence(self, network: Any, call: ModelCall, place: BlockPlace, args: Mapping[str, Any]) -> SiteSequence:
+        grid = self.grids(network, call.latents, call.extras)[0]
+        reference = call.extras.get("ref_latent")
+        start = 0 if reference is None else patched_grid(reference.shape, network.patch_size).tokens
+        stop = start + grid.tokens
+        # Single blocks get film and text as one; further text (glyphs) may follow the prompt's.
+        length = args["img"].shape[1] + (args["txt"].shape[1] if "txt" in args else 0)
+        text = slice(stop, stop + call.text_length)
+        site = self.site(call, grid, "joint", place, video=slice(start, stop), text=text)
+        return SiteSequence([ExpectedCall(length, length, site)], call.found)
+
+    def text_ids(self, tokens: Mapping[str, Any]) -> list[int]:
+        """As ``Family.text_ids``; the encoder drops its instructions before the user's words and what follows."""
+        super().text_ids(tokens)
+        ids = flat_ids(tokens["llama"])
+        start = next((at for at in range(len(ids)) if tuple(ids[at : at + 3]) == USER_TURN), None)
+        if start is None:
+            return ids
+        start += 2
+        if ids[start + 1 : start + 2] == [EMPTY_LINE]:
+            start += 2
+        stop = next((at + 1 for at in range(start, len(ids)) if ids[at] == END_OF_TURN), len(ids))
+        return ids[start:stop]

@@ -1,0 +1,59 @@
+"""LTX-Video: self-attention over the film and its guide frames, cross-attention with the text, often masked.
+
+The latents of guide pictures (``keyframe_idxs``) are appended as further frames; their tokens stand at the end and are
+no part of the film. A patch is one latent cell.
+
+Source: Comfy-Org/ComfyUI, comfy/ldm/lightricks/model.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from .block_sites import BlockMarkers, ExpectedCall, SiteSequence
+from .family import BlockPlace, Family, ModelCall, TokenGrid, children, has_parts, patched_grid, places
+
+
+class LTXVideo(Family):
+    """LTX-Video 0.9 transformers."""
+
+    name = "LTX-Video"
+    time_factor = 8
+    encoders = ("t5xxl",)
+
+    def fits(self, network: Any) -> bool:
+        blocks = children(network, "transformer_blocks")
+        if not blocks or not has_parts(network, "patchify_proj", "caption_projection", "patchifier"):
+            return False
+        return has_parts(blocks[0], "attn1", "attn2", "scale_shift_table")
+
+    def block_names(self, network: Any) -> list[str]:
+        return [f"block.{index}" for index, _ in enumerate(network.transformer_blocks)]
+
+    def grids(self, network: Any, latents: Sequence[int], extras: Mapping[str, Any]) -> list[TokenGrid]:
+        return [patched_grid(latents, (1, 1), self.film_frames(network, latents, extras))]
+
+    def film_frames(self, network: Any, latents: Sequence[int], extras: Mapping[str, Any]) -> int:
+        guides = extras.get("keyframe_idxs")
+        if guides is None:
+            return latents[2]
+        return latents[2] - guides.shape[2] // (latents[3] * latents[4])
+
+    def prepare(self, network: Any, call: ModelCall, options: dict[str, Any], markers: BlockMarkers) -> None:
+        markers.hang(
+            options,
+            {
+                ("double_block", place.index): partial(self._sequence, network, call, place)
+                for place in places(self.block_names(network))
+            },
+        )
+
+    def _sequence(self, network: Any, call: ModelCall, place: BlockPlace, args: Mapping[str, Any]) -> SiteSequence:
+        grid = self.grids(network, call.latents, call.extras)[0]
+        queries, text = args["img"].shape[1], args["txt"].shape[1]
+        video = slice(0, grid.tokens)
+        self_site = self.site(call, grid, "self", place, video=video)
+        cross = self.site(call, grid, "cross", place, video=video, text=slice(0, text))
+        return SiteSequence([ExpectedCall(queries, queries, self_site), ExpectedCall(queries, text, cross)], call.found)

@@ -1,0 +1,71 @@
+"""Wan 2.1 and 2.2: text and image to video, VACE, Fun control, camera, HuMo and Animate, 1.3B to 14B and 5B.
+
+Each block makes a self-attention over all tokens of the film, for image-to-video models a cross-attention with the
+tokens of a picture (left alone), and one with the text. Tokens are in the order frame, row, column. A reference picture
+that goes through ``ref_conv`` stands before the film's tokens, further latents and references after them. VACE's own
+blocks run outside of the markers and stay as they are.
+
+Source: Comfy-Org/ComfyUI, comfy/ldm/wan/model.py and model_animate.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from .block_sites import BlockMarkers, ExpectedCall, SiteSequence
+from .family import BlockPlace, Family, ModelCall, TokenGrid, children, has_parts, patched_grid, places
+
+
+class Wan(Family):
+    """The Wan transformers whose blocks ComfyUI lets packs wrap."""
+
+    name = "Wan 2.1 / 2.2"
+    time_factor = 4
+    encoders = ("umt5xxl",)
+
+    def fits(self, network: Any) -> bool:
+        blocks = children(network, "blocks")
+        if not blocks or not has_parts(network, "patch_embedding", "text_embedding", "patch_size"):
+            return False
+        # The speech-to-video model does not hand its options to its blocks, so nothing reaches them.
+        return has_parts(blocks[0], "self_attn", "cross_attn") and not has_parts(network, "audio_injector")
+
+    def block_names(self, network: Any) -> list[str]:
+        return [f"block.{index}" for index, _ in enumerate(network.blocks)]
+
+    def grids(self, network: Any, latents: Sequence[int], extras: Mapping[str, Any]) -> list[TokenGrid]:
+        return [patched_grid(latents, network.patch_size)]
+
+    def prepare(self, network: Any, call: ModelCall, options: dict[str, Any], markers: BlockMarkers) -> None:
+        markers.hang(
+            options,
+            {
+                ("double_block", place.index): partial(self._sequence, network, call, place)
+                for place in places(self.block_names(network))
+            },
+        )
+
+    def _sequence(self, network: Any, call: ModelCall, place: BlockPlace, args: Mapping[str, Any]) -> SiteSequence:
+        grid = self.grids(network, call.latents, call.extras)[0]
+        start = self._reference_tokens(network, call)
+        video = slice(start, start + grid.tokens)
+        queries, text = args["img"].shape[1], args["txt"].shape[1]
+        expected = [ExpectedCall(queries, queries, self.site(call, grid, "self", place, video=video))]
+        if hasattr(network.blocks[place.index].cross_attn, "k_img"):
+            picture = call.extras.get("clip_fea")
+            # Without a picture the text is read twice, first in the picture's place.
+            expected.append(ExpectedCall(queries, text if picture is None else picture.shape[-2], None))
+            text -= 0 if picture is None else picture.shape[-2]
+        cross = self.site(call, grid, "cross", place, video=video, text=slice(0, text))
+        return SiteSequence([*expected, ExpectedCall(queries, text, cross)], call.found)
+
+    @staticmethod
+    def _reference_tokens(network: Any, call: ModelCall) -> int:
+        """Tokens of a reference picture that stand before the film's."""
+        reference = call.extras.get("reference_latent")
+        if reference is None or getattr(network, "ref_conv", None) is None:
+            return 0
+        rows, columns = network.patch_size[-2:]
+        return (reference.shape[-2] // rows) * (reference.shape[-1] // columns)
