@@ -92,10 +92,10 @@ def latent_frame_groups(mask_frames: int, clip_frames: int, time_factor: int | N
         )
     pixels = time_factor * (clip_frames - 1) + 1
     valid = " or ".join(str(count) for count in sorted({1, clip_frames, pixels}))
-    raise ValueError(
-        f"{mask_frames} mask frames do not fit a clip of {clip_frames} latent frames, which is {pixels} frames of film "
-        f"({time_factor} * n + 1); give {valid} masks."
-    )
+    counts = f"a clip of {clip_frames} frames"
+    if time_factor > 1:
+        counts = f"a clip of {clip_frames} latent frames ({pixels} frames of film, always {time_factor} * n + 1)"
+    raise ValueError(f"{mask_frames} mask frames do not fit {counts}; give {valid} masks.")
 
 
 def pool_time(

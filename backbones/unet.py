@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from ..attention_patches.site import SITE_KEY, AttentionSite
-from .family import BlockPlace, Family, ModelCall, TokenGrid, children, has_parts
+from .family import BlockPlace, Family, ModelCall, TokenGrid, has_parts
 
 HostBlock = tuple[str, int]
 

@@ -87,7 +87,9 @@ class MaskToAttentionBias(io.ComfyNode):
                 io.String.Input(
                     "blocks",
                     default="all",
-                    tooltip="Which blocks of the model: all, or a comma list of patterns such as mid,up or down.1.*",
+                    tooltip="Which blocks of the model: all, or a comma list of patterns: mid,up or down.1.* in a U-Net, "
+                    "block.1* or block.[0-9] in a transformer, double.*,single.* in HunyuanVideo. A pattern that fits "
+                    "none is an error that names them.",
                 ),
                 io.Combo.Input(
                     "rows",
@@ -351,8 +353,11 @@ class PreviewGuide(io.ComfyNode):
             ),
             inputs=[
                 Guide.Input("guide", tooltip="From Mask to Attention Bias."),
-                io.Model.Input("model", tooltip="Tells how many grids there are."),
-                io.Latent.Input("latent", tooltip="Tells frames and size, for example from Video Noise."),
+                io.Model.Input("model", tooltip="Tells which grids there are, and how frames become latent frames."),
+                io.Latent.Input(
+                    "latent",
+                    tooltip="Tells frames and size: the latent that goes into the sampler.",
+                ),
                 io.Int.Input(
                     "size", default=256, min=16, max=2048, step=16, tooltip="Height of the pictures in pixels."
                 ),

@@ -316,5 +316,5 @@ def test_lavie_file_alone_gives_a_model(tiny_folder, tmp_path, native):
     shutil.copy(tiny_folder / "config.json", tmp_path / "lavie.json")
     model, clip, vae = load_lavie_file(tmp_path / "lavie.pt")
     assert clip is None and vae is None
-    assert require_supported(model).config == require_supported(native[0]).config
+    assert require_supported(model)[1].config == require_supported(native[0])[1].config
     assert model.model.model_sampling.sigma_max.item() == pytest.approx(157.407, abs=0.01)
