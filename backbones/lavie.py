@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..video_models.lavie_config import LaVieConfig
+from ..video_models.lavie_files import check_unet_state
 from ..video_models.lavie_unet import LaVieUNet
 from .family import Family, ModelCall, TokenGrid
 
@@ -151,7 +152,7 @@ def native_model(state: Mapping[str, Tensor], config: LaVieConfig, scaling: Late
     import comfy.model_patcher
     import comfy.utils
 
-    _check_state(state, config)
+    check_unet_state(state, config)
     model_config = native_classes()["config"](config, scaling or LatentScaling())
     load_device = management.get_torch_device()
     parameters = comfy.utils.calculate_parameters(state)
@@ -169,23 +170,3 @@ def native_model(state: Mapping[str, Tensor], config: LaVieConfig, scaling: Late
 
 def _dtype_of(state: Mapping[str, Tensor]) -> torch.dtype:
     return next(iter(state.values())).dtype
-
-
-def _check_state(state: Mapping[str, Tensor], config: LaVieConfig) -> None:
-    """Raise ValueError unless the tensors are exactly those of a U-Net of this config."""
-    with torch.device("meta"):
-        expected = LaVieUNet(config).state_dict()
-    expected = {name: value.shape for name, value in expected.items() if not name.endswith("rotary_emb.freqs")}
-    missing = sorted(set(expected) - set(state))
-    unknown = sorted(set(state) - set(expected))
-    if missing or unknown:
-        raise ValueError(
-            f"the U-Net file lacks {len(missing)} tensors (first: {missing[0] if missing else 'none'}) and has "
-            f"{len(unknown)} unknown ones (first: {unknown[0] if unknown else 'none'}); get the complete file again."
-        )
-    wrong = [name for name in expected if state[name].shape != expected[name]]
-    if wrong:
-        raise ValueError(
-            f"tensor {wrong[0]} has shape {tuple(state[wrong[0]].shape)} where the config wants "
-            f"{tuple(expected[wrong[0]])}; file and config do not belong together."
-        )

@@ -53,16 +53,6 @@ class LoopSettings:
         return self.learning_rate * rise * max(fall, 0.0)
 
 
-def log_to_file(folder: Path) -> None:
-    """Send this package's log to ``folder/log.txt``."""
-    folder.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(folder / "log.txt", encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-    package = logging.getLogger(__name__.rsplit(".", 1)[0])
-    package.addHandler(handler)
-    package.setLevel(logging.INFO)
-
-
 def train(
     model: nn.Module,
     loss_at_step: Callable[[int], Tensor],

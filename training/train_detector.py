@@ -5,7 +5,6 @@ Run it with ``python cli.py train detector``. It resumes from ``--run`` when tha
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,8 +15,9 @@ from torch import Tensor, nn
 
 from ..toybox import world
 from .calibration import lower_scores
+from .command_line import begin, training_parser
 from .detector_loss import Targets, corners, detector_loss, predict
-from .loop import LoopSettings, log_to_file, train
+from .loop import LoopSettings, train
 from .perception_data import MAX_OBJECTS, SMALLEST_AREA, Pictures, boxes_of_masks, draw_pictures, spoil
 from .perception_models import SPECIAL_TOKENS, build_detector, build_detector_processor, normalize, save_model_folder
 from .phrases import Phrase, Words, absent_phrase, caption_phrases
@@ -189,12 +189,7 @@ def _iou(box: Tensor, others: Tensor) -> Tensor:
 
 def main(arguments: list[str]) -> None:
     """Train, then write ``toybox/detector`` as a transformers folder in fp16."""
-    parser = argparse.ArgumentParser(prog="train detector", description=__doc__)
-    parser.add_argument("--run", type=Path, default=Path("training/runs/detector"))
-    parser.add_argument("--out", type=Path, default=Path("toybox/detector"))
-    parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--learning-rate", type=float, default=8e-4)
+    parser = training_parser("detector", __doc__, Path("toybox/detector"), steps=3000, batch=32, learning_rate=8e-4)
     parser.add_argument("--pool", type=int, default=12000, help="pictures drawn before training starts")
     parser.add_argument(
         "--lower-scores",
@@ -202,14 +197,7 @@ def main(arguments: list[str]) -> None:
         default=0.35,
         help="logits to take off all scores at the end, so that a box threshold of 0.35 keeps false alarms rare",
     )
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads, 0 for torch's own choice")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    options = parser.parse_args(arguments)
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    log_to_file(options.run)
-    torch.manual_seed(options.seed)
+    options = begin(parser, arguments)
     model = build_detector().to(options.device).train()
     processor = build_detector_processor()
     vocabulary = processor.tokenizer.get_vocab()

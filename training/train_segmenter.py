@@ -5,7 +5,6 @@ Run it with ``python cli.py train segmenter``. It resumes from ``--run`` when th
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,8 @@ import torch.nn.functional as functional
 from torch import Tensor
 
 from ..toybox import world
-from .loop import LoopSettings, log_to_file, train
+from .command_line import begin, training_parser
+from .loop import LoopSettings, train
 from .perception_data import SMALLEST_AREA, Pictures, boxes_of_masks, draw_pictures, spoil
 from .perception_models import (
     build_segmenter,
@@ -96,21 +96,11 @@ def quick_figures(model: torch.nn.Module, pictures: Pictures, spoiled: bool) -> 
 
 def main(arguments: list[str]) -> None:
     """Train, then write ``toybox/segmenter`` as a transformers folder in fp16."""
-    parser = argparse.ArgumentParser(prog="train segmenter", description=__doc__)
-    parser.add_argument("--run", type=Path, default=Path("training/runs/segmenter"))
-    parser.add_argument("--out", type=Path, default=Path("toybox/segmenter"))
-    parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser = training_parser(
+        "segmenter", __doc__, Path("toybox/segmenter"), steps=2000, batch=16, learning_rate=1e-3, seed=2
+    )
     parser.add_argument("--pool", type=int, default=12000, help="pictures drawn before training starts")
-    parser.add_argument("--seed", type=int, default=2)
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads, 0 for torch's own choice")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    options = parser.parse_args(arguments)
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    log_to_file(options.run)
-    torch.manual_seed(options.seed)
+    options = begin(parser, arguments)
     model = build_segmenter().to(options.device).train()
     freeze_positions(model)
     pool = draw_pictures(np.random.default_rng(options.seed), options.pool, "train", pairs=0.8)

@@ -22,7 +22,8 @@ from ..video_models.lavie_unet import LaVieUNet
 from ..video_models.noise_schedule import add_noise, alphas_cumprod, velocity
 from ..video_models.text_encoding import encode_tokens
 from ..video_models.word_tokenizer import MAX_TOKENS, make_word_tokenizer
-from .loop import LoopSettings, log_to_file, train
+from .command_line import begin, training_parser
+from .loop import LoopSettings, train
 
 logger = logging.getLogger(__name__)
 
@@ -196,26 +197,15 @@ def export(state: dict[str, Tensor], tokenizer: Any, out: Path) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="train text_to_video", description=__doc__)
-    parser.add_argument("--run", type=Path, default=Path("training/runs/text_to_video"))
+    parser = training_parser(
+        "text_to_video", __doc__, Path("toybox/text_to_video"), steps=4500, batch=8, learning_rate=1e-3
+    )
     parser.add_argument("--vae", type=Path, default=Path("toybox/text_to_video/vae"))
-    parser.add_argument("--out", type=Path, default=Path("toybox/text_to_video"))
     parser.add_argument("--clips", type=int, default=8000)
     parser.add_argument("--image-steps", type=int, default=1200, help="steps on single frames before the clips")
     parser.add_argument("--image-every", type=int, default=8, help="afterwards, one step in so many is on frames")
-    parser.add_argument("--steps", type=int, default=4500)
     parser.add_argument("--image-batch", type=int, default=64)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves torch's choice")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    options = parser.parse_args(arguments)
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    log_to_file(options.run)
-
-    torch.manual_seed(options.seed)
+    options = begin(parser, arguments)
     tokenizer = make_word_tokenizer(vocabulary())
     store_options = (options.vae, tokenizer, options.device)
     store = ClipStore(options.run / "clips.pt", options.clips, "train", options.seed, *store_options)

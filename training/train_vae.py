@@ -16,7 +16,8 @@ import torch.nn.functional as functional
 from torch import Tensor
 
 from ..toybox import world
-from .loop import LoopSettings, log_to_file, train
+from .command_line import begin, training_parser
+from .loop import LoopSettings, train
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -94,19 +95,9 @@ def export(vae: AutoencoderKL, out: Path) -> None:
 def main(arguments: list[str]) -> None:
     from diffusers import AutoencoderKL
 
-    parser = argparse.ArgumentParser(prog="train vae", description=__doc__)
-    parser.add_argument("--run", type=Path, default=Path("training/runs/vae"))
-    parser.add_argument("--out", type=Path, default=Path("toybox/text_to_video/vae"))
-    parser.add_argument("--steps", type=int, default=1600, help="of encoder and decoder together")
+    parser = training_parser("vae", __doc__, Path("toybox/text_to_video/vae"), steps=1600, batch=16, learning_rate=2e-3)
     parser.add_argument("--decoder-steps", type=int, default=1100, help="of the decoder alone, after them")
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--learning-rate", type=float, default=2e-3)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    options = parser.parse_args(arguments)
-    log_to_file(options.run)
-
-    torch.manual_seed(options.seed)
+    options = begin(parser, arguments)
     # Channels last: two thirds of the time on a CPU.
     vae = AutoencoderKL.from_config(CONFIG).to(options.device, memory_format=torch.channels_last)
     loss = PictureLoss(vae, options, stage=1)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .lavie_config import LaVieConfig
+from .lavie_unet import LaVieUNet
 
 # Every LaVie-shaped U-Net has it and no other model does.
 DETECTION_KEY = (
@@ -76,3 +78,30 @@ def infer_config(state: Mapping[str, Tensor], **overrides: Any) -> LaVieConfig:
         "cross_attention_dim": state[f"{first}attn2.to_k.weight"].shape[1],
     }
     return LaVieConfig(**{**values, **overrides})
+
+
+def check_unet_state(state: Mapping[str, Tensor], config: LaVieConfig) -> None:
+    """Compare the tensors of a file with those of a U-Net.
+
+    Args:
+        state: from :func:`unet_state`.
+        config: sizes of the U-Net.
+
+    Raises:
+        ValueError: tensors are missing, unknown or of another shape.
+    """
+    with torch.device("meta"):
+        tensors = LaVieUNet(config).state_dict()
+    expected = {name: value.shape for name, value in tensors.items() if not name.endswith("rotary_emb.freqs")}
+    missing, unknown = sorted(set(expected) - set(state)), sorted(set(state) - set(expected))
+    if missing or unknown:
+        raise ValueError(
+            f"the U-Net file lacks {len(missing)} tensors (first: {missing[0] if missing else 'none'}) and has "
+            f"{len(unknown)} unknown ones (first: {unknown[0] if unknown else 'none'}); get the complete file again."
+        )
+    wrong = next((name for name in expected if state[name].shape != expected[name]), None)
+    if wrong is not None:
+        raise ValueError(
+            f"tensor {wrong} has shape {tuple(state[wrong].shape)} where the config wants {tuple(expected[wrong])}; "
+            "file and config do not belong together."
+        )

@@ -8,7 +8,7 @@ import torch
 
 from ..toybox import world
 from .lavie_config import LaVieConfig
-from .lavie_files import unet_state
+from .lavie_files import check_unet_state, unet_state
 from .lavie_unet import LaVieUNet
 from .video_model import StandaloneVideoModel, VideoGeometry
 
@@ -65,7 +65,7 @@ def load_unet(folder: Path) -> LaVieUNet:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    unet = LaVieUNet(LaVieConfig.load(folder / "config.json"))
+    config = LaVieConfig.load(folder / "config.json")
     path = folder / "unet.safetensors"
     try:
         state = unet_state(load_file(path))
@@ -73,12 +73,7 @@ def load_unet(folder: Path) -> LaVieUNet:
         raise ValueError(
             f"{path} cannot be read ({error}); the file is incomplete or damaged, get it again."
         ) from error
-    expected = {name for name in unet.state_dict() if not name.endswith("rotary_emb.freqs")}
-    missing, unknown = sorted(expected - set(state)), sorted(set(state) - expected)
-    if missing or unknown:
-        raise ValueError(
-            f"{path} lacks {len(missing)} tensors and has {len(unknown)} unknown ones "
-            f"(first: {(missing + unknown)[0]}); file and config do not belong together, get both again."
-        )
+    check_unet_state(state, config)
+    unet = LaVieUNet(config)
     unet.load_state_dict(state, strict=False)
     return unet
