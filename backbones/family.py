@@ -55,8 +55,9 @@ class ModelCall:
         extras: the model's further inputs by name (``clip_fea``, ``keyframe_idxs`` ...).
         chunks: conditional (0) or unconditional (1), per chunk of the batch.
         prompts: see ``BatchRows``.
-        frames: where the frames of this call stand in the whole clip.
+        frames: where the film's frames of this call stand in the whole clip.
         clip_frames: frames of the whole clip.
+        leading_frames: latent frames of this call that stand before the film's, see ``Family.leading_frames``.
         progress, sigma: see ``AttentionSite``.
         found: called for every attention call whose site is found.
     """
@@ -68,6 +69,7 @@ class ModelCall:
     prompts: tuple[str, ...]
     frames: tuple[int, ...]
     clip_frames: int
+    leading_frames: int
     progress: float
     sigma: float
     found: Callable[[], None]
@@ -124,8 +126,17 @@ class Family(ABC):
         """
 
     def film_frames(self, network: Any, latents: Sequence[int], extras: Mapping[str, Any]) -> int:
-        """How many of the latents' frames are of the film (others guide it)."""
+        """How many of the latents' frames are of the film or lead it; frames that guide it may follow."""
         return latents[self.frame_axis]
+
+    def leading_frames(self, network: Any, extras: Mapping[str, Any]) -> int:
+        """How many of the latents' first frames are reference pictures and not of the film.
+
+        Args:
+            network: the diffusion model.
+            extras: what the conditions of a run say of the film, as the host's nodes left it.
+        """
+        return 0
 
     def site(
         self,

@@ -39,12 +39,14 @@ class RunFacts:
     Attributes:
         latents: size of the film's latents.
         prompts: name of the prompt of each condition, by the host's ``uuid`` of it.
+        leading_frames: see ``Family.leading_frames``.
         model_calls: how many calls of the model there were.
         sites_found: how many attention calls were recognised in them.
     """
 
     latents: tuple[int, ...]
     prompts: Mapping[Any, str]
+    leading_frames: int = 0
     model_calls: int = 0
     sites_found: int = 0
     progress: dict[float, float] = field(default_factory=dict)
@@ -85,7 +87,7 @@ def hang_patches(model: Any, patches: Sequence[Patch], family: Family, network: 
         return executor(noise, *args, **kwargs)
 
     def run(executor: Any, noise: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return _run(executor, family, noise, *args, **kwargs)
+        return _run(executor, family, network, noise, *args, **kwargs)
 
     def call_model(executor: Any, x: Tensor, t: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return _call_model(executor, family, network, markers, x, t, *args, **kwargs)
@@ -106,7 +108,7 @@ def hang_patches(model: Any, patches: Sequence[Patch], family: Family, network: 
 def _check_patches(patches: Sequence[Patch], family: Family, network: Any, noise: Tensor, conds: Any) -> None:
     """Compare guides with the film before anything is sampled."""
     extras = _film_extras(conds)
-    frames = family.film_frames(network, noise.shape, extras)
+    frames = family.film_frames(network, noise.shape, extras) - family.leading_frames(network, extras)
     for patch in patches:
         check_clip = getattr(patch, "check_clip", None)
         if check_clip is not None:
@@ -118,10 +120,11 @@ def _film_extras(conds: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, 
     return {name: value for group in conds.values() for cond in group or () for name, value in cond.items()}
 
 
-def _run(executor: Any, family: Family, noise: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+def _run(executor: Any, family: Family, network: Any, noise: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """Wrap a whole run: lay its facts into the options of this run, and say so when guidance reached nothing."""
     guider = executor.class_obj
-    facts = RunFacts(tuple(noise.shape), prompt_names(guider.conds))
+    leading_frames = family.leading_frames(network, _film_extras(guider.conds))
+    facts = RunFacts(tuple(noise.shape), prompt_names(guider.conds), leading_frames)
     options = guider.model_options.setdefault("transformer_options", {})
     options[RUN_KEY] = facts
     result = executor(noise, *args, **kwargs)
@@ -156,8 +159,10 @@ def _call_model(
     sigma = float(t.flatten()[0])
     per_chunk = (x.shape[0] // len(chunks), *x.shape[1:]) if family.frame_axis == 0 else tuple(x.shape)
     film_frames = family.film_frames(network, per_chunk, extras)
-    frames = window_frames(options, film_frames)
-    clip_frames = family.film_frames(network, facts.latents, extras) if facts.latents else max(frames) + 1
+    leading_frames, frames = split_frames(window_frames(options, film_frames), facts.leading_frames)
+    clip_frames = max(frames, default=0) + 1
+    if facts.latents:
+        clip_frames = family.film_frames(network, facts.latents, extras) - facts.leading_frames
     call = ModelCall(
         latents=tuple(x.shape),
         text_length=text_tokens(c_crossattn),
@@ -166,6 +171,7 @@ def _call_model(
         prompts=tuple(facts.prompts.get(uuid, "") for uuid in options.get("uuids") or ()),
         frames=frames,
         clip_frames=clip_frames,
+        leading_frames=leading_frames,
         progress=facts.progress_at(executor.class_obj.model_sampling, sigma),
         sigma=sigma,
         found=facts.count_site,
@@ -197,6 +203,29 @@ def window_frames(options: Mapping[str, Any], frames: int) -> tuple[int, ...]:
             "number of frames inside of windows, take it out."
         )
     return tuple(int(index) for index in indices[:frames])
+
+
+def split_frames(indices: Sequence[int], leading_frames: int) -> tuple[int, tuple[int, ...]]:
+    """Tell reference pictures at the beginning of a clip from the film's frames.
+
+    Args:
+        indices: of the frames of a call in the whole clip.
+        leading_frames: how many of the clip's first frames are reference pictures.
+
+    Returns:
+        How many of them the call begins with, and where the others stand in the film.
+
+    Raises:
+        ValueError: a reference picture stands between frames of the film.
+    """
+    here = next((place for place, index in enumerate(indices) if index >= leading_frames), len(indices))
+    frames = tuple(index - leading_frames for index in indices[here:])
+    if frames and min(frames) < 0:
+        raise ValueError(
+            "a context window runs over the end of the film to the reference picture before it; turn its closed loop "
+            "off, or choose a schedule that is not looped."
+        )
+    return here, frames
 
 
 def prompt_names(conds: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[Any, str]:

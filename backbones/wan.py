@@ -2,8 +2,8 @@
 
 Each block makes a self-attention over all tokens of the film, for image-to-video models a cross-attention with the
 tokens of a picture (left alone), and one with the text. Tokens are in the order frame, row, column. A reference picture
-that goes through ``ref_conv`` stands before the film's tokens, further latents and references after them. VACE's own
-blocks run outside of the markers and stay as they are.
+that goes through ``ref_conv`` stands before the film's tokens, further latents and references after them; those of
+VACE and Animate are the first frames of the latents. VACE's own blocks run outside of the markers and stay as they are.
 
 Source: Comfy-Org/ComfyUI, comfy/ldm/wan/model.py and model_animate.py.
 """
@@ -13,6 +13,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
+
+import torch
 
 from .block_sites import BlockMarkers, ExpectedCall, SiteSequence
 from .family import BlockPlace, Family, ModelCall, TokenGrid, children, has_parts, patched_grid, places
@@ -48,8 +50,8 @@ class Wan(Family):
         )
 
     def _sequence(self, network: Any, call: ModelCall, place: BlockPlace, args: Mapping[str, Any]) -> SiteSequence:
-        grid = self.grids(network, call.latents, call.extras)[0]
-        start = self._reference_tokens(network, call)
+        grid = patched_grid(call.latents, network.patch_size, len(call.frames))
+        start = self._reference_tokens(network, call) + call.leading_frames * grid.rows * grid.columns
         video = slice(start, start + grid.tokens)
         queries, text = args["img"].shape[1], args["txt"].shape[1]
         expected = [ExpectedCall(queries, queries, self.site(call, grid, "self", place, video=video))]
@@ -60,6 +62,21 @@ class Wan(Family):
             text -= 0 if picture is None else picture.shape[-2]
         cross = self.site(call, grid, "cross", place, video=video, text=slice(0, text))
         return SiteSequence([*expected, ExpectedCall(queries, text, cross)], call.found)
+
+    def leading_frames(self, network: Any, extras: Mapping[str, Any]) -> int:
+        """As ``Family.leading_frames``: Animate's and VACE's reference pictures are frames of the latents."""
+        if hasattr(network, "face_adapter"):
+            return int("concat_latent_image" in extras)
+        frames = extras.get("vace_frames") if hasattr(network, "vace_blocks") else None
+        if not frames:
+            return 0
+        from comfy.latent_formats import Wan21
+
+        # VACE's control has two halves; the second one of a reference picture is nothing at all.
+        reactive = frames[0][:1, 16:32]
+        nothing = Wan21().process_out(torch.zeros_like(reactive))
+        same = (reactive == nothing).flatten(3).all(dim=3).all(dim=1)[0].tolist()
+        return next((place for place, is_reference in enumerate(same) if not is_reference), 0)
 
     @staticmethod
     def _reference_tokens(network: Any, call: ModelCall) -> int:
