@@ -27,7 +27,10 @@ class LTXVideo(Family):
         blocks = children(network, "transformer_blocks")
         if not blocks or not has_parts(network, "patchify_proj", "caption_projection", "patchifier"):
             return False
-        return has_parts(blocks[0], "attn1", "attn2", "scale_shift_table")
+        # The later models with sound give their blocks two sequences at once.
+        return has_parts(blocks[0], "attn1", "attn2", "scale_shift_table") and not has_parts(
+            network, "audio_patchify_proj"
+        )
 
     def block_names(self, network: Any) -> list[str]:
         return [f"block.{index}" for index, _ in enumerate(network.transformer_blocks)]
