@@ -139,7 +139,7 @@ def region_tables(
     uneven = key.amax(dim=1) > key.amin(dim=1)
     guided = (acting & uneven).any(dim=1).nonzero()[:, 0].tolist()
     if mode == "separate" and hard and site.kind in ("self", "joint"):
-        return RegionTables(query, key, tuple(guided), *_partition(query, key, regions))
+        return RegionTables(query, key, tuple(guided), *_partition(query, key))
     return RegionTables(query, key, tuple(guided))
 
 
@@ -152,19 +152,12 @@ def _place(values: Tensor, positions: range, length: int) -> Tensor:
     return out
 
 
-def _partition(query: Tensor, key: Tensor, regions: Regions) -> tuple[Tensor, Tensor]:
+def _partition(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
     """Read region labels off the tables of a hard ``separate``: which keys a query does not close.
 
-    The first R + 1 channels are the regions of the video, the further ones the words that are hidden outside of each
-    object; so the keys that region r sees are those without a logit in channel r and in the channels of other objects'
-    words.
+    Queries with the same weights see the same keys: those without a logit in any of their channels. Weights are 0 or 1.
+    There may be more such sets than regions, since an object's words are closed only in frames in which it is.
     """
-    count = regions.objects.shape[0] + 1
-    region = torch.where(query[..., :count].amax(dim=2) > 0.0, query[..., :count].argmax(dim=2), FREE)
-    open_keys = key >= 0.0
-    seen = open_keys[..., :count].clone()
-    for word in range(key.shape[2] - count):
-        for other in range(count):
-            if other != word:
-                seen[..., other] &= open_keys[..., count + word]
-    return region, seen
+    weights, region = torch.unique((query > 0.0).flatten(0, 1), dim=0, return_inverse=True)
+    region = torch.where(weights.any(dim=1)[region], region, FREE).view(query.shape[:2])
+    return region, ((key < 0.0).float() @ weights.float().T) == 0.0
