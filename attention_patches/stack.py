@@ -6,6 +6,7 @@ A patch is middleware: it gets the rest of the chain as ``attend`` and the tenso
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
@@ -14,8 +15,12 @@ import torch
 from torch import Tensor
 
 from .attention import torch_attention
-from .site import SITE_KEY, AttentionSite
+from .site import SITE_KEY, AttentionSite, SiteFinder
 
+logger = logging.getLogger(__name__)
+
+# The key in ``transformer_options`` under which stacks note that their patches are already around a call.
+APPLIED_KEY = "attention_patches_applied"
 # The call names of ComfyUI's attention functions after ``func``, in their positional order.
 _POSITIONAL = ("q", "k", "v", "heads", "mask", "attn_precision", "skip_reshape", "skip_output_reshape")
 # The sub-quadratic function names its tensors in full.
@@ -23,6 +28,8 @@ _SYNONYMS = {"query": "q", "key": "k", "value": "v"}
 # Kernels with these words in their names quantise q and k by block, which region channels do not survive, and return
 # wrong results for masks on most of their builds (Comfy-Org/ComfyUI#13735).
 _QUANTISING = ("sage",)
+# Overrides with these words in their names stand for the attention function itself: they read no site.
+_KERNELS = ("sage", "flash")
 
 
 @dataclass(frozen=True)
@@ -137,13 +144,24 @@ class PatchStack:
     def __init__(self, patches: Sequence[Patch], previous: Override | None = None) -> None:
         self.patches: tuple[Patch, ...] = tuple(patches)
         self.previous = previous
+        # Shared by all stacks that ``around`` makes of this one; see APPLIED_KEY.
+        self._identity = object()
+        self._marks_calls = False
+        self._warned: set[str] = set()
 
     def chain(self, previous: Override | None) -> PatchStack:
         """Return a stack with the same patches that calls ``previous`` where the attention function would be called."""
         return PatchStack(self.patches, previous)
 
+    def around(self, override: Override | None) -> PatchStack:
+        """Return this stack laid around an override that may hold on to this very stack: it acts once all the same."""
+        outer = self.chain(override)
+        outer._identity, outer._marks_calls = self._identity, True
+        return outer
+
     def release(self) -> None:
         """Drop the tables that the patches keep on devices; they are made again when needed."""
+        self._warned = set()
         for patch in self.patches:
             drop = getattr(patch, "release", None)
             if drop is not None:
@@ -169,14 +187,19 @@ class PatchStack:
             [B, Lq, heads * d], or with ``skip_output_reshape`` [B, heads, Lq, d].
         """
         options = kwargs.get("transformer_options") or {}
-        site = options.get(SITE_KEY)
-        if callable(site):
-            site = site(*_Call.bind(args, kwargs).lengths)
+        site, applied = options.get(SITE_KEY), options.get(APPLIED_KEY, ())
+        if self._identity in applied:
+            site = None
+        elif callable(site):
+            site = self._find(site, _Call.bind(args, kwargs))
             # A finder counts calls, so that it is asked once: the next stack in the chain gets the answer.
-            kwargs = {**kwargs, "transformer_options": {**options, SITE_KEY: site}}
+            options = {**options, SITE_KEY: site}
+            kwargs = {**kwargs, "transformer_options": options}
         active = [] if site is None else [patch for patch in self.patches if _acts_at(patch, site)]
         if not active:
             return func(*args, **kwargs) if self.previous is None else self.previous(func, *args, **kwargs)
+        if self._marks_calls:
+            kwargs = {**kwargs, "transformer_options": {**options, APPLIED_KEY: (*applied, self._identity)}}
         call = _Call.bind(args, kwargs)
         head_dim = call.split_heads(call.q).shape[3]
 
@@ -192,17 +215,37 @@ class PatchStack:
             # Some functions know skip_output_reshape only on some of their paths.
             return out if out.ndim == 4 else out.unflatten(-1, (q.shape[1], -1)).transpose(1, 2)
 
-        attend = Attend(kernel, _bias(call.mask, call.q.dtype), last=self.previous is None)
+        last = self.previous is None or _named(self.previous, _KERNELS)
+        attend = Attend(kernel, _bias(call.mask, call.q.dtype), last)
         for patch in reversed(active):
             attend = _wrap(patch, attend)
         out = attend(*(call.split_heads(tensor) for tensor in (call.q, call.k, call.v)), site)
         return out if call.skip_output_reshape else out.transpose(1, 2).flatten(2)
 
+    def _find(self, finder: SiteFinder, call: _Call) -> AttentionSite | None:
+        """Ask where a call stands; None too when its batch is not the one that the model was called with."""
+        site = finder(*call.lengths)
+        if site is None or call.q.shape[0] == site.rows.total:
+            return site
+        if site.kind not in self._warned:
+            self._warned.add(site.kind)
+            logger.warning(
+                "%s attention in block %s is called with %d rows where the batch has %d: another node splits the "
+                "batch there, so these calls are not guided; take that node out to guide them.",
+                *(site.kind, site.block, call.q.shape[0], site.rows.total),
+            )
+        return None
+
+
+def _named(function: Callable[..., Any] | None, words: Sequence[str]) -> bool:
+    """Say whether one of the words is in the name of a function."""
+    name = getattr(function, "__qualname__", "").lower()
+    return any(word in name for word in words)
+
 
 def _quantises(function: Callable[..., Any] | None) -> bool:
     """Say whether an attention function is one of those that round q and k by block."""
-    name = getattr(function, "__qualname__", "").lower()
-    return any(word in name for word in _QUANTISING)
+    return _named(function, _QUANTISING)
 
 
 def _exact(function: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -60,6 +60,7 @@ class ModelCall:
         leading_frames: latent frames of this call that stand before the film's, see ``Family.leading_frames``.
         progress, sigma: see ``AttentionSite``.
         found: called for every attention call whose site is found.
+        note: called with what the user must know of calls that cannot be guided, however often it happens.
     """
 
     latents: tuple[int, ...]
@@ -73,6 +74,7 @@ class ModelCall:
     progress: float
     sigma: float
     found: Callable[[], None]
+    note: Callable[[str], None]
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from ..attention_patches.attention import OVERRIDE_KEY
 from ..attention_patches.stack import Patch, PatchStack
 from .block_sites import BlockMarkers
 from .family import Family, ModelCall, text_tokens
+from .override_chain import STACKS_KEY, OverrideChain, hung_stacks
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +43,7 @@ class RunFacts:
         leading_frames: see ``Family.leading_frames``.
         model_calls: how many calls of the model there were.
         sites_found: how many attention calls were recognised in them.
+        notes: what was said of calls that cannot be guided.
     """
 
     latents: tuple[int, ...]
@@ -49,6 +51,7 @@ class RunFacts:
     leading_frames: int = 0
     model_calls: int = 0
     sites_found: int = 0
+    notes: set[str] = field(default_factory=set)
     progress: dict[float, float] = field(default_factory=dict)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> RunFacts:
@@ -57,6 +60,12 @@ class RunFacts:
     def count_site(self) -> None:
         """Take note of an attention call that was recognised."""
         self.sites_found += 1
+
+    def note(self, message: str) -> None:
+        """Log what cannot be guided, once in a run."""
+        if message not in self.notes:
+            self.notes.add(message)
+            logger.warning(message)
 
     def progress_at(self, model_sampling: Any, sigma: float) -> float:
         """``schedule_progress``, asked once per noise level."""
@@ -80,7 +89,8 @@ def hang_patches(model: Any, patches: Sequence[Patch], family: Family, network: 
     options = patched.model_options["transformer_options"]
     stack = PatchStack(patches).chain(options.get(OVERRIDE_KEY))
     options[OVERRIDE_KEY] = stack.override
-    markers = BlockMarkers()
+    options[STACKS_KEY] = hung_stacks(options, stack)
+    markers, overrides = BlockMarkers(), OverrideChain()
 
     def check(executor: Any, noise: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         _check_patches(patches, family, network, noise, executor.class_obj.conds)
@@ -90,11 +100,12 @@ def hang_patches(model: Any, patches: Sequence[Patch], family: Family, network: 
         return _run(executor, family, network, noise, *args, **kwargs)
 
     def call_model(executor: Any, x: Tensor, t: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return _call_model(executor, family, network, markers, x, t, *args, **kwargs)
+        return _call_model(executor, family, network, (markers, overrides), x, t, *args, **kwargs)
 
     def release(*_: Any, **__: Any) -> None:
         stack.release()
         markers.release()
+        overrides.release()
 
     patched.add_callback_with_key(CallbacksMP.ON_CLEANUP, HOOK_KEY, release)
     patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, f"{HOOK_KEY}_check", check)
@@ -141,7 +152,7 @@ def _call_model(
     executor: Any,
     family: Family,
     network: Any,
-    markers: BlockMarkers,
+    made: tuple[BlockMarkers, OverrideChain],
     x: Tensor,
     t: Tensor,
     c_concat: Tensor | None = None,
@@ -175,8 +186,11 @@ def _call_model(
         progress=facts.progress_at(executor.class_obj.model_sampling, sigma),
         sigma=sigma,
         found=facts.count_site,
+        note=facts.note,
     )
     options[CLIP_FRAMES_KEY] = clip_frames
+    markers, overrides = made
+    overrides.complete(options)
     family.prepare(network, call, options, markers)
     return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
 

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..attention_patches.site import SITE_KEY, AttentionSite
@@ -137,8 +138,8 @@ class UNetSites:
         self._by_block = {transformer.host: transformer for transformer in unet_transformers(network)}
         names = family.block_names(network)
         self._places = {name: BlockPlace(name, index, len(names)) for index, name in enumerate(names)}
-        # (rows, tokens) and the site of the call that is announced, and in which block we are how often.
-        self._announced: tuple[int, AttentionSite] | None = None
+        # Lengths and site of the call that is announced, and in which block we are how often.
+        self._announced: tuple[tuple[int, int], AttentionSite] | None = None
         self._block: tuple[Any, ...] = ()
         self._passes = 0
 
@@ -146,12 +147,15 @@ class UNetSites:
         return self
 
     def __call__(self, queries: int, keys: int) -> AttentionSite | None:
-        """Return the announced site if the call has its length."""
-        if self._announced is None or self._announced[0] != queries:
+        """Return the announced site if the call has its lengths; once, for other packs add calls of their own."""
+        if self._announced is None or self._announced[0] != (queries, keys):
             return None
+        site, self._announced = self._announced[1], None
         self._call.found()
-        return self._announced[1]
+        return site
 
+    # Compiled along with the blocks, these would make every block a program of its own.
+    @torch.compiler.disable
     def attn1_patch(self, hidden: Tensor, context: Tensor, value: Tensor, options: dict[str, Any]) -> Any:
         """Announce a self-attention, spatial or temporal."""
         block = (options.get("block"), options.get("block_index", 0))
@@ -160,11 +164,13 @@ class UNetSites:
         self._announce("self", hidden, context, options)
         return hidden, context, value
 
+    @torch.compiler.disable
     def attn2_patch(self, hidden: Tensor, context: Tensor, value: Tensor, options: dict[str, Any]) -> Any:
         """Announce a cross-attention."""
         self._announce("cross", hidden, context, options)
         return hidden, context, value
 
+    @torch.compiler.disable
     def attn1_output_patch(self, out: Tensor, options: dict[str, Any]) -> Tensor:
         """The announced call is over."""
         self._announced = None
@@ -186,11 +192,15 @@ class UNetSites:
         in_time = transformer.has_time and self._passes % 2 == 1
         rows = len(call.chunks) * (grid.rows * grid.columns if in_time else frames)
         tokens = frames if in_time else grid.rows * grid.columns
-        if hidden.shape[:2] != (rows, tokens):
-            return
         if kind == "cross" and (in_time or not self._family.encoders):
             return
         place = self._places[transformer.block_name(options.get("block_index", 0))]
+        if hidden.shape[:2] != (rows, tokens):
+            call.note(
+                f"another node tiles or merges the tokens of {kind}-attention in block {place.name}, where guidance "
+                "then has no effect; take that node out to guide it there."
+            )
+            return
         site = self._family.site(
             call,
             grid,
@@ -200,4 +210,4 @@ class UNetSites:
             text=slice(0, context.shape[1]) if kind == "cross" else None,
             folded="positions" if in_time else "frames",
         )
-        self._announced = (tokens, site)
+        self._announced = ((tokens, context.shape[1]), site)
