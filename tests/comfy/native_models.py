@@ -61,11 +61,15 @@ class TinyModel:
 
 
 def randomise(network: Any, seed: int = 0) -> None:
-    """Fill all parameters so that every branch matters: gates and modulations of new networks are zero."""
+    """Fill all parameters so that every branch matters: gates and modulations of new networks are zero.
+
+    Attention gets larger weights than the rest, so that what it does is clearly seen in the output.
+    """
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(False)
-        scale = 0.5 / parameter[0].numel() ** 0.5 if parameter.ndim > 1 else 0.1
+        gain = 1.5 if "attn" in name or "linear" in name or "time_stack" in name else 0.5
+        scale = gain / parameter[0].numel() ** 0.5 if parameter.ndim > 1 else 0.1
         noise = torch.randn(parameter.shape, generator=generator) * scale
         is_gain = parameter.ndim == 1 and ("norm" in name or name.endswith("scale")) and "bias" not in name
         parameter.copy_(noise + 1.0 if is_gain else noise)
