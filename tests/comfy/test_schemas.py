@@ -111,8 +111,10 @@ def test_host_serves_help_and_locale(server):
     assert "MGV_PatchAttention" in server.get("/i18n")["en"]["nodeDefs"]
 
 
-def test_host_offers_the_workflow(server):
-    assert server.get("/workflow_templates")["mask-guided-video"] == ["mask_refine_toybox"]
+def test_host_offers_the_workflows(server, root):
+    bundled = {path.stem for path in (root / "workflows").glob("*.json")}
+    assert "mask_refine_toybox" in bundled
+    assert set(server.get("/workflow_templates")["mask-guided-video"]) == bundled
 
 
 def test_locales_parse(root):
