@@ -173,6 +173,9 @@ class UNetSites:
     @torch.compiler.disable
     def attn1_output_patch(self, out: Tensor, options: dict[str, Any]) -> Tensor:
         """The announced call is over."""
+        if self._announced is not None:
+            kind = self._announced[1].kind
+            self._call.note(f"another node replaces {kind}-attention in some blocks, where guidance has no effect.")
         self._announced = None
         return out
 
@@ -196,10 +199,7 @@ class UNetSites:
             return
         place = self._places[transformer.block_name(options.get("block_index", 0))]
         if hidden.shape[:2] != (rows, tokens):
-            call.note(
-                f"another node tiles or merges the tokens of {kind}-attention in block {place.name}, where guidance "
-                "then has no effect; take that node out to guide it there."
-            )
+            call.note(f"another node tiles or merges tokens of {kind}-attention, where guidance then has no effect.")
             return
         site = self._family.site(
             call,
