@@ -203,24 +203,37 @@ class PatchStack:
         call = _Call.bind(args, kwargs)
         head_dim = call.split_heads(call.q).shape[3]
 
+        # Whether the function leaves the heads of its results together in memory.
+        whole_heads: list[bool] = []
+
         def kernel(q: Tensor, k: Tensor, v: Tensor, site: AttentionSite, bias: Tensor | None) -> Tensor:
-            arguments = dict(call.rest, mask=bias, skip_reshape=True, skip_output_reshape=True)
+            heads = q.shape[1]
             function, previous = func, self.previous
             if bias is not None or q.shape[3] != head_dim:
                 function, previous = _exact(func), None if _quantises(self.previous) else self.previous
+            # Functions sum in another order when the heads come split, so rows that are left alone must not.
+            split = call.skip_reshape or q.shape[3] != head_dim
+            tensors = (q, k, v) if split else (tensor.transpose(1, 2).flatten(2) for tensor in (q, k, v))
+            arguments = dict(call.rest, mask=bias, skip_reshape=split, skip_output_reshape=True)
             if previous is None:
-                out = function(q, k, v, q.shape[1], **arguments)
+                out = function(*tensors, heads, **arguments)
             else:
-                out = previous(function, q, k, v, q.shape[1], **arguments)
+                out = previous(function, *tensors, heads, **arguments)
             # Some functions know skip_output_reshape only on some of their paths.
-            return out if out.ndim == 4 else out.unflatten(-1, (q.shape[1], -1)).transpose(1, 2)
+            if out.ndim == 3:
+                return out.unflatten(-1, (heads, -1)).transpose(1, 2)
+            whole_heads.append(out.is_contiguous())
+            return out
 
         last = self.previous is None or _named(self.previous, _KERNELS)
         attend = Attend(kernel, _bias(call.mask, call.q.dtype), last)
         for patch in reversed(active):
             attend = _wrap(patch, attend)
         out = attend(*(call.split_heads(tensor) for tensor in (call.q, call.k, call.v)), site)
-        return out if call.skip_output_reshape else out.transpose(1, 2).flatten(2)
+        if not call.skip_output_reshape:
+            return out.transpose(1, 2).flatten(2)
+        # What follows may round otherwise when memory is laid out otherwise.
+        return out.contiguous() if all(whole_heads) else out
 
     def _find(self, finder: SiteFinder, call: _Call) -> AttentionSite | None:
         """Ask where a call stands; None too when its batch is not the one that the model was called with."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mask_guided_video.attention_patches.attention import attention
 from mask_guided_video.attention_patches.guidance_plan import DENSE_PAIRS, PARTITION_TOKENS
-from mask_guided_video.attention_patches.kernels import explicit_attention, plain_attention
+from mask_guided_video.attention_patches.kernels import explicit_attention
 from mask_guided_video.attention_patches.mask_guidance import MaskGuidance, mask_guidance_patch, matches_block
 from mask_guided_video.attention_patches.site import CONDITIONAL, SITE_KEY, UNCONDITIONAL, AttentionSite, BatchRows
 from mask_guided_video.attention_patches.stack import PatchStack
@@ -208,7 +208,7 @@ def test_channels_and_chained_overrides_equal_the_explicit_bias(mode: str, kind:
     qkv = make_tensors(site)
 
     def previous(func: Any, q: Tensor, k: Tensor, v: Tensor, heads: int, **kwargs: Any) -> Tensor:
-        assert q.shape[:3] == (site.rows.total, HEADS, qkv[0].shape[1])
+        assert (q.shape[0], q.shape[-2]) == (site.rows.total, qkv[0].shape[1])
         return func(q, k, v, heads, **kwargs)
 
     out = run(guide, site, qkv, previous=previous)
@@ -243,8 +243,8 @@ def test_partition_serves_hard_separate_by_smaller_calls() -> None:
     sizes = []
 
     def func(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None, **kwargs: Any) -> Tensor:
-        sizes.append((q.shape[2], k.shape[2]))
-        return plain_attention(q, k, v, mask)
+        sizes.append((q.shape[-2], k.shape[-2]))
+        return attention(q, k, v, heads, mask, **kwargs)
 
     stack = PatchStack([mask_guidance_patch(MaskGuidance(masks, mode="separate", hard=True))])
     q, k, v = make_tensors(site)

@@ -156,7 +156,7 @@ def test_previous_override_is_called_in_place_of_the_function() -> None:
     expected = attention(q, k, v, 3) + 1.0
     assert torch.equal(attention(q, k, v, 3, transformer_options=given), expected)
     assert not patch.seen[0][0].last
-    assert seen[0]["transformer_options"] is given and seen[0]["skip_reshape"]
+    assert seen[0]["transformer_options"] is given and not seen[0]["skip_reshape"]
     # Without a site the call goes straight to it.
     assert torch.equal(attention(q, k, v, 3, transformer_options=options(stack, None)), expected)
 
@@ -177,12 +177,34 @@ def test_foreign_override_installed_later_may_call_ours() -> None:
 
 def test_function_that_joins_heads_all_the_same() -> None:
     def stubborn(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None, **kwargs: Any) -> Tensor:
-        assert kwargs["skip_reshape"] and kwargs["skip_output_reshape"]
-        return torch_attention(q, k, v, heads, mask, skip_reshape=True)
+        assert kwargs["skip_output_reshape"]
+        return torch_attention(q, k, v, heads, mask, skip_reshape=kwargs["skip_reshape"])
 
     q, k, v = joined(), joined(1), joined(2)
     out = PatchStack([Recorder()]).override(stubborn, q, k, v, 3, transformer_options={SITE_KEY: SITE})
     assert torch.equal(out, attention(q, k, v, 3))
+
+
+def test_calls_keep_the_layout_in_which_they_came() -> None:
+    q, k, v = joined(), joined(1), joined(2)
+    seen: list[tuple[tuple[int, ...], bool]] = []
+
+    def function(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None, **kwargs: Any) -> Tensor:
+        seen.append((q.shape, kwargs["skip_reshape"]))
+        return torch_attention(q, k, v, heads, mask, **kwargs)
+
+    def one_row(attend: Attend, q: Tensor, k: Tensor, v: Tensor, site: AttentionSite) -> Tensor:
+        return torch.cat((attend(q[:1], k[:1], v[:1], site), attend(q[1:], k[1:], v[1:], site)))
+
+    def longer(attend: Attend, q: Tensor, k: Tensor, v: Tensor, site: AttentionSite) -> Tensor:
+        return attend(*(torch.cat((tensor, tensor), dim=3) for tensor in (q, k, v)), site)[..., :8]
+
+    given = {"transformer_options": {SITE_KEY: SITE}}
+    split = [tensor.unflatten(-1, (3, 8)).transpose(1, 2) for tensor in (q, k, v)]
+    PatchStack([one_row]).override(function, q, k, v, 3, **given)
+    PatchStack([one_row]).override(function, *split, 3, skip_reshape=True, **given)
+    PatchStack([longer]).override(function, q, k, v, 3, **given)
+    assert seen == [((1, 6, 24), False)] * 2 + [((1, 3, 6, 8), True)] * 2 + [((2, 3, 6, 16), True)]
 
 
 def test_deepcopy_shares_the_stack() -> None:
