@@ -1,9 +1,29 @@
-"""Which tokens of a prompt name which object: pure list work on token ids."""
+"""Where the words of a prompt stand among its tokens, for every kind of tokenizer."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+import re
+import unicodedata
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+# Stands in a sequence of token ids for what is no part of the prompt: beginning, end, padding, a template's words.
+NOT_OF_PROMPT = -1
+# How much of a prompt a message shows.
+SHOWN_CHARACTERS = 160
+SHOWN_WORDS = 40
+
+# Scripts without spaces between words (or, Korean, with particles written to the word): each letter is a word.
+_UNSPACED = re.compile(
+    "[\u0e00-\u0fff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u2e80-\u2fdf\u3040-\u30ff\u3130-\u318f\u31f0-\u31ff"
+    "\u3400-\u4dbf\u4e00-\u9fff\ua960-\ua97f\uac00-\ud7ff\uf900-\ufaff\uff66-\uffdc\U00020000-\U0003ffff]"
+)
+# The name of a textual inversion is one word, and no tokenizer is given a part of it.
+_NAME_OR_CHARACTER = re.compile(r"embedding:[^\s,]+|\S")
+_NAME = re.compile(r"embedding:\s*[^\s,]*")
+
+Tokenize = Callable[[str], Sequence[int]]
 
 
 @dataclass(frozen=True)
@@ -69,40 +89,238 @@ class TextSpans:
         return spans
 
 
-def find_token_spans(
-    prompt_ids: Sequence[int],
-    phrase_ids: Sequence[Sequence[int]],
-    phrases: Sequence[str],
-    prompt: str = "",
-    special_ids: Collection[int] = (),
-) -> TextSpans:
-    """Find every occurrence of each phrase among the prompt's tokens.
+@dataclass(frozen=True)
+class Word:
+    """A word or a punctuation mark of a text.
+
+    Attributes:
+        text: as written.
+        start, stop: character offsets; ``stop`` is the first one after it.
+    """
+
+    text: str
+    start: int
+    stop: int
+
+    @cached_property
+    def key(self) -> str:
+        """Equal for words that differ in nothing but upper and lower case or the form of their characters."""
+        return unicodedata.normalize("NFKC", self.text).casefold()
+
+
+def split_words(text: str) -> list[Word]:
+    """Words and punctuation marks of a text, in their order.
+
+    Letters and digits side by side are a word; every other mark stands alone (so ``ball-shaped`` has three parts), and
+    so does each letter of a script that sets no spaces between words.
+    """
+    words: list[Word] = []
+    for found in _NAME_OR_CHARACTER.finditer(text):
+        last = words[-1] if words else None
+        if last is not None and last.stop == found.start() and _belong_together(last.text[-1], found.group()):
+            words[-1] = Word(last.text + found.group(), last.start, found.end())
+        else:
+            words.append(Word(found.group(), found.start(), found.end()))
+    return words
+
+
+def _belong_together(left: str, right: str) -> bool:
+    """Say whether a character continues the word that the one before it belongs to."""
+    if len(right) > 1:
+        return False
+    kinds = unicodedata.category(left)[0], unicodedata.category(right)[0]
+    if kinds[1] == "M":
+        return True
+    spaced = not _UNSPACED.match(left) and not _UNSPACED.match(right)
+    return kinds[0] in "LNM" and kinds[1] in "LN" and spaced
+
+
+def find_phrases(prompt: str, phrases: Sequence[str]) -> list[list[list[Word]]]:
+    """Find every occurrence of phrases in a prompt, as whole words, in upper or lower case.
 
     Args:
-        prompt_ids: token ids of the whole text sequence as the model sees it, specials and padding included.
-        phrase_ids: token ids of each phrase; specials and padding in them are dropped.
-        phrases: the phrases in words, for the result and for messages.
-        prompt: the prompt in words, for messages.
-        special_ids: ids of beginning, end and padding tokens.
+        prompt: in words, without weights.
+        phrases: words that follow each other in the prompt; spaces between them do not matter.
 
     Returns:
-        Positions per phrase. Occurrences that overlap share their tokens.
+        For each phrase its occurrences, each as the prompt's words; occurrences may overlap.
 
     Raises:
-        ValueError: a phrase is empty or does not occur; the message names it and the prompt.
+        ValueError: the prompt or a phrase is empty, or a phrase is not in the prompt.
     """
-    if len(phrases) != len(phrase_ids):
-        raise ValueError(f"{len(phrases)} phrases but token ids for {len(phrase_ids)}; give ids for every phrase.")
-    ids = list(prompt_ids)
+    words = split_words(prompt)
+    keys = [word.key for word in words]
+    if phrases and not words:
+        quoted = ", ".join(repr(phrase) for phrase in phrases)
+        raise ValueError(f"the prompt is empty, so {quoted} cannot be found in it; give the text of the prompt.")
     found = []
-    for phrase, tokens in zip(phrases, phrase_ids, strict=True):
-        wanted = [token for token in tokens if token not in special_ids]
+    for phrase in phrases:
+        wanted = [word.key for word in split_words(phrase)]
         if not wanted:
             raise ValueError(f"the phrase {phrase!r} has no words; write the words of the prompt that name the object.")
-        starts = [start for start in range(len(ids) - len(wanted) + 1) if ids[start : start + len(wanted)] == wanted]
+        starts = [at for at in range(len(keys) - len(wanted) + 1) if keys[at : at + len(wanted)] == wanted]
         if not starts:
             raise ValueError(
-                f"the phrase {phrase!r} does not occur in the prompt {prompt!r}; use words exactly as in the prompt."
+                f"the phrase {phrase!r} does not occur in the prompt {shorten(prompt)!r}, whose words are "
+                f"{_listed(words)}; use words exactly as in the prompt."
             )
-        found.append(tuple(sorted({start + offset for start in starts for offset in range(len(wanted))})))
+        found.append([words[at : at + len(wanted)] for at in starts])
+    return found
+
+
+def shorten(text: str) -> str:
+    """A text for a message, without its end when it is long."""
+    return text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS].rstrip() + " ..."
+
+
+def _listed(words: Sequence[Word]) -> str:
+    """Each word once, quoted; the first ones of a long text."""
+    named = list(dict.fromkeys(word.text for word in words if any(character.isalnum() for character in word.text)))
+    shown = ", ".join(repr(word) for word in named[:SHOWN_WORDS])
+    return shown if len(named) <= SHOWN_WORDS else f"{shown} and {len(named) - SHOWN_WORDS} more"
+
+
+def locate_phrases(
+    ids: Sequence[int], parts: Sequence[str], tokenizers: Sequence[Tokenize], phrases: Sequence[str]
+) -> TextSpans:
+    """Find the tokens of phrases in the token sequence of a prompt.
+
+    Tokens are counted in the beginnings of the prompt, up to where a phrase starts and up to where it stops; a
+    beginning counts when its tokens begin the prompt's, or when the tokens of what follows end them. A token that
+    reaches over the border of a phrase belongs to it.
+
+    Args:
+        ids: token ids of the whole text sequence as the model sees it, ``NOT_OF_PROMPT`` for what is no part of the
+            prompt.
+        parts: texts that make the prompt when joined, as the tokenizer takes them apart (at weights).
+        tokenizers: ways to make ids of a part or its beginning alone, specials excluded; each part is read in the
+            first way that gives its ids in the prompt.
+        phrases: words of the prompt.
+
+    Returns:
+        Positions per phrase, of all its occurrences that the sequence holds.
+
+    Raises:
+        ValueError: as ``find_phrases``; or the tokenizer has cut the prompt before a phrase, or does not know its
+            letters; or the parts do not make the ids.
+    """
+    prompt = "".join(parts)
+    occurrences = find_phrases(prompt, phrases)
+    places = [place for place, token in enumerate(ids) if token != NOT_OF_PROMPT]
+    aligned = _align([ids[place] for place in places], parts, tokenizers)
+    found = []
+    for phrase, candidates in zip(phrases, occurrences, strict=True):
+        # The tokenizer may have cut the prompt inside of a phrase: its last word must be there.
+        held = [words for words in candidates if _tokens_between(aligned, words[-1].start, words[-1].stop)]
+        if not held:
+            raise ValueError(
+                f"the phrase {phrase!r} is in the prompt but has no tokens of its own among the {len(places)} that the "
+                "text encoder reads of it: the prompt is cut off before it, or its letters are unknown; shorten the "
+                "prompt, move the phrase to its beginning, or write it in letters that the text encoder knows."
+            )
+        tokens = {token for words in held for token in _tokens_between(aligned, words[0].start, words[-1].stop)}
+        found.append(tuple(places[token] for token in sorted(tokens)))
     return TextSpans(tuple(phrases), tuple(found), len(ids))
+
+
+@dataclass
+class _Part:
+    """A part of a prompt whose tokens are known.
+
+    Attributes:
+        text: its words.
+        start: character offset in the prompt.
+        tokens: their ids.
+        first: how many tokens of the prompt stand before them.
+        tokenize: how they are made.
+    """
+
+    text: str
+    start: int
+    tokens: list[int]
+    first: int
+    tokenize: Tokenize
+    counts: dict[int, int | None] = field(default_factory=dict)
+
+    @cached_property
+    def cuts(self) -> list[int]:
+        """Character offsets where the text may be cut: not in the name of a textual inversion."""
+        inside = {cut for name in _NAME.finditer(self.text) for cut in range(name.start() + 1, name.end())}
+        return [cut for cut in range(len(self.text) + 1) if cut not in inside]
+
+    def count(self, cut: int) -> int | None:
+        """Tokens of the text up to a character, or None when a token reaches over it."""
+        if cut in (0, len(self.text)):
+            return len(self.tokens) if cut else 0
+        if cut not in self.counts:
+            self.counts[cut] = self._count(cut)
+        return self.counts[cut]
+
+    def _count(self, cut: int) -> int | None:
+        before = list(self.tokenize(self.text[:cut]))
+        # There may be more of them than tokens where the tokenizer has cut the prompt.
+        if before[: len(self.tokens)] == self.tokens[: len(before)]:
+            return min(len(before), len(self.tokens))
+        # The last token before may be written as the end of a word only because the text ends there.
+        after = list(self.tokenize(self.text[cut:]))
+        rest = len(self.tokens) - len(after)
+        return rest if rest >= 0 and self.tokens[rest:] == after else None
+
+    def tokens_between(self, start: int, stop: int) -> range:
+        """Numbers of the prompt's tokens between two characters of this text; one that reaches over them is inside.
+
+        Raises:
+            ValueError: the borders of the tokens are not to be found nearby.
+        """
+        before = self._nearest(start, [cut for cut in reversed(self.cuts) if cut <= start])
+        after = self._nearest(stop, [cut for cut in self.cuts if cut >= stop])
+        return range(self.first + before, self.first + after)
+
+    def _nearest(self, wanted: int, cuts: Sequence[int]) -> int:
+        for cut in cuts:
+            # One run of letters may hide a border: no more.
+            if len(self.text[min(cut, wanted) : max(cut, wanted)].split()) > 1:
+                break
+            tokens = self.count(cut)
+            if tokens is not None:
+                return tokens
+        raise ValueError(_no_match(self.text))
+
+
+def _align(tokens: list[int], parts: Sequence[str], tokenizers: Sequence[Tokenize]) -> list[_Part]:
+    """Share the prompt's tokens out among its parts."""
+    aligned: list[_Part] = []
+    first = start = 0
+    for text in parts:
+        rest = tokens[first:]
+        for tokenize in tokenizers:
+            made = list(tokenize(text))
+            # Fewer than were made: the tokenizer has cut the prompt here.
+            if rest[: len(made)] == made[: len(rest)]:
+                break
+        else:
+            raise ValueError(_no_match(text))
+        own = rest[: len(made)]
+        aligned.append(_Part(text, start, own, first, tokenize))
+        first += len(own)
+        start += len(text)
+    if first < len(tokens):
+        raise ValueError(_no_match("".join(parts)))
+    return aligned
+
+
+def _tokens_between(aligned: Sequence[_Part], start: int, stop: int) -> list[int]:
+    """Numbers of the prompt's tokens between two characters of the prompt."""
+    found: list[int] = []
+    for part in aligned:
+        low, high = max(start - part.start, 0), min(stop - part.start, len(part.text))
+        if low < high:
+            found += part.tokens_between(low, high)
+    return found
+
+
+def _no_match(text: str) -> str:
+    return (
+        f"the text encoder reads {shorten(text)!r} otherwise inside of the prompt than alone, so its words cannot be "
+        "told apart; put spaces around the phrase, close every parenthesis, or write \\( and \\) for plain ones."
+    )

@@ -7,6 +7,8 @@ models apart by their parts and not by their classes, so that quantised and late
 from __future__ import annotations
 
 import math
+import numbers
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from ..attention_patches.site import AttentionKind, AttentionSite, BatchRows, FoldedAxis
+from ..attention_patches.text_spans import NOT_OF_PROMPT
 
 
 @dataclass(frozen=True)
@@ -179,11 +182,13 @@ class Family(ABC):
             time_factor=self.time_factor,
         )
 
-    def text_ids(self, tokens: Mapping[str, Any]) -> list[int]:
-        """Token ids of the text sequence as the model sees it.
+    def text_ids(self, tokens: Mapping[str, Any], length: int = 0) -> list[int]:
+        """Token ids of the text sequence as the model sees it; see ``flat_ids``.
 
         Args:
             tokens: what ``clip.tokenize`` returned.
+            length: tokens of the text embedding that was made of it, where more than these tokens may be in it; 0
+                when unknown.
 
         Raises:
             ValueError: the tokens are those of another family's text encoder.
@@ -199,8 +204,27 @@ class Family(ABC):
 
 
 def flat_ids(chunks: Sequence[Sequence[Sequence[Any]]]) -> list[int]:
-    """Token ids of all chunks in a row; what is no id (a textual inversion's vector) becomes -1."""
-    return [entry[0] if isinstance(entry[0], int) else -1 for chunk in chunks for entry in chunk]
+    """Token ids of all chunks in a row.
+
+    Args:
+        chunks: entries (token, weight) or (token, weight, word id), as ComfyUI's tokenizers make them.
+
+    Returns:
+        One id per entry: ``NOT_OF_PROMPT`` for what belongs to no word (word id 0: beginning, end and padding), and for
+        a textual inversion's vector a number below that, the same for the same vector.
+    """
+    return [
+        NOT_OF_PROMPT if len(entry) > 2 and entry[2] == 0 else _token_id(entry[0])
+        for chunk in chunks
+        for entry in chunk
+    ]
+
+
+def _token_id(token: Any) -> int:
+    if isinstance(token, numbers.Integral):
+        return int(token)
+    vector = token["data"] if isinstance(token, Mapping) else token
+    return NOT_OF_PROMPT - 1 - zlib.crc32(vector.detach().float().cpu().contiguous().numpy().tobytes())
 
 
 def patched_grid(

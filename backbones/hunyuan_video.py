@@ -8,18 +8,24 @@ Source: Comfy-Org/ComfyUI, comfy/ldm/hunyuan_video/model.py and comfy/text_encod
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from ..attention_patches.text_spans import NOT_OF_PROMPT
 from .block_sites import BlockKey, BlockMarkers, ExpectedCall, SiteSequence
-from .family import BlockPlace, Family, ModelCall, TokenGrid, children, flat_ids, has_parts, patched_grid, places
+from .family import BlockPlace, Family, ModelCall, TokenGrid, children, has_parts, patched_grid, places
 
 # Llama 3's tokens around what the user wrote: <|start_header_id|> user <|end_header_id|> and an empty line ...
 USER_TURN = (128006, 882, 128007)
 EMPTY_LINE = 271
 # ... and <|eot_id|> after it.
 END_OF_TURN = 128009
+# Llama 3's tokens of control start here; what a user writes is below.
+TEMPLATE_TOKENS = range(128000, 128256)
+# A picture makes 576 tokens (24 x 24), of which the encoder keeps every n-th one, with n from 1 to 512.
+PICTURE_LENGTHS = frozenset(math.ceil(576 / interleave) for interleave in range(1, 513))
 
 
 class HunyuanVideo(Family):
@@ -69,15 +75,28 @@ class HunyuanVideo(Family):
         site = self.site(call, grid, "joint", place, video=slice(start, stop), text=text)
         return SiteSequence([ExpectedCall(length, length, site)], call.found)
 
-    def text_ids(self, tokens: Mapping[str, Any]) -> list[int]:
-        """As ``Family.text_ids``; the encoder drops its instructions before the user's words and what follows."""
-        super().text_ids(tokens)
-        ids = flat_ids(tokens["llama"])
-        start = next((at for at in range(len(ids)) if tuple(ids[at : at + 3]) == USER_TURN), None)
-        if start is None:
-            return ids
+    def text_ids(self, tokens: Mapping[str, Any], length: int = 0) -> list[int]:
+        """As ``Family.text_ids``; the encoder drops its instructions before the user's words and what follows.
+
+        In image-to-video the encoder puts the tokens of a picture before the user's words; how many there are follows
+        from ``length``.
+        """
+        ids = super().text_ids(tokens, length)
+        start, stop = user_turn(ids)
+        kept = [NOT_OF_PROMPT if token in TEMPLATE_TOKENS else token for token in ids[start:stop]]
+        picture = length - len(kept)
+        return [NOT_OF_PROMPT] * picture + kept if picture in PICTURE_LENGTHS else kept
+
+
+def user_turn(ids: Sequence[int]) -> tuple[int, int | None]:
+    """Where the encoder's text starts and stops among the token ids of template and prompt."""
+    start, stop = 0, None
+    for at, token in enumerate(ids):
+        if tuple(ids[at : at + 3]) == USER_TURN:
+            # The last such turn counts; without an end of it the encoder drops the last token.
+            start, stop = at + 2, -1
+        if token == END_OF_TURN and stop == -1:
+            stop = at + 1
+    if len(ids) > start + 2 and ids[start + 1] == EMPTY_LINE:
         start += 2
-        if ids[start + 1 : start + 2] == [EMPTY_LINE]:
-            start += 2
-        stop = next((at + 1 for at in range(start, len(ids)) if ids[at] == END_OF_TURN), len(ids))
-        return ids[start:stop]
+    return start, stop

@@ -1,46 +1,102 @@
-"""Where the words of a prompt stand in the text sequence that a model sees, for every ComfyUI CLIP."""
+"""Where the words of a prompt stand in the text sequence that a model sees, for every ComfyUI CLIP.
+
+Source of the rules of weights in parentheses and of tokenizers: Comfy-Org/ComfyUI, comfy/sd1_clip.py.
+"""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from ..attention_patches.text_spans import TextSpans, find_token_spans
+from torch import Tensor
+
+from ..attention_patches.text_spans import NOT_OF_PROMPT, TextSpans, find_phrases, locate_phrases, shorten
 from .family import Family
+from .host_hooks import prompt_name
 
 
-def token_spans(
-    clip: Any, prompt: str, phrases: Sequence[str], family: Family, conditioning: Any = None
-) -> TextSpans:
+def token_spans(clip: Any, prompt: str, phrases: Sequence[str], family: Family, conditioning: Any = None) -> TextSpans:
     """Where phrases stand in the text sequence that a CLIP makes of a prompt.
 
     Args:
         clip: ComfyUI CLIP.
-        prompt: exactly the text of the positive prompt.
-        phrases: words of it.
+        prompt: exactly the text of the positive prompt, weights in parentheses and embeddings included.
+        phrases: words of it, in upper or lower case; weights in them do not matter.
         family: of the model that will see the sequence.
         conditioning: CONDITIONING of this prompt, so that other prompts of a run are left alone; None steers these
-            places in every positive prompt.
+            places in every positive prompt. Entries of a length that this prompt cannot have are other prompts.
+
+    Returns:
+        Positions in the text that the model gets; with ``conditioning`` also the names of its prompts.
 
     Raises:
-        ValueError: if a phrase does not occur in the prompt.
+        ValueError: the prompt or a phrase is empty, a phrase is not in the prompt or was cut off by the tokenizer, the
+            CLIP is of another family, or ``conditioning`` does not come from this prompt.
     """
+    parts = plain_parts(prompt)
+    words = ["".join(plain_parts(phrase)) for phrase in phrases]
+    # Said first: a long prompt takes a while to tokenize.
+    find_phrases("".join(parts), words)
+    tokens = clip.tokenize(prompt, return_word_ids=True)
+    names = None
+    if conditioning is None:
+        ids = family.text_ids(tokens)
+    else:
+        ids, names = _sampled_ids(tokens, family, conditioning, prompt)
 
-    def ids(text: str) -> list[int]:
-        return family.text_ids(clip.tokenize(text))
+    def read(text: str) -> list[int]:
+        found = family.text_ids(clip.tokenize(text, return_word_ids=True))
+        return [token for token in found if token != NOT_OF_PROMPT]
 
-    # Unknown words share one token, so tokens alone could take one for another.
-    words = _plain_words(prompt)
-    absent = [phrase for phrase in phrases if f" {_plain_words(phrase)} " not in f" {words} "]
-    if absent:
+    def as_beginning(text: str) -> list[int]:
+        return read(_escape(text))
+
+    def as_weighted(text: str) -> list[int]:
+        # Weighted texts are tokenized apart from what stands before them, a template's words too.
+        return read(f"({_escape(text)}:1.0)")
+
+    spans = locate_phrases(ids, parts, (as_beginning, as_weighted), words)
+    return replace(spans, phrases=tuple(phrases), prompts=names)
+
+
+def plain_parts(prompt: str) -> list[str]:
+    """The texts that ComfyUI tokenizes one by one: what is between changes of weight, parentheses resolved."""
+    from comfy.sd1_clip import escape_important, token_weights, unescape_important
+
+    return [unescape_important(text) for text, _ in token_weights(escape_important(prompt), 1.0)]
+
+
+def _escape(text: str) -> str:
+    """Write parentheses as plain characters of a prompt."""
+    return text.replace("(", "\\(").replace(")", "\\)")
+
+
+def _sampled_ids(tokens: Any, family: Family, conditioning: Any, prompt: str) -> tuple[list[int], frozenset[str]]:
+    """Token ids as a conditioning has them, and the names of its entries that they hold for."""
+    embeddings = [entry[0] for entry in conditioning]
+    found = [_fitting_ids(family, tokens, embedding) for embedding in embeddings]
+    ids = next((ids for ids in found if ids is not None), None)
+    if ids is None:
+        lengths = ", ".join(str(embedding.shape[1]) for embedding in embeddings) or "no"
         raise ValueError(
-            f"the phrase {absent[0]!r} does not occur in the prompt {prompt!r}; use words exactly as in the prompt."
+            f"the conditioning has {lengths} text tokens, which the prompt {shorten(prompt)!r} with its "
+            f"{len(family.text_ids(tokens))} cannot have made; give the conditioning and the text of the same prompt, "
+            "from this text encoder and not concatenated with another."
         )
-    # What the empty prompt is made of is exactly the special tokens.
-    return find_token_spans(ids(prompt), [ids(phrase) for phrase in phrases], phrases, prompt, frozenset(ids("")))
+    names = [prompt_name(embedding) for embedding, own in zip(embeddings, found, strict=True) if own == ids]
+    return ids, frozenset(names)
 
 
-def _plain_words(text: str) -> str:
-    """Lower case words with single spaces, without weights and punctuation."""
-    return " ".join(re.sub(r":\s*[\d.]+\s*\)|[^\w'-]+", " ", text.lower()).split())
+def _fitting_ids(family: Family, tokens: Any, embedding: Tensor) -> list[int] | None:
+    """Token ids for a text embedding [B, L, C], or None when it was made of another prompt."""
+    length = embedding.shape[1]
+    ids = family.text_ids(tokens, length)
+    if length <= len(ids):
+        # Padding may have been left away.
+        return ids[:length] if all(token == NOT_OF_PROMPT for token in ids[length:]) else None
+    if length % len(ids):
+        return None
+    # Repeated, not concatenated with another prompt of the same length.
+    parts = embedding.split(len(ids), dim=1)
+    return ids if all(part.equal(parts[0]) for part in parts[1:]) else None

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..attention_patches.attention import OVERRIDE_KEY
 from ..attention_patches.site import CONDITIONAL, UNCONDITIONAL
 from ..attention_patches.stack import Patch, PatchStack
-from ..attention_patches.text_spans import TextSpans, find_token_spans
+from ..attention_patches.text_spans import NOT_OF_PROMPT, TextSpans, locate_phrases
 from .background_lock import BackgroundLock
 from .lavie_unet import LaVieUNet
 from .noise import plain_noise
@@ -100,19 +100,17 @@ class StandaloneVideoModel:
         """Where each phrase stands in the prompt's tokens.
 
         Raises:
-            ValueError: a phrase is empty or does not occur in the prompt.
+            ValueError: the prompt or a phrase is empty, a phrase does not occur in the prompt, or it stands after the
+                words that the text encoder reads.
         """
         special = {self.tokenizer.pad_token_id, self.tokenizer.eos_token_id}
-        unknown = self.tokenizer.unk_token_id
-        phrase_ids = [self.tokenizer(phrase, add_special_tokens=False)["input_ids"] for phrase in phrases]
-        for phrase, ids in zip(phrases, phrase_ids, strict=True):
-            # All unknown words share one id: by ids alone, one could pass for another.
-            if unknown in ids and phrase.lower() not in prompt.lower():
-                raise ValueError(
-                    f"the phrase {phrase!r} does not occur in the prompt {prompt!r}; use words exactly as in the "
-                    "prompt."
-                )
-        return find_token_spans(self._tokens(prompt), phrase_ids, phrases, prompt, special)
+        ids = [NOT_OF_PROMPT if token in special else token for token in self._tokens(prompt)]
+        options = {"add_special_tokens": False, "truncation": True, "max_length": self.tokenizer.model_max_length}
+
+        def tokenize(text: str) -> list[int]:
+            return self.tokenizer(text, **options)["input_ids"]
+
+        return locate_phrases(ids, [prompt], [tokenize], phrases)
 
     def noise(self, frames: int, height: int, width: int, seed: int, batch: int = 1) -> Tensor:
         """Unit starting noise [batch, C, T, h, w] of a clip of so many frames, height and width in pixels.
