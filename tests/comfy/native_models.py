@@ -389,6 +389,7 @@ def sample(
     seed: int = 0,
     noise: Tensor | None = None,
     positive: Any = None,
+    negative: Any = None,
     sampler: str = "euler",
 ) -> Tensor:
     """Run ComfyUI's sampling on a tiny model."""
@@ -404,7 +405,7 @@ def sample(
             sampler,
             "simple",
             positive or model.conditioning(1),
-            model.conditioning(2),
+            negative or model.conditioning(2),
             torch.zeros_like(noise),
             disable_pbar=True,
             seed=seed,
