@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..attention_patches.stack import Patch
+from .cogvideox import CogVideoX
 from .cosmos import Cosmos, CosmosPredict2
 from .family import Family
 from .host_hooks import hang_patches
@@ -22,6 +23,7 @@ FAMILIES: tuple[Family, ...] = (
     LTXVideo(),
     HunyuanVideo(),
     Mochi(),
+    CogVideoX(),
     Cosmos(),
     CosmosPredict2(),
     StableVideoDiffusion(),
