@@ -28,16 +28,20 @@ GUIDES: dict[str, dict[str, Any]] = {
 POSITIONS = ((1, 2, 6), (4,))
 
 
-def masks_of(model: TinyModel, in_latents: bool = False) -> Tensor:
-    """Two soft objects [2, F, H, W] that move and overlap; F pixel frames, or the model's own.
+def masks_of(model: TinyModel, frames: int | None = None) -> Tensor:
+    """Two soft objects [2, F, H, W] that move and overlap, in the pixel frames of a film of so many latent frames.
 
-    The second one is not there in the first frame, and no object in the last (latent) frame of three or more.
+    The second one is not there in the first frame, and no object in the last latent frame.
+
+    Args:
+        model: the tiny model.
+        frames: latent frames of the film; what ``Calls`` says by default.
     """
     calls = CALLS[model.name]
     height, width = (SCALE * size for size in model.latents[-2:])
-    frames = calls.frames if in_latents else 1 + calls.factor * (calls.frames - 1)
-    masks = torch.zeros(2, frames, height, width)
-    for frame in range(frames - (1 if in_latents else calls.factor)):
+    count = 1 + calls.factor * ((frames or calls.frames) - 1)
+    masks = torch.zeros(2, count, height, width)
+    for frame in range(count - calls.factor):
         left = width * (2 + frame % 5) // 12
         masks[0, frame, height // 5 : height * 3 // 4, left : left + width // 3] = 1.0
         if frame:
