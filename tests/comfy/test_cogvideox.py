@@ -124,6 +124,7 @@ def cogvideox(size: tuple[int, int] = (8, 12), **settings: Any) -> TinyModel:
 
     class Config(comfy.supported_models_base.BASE):
         unet_config: dict[str, Any] = {}
+        unet_extra_config: dict[str, Any] = {}
         latent_format = comfy.latent_formats.HunyuanVideo
 
     sizes = {"num_attention_heads": HEADS, "attention_head_dim": HEAD, "time_embed_dim": DIM, "num_layers": 2}
