@@ -128,6 +128,8 @@ def write_llama_tokenizer(folder):
         single=f"{begin} $A", special_tokens=[(begin, LLAMA_SPECIALS[begin])]
     )
     tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {"bos_token": begin, "eos_token": "<|eot_id|>", "add_bos_token": True, "add_eos_token": False}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -142,8 +144,9 @@ def hunyuan_clip(comfy_folder, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         # The host looks for the vocabulary beside its own file.
         patch.setattr(hunyuan_video, "__file__", str(folder / "hunyuan_video.py"))
-        # Since its version 5 transformers gives Llama 3's vocabulary the rules of Llama 2 under this name.
-        patch.setattr(hunyuan_video, "LlamaTokenizerFast", transformers.PreTrainedTokenizerFast)
+        if int(transformers.__version__.split(".")[0]) >= 5:
+            # This class no longer reads Llama 3's rules from the file but takes those of Llama 2.
+            patch.setattr(hunyuan_video, "LlamaTokenizerFast", transformers.PreTrainedTokenizerFast)
         clip = clip_of(hunyuan_video.HunyuanVideoTokenizer())
     return clip, clip.tokenizer.llama.tokenizer.decode
 
@@ -209,11 +212,11 @@ FAMILY = StableDiffusion()
         ("a (big (red:1.2) [ball]) on sand", "big red", ["big red"]),
         ("a red ball on sand", "(red ball:1.4)", ["red ball"]),
         (r"a ball \(toy\) on (sand \(dry\):1.2)", "sand", ["sand"]),
-        (r"a ball \(toy\) on sand", r"ball \(toy\)", ["ball ( toy )"]),
+        (r"a ball \(toy\) on sand", r"ball \(toy\)", ["ball (toy)"]),
         ("a (foot:1.1)ball and a ball", "ball", ["ball"]),
         ("football, ballerinas: a ball!", "ball", ["ball"]),
         ("a ball-shaped red_ball's end", "ball", ["ball", "ball"]),
-        ("red, round ball", "red, round", ["red , round"]),
+        ("red, round ball", "red, round", ["red, round"]),
         ("2 balls\n\non sand", "2 balls", ["2 balls"]),
         (f"a {CHINESE} ball", RED + BALL, [RED + BALL]),
         (CHINESE, CHINESE[-1], [CHINESE[-1]]),
@@ -223,7 +226,9 @@ def test_clip_phrases(image_clip, prompt, phrase, expected) -> None:
     clip, decode, key = image_clip
     spans = token_spans(clip, prompt, [phrase], FAMILY)
     assert spans.phrases == (phrase,) and spans.length == 77 and spans.prompts is None
-    assert said(ids_of(clip, prompt, key), decode, spans.positions[0]) == expected
+    # Where a decoder sets spaces between letters and marks differs between versions of transformers.
+    found = [words.replace(" ", "") for words in said(ids_of(clip, prompt, key), decode, spans.positions[0])]
+    assert found == [words.replace(" ", "") for words in expected]
 
 
 def test_clip_phrases_in_later_chunks(image_clip) -> None:
