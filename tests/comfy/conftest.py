@@ -10,8 +10,10 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -89,13 +91,19 @@ class Run:
         return set(self.messages.get("execution_cached", {}).get("nodes", []))
 
 
-@pytest.fixture(scope="session")
-def server(comfy_folder: Path, root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """ComfyUI with nothing but this pack, its files in a folder of their own."""
-    folder = tmp_path_factory.mktemp("comfyui")
+@contextmanager
+def running_server(comfy_folder: Path, folder: Path, packs: Mapping[str, Path]) -> Iterator[Server]:
+    """Run ComfyUI with some custom nodes and its files in a folder of their own.
+
+    Args:
+        comfy_folder: the checkout.
+        folder: empty; takes models, output and the log.
+        packs: what to link into ``custom_nodes``, by name.
+    """
     (folder / "custom_nodes").mkdir()
     try:
-        (folder / "custom_nodes" / "mask-guided-video").symlink_to(root, target_is_directory=True)
+        for name, path in packs.items():
+            (folder / "custom_nodes" / name).symlink_to(path, target_is_directory=path.is_dir())
     except OSError as error:
         pytest.skip(f"this system makes no links to folders ({error})")
     with socket.socket() as probe:
@@ -116,6 +124,19 @@ def server(comfy_folder: Path, root: Path, tmp_path_factory: pytest.TempPathFact
             process.wait(30)
         except subprocess.TimeoutExpired:
             process.kill()
+
+
+@pytest.fixture(scope="session")
+def start_server(comfy_folder: Path) -> Any:
+    """``running_server`` of this checkout."""
+    return partial(running_server, comfy_folder)
+
+
+@pytest.fixture(scope="session")
+def server(start_server: Any, root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """ComfyUI with nothing but this pack."""
+    with start_server(tmp_path_factory.mktemp("comfyui"), {"mask-guided-video": root}) as running:
+        yield running
 
 
 def _wait_until_up(server: Server) -> None:
@@ -226,9 +247,8 @@ def named_values() -> Any:
     return saved_values
 
 
-@pytest.fixture(scope="session")
-def workflow_prompt(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[str, Any]:
-    """The bundled workflow in the form that the server's API takes."""
+def prompt_of(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[str, Any]:
+    """A workflow that the frontend saved in the form that the server's API takes."""
     origin = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
     prompt = {}
     for node in workflow["nodes"]:
@@ -240,3 +260,14 @@ def workflow_prompt(workflow: dict[str, Any], object_info: dict[str, Any]) -> di
                 inputs[entry["name"]] = origin[entry["link"]]
         prompt[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
     return prompt
+
+
+@pytest.fixture(scope="session")
+def to_prompt() -> Any:
+    return prompt_of
+
+
+@pytest.fixture(scope="session")
+def workflow_prompt(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[str, Any]:
+    """The bundled workflow in the form that the server's API takes."""
+    return prompt_of(workflow, object_info)
