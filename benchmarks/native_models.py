@@ -1,0 +1,432 @@
+"""What attention guidance adds to a call of ComfyUI's own video models: time, memory, and whether the result is right.
+
+    python benchmarks/native_models.py                        # CUDA where there is one, else the CPU
+    python benchmarks/native_models.py --families wan ltx     # some families only
+    python benchmarks/native_models.py --quick                # seconds, small sizes, nothing is written
+
+ComfyUI is found at COMFYUI_PATH or ~/comfy/ComfyUI. The models are its own classes with random weights: whole, at the
+sizes of films, on CUDA; a block or two of them, and fewer frames, on a CPU. One model call has one conditional prompt.
+Compared are the model as it is (``plain``), ``separate`` soft and ``focus_fg`` (both by region channels), ``separate`` hard
+(by partition), ``cross_text``, and as the plain alternative a ready-made dense bias [N, N] of ``separate`` soft that is
+added at the same attention calls (``dense``). The mask covers 30 % of the picture and moves.
+
+Calls alternate, and each ratio is the median of the ratios to the plain call of the same turn. Tables are made in the
+first call of a run and measured by themselves. Extra memory is the peak of a call, tables included, less that of the
+plain call; it is also measured around one attention call, since elsewhere in a block more may be in use. Last comes one
+self-attention of Wan 1.3B at 832 x 480 x 81 (32,760 tokens), on a CPU with one of its 12 heads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import importlib.util
+import itertools
+import json
+import os
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+REPEATS = 5
+PROGRESS = 0.1
+WAN_FILM = {"grid": (21, 30, 52), "heads": 12, "head_dim": 128, "pixels": (81, 480, 832)}
+LONG_VARIANTS = ("plain", "channels", "partition", "dense")
+
+
+def load(name: str, path: Path) -> Any:
+    """Import a script by its path, once."""
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, path)
+        sys.modules[name] = module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    return sys.modules[name]
+
+
+# How a call is timed and memory is read is the same as for single attention calls.
+attention = load("benchmark_attention", ROOT / "benchmarks" / "attention.py")
+cases = load("benchmark_native_cases", ROOT / "benchmarks" / "native_cases.py")
+
+
+# --- measuring --------------------------------------------------------------------------------------------------------
+
+
+class Bench:
+    """A model on a device, ready to be called."""
+
+    def __init__(self, case: cases.Case, device: str) -> None:
+        self.case, self.device = case, device
+        self.masks = cases.film_masks(case.pixels)
+        self.patcher = cases.build(case, device)
+        generator = torch.Generator().manual_seed(1)
+        model = self.patcher.model
+        self.noise = torch.randn(case.latents, generator=generator).to(device)
+        extras = {"pooled_output": lambda length: torch.randn(1, length, generator=generator)}
+        # A quarter of the text is padding.
+        extras["attention_mask"] = lambda length: (torch.arange(length)[None] < length * 3 // 4).long()
+        conditions = model.extra_conds(
+            cross_attn=torch.randn(1, *case.text, generator=generator),
+            noise=self.noise,
+            device=torch.device(device),
+            **{name: extras[name](length) for name, length in case.inputs.items()},
+        )
+        rows = case.latents[0]
+        self.inputs = {name: value.process_cond(rows, area=None).cond for name, value in conditions.items()}
+        self.inputs = {name: v.to(device) if hasattr(v, "to") else v for name, v in self.inputs.items()}
+        self.sigma = torch.full((rows,), float(model.model_sampling.percent_to_sigma(PROGRESS)), device=device)
+
+    def call(self, patches: Sequence[Any]) -> Callable[[], Tensor]:
+        """One call of the model under patches, as a sampler makes it within a run."""
+        from mask_guided_video.backbones.host_hooks import RUN_KEY, RunFacts
+        from mask_guided_video.backbones.registry import install_patches
+
+        patched = install_patches(self.patcher, patches)
+        options = {**patched.model_options["transformer_options"], "wrappers": patched.wrappers}
+        options.update(cond_or_uncond=[0], uuids=[], sigmas=self.sigma[:1])
+        options[RUN_KEY] = RunFacts(self.case.latents, {})
+        apply_model = self.patcher.model.apply_model
+        return lambda: apply_model(self.noise, self.sigma, transformer_options=dict(options), **self.inputs)
+
+    def variant(self, name: str, dense: bool = False) -> Callable[[], Tensor]:
+        """One call of the model in one of the variants."""
+        return self.call([] if name == "plain" else [cases.guide_patch(name, self.masks, True, dense)])
+
+    def sites(self) -> cases.Recorder:
+        """The sites of a call of the model.
+
+        Raises:
+            RuntimeError: no attention call was recognised, so that nothing would be measured.
+        """
+        recorder = cases.Recorder()
+        self.call([recorder])()
+        if not recorder.found:
+            raise RuntimeError(f"no attention call of {self.case.family} was recognised: its backbone is broken.")
+        return recorder
+
+
+def measure_times(calls: Mapping[str, Callable[[], Tensor]], device: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Time calls in turns; also the results of the first turn, which warms up and makes the tables."""
+    wall: dict[str, list[float]] = {name: [] for name in calls}
+    busy: dict[str, list[float]] = {name: [] for name in calls}
+    results = {name: call() for name, call in calls.items()}
+    for _ in range(REPEATS):
+        for name, call in calls.items():
+            taken = attention.seconds(call, device)
+            wall[name].append(round(taken[0], 6))
+            busy[name].append(round(taken[1], 6))
+    found: dict[str, Any] = {"seconds": wall, "ratio": attention.ratios_of(wall)}
+    if device == "cpu":
+        found.update(processor_seconds=busy, processor_ratio=attention.ratios_of(busy))
+    return found, results
+
+
+def compare(bench: Bench, results: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
+    """How far each guided result lies from that with a dense bias, and for scale the dense bias's from plain; relative."""
+    found = {}
+    for name in bench.case.variants[1:-1]:
+        same = results["dense"] if name == "channels" else bench.variant(name, dense=True)()
+        size = float(same.abs().max())
+        apart, effect = (float((same - results[other]).abs().max()) / size for other in (name, "plain"))
+        found[name] = {"difference": float(f"{apart:.2e}"), "effect": float(f"{effect:.2e}")}
+    return found
+
+
+def measure_tables(recorder: cases.Recorder, masks: Tensor, names: Sequence[str], device: str) -> dict[str, float]:
+    """Seconds that the tables of all sites of a model take in the first call of a run, attention left out."""
+    found = {}
+    for name in names:
+        patch, total = cases.guide_patch(name, masks, True), 0.0
+        for site, shape, keys in recorder.found.values():
+            if not patch.acts_at(site):
+                continue
+            q = torch.zeros(shape, dtype=cases.data_type(device), device=device)
+            k = torch.zeros(*shape[:2], keys, shape[3], dtype=q.dtype, device=device)
+            times = [
+                attention.seconds(lambda q=q, k=k, s=site, p=patch: run_empty(p, q, k, s), device)[0] for _ in "abc"
+            ]
+            total += times[0] - min(times[1:])
+        found[name] = round(total, 4)
+    return found
+
+
+def run_empty(patch: Any, q: Tensor, k: Tensor, site: Any) -> Tensor:
+    """A patch around a kernel that does no work but writes a result."""
+    from mask_guided_video.attention_patches.stack import Attend
+
+    return patch(Attend(lambda q, k, v, site, bias: empty_kernel(q, k, v), last=True), q, k, k, site)
+
+
+def empty_kernel(q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) -> Tensor:
+    """Write zeros: memory that is not written to would not count."""
+    return q.new_empty(*q.shape[:-1], v.shape[-1]).fill_(0.0)
+
+
+def peak_bytes(call: Callable[[], Tensor], device: str) -> int:
+    """Most memory that tensors made by a call take at a time; on a busy machine more exact than what the system says."""
+    gc.collect()
+    if device != "cpu":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        call()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        call()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.json"
+        profile.export_chrome_trace(str(path))
+        events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
+    made = sorted((event["ts"], event["args"]["Bytes"]) for event in events if event["name"] == "[memory]")
+    return max(itertools.accumulate((size for _, size in made), initial=0))
+
+
+def model_peaks(bench: Bench, recorder: cases.Recorder) -> dict[str, Any]:
+    """Peak memory of a model call and of its largest attention call by itself in every variant, tables included."""
+    from mask_guided_video.attention_patches.stack import PatchStack
+
+    case, device = bench.case, bench.device
+    largest, shape, keys = max(
+        (entry for entry in recorder.found.values() if entry[0].kind in ("self", "joint")), key=lambda entry: entry[2]
+    )
+    qkv = random_qkv((shape[0], shape[2], shape[1] * shape[3]), device, cases.data_type(device))
+    found: dict[str, Any] = {"model": {}, "attention": {}, "dense_bias": {}}
+    for name in case.variants:
+        patches = [] if name == "plain" else [cases.guide_patch(name, bench.masks, True)]
+        ready = {"model": 0, "attention": 0}
+        if name == "dense":
+            own = patches[0].bias(largest, qkv[0].new_empty(shape), keys)
+            ready["attention"] = own.numel() * own.element_size()
+            for site, size, length in recorder.found.values():
+                if patches[0].acts_at(site):
+                    patches[0].bias(site, qkv[0].new_empty(size), length)
+            ready["model"] = patches[0].bytes
+            found["dense_bias"] = ready
+        found["model"][name] = ready["model"] + peak_bytes(bench.call(patches), device)
+        if name != "cross_text" or largest.kind == "joint":
+            # Tables are made anew.
+            patches = patches if name in ("plain", "dense") else [cases.guide_patch(name, bench.masks, True)]
+            call = one_attention(PatchStack(patches), qkv, shape[1], largest)
+            found["attention"][name] = ready["attention"] + peak_bytes(call, device)
+    return found
+
+
+def random_qkv(size: Sequence[int], device: str, dtype: torch.dtype) -> list[Tensor]:
+    """q, k and v [B, L, heads * d]."""
+    generator = torch.Generator(device).manual_seed(0)
+    return [torch.randn(size, device=device, dtype=dtype, generator=generator) for _ in range(3)]
+
+
+def one_attention(stack: Any, qkv: Sequence[Tensor], heads: int, site: Any, kernel: Any = None) -> Callable[[], Tensor]:
+    """One attention call as a model makes it."""
+    from mask_guided_video.attention_patches.attention import torch_attention
+    from mask_guided_video.attention_patches.site import SITE_KEY
+
+    kernel = kernel or torch_attention
+    return lambda: stack.override(kernel, *qkv, heads, transformer_options={SITE_KEY: site})
+
+
+# --- one attention call of a whole film -------------------------------------------------------------------------------
+
+
+def film_site(grid: tuple[int, int, int]) -> Any:
+    """The site of Wan's self-attention."""
+    from mask_guided_video.attention_patches.site import AttentionSite, BatchRows
+
+    return AttentionSite(
+        kind="self",
+        block="block.0",
+        index=0,
+        total=30,
+        level=0,
+        grid=grid,
+        frames=tuple(range(grid[0])),
+        clip_frames=grid[0],
+        video=slice(0, grid[0] * grid[1] * grid[2]),
+        text=None,
+        rows=BatchRows(),
+        progress=PROGRESS,
+        sigma=1.0,
+        time_factor=4,
+    )
+
+
+def film_size(quick: bool) -> dict[str, Any]:
+    """Grid, heads and pixels of the film; small ones for ``quick``."""
+    return {**WAN_FILM, "grid": (6, 15, 26), "pixels": (21, 240, 416)} if quick else WAN_FILM
+
+
+def measure_film(device: str, quick: bool) -> dict[str, Any]:
+    """Time, tables and exactness of one attention call with as many tokens as a film has."""
+    from mask_guided_video.attention_patches.stack import PatchStack
+
+    size = film_size(quick)
+    site, masks = film_site(size["grid"]), cases.film_masks(size["pixels"])
+    heads, tokens = 1 if device == "cpu" else size["heads"], site.video.stop
+    qkv = random_qkv((1, tokens, heads * size["head_dim"]), device, cases.data_type(device))
+    recorder = cases.Recorder()
+    recorder.found["self", 0] = (site, (1, heads, tokens, size["head_dim"]), tokens)
+    tables = measure_tables(recorder, masks, ("channels", "focus_fg", "partition"), device)
+    stacks = {name: PatchStack([cases.guide_patch(name, masks, False)]) for name in LONG_VARIANTS[1:]}
+    stacks["plain"] = PatchStack([])
+    timed, results = measure_times(
+        {name: one_attention(stacks[name], qkv, heads, site) for name in LONG_VARIANTS}, device
+    )
+    size_of = float(results["dense"].abs().max())
+    apart = float((results["dense"] - results["channels"]).abs().max()) / size_of
+    compared = {"channels": {"difference": float(f"{apart:.2e}")}}
+    return {"tokens": tokens, "heads": heads, "timed": timed, "tables": tables, "compared": compared}
+
+
+def film_peaks(device: str, quick: bool) -> dict[str, Any]:
+    """Extra memory of that call with all heads in bfloat16; on a CPU with no work done by the kernel, to save time."""
+    from mask_guided_video.attention_patches.stack import PatchStack
+
+    size = film_size(quick)
+    site, masks = film_site(size["grid"]), cases.film_masks(size["pixels"])
+    tokens = site.video.stop
+    qkv = random_qkv((1, tokens, size["heads"] * size["head_dim"]), device, torch.bfloat16)
+    found: dict[str, Any] = {"attention": {}, "dense_bias": {"attention": tokens * tokens * 2}}
+    kernel = empty_kernel if device == "cpu" else None
+    for name in ("plain", "channels", "focus_fg", "partition"):
+        stack = PatchStack([] if name == "plain" else [cases.guide_patch(name, masks, False)])
+        found["attention"][name] = peak_bytes(one_attention(stack, qkv, size["heads"], site, kernel), device)
+    return found
+
+
+# --- report -----------------------------------------------------------------------------------------------------------
+
+
+def shares(peaks: Mapping[str, Any]) -> dict[str, Any]:
+    """Extra memory over plain, in bytes and as a share of the dense bias."""
+    found: dict[str, Any] = {}
+    for scope, bias in peaks["dense_bias"].items():
+        own = peaks[scope]
+        extra = {name: value - own["plain"] for name, value in own.items() if name != "plain"}
+        found[scope] = {"extra": extra, "share": {name: round(value / bias, 4) for name, value in extra.items()}}
+    return found
+
+
+def run_case(case: cases.Case, device: str) -> dict[str, Any]:
+    """Measure one model."""
+    before = load_average()
+    bench = Bench(case, device)
+    recorder = bench.sites()
+    timed, results = measure_times({name: bench.variant(name) for name in case.variants}, device)
+    entry = {
+        **asdict(case),
+        "tokens": max(shape[2] for _, shape, _ in recorder.found.values()),
+        "attention_calls": recorder.calls,
+        "timed": timed,
+        "load": [before, load_average()],
+        "compared": compare(bench, results),
+        "tables": measure_tables(recorder, bench.masks, case.variants[1:-1], device),
+    }
+    show(case.family, entry)
+    del results
+    entry["peak_bytes"] = model_peaks(bench, recorder)
+    show_memory(entry["peak_bytes"])
+    return entry
+
+
+def run_film(device: str, quick: bool) -> dict[str, Any]:
+    """Measure one attention call of a whole film."""
+    before = load_average()
+    entry = measure_film(device, quick)
+    entry["load"] = [before, load_average()]
+    sys.stdout.write(f"one attention call of a film, {entry['heads']} heads\n")
+    show("film", entry)
+    entry["peak_bytes"] = film_peaks(device, quick)
+    show_memory(entry["peak_bytes"])
+    return entry
+
+
+def line(title: str, values: Mapping[str, float], pattern: str, missing: str = "-") -> str:
+    """One row of the table."""
+    cells = (format(values[name], pattern) if name in values else missing for name in cases.VARIANTS[1:])
+    return f"{title:34}" + " ".join(f"{cell:>10}" for cell in cells) + "\n"
+
+
+def show(name: str, entry: Mapping[str, Any]) -> None:
+    """Print time and exactness."""
+    timed = entry["timed"]
+    plain = statistics.median(timed["seconds"]["plain"])
+    rows = line(f"{name:8} {entry['tokens']:6d} tokens {plain:8.3f} s", timed["ratio"], ".3f")
+    if "processor_ratio" in timed:
+        rows += line("  by processor time", timed["processor_ratio"], ".3f")
+    rows += line("  tables, once a run: s", entry["tables"], ".3f")
+    different = {variant: value["difference"] for variant, value in entry["compared"].items()}
+    sys.stdout.write(rows + line("  difference to dense, relative", different, ".1e"))
+    sys.stdout.flush()
+
+
+def show_memory(peaks: Mapping[str, Any]) -> None:
+    """Print extra memory."""
+    for scope, memory in shares(peaks).items():
+        extra = {variant: value / 2**20 for variant, value in memory["extra"].items()}
+        sys.stdout.write(line(f"  extra memory, {scope}: MB", extra, ".1f"))
+        sys.stdout.write(line("    of the dense bias", memory["share"], ".1%"))
+    sys.stdout.flush()
+
+
+def load_average() -> list[float]:
+    """Programs that want to run, over 1, 5 and 15 minutes; empty where the system does not say."""
+    return [round(value, 2) for value in os.getloadavg()] if hasattr(os, "getloadavg") else []
+
+
+def run(device: str, families: Sequence[str], quick: bool) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Measure everything, or some families, and print the table as it grows; yields each family's entry."""
+    sys.stdout.write(f"{device}: ratios to the plain model\n")
+    sys.stdout.write(f"{'':34}" + " ".join(f"{name:>10}" for name in cases.VARIANTS[1:]) + "\n")
+    for case in cases.SIZES["quick" if quick else device]:
+        if not families or case.family in families:
+            yield case.family, run_case(case, device)
+    if not families or "film" in families:
+        yield "film", run_film(device, quick)
+
+
+def merged(path: Path, machine: Mapping[str, Any], measured: Mapping[str, Any]) -> dict[str, Any]:
+    """What was measured before on a machine of the same description, with the new entries in place of theirs."""
+    old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    kept = old.get("measured", {}) if old.get("machine") == dict(machine) else {}
+    return {"machine": dict(machine), "measured": {**kept, **measured}}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, and write ``benchmarks/results/native_models_<device>.json``; some families replace only their entries."""
+    parser = argparse.ArgumentParser(description="What attention guidance adds to a call of ComfyUI's video models.")
+    names = [case.family for case in cases.SIZES["cuda"]]
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+    parser.add_argument("--families", nargs="+", default=[], choices=[*names, "film"], help="default: all")
+    parser.add_argument("--quick", action="store_true", help="small sizes, and nothing is written")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves torch's choice")
+    options = parser.parse_args(arguments)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    cases.import_comfyui(device)
+    attention.import_engine()
+    machine = {**attention.describe(device), "dtype": str(cases.data_type(device)).removeprefix("torch.")}
+    path = RESULTS / f"native_models_{device}.json"
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    with torch.inference_mode():
+        for family, entry in run(device, options.families, options.quick):
+            if not options.quick:
+                found = merged(path, machine, {family: entry})
+                path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    if not options.quick:
+        sys.stdout.write(f"raw numbers: {path.relative_to(ROOT)}\n")
+
+
+if __name__ == "__main__":
+    main()
