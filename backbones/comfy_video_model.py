@@ -87,9 +87,8 @@ class ComfyVideoModel:
         return self.vae.decode(self.model.model.process_latent_out(latents))[0]
 
     def noise(self, frames: int, height: int, width: int, seed: int, batch: int = 1) -> Tensor:
-        """Unit starting noise [B, C, T, h, w], as ComfyUI's samplers draw it."""
-        factor = self.geometry.spatial_factor
-        size = (batch, self.geometry.channels, frames, height // factor, width // factor)
+        """Unit starting noise [B, C, T, h, w], as ComfyUI's samplers draw it; arguments and errors as stand-alone."""
+        size = self.geometry.latent_size(frames, height, width, batch)
         return plain_noise(size, torch.Generator("cpu").manual_seed(seed))
 
     def sample(

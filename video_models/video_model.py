@@ -47,6 +47,21 @@ class VideoGeometry:
     width: int = 512
     height: int = 320
 
+    def latent_size(self, frames: int, height: int, width: int, batch: int = 1) -> tuple[int, int, int, int, int]:
+        """Size [batch, C, T, h, w] of the latents of a clip of so many frames, height and width in pixels.
+
+        Raises:
+            ValueError: fewer than one frame, or a size that the VAE cannot make.
+        """
+        factor = self.spatial_factor
+        if frames < 1:
+            raise ValueError(f"frames is {frames}; ask for at least 1.")
+        for name, value in (("height", height), ("width", width)):
+            if value < factor or value % factor:
+                nearest = max(factor, round(value / factor) * factor)
+                raise ValueError(f"{name} is {value}; it must be a multiple of {factor}, for example {nearest}.")
+        return (batch, self.channels, frames, height // factor, width // factor)
+
 
 @dataclass(frozen=True, eq=False)
 class TextEmbedding:
@@ -118,14 +133,7 @@ class StandaloneVideoModel:
         Raises:
             ValueError: fewer than one frame, or a size that the VAE cannot make.
         """
-        factor = self.geometry.spatial_factor
-        if frames < 1:
-            raise ValueError(f"frames is {frames}; ask for at least 1.")
-        for name, value in (("height", height), ("width", width)):
-            if value < factor or value % factor:
-                nearest = max(factor, round(value / factor) * factor)
-                raise ValueError(f"{name} is {value}; it must be a multiple of {factor}, for example {nearest}.")
-        size = (batch, self.geometry.channels, frames, height // factor, width // factor)
+        size = self.geometry.latent_size(frames, height, width, batch)
         return plain_noise(size, torch.Generator().manual_seed(seed))
 
     def encode(self, frames: Tensor) -> Tensor:
