@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Literal, get_args
@@ -16,6 +18,8 @@ from .regions import FOREGROUND, MaskPyramid, TimePooling, latent_frame_groups
 from .site import CONDITIONAL, AttentionSite
 from .stack import Attend
 from .text_spans import TextSpans
+
+logger = logging.getLogger(__name__)
 
 GuidedRows = Literal["conditional", "both"]
 
@@ -174,6 +178,33 @@ class MaskGuidancePatch:
             raise ValueError(
                 f"the masks are {mask_width} x {mask_height} pixels but the film's latents {width} x {height}: on it "
                 "they would be distorted; crop the masks to the film's shape, or sample at theirs."
+            )
+
+    def check_text(self, prompts: Mapping[str, int]) -> None:
+        """Compare the places of the objects' words with the prompts that are about to be sampled.
+
+        Args:
+            prompts: for each positive prompt, by its name, how many tokens its text has.
+
+        Raises:
+            ValueError: the places were counted in another text.
+        """
+        spans = self.text_spans
+        if not self._guides or spans is None or self.guide.mode not in ("separate", "cross_text"):
+            return
+        lengths = [length for name, length in prompts.items() if spans.prompts is None or name in spans.prompts]
+        for length in lengths:
+            spans.repeated(length)
+        # Of a prompt that is known by name, more text may have been appended.
+        if spans.prompts is None and spans.length and lengths and all(length % spans.length for length in lengths):
+            raise ValueError(
+                f"the objects' words were found in a text of {spans.length} tokens but the positive prompt has "
+                f"{lengths[0]}; give Patch Attention the very prompt and text encoder of the film."
+            )
+        if prompts and not lengths:
+            logger.warning(
+                "the objects' words belong to a prompt that is not among the positive ones, so words are not guided; "
+                "connect the same conditioning to Patch Attention and to the sampler."
             )
 
     def acts_at(self, site: AttentionSite) -> bool:

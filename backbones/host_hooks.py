@@ -124,6 +124,15 @@ def _check_patches(patches: Sequence[Patch], family: Family, network: Any, noise
         check_clip = getattr(patch, "check_clip", None)
         if check_clip is not None:
             check_clip(frames, noise.shape[-2], noise.shape[-1], family.time_factor)
+        check_text = getattr(patch, "check_text", None)
+        if check_text is not None:
+            check_text(_prompt_lengths(conds))
+
+
+def _prompt_lengths(conds: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, int]:
+    """Tokens of each positive prompt, by its name."""
+    embeddings = [cond.get("cross_attn") for cond in conds.get("positive") or ()]
+    return {prompt_name(embedding): embedding.shape[1] for embedding in embeddings if isinstance(embedding, Tensor)}
 
 
 def _film_extras(conds: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
