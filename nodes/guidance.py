@@ -107,6 +107,8 @@ class MaskToAttentionBias(io.ComfyNode):
                     "time_pooling",
                     options=list(get_args(TimePooling)),
                     default="max",
+                    # Graphs from before there was this widget still run.
+                    optional=True,
                     tooltip="How the masks of the frames that one latent frame stands for (4 in Wan, 8 in LTX) become "
                     "one. max: wherever the object is in any of them; mean: soft; min: only where it is in all; first, "
                     "last: one of them. The first frame of a film stands alone.",
