@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..attention_patches.text_spans import NOT_OF_PROMPT, TextSpans, find_phrases, locate_phrases, shorten
+from ..attention_patches.text_spans import NOT_OF_PROMPT, TextSpans, locate_phrases, shorten
 from .family import Family
 from .host_hooks import prompt_name
 
@@ -36,8 +36,6 @@ def token_spans(clip: Any, prompt: str, phrases: Sequence[str], family: Family, 
     """
     parts = plain_parts(prompt)
     words = ["".join(plain_parts(phrase)) for phrase in phrases]
-    # Said first: a long prompt takes a while to tokenize.
-    find_phrases("".join(parts), words)
     tokens = clip.tokenize(prompt, return_word_ids=True)
     names = None
     if conditioning is None:

@@ -108,7 +108,7 @@ def write_llama_tokenizer(folder):
     ]
     learner = Tokenizer(models.BPE())
     learner.pre_tokenizer = pre_tokenizers.Sequence(split)
-    text = ["user a red ball bounces on the sand\n\n", "red", "ball", RED + BALL]
+    text = ["user a red ball bounces on the sand\n\n", "\n\n\n", "red", "ball", RED + BALL]
     trainer = trainers.BpeTrainer(
         vocab_size=400, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
@@ -373,6 +373,7 @@ HUNYUAN_CASES = [
     ("a (red ball:1.3) on (sand)", "red ball", ["red ball"]),
     ("(red:1.3) ball on sand", "red ball", ["red ball"]),
     ("a (red:1.3)\n\nball on sand", "ball on", ["ball on"]),
+    ("a (red:1.3)\nball on sand", "ball on", ["ball on"]),
     ("\na red ball", "red ball", ["red ball"]),
     ("  \n\n a red ball", "a red", ["a red"]),
     ("a user: user red ball", "user", ["user", "user"]),
@@ -435,7 +436,14 @@ def test_hunyuan_whole_sequence(hunyuan_clip) -> None:
 def test_hunyuan_templates_without_a_user_turn(hunyuan_clip) -> None:
     clip, _ = hunyuan_clip
     user = "<|start_header_id|>user<|end_header_id|>"
-    for template in ("{}", "\n\n{}", f"{user}\n\n{{}}", f"{user}{{}}<|eot_id|>", f"{user}a<|eot_id|>{user}\n\n{{}}"):
+    for template in (
+        "{}",
+        "\n\n{}",
+        f"{user}\n\n{{}}",
+        f"{user}{{}}<|eot_id|>",
+        f"{user}\n\n{{}}<|eot_id|>b<|eot_id|>",
+        f"{user}a<|eot_id|>{user}\n\n{{}}",
+    ):
         tokens = clip.tokenize("a red ball", llama_template=template)
         kept = hunyuan_context(tokens)[0, :, 0].long().tolist()
         expected = [tokens["llama"][0][number][0] for number in kept]

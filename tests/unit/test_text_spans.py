@@ -87,6 +87,18 @@ def test_the_name_of_an_embedding_is_one_word() -> None:
     assert words("an embedding:dir/red-ball.pt, big") == ["an", "embedding:dir/red-ball.pt", ",", "big"]
 
 
+def test_no_tokenizer_is_given_a_part_of_an_embedding() -> None:
+    seen = []
+
+    def tokenize(text):
+        seen.append(text)
+        return by_pair(text)
+
+    # A pair reaches from the name into the phrase, so the border is looked for before the name.
+    assert locate("ab embedding:toy fgh", ["fgh"], tokenize).positions == ((2, 3, 4, 5, 6, 7, 8, 9),)
+    assert {text for text in seen if "e" in text} == {"ab embedding:toy fgh", "ab embedding:toy ", "ab embedding:toy"}
+
+
 def test_absent_phrase_is_named_with_the_words_of_the_prompt() -> None:
     message = r"'green ball' does not occur in the prompt 'a red ball and a blue ball', whose words are 'a', 'red', 'ball', 'and', 'blue'; use"
     with pytest.raises(ValueError, match=message):
