@@ -70,6 +70,7 @@ CALLS: dict[str, Calls] = {
     "wan_reference": Calls(WAN_BLOCKS, 3, WAN_GRID, 4, before=24),
     # After the first block VACE's own block reads its control film and the text.
     "wan_vace": Calls("S0 C0 -0 -0 S0 C0", 3, WAN_GRID, 4),
+    "wan_vace_reference": Calls("S0 C0 -0 -0 S0 C0", 3, WAN_GRID, 4, before=24),
     "wan_5b": Calls(WAN_BLOCKS, 3, WAN_GRID, 4),
     "ltx": Calls("S0 C0 S0 C0", 3, ((4, 5, 1),), 8),
     "ltx_guided": Calls("S0 C0 S0 C0", 3, ((4, 5, 1),), 8, after=20),

@@ -141,6 +141,15 @@ def wan_vace() -> TinyModel:
     return TinyModel("wan_vace", patcher, WAN_LATENTS, 32)
 
 
+def wan_vace_reference() -> TinyModel:
+    """VACE's reference picture is the first frame of the latents; the second half of its control is nothing."""
+    latent_format = importlib.import_module("comfy.latent_formats").Wan21()
+    control = torch.randn(1, 32, 4, 8, 12, generator=torch.Generator().manual_seed(8))
+    control[:, 16:, :1] = latent_format.process_out(torch.zeros(1, 16, 1, 8, 12))
+    patcher = build("WAN21_Vace", {**WAN, "model_type": "vace", "vace_layers": 1, "vace_in_dim": 96})
+    return TinyModel("wan_vace_reference", patcher, (1, 16, 4, 8, 12), 32, extras={"vace_frames": [control]})
+
+
 def wan_small() -> TinyModel:
     """Wan 2.2's 5B kind: 48 channels."""
     patcher = build("WAN22_T2V", {**WAN, "in_dim": 48, "out_dim": 48})
@@ -358,6 +367,7 @@ BUILDERS: dict[str, Callable[[], TinyModel]] = {
     "wan_image": wan_image,
     "wan_reference": wan_reference,
     "wan_vace": wan_vace,
+    "wan_vace_reference": wan_vace_reference,
     "wan_5b": wan_small,
     "ltx": ltx,
     "ltx_guided": ltx_guided,
