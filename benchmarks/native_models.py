@@ -417,12 +417,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     cases.import_comfyui(device)
     attention.import_engine()
     machine = {**attention.describe(device), "dtype": str(cases.data_type(device)).removeprefix("torch.")}
+    threads = machine.pop("threads")
     path = RESULTS / f"native_models_{device}.json"
     RESULTS.mkdir(parents=True, exist_ok=True)
     with torch.inference_mode():
         for family, entry in run(device, options.families, options.quick):
             if not options.quick:
-                found = merged(path, machine, {family: entry})
+                found = merged(path, machine, {family: {"threads": threads, **entry}})
                 path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     if not options.quick:
         sys.stdout.write(f"raw numbers: {path.relative_to(ROOT)}\n")
