@@ -238,6 +238,11 @@ class StandInVae(_Loader):
 class StandInCheckpoint(_Loader):
     RETURN_TYPES = ("MODEL", "CLIP", "VAE")
 
+    def load(self, family: str, seed: int) -> tuple[Any, ...]:
+        model, clip, vae = super().load(family, seed)
+        # LTX-Video's checkpoints hold no text encoder.
+        return model, None if family == "ltx" else clip, vae
+
 
 class StandInMotion:
     """AnimateDiff-Evolved's own loader, with a motion module as narrow as the U-Net."""

@@ -113,9 +113,17 @@ def host(name, request):
     return request.getfixturevalue("animatediff_server" if name == ANIMATEDIFF else "plain_server")
 
 
+@pytest.fixture(scope="module")
+def known_info():
+    """What the servers answered, by their address: it does not change."""
+    return {}
+
+
 @pytest.fixture
-def host_info(host):
-    return host.get("/object_info")
+def host_info(host, known_info):
+    if host.url not in known_info:
+        known_info[host.url] = host.get("/object_info")
+    return known_info[host.url]
 
 
 class TestForm:
@@ -204,7 +212,7 @@ class TestForm:
 
     @workflows
     def test_one_prompt_one_object_one_seed(self, name, host_info, to_prompt):
-        """Both films, the phrases and the detector read the same texts, and the object is in the prompt."""
+        """All read the same texts, with the same text encoder, and the object is in the prompt."""
         prompt = to_prompt(read(name), host_info)
         text = only(nodes_of(prompt, "PrimitiveStringMultiline"))
         thing = only(nodes_of(prompt, "PrimitiveString"))
@@ -216,7 +224,10 @@ class TestForm:
         ):
             assert nodes_of(prompt, kind)
             assert all(prompt[number]["inputs"][key] == [source, 0] for number in nodes_of(prompt, kind))
-        assert any(prompt[number]["inputs"]["text"] == [text, 0] for number in nodes_of(prompt, "CLIPTextEncode"))
+        encoders = [prompt[number]["inputs"] for number in nodes_of(prompt, "CLIPTextEncode")]
+        assert any(inputs["text"] == [text, 0] for inputs in encoders)
+        clips = [prompt[number]["inputs"]["clip"] for number in nodes_of(prompt, "MGV_PatchAttention")]
+        assert all(clip == inputs["clip"] for clip in clips for inputs in encoders)
         assert only(nodes_of(prompt, "MGV_MaskToAttentionBias")) and "cross_text" in json.dumps(prompt)
 
     @workflows
