@@ -98,9 +98,7 @@ def latent_frame_groups(mask_frames: int, clip_frames: int, time_factor: int | N
     raise ValueError(f"{mask_frames} mask frames do not fit {counts}; give {valid} masks.")
 
 
-def pool_time(
-    masks: Tensor, clip_frames: int, pooling: TimePooling = "max", time_factor: int | None = None
-) -> Tensor:
+def pool_time(masks: Tensor, clip_frames: int, pooling: TimePooling = "max", time_factor: int | None = None) -> Tensor:
     """Bring masks [R, F, H, W] to the frames of the clip, [R, clip_frames, H, W].
 
     Args:

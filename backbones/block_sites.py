@@ -19,6 +19,8 @@ from ..attention_patches.site import SITE_KEY, AttentionSite
 BlockKey: TypeAlias = tuple[str, int]
 # Where the sequences of the model call in flight lie in ``transformer_options``.
 SEQUENCES_KEY = "attention_sites_of_blocks"
+# Where the result of the block before lies; see ``_hand_over``.
+RESULTS_KEY = "results_of_blocks"
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ class BlockMarkers:
         marked = {key: self._marker(key, blocks.get(key)) for key in makers}
         options["patches_replace"] = {**replaced, "dit": {**blocks, **marked}}
         options[SEQUENCES_KEY] = makers
+        options[RESULTS_KEY] = []
 
     def _marker(self, key: BlockKey, previous: Callable[..., Any] | None) -> Callable[..., Any]:
         marker = self._made.get((key, previous))
@@ -106,6 +109,10 @@ def _marker(key: BlockKey, previous: Callable[..., Any] | None) -> Callable[...,
     @torch.compiler.disable(recursive=False)
     def marker(args: dict[str, Any], extra: dict[str, Any]) -> Any:
         block = extra["original_block"]
+        results = args["transformer_options"][RESULTS_KEY]
+        # The host has long read it.
+        while results:
+            results.pop().clear()
 
         @torch.compiler.disable(recursive=False)
         def marked_block(block_args: dict[str, Any]) -> Any:
@@ -114,7 +121,20 @@ def _marker(key: BlockKey, previous: Callable[..., Any] | None) -> Callable[...,
             return block({**block_args, "transformer_options": {**options, SITE_KEY: sequence}})
 
         if previous is None:
-            return marked_block(args)
-        return previous(args, {**extra, "original_block": marked_block})
+            return _hand_over(marked_block(args), results)
+        return _hand_over(previous(args, {**extra, "original_block": marked_block}), results)
 
     return marker
+
+
+def _hand_over(result: Any, results: list[dict[str, Any]]) -> Any:
+    """Give the host a dict of its own, to be emptied when the next block begins.
+
+    Until it gets the next one the host holds on to the dict: in HunyuanVideo the film would be kept twice while the
+    first of the single blocks runs. The block's own dict stays as it is, for another pack may keep that.
+    """
+    if not isinstance(result, dict):
+        return result
+    handed = dict(result)
+    results.append(handed)
+    return handed
