@@ -8,13 +8,16 @@ of the model, so that it does not matter who came first.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
 
 from ..attention_patches.site import SITE_KEY, AttentionSite
+from .family import BlockPlace, Family, ModelCall, children, places
 
 BlockKey: TypeAlias = tuple[str, int]
 # Where the sequences of the model call in flight lie in ``transformer_options``.
@@ -138,3 +141,38 @@ def _hand_over(result: Any, results: list[dict[str, Any]]) -> Any:
     handed = dict(result)
     results.append(handed)
     return handed
+
+
+class MarkedFamily(Family):
+    """A family whose blocks ComfyUI lets packs wrap.
+
+    Attributes:
+        block_list: name of the list of blocks in the network.
+    """
+
+    block_list: str = "blocks"
+
+    def blocks(self, network: Any) -> list[tuple[str, BlockKey]]:
+        """Our names and ComfyUI's keys of all blocks, in the order of the forward pass."""
+        return [
+            (f"block.{index}", ("double_block", index)) for index, _ in enumerate(children(network, self.block_list))
+        ]
+
+    def block_names(self, network: Any) -> list[str]:
+        return [name for name, _ in self.blocks(network)]
+
+    def prepare(self, network: Any, call: ModelCall, options: dict[str, Any], markers: BlockMarkers) -> None:
+        blocks = self.blocks(network)
+        numbered = zip(blocks, places([name for name, _ in blocks]), strict=True)
+        markers.hang(options, {key: partial(self.sequence, network, call, place) for (_, key), place in numbered})
+
+    @abstractmethod
+    def sequence(self, network: Any, call: ModelCall, place: BlockPlace, args: Mapping[str, Any]) -> SiteSequence:
+        """Make the sites of a block.
+
+        Args:
+            network: the diffusion model.
+            call: of it.
+            place: of the block.
+            args: what the host calls the block with: ``img`` [B, L, C], ``txt`` and so on.
+        """

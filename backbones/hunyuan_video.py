@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 from ..attention_patches.text_spans import NOT_OF_PROMPT
-from .block_sites import BlockKey, BlockMarkers, ExpectedCall, SiteSequence
-from .family import BlockPlace, Family, ModelCall, TokenGrid, children, has_parts, patched_grid, places
+from .block_sites import BlockKey, ExpectedCall, MarkedFamily, SiteSequence
+from .family import BlockPlace, ModelCall, TokenGrid, children, has_parts, patched_grid
 
 # Llama 3's tokens around what the user wrote: <|start_header_id|> user <|end_header_id|> and an empty line ...
 USER_TURN = (128006, 882, 128007)
@@ -28,7 +27,7 @@ TEMPLATE_TOKENS = range(128000, 128256)
 PICTURE_LENGTHS = frozenset(math.ceil(576 / interleave) for interleave in range(1, 513))
 
 
-class HunyuanVideo(Family):
+class HunyuanVideo(MarkedFamily):
     """HunyuanVideo's text- and image-to-video transformers."""
 
     name = "HunyuanVideo"
@@ -41,30 +40,15 @@ class HunyuanVideo(Family):
         # The picture models of the same making have patches without time.
         return hasattr(network.txt_in, "individual_token_refiner") and len(network.patch_size) == 3
 
-    def block_names(self, network: Any) -> list[str]:
-        return [name for name, _ in self._blocks(network)]
-
     def grids(self, network: Any, latents: Sequence[int], extras: Mapping[str, Any]) -> list[TokenGrid]:
         return [patched_grid(latents, network.patch_size)]
 
-    def prepare(self, network: Any, call: ModelCall, options: dict[str, Any], markers: BlockMarkers) -> None:
-        blocks = self._blocks(network)
-        markers.hang(
-            options,
-            {
-                key: partial(self._sequence, network, call, place)
-                for (_, key), place in zip(blocks, places([name for name, _ in blocks]), strict=True)
-            },
-        )
-
-    @staticmethod
-    def _blocks(network: Any) -> list[tuple[str, BlockKey]]:
-        """Our names and ComfyUI's keys of all blocks."""
+    def blocks(self, network: Any) -> list[tuple[str, BlockKey]]:
         double = [(f"double.{index}", ("double_block", index)) for index, _ in enumerate(network.double_blocks)]
         single = [(f"single.{index}", ("single_block", index)) for index, _ in enumerate(network.single_blocks)]
         return double + single
 
-    def _sequence(self, network: Any, call: ModelCall, place: BlockPlace, args: Mapping[str, Any]) -> SiteSequence:
+    def sequence(self, network: Any, call: ModelCall, place: BlockPlace, args: Mapping[str, Any]) -> SiteSequence:
         grid = self.grids(network, call.latents, call.extras)[0]
         reference = call.extras.get("ref_latent")
         start = 0 if reference is None else patched_grid(reference.shape, network.patch_size).tokens

@@ -9,19 +9,19 @@ Source: Comfy-Org/ComfyUI, comfy/ldm/lightricks/model.py.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
-from .block_sites import BlockMarkers, ExpectedCall, SiteSequence
-from .family import BlockPlace, Family, ModelCall, TokenGrid, children, has_parts, patched_grid, places
+from .block_sites import ExpectedCall, MarkedFamily, SiteSequence
+from .family import BlockPlace, ModelCall, TokenGrid, children, has_parts, patched_grid
 
 
-class LTXVideo(Family):
+class LTXVideo(MarkedFamily):
     """LTX-Video 0.9 transformers."""
 
     name = "LTX-Video"
     time_factor = 8
     encoders = ("t5xxl",)
+    block_list = "transformer_blocks"
 
     def fits(self, network: Any) -> bool:
         blocks = children(network, "transformer_blocks")
@@ -32,9 +32,6 @@ class LTXVideo(Family):
             network, "audio_patchify_proj"
         )
 
-    def block_names(self, network: Any) -> list[str]:
-        return [f"block.{index}" for index, _ in enumerate(network.transformer_blocks)]
-
     def grids(self, network: Any, latents: Sequence[int], extras: Mapping[str, Any]) -> list[TokenGrid]:
         return [patched_grid(latents, (1, 1), self.film_frames(network, latents, extras))]
 
@@ -44,16 +41,7 @@ class LTXVideo(Family):
             return latents[2]
         return latents[2] - guides.shape[2] // (latents[3] * latents[4])
 
-    def prepare(self, network: Any, call: ModelCall, options: dict[str, Any], markers: BlockMarkers) -> None:
-        markers.hang(
-            options,
-            {
-                ("double_block", place.index): partial(self._sequence, network, call, place)
-                for place in places(self.block_names(network))
-            },
-        )
-
-    def _sequence(self, network: Any, call: ModelCall, place: BlockPlace, args: Mapping[str, Any]) -> SiteSequence:
+    def sequence(self, network: Any, call: ModelCall, place: BlockPlace, args: Mapping[str, Any]) -> SiteSequence:
         grid = self.grids(network, call.latents, call.extras)[0]
         queries, text = args["img"].shape[1], args["txt"].shape[1]
         video = slice(0, grid.tokens)

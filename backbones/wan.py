@@ -11,16 +11,15 @@ Source: Comfy-Org/ComfyUI, comfy/ldm/wan/model.py and model_animate.py.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import torch
 
-from .block_sites import BlockMarkers, ExpectedCall, SiteSequence
-from .family import BlockPlace, Family, ModelCall, TokenGrid, children, has_parts, patched_grid, places
+from .block_sites import ExpectedCall, MarkedFamily, SiteSequence
+from .family import BlockPlace, ModelCall, TokenGrid, children, has_parts, patched_grid
 
 
-class Wan(Family):
+class Wan(MarkedFamily):
     """The Wan transformers whose blocks ComfyUI lets packs wrap."""
 
     name = "Wan 2.1 / 2.2"
@@ -34,22 +33,10 @@ class Wan(Family):
         # The speech-to-video model does not hand its options to its blocks, so nothing reaches them.
         return has_parts(blocks[0], "self_attn", "cross_attn") and not has_parts(network, "audio_injector")
 
-    def block_names(self, network: Any) -> list[str]:
-        return [f"block.{index}" for index, _ in enumerate(network.blocks)]
-
     def grids(self, network: Any, latents: Sequence[int], extras: Mapping[str, Any]) -> list[TokenGrid]:
         return [patched_grid(latents, network.patch_size)]
 
-    def prepare(self, network: Any, call: ModelCall, options: dict[str, Any], markers: BlockMarkers) -> None:
-        markers.hang(
-            options,
-            {
-                ("double_block", place.index): partial(self._sequence, network, call, place)
-                for place in places(self.block_names(network))
-            },
-        )
-
-    def _sequence(self, network: Any, call: ModelCall, place: BlockPlace, args: Mapping[str, Any]) -> SiteSequence:
+    def sequence(self, network: Any, call: ModelCall, place: BlockPlace, args: Mapping[str, Any]) -> SiteSequence:
         grid = patched_grid(call.latents, network.patch_size, len(call.frames))
         start = self._reference_tokens(network, call) + call.leading_frames * grid.rows * grid.columns
         video = slice(start, start + grid.tokens)

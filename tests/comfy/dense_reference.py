@@ -72,6 +72,10 @@ CALLS: dict[str, Calls] = {
     "wan_vace": Calls("S0 C0 -0 -0 S0 C0", 3, WAN_GRID, 4),
     "wan_vace_reference": Calls("S0 C0 -0 -0 S0 C0", 3, WAN_GRID, 4, before=24),
     "wan_5b": Calls(WAN_BLOCKS, 3, WAN_GRID, 4),
+    "wan_camera": Calls("S0 -0 C0 S0 -0 C0", 3, WAN_GRID, 4),
+    # The third call of a block hears the sound.
+    "wan_humo": Calls("S0 C0 -0 S0 C0 -0", 3, WAN_GRID, 4, after=24),
+    "wan_animate": Calls(" ".join(["S0 -0 C0"] * 5), 3, WAN_GRID, 4, before=24),
     "ltx": Calls("S0 C0 S0 C0", 3, ((4, 5, 1),), 8),
     "ltx_guided": Calls("S0 C0 S0 C0", 3, ((4, 5, 1),), 8, after=20),
     # Two calls of the text refiner, one double block, two single blocks.

@@ -2,158 +2,29 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
 import torch
+from native_wan_models import (
+    WAN,
+    WAN_LATENTS,
+    wan,
+    wan_animate,
+    wan_camera,
+    wan_humo,
+    wan_image,
+    wan_odd,
+    wan_reference,
+    wan_small,
+    wan_vace,
+    wan_vace_reference,
+)
+from tiny_model import TEXT, TinyModel, build, randomise
 from torch import Tensor
 
-TEXT = 12
-
-
-@dataclass(frozen=True, eq=False)
-class TinyModel:
-    """A model with what is needed to sample it.
-
-    Attributes:
-        name: of the variant.
-        patcher: ComfyUI ``ModelPatcher``.
-        latents: size of the latents of one film.
-        context_dim: channels of the text.
-        text: tokens of the text.
-        extras: further entries of every condition.
-        vector: channels of the pooled text, 0 without.
-        cfg: guidance scale to sample with; at 1 there is no unconditional row (HunyuanVideo with a text mask or a
-            reference can do but one row at a time).
-    """
-
-    name: str
-    patcher: Any
-    latents: tuple[int, ...]
-    context_dim: int
-    text: int = TEXT
-    extras: dict[str, Any] = field(default_factory=dict)
-    vector: int = 0
-    cfg: float = 3.0
-
-    @property
-    def window_axis(self) -> int:
-        return 2 if len(self.latents) == 5 else 0
-
-    def noise(self, seed: int = 0, frames: int | None = None, films: int = 1) -> Tensor:
-        size = list(self.latents)
-        if frames is not None:
-            size[self.window_axis] = frames
-        if self.window_axis == 2:
-            size[0] = films
-        return torch.randn(size, generator=torch.Generator().manual_seed(seed))
-
-    def conditioning(self, seed: int, text: int | None = None) -> list[Any]:
-        generator = torch.Generator().manual_seed(1000 + seed)
-        embedding = torch.randn(1, text or self.text, self.context_dim, generator=generator)
-        extras = {name: value() if callable(value) else value for name, value in self.extras.items()}
-        if self.vector:
-            extras["pooled_output"] = torch.randn(1, self.vector, generator=generator)
-        return [[embedding, extras]]
-
-
-def randomise(network: Any, seed: int = 0) -> None:
-    """Fill all parameters so that every branch matters: gates and modulations of new networks are zero.
-
-    Attention gets larger weights than the rest, so that what it does is clearly seen in the output.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    for name, parameter in network.named_parameters():
-        parameter.requires_grad_(False)
-        gain = 1.5 if "attn" in name or "linear" in name or "time_stack" in name else 0.5
-        scale = gain / parameter[0].numel() ** 0.5 if parameter.ndim > 1 else 0.1
-        noise = torch.randn(parameter.shape, generator=generator) * scale
-        is_gain = parameter.ndim == 1 and ("norm" in name or name.endswith("scale")) and "bias" not in name
-        parameter.copy_(noise + 1.0 if is_gain else noise)
-    for buffer in network.buffers():
-        if buffer.is_floating_point() and not torch.isfinite(buffer).all():
-            buffer.zero_()
-
-
-def build(config_name: str, unet_config: dict[str, Any]) -> Any:
-    """A ``ModelPatcher`` of one of ``comfy.supported_models`` at a size of our own."""
-    import comfy.model_patcher
-    import comfy.supported_models
-
-    config_class = getattr(comfy.supported_models, config_name)
-    config = config_class({**config_class.unet_config, **unet_config})
-    config.set_inference_dtype(torch.float32, None)
-    with torch.no_grad():
-        model = config.get_model({})
-        randomise(model.diffusion_model)
-    model.eval()
-    device = torch.device("cpu")
-    return comfy.model_patcher.ModelPatcher(model, device, device)
-
-
-WAN = {
-    "dim": 48,
-    "ffn_dim": 64,
-    "num_heads": 2,
-    "num_layers": 2,
-    "text_dim": 32,
-    "freq_dim": 16,
-    "in_dim": 16,
-    "out_dim": 16,
-    "patch_size": (1, 2, 2),
-}
-WAN_LATENTS = (1, 16, 3, 8, 12)
-
-
-def wan() -> TinyModel:
-    return TinyModel("wan", build("WAN21_T2V", WAN), WAN_LATENTS, 32)
-
-
-def wan_odd() -> TinyModel:
-    """Latents that are no multiple of the patch."""
-    return TinyModel("wan_odd", build("WAN21_T2V", WAN), (1, 16, 3, 7, 11), 32)
-
-
-def wan_image() -> TinyModel:
-    """Image to video: a cross-attention with a picture's tokens beside the one with the text."""
-
-    def picture() -> Any:
-        output = importlib.import_module("comfy.clip_vision").Output()
-        output["penultimate_hidden_states"] = torch.randn(1, 9, 1280, generator=torch.Generator().manual_seed(5))
-        return output
-
-    patcher = build("WAN21_I2V", {**WAN, "model_type": "i2v", "in_dim": 36})
-    return TinyModel("wan_image", patcher, WAN_LATENTS, 32, extras={"clip_vision_output": picture})
-
-
-def wan_reference() -> TinyModel:
-    """Fun control's reference picture, whose tokens stand before the film's."""
-    patcher = build("WAN21_T2V", {**WAN, "in_dim_ref_conv": 16})
-    reference = torch.randn(1, 16, 1, 8, 12, generator=torch.Generator().manual_seed(6))
-    return TinyModel("wan_reference", patcher, WAN_LATENTS, 32, extras={"reference_latents": [reference]})
-
-
-def wan_vace() -> TinyModel:
-    patcher = build("WAN21_Vace", {**WAN, "model_type": "vace", "vace_layers": 1, "vace_in_dim": 96})
-    return TinyModel("wan_vace", patcher, WAN_LATENTS, 32)
-
-
-def wan_vace_reference() -> TinyModel:
-    """VACE's reference picture is the first frame of the latents; the second half of its control is nothing."""
-    latent_format = importlib.import_module("comfy.latent_formats").Wan21()
-    control = torch.randn(1, 32, 4, 8, 12, generator=torch.Generator().manual_seed(8))
-    control[:, 16:, :1] = latent_format.process_out(torch.zeros(1, 16, 1, 8, 12))
-    patcher = build("WAN21_Vace", {**WAN, "model_type": "vace", "vace_layers": 1, "vace_in_dim": 96})
-    return TinyModel("wan_vace_reference", patcher, (1, 16, 4, 8, 12), 32, extras={"vace_frames": [control]})
-
-
-def wan_small() -> TinyModel:
-    """Wan 2.2's 5B kind: 48 channels."""
-    patcher = build("WAN22_T2V", {**WAN, "in_dim": 48, "out_dim": 48})
-    return TinyModel("wan_5b", patcher, (1, 48, 3, 8, 12), 32)
+__all__ = ["BUILDERS", "TEXT", "UNET", "WAN", "WAN_LATENTS", "TinyModel", "build", "randomise", "sample", "tiny"]
 
 
 def ltx() -> TinyModel:
@@ -369,6 +240,9 @@ BUILDERS: dict[str, Callable[[], TinyModel]] = {
     "wan_vace": wan_vace,
     "wan_vace_reference": wan_vace_reference,
     "wan_5b": wan_small,
+    "wan_camera": wan_camera,
+    "wan_humo": wan_humo,
+    "wan_animate": wan_animate,
     "ltx": ltx,
     "ltx_guided": ltx_guided,
     "hunyuan": hunyuan,

@@ -22,7 +22,15 @@ pytestmark = pytest.mark.comfy
 EXACT = 1e-4
 CLEAR = 1e-3
 # ComfyUI 0.3.64 does not cut the further latents of these models (pictures, guides) to a window's frames.
-NOT_CUT_BY_THE_HOST = {"cosmos_predict2", "wan_image", "wan_vace", "wan_vace_reference", "ltx_guided"}
+NOT_CUT_BY_THE_HOST = {
+    "cosmos_predict2",
+    "ltx_guided",
+    "wan_animate",
+    "wan_camera",
+    "wan_image",
+    "wan_vace",
+    "wan_vace_reference",
+}
 FAMILIES = sorted(set(BUILDERS) - NOT_CUT_BY_THE_HOST)
 
 

@@ -13,7 +13,13 @@ import torch
 from mask_guided_video.attention_patches.site import SITE_KEY, AttentionSite, BatchRows
 from mask_guided_video.backbones.block_sites import BlockMarkers, ExpectedCall, SiteSequence
 from mask_guided_video.backbones.family import patched_grid
-from mask_guided_video.backbones.host_hooks import prompt_name, prompt_names, schedule_progress, window_frames
+from mask_guided_video.backbones.host_hooks import (
+    prompt_name,
+    prompt_names,
+    schedule_progress,
+    split_frames,
+    window_frames,
+)
 from mask_guided_video.backbones.ltx import LTXVideo
 from mask_guided_video.backbones.registry import FAMILIES, family_of
 from mask_guided_video.backbones.unet import unet_grid, unet_transformers
@@ -131,6 +137,23 @@ def test_markers_are_made_once_until_they_are_released() -> None:
     markers.hang(options, makers([]))
     # Hung over an own marker, there is one around it, which is the inner one's previous.
     assert options["patches_replace"]["dit"][("double_block", 0)] is not hung[0]
+
+
+def test_a_blocks_result_is_let_go_when_the_next_block_begins() -> None:
+    """The host holds on to it until it gets the next one: the film would lie in memory twice."""
+    kept = {}
+
+    def other(args: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
+        kept["result"] = extra["original_block"](args)
+        return kept["result"]
+
+    options: dict[str, Any] = {"patches_replace": {"dit": {("double_block", 0): other}}}
+    BlockMarkers().hang(options, makers([]))
+    first = run_block(options, [])
+    assert first == {"img": 2}
+    assert run_block(options, []) == {"img": 2} and first == {}
+    # What another pack keeps is its own.
+    assert kept["result"] == {"img": 2}
 
 
 # --- grids ------------------------------------------------------------------------------------------------------------
@@ -263,6 +286,27 @@ class Discrete:
         if percent <= 0.0:
             return torch.tensor(999999999.9)
         return torch.tensor(0.0 if percent >= 1.0 else 14.6 * (1.0 - percent) ** 3)
+
+
+@pytest.mark.parametrize(
+    ("indices", "leading", "here", "frames"),
+    [
+        ((0, 1, 2), 0, 0, (0, 1, 2)),
+        ((0, 1, 2), 1, 1, (0, 1)),
+        ((3, 4), 1, 0, (2, 3)),
+        ((0, 1, 5), 2, 2, (3,)),
+        ((0,), 1, 1, ()),
+    ],
+)
+def test_reference_pictures_before_the_film_are_no_frames_of_it(
+    indices: tuple[int, ...], leading: int, here: int, frames: tuple[int, ...]
+) -> None:
+    assert split_frames(indices, leading) == (here, frames)
+
+
+def test_a_window_with_a_reference_picture_inside_is_refused() -> None:
+    with pytest.raises(ValueError, match="closed loop"):
+        split_frames((5, 6, 0, 1), 1)
 
 
 @pytest.mark.parametrize("sampling", [Flow(1.0), Flow(8.0), Discrete()])
