@@ -6,7 +6,7 @@ class and, where its vocabulary is in the checkout, its own tokenizer, and a VAE
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import re
 import sys
 import zlib
@@ -28,13 +28,11 @@ MOTION_FILE = "stand_in.safetensors"
 
 
 def native_models() -> ModuleType:
-    """The module beside this one; ComfyUI imports us from a folder of links."""
-    name = "native_models"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).resolve().with_name(f"{name}.py"))
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
+    """The module beside this one; ComfyUI imports us from a folder of links, which is on no path."""
+    folder = str(Path(__file__).resolve().parent)
+    if folder not in sys.path:
+        sys.path.append(folder)
+    return importlib.import_module("native_models")
 
 
 def make_model(family: str, seed: int) -> Any:
