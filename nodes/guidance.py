@@ -87,8 +87,8 @@ class MaskToAttentionBias(io.ComfyNode):
                 io.String.Input(
                     "blocks",
                     default="all",
-                    tooltip="Which blocks of the model: all, or a comma list of patterns: mid,up or down.1.* in a U-Net, "
-                    "block.1* or block.[0-9] in a transformer, double.*,single.* in HunyuanVideo. A pattern that fits "
+                    tooltip="Which blocks of the model: all, or a comma list of patterns: mid,up or down.1.* in a "
+                    "U-Net, block.1* or block.[0-9] in a transformer, double.*,single.* in HunyuanVideo. A pattern that fits "
                     "none is an error that names them.",
                 ),
                 io.Combo.Input(
@@ -250,8 +250,8 @@ class PatchAttention(io.ComfyNode):
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="A video model: Wan, LTX, HunyuanVideo, Mochi, Cosmos, Stable Video Diffusion, SD1.5 or "
-                    "SDXL (with AnimateDiff), or one from Load Video Model.",
+                    tooltip="A video model: Wan, LTX, HunyuanVideo, Mochi, Cosmos, CogVideoX, Stable Video Diffusion, "
+                    "SD1.5 or SDXL (with AnimateDiff), or one from Load Video Model.",
                 ),
                 Guide.Input("guide", tooltip="From Mask to Attention Bias."),
                 io.Clip.Input(
