@@ -132,6 +132,23 @@ def start_server(comfy_folder: Path) -> Any:
     return partial(running_server, comfy_folder)
 
 
+@pytest.fixture
+def as_in_a_node() -> Iterator[None]:
+    """ComfyUI runs nodes and samplers without gradients."""
+    import torch
+
+    with torch.inference_mode():
+        yield
+
+
+@pytest.fixture
+def kernels_of_long_films(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Region channels, as for films of real length; tiny ones would all get an explicit bias."""
+    from mask_guided_video.attention_patches import guidance_plan
+
+    monkeypatch.setattr(guidance_plan, "DENSE_PAIRS", 0)
+
+
 @pytest.fixture(scope="session")
 def server(start_server: Any, root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """ComfyUI with nothing but this pack."""

@@ -22,18 +22,12 @@ from mask_guided_video.attention_patches import guidance_plan
 from mask_guided_video.attention_patches.stack import PatchStack
 from mask_guided_video.backbones.override_chain import OverrideChain, reached_stacks
 
-pytestmark = pytest.mark.comfy
+pytestmark = [pytest.mark.comfy, pytest.mark.usefixtures("as_in_a_node")]
 
 MODELS = ("wan", "hunyuan", "sd15")
 # Of the output's range, in single precision; and what each side's doing changes at least.
 EXACT, CLEAR = 1e-4, 2e-3
 ORDERS = ("other first", "ours first")
-
-
-@pytest.fixture(autouse=True)
-def as_in_a_node():
-    with torch.inference_mode():
-        yield
 
 
 @pytest.fixture(autouse=True)

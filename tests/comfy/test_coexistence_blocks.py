@@ -12,9 +12,7 @@ from native_guides import dense, guide_of, patched, relative, spans_of
 from native_models import sample, tiny
 from torch import Tensor
 
-from mask_guided_video.attention_patches import guidance_plan
-
-pytestmark = pytest.mark.comfy
+pytestmark = [pytest.mark.comfy, pytest.mark.usefixtures("as_in_a_node", "kernels_of_long_films")]
 
 # Of the output's range, in single precision; and what each side's doing changes at least.
 EXACT, CLEAR = 1e-4, 2e-3
@@ -26,18 +24,6 @@ BLOCKS: dict[str, tuple[tuple[str, int], str, str]] = {
     "hunyuan": (("single_block", 0), "-0 -0 J0 J0", "-0 -0 J0 J0 J0 J0"),
     "mochi": (("double_block", 1), "J0", "J0 J0 J0"),
 }
-
-
-@pytest.fixture(autouse=True)
-def as_in_a_node():
-    with torch.inference_mode():
-        yield
-
-
-@pytest.fixture(autouse=True)
-def kernels_of_long_films(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Channels, as for films of real length."""
-    monkeypatch.setattr(guidance_plan, "DENSE_PAIRS", 0)
 
 
 class SkippedSteps(DenseReference):

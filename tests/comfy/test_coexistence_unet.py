@@ -13,9 +13,7 @@ from native_guides import dense, guide_of, patched, relative, spans_of
 from native_models import TinyModel, sample, tiny
 from torch import Tensor
 
-from mask_guided_video.attention_patches import guidance_plan
-
-pytestmark = pytest.mark.comfy
+pytestmark = [pytest.mark.comfy, pytest.mark.usefixtures("as_in_a_node", "kernels_of_long_films")]
 
 NAME = "sd15"
 # Of the output's range, in single precision; and what each side's doing changes at least.
@@ -23,18 +21,6 @@ EXACT, CLEAR = 1e-4, 2e-3
 ORDERS = ("other first", "ours first")
 BLOCKS = (("input", 1), ("input", 3), ("middle", 0), ("output", 2), ("output", 3), ("output", 4), ("output", 5))
 Node = Callable[[Any], Any]
-
-
-@pytest.fixture(autouse=True)
-def as_in_a_node():
-    with torch.inference_mode():
-        yield
-
-
-@pytest.fixture(autouse=True)
-def kernels_of_long_films(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Channels, as for films of real length."""
-    monkeypatch.setattr(guidance_plan, "DENSE_PAIRS", 0)
 
 
 class Reference(DenseReference):

@@ -11,26 +11,13 @@ from native_guides import dense, guide_of, patched, relative, spans_of
 from native_models import WAN, WAN_LATENTS, TinyModel, randomise, sample, tiny
 from torch import Tensor
 
-from mask_guided_video.attention_patches import guidance_plan
 from mask_guided_video.backbones.registry import require_supported
 
-pytestmark = pytest.mark.comfy
+pytestmark = [pytest.mark.comfy, pytest.mark.usefixtures("as_in_a_node", "kernels_of_long_films")]
 
 # Of the output's range, in single precision; and what each side's doing changes at least.
 EXACT, CLEAR = 1e-4, 2e-3
 ORDERS = ("LoRA first", "guidance first")
-
-
-@pytest.fixture(autouse=True)
-def as_in_a_node():
-    with torch.inference_mode():
-        yield
-
-
-@pytest.fixture(autouse=True)
-def kernels_of_long_films(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Channels, as for films of real length."""
-    monkeypatch.setattr(guidance_plan, "DENSE_PAIRS", 0)
 
 
 def weights(model: TinyModel) -> dict[str, Tensor]:

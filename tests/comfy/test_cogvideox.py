@@ -22,7 +22,7 @@ from mask_guided_video.attention_patches.text_spans import TextSpans
 from mask_guided_video.backbones.cogvideox import CogVideoX
 from mask_guided_video.backbones.registry import install_patches, require_supported
 
-pytestmark = pytest.mark.comfy
+pytestmark = [pytest.mark.comfy, pytest.mark.usefixtures("as_in_a_node")]
 
 HEADS, HEAD, TEXT_CHANNELS = 2, 16, 32
 DIM = HEADS * HEAD
@@ -142,12 +142,6 @@ def cogvideox(size: tuple[int, int] = (8, 12), **settings: Any) -> TinyModel:
 @pytest.fixture(scope="module")
 def model() -> TinyModel:
     return cogvideox()
-
-
-@pytest.fixture(autouse=True)
-def as_in_a_node():
-    with torch.inference_mode():
-        yield
 
 
 # --- the proof --------------------------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ All but the backends are compared with the explicit biases of ``dense_reference`
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +19,7 @@ from torch import Tensor
 from mask_guided_video.attention_patches import guidance_plan
 from mask_guided_video.backbones.host_hooks import prompt_name
 
-pytestmark = pytest.mark.comfy
+pytestmark = [pytest.mark.comfy, pytest.mark.usefixtures("as_in_a_node")]
 
 FAMILIES = sorted(BUILDERS)
 BOTH_PROMPTS = [name for name in FAMILIES if tiny(name).cfg > 1.0]
@@ -32,12 +31,6 @@ SEVERAL_FILMS = [
 EXACT = 1e-4
 CLEAR = 1e-3
 BACKENDS = ("attention_basic", "attention_split", "attention_sub_quad", "attention_pytorch")
-
-
-@pytest.fixture(autouse=True)
-def as_in_a_node() -> Iterator[None]:
-    with torch.inference_mode():
-        yield
 
 
 @pytest.fixture(autouse=True)

@@ -19,7 +19,7 @@ from mask_guided_video.attention_patches import guidance_plan
 from mask_guided_video.attention_patches.mask_guidance import MaskGuidance
 from mask_guided_video.attention_patches.text_spans import TextSpans
 
-pytestmark = pytest.mark.comfy
+pytestmark = [pytest.mark.comfy, pytest.mark.usefixtures("as_in_a_node")]
 
 FAMILIES = sorted(BUILDERS)
 WITH_WORDS = [name for name in FAMILIES if CALLS[name].has_words]
@@ -28,12 +28,6 @@ EXACT = 1e-4
 # What guidance changes at least; ten times what is allowed as error.
 CLEAR = 1e-3
 PLAIN: dict[str, dict[str, Tensor]] = {}
-
-
-@pytest.fixture(autouse=True)
-def as_in_a_node():
-    with torch.inference_mode():
-        yield
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,17 +16,11 @@ from mask_guided_video.attention_patches.text_spans import TextSpans
 from mask_guided_video.backbones.host_hooks import prompt_name
 from mask_guided_video.backbones.registry import install_patches, require_supported
 
-pytestmark = pytest.mark.comfy
+pytestmark = [pytest.mark.comfy, pytest.mark.usefixtures("as_in_a_node")]
 
 FAMILIES = sorted(BUILDERS)
 # Pixel frames of the tiny films by their causal factor, and all counts that may be given.
 VALID = {name: sorted({1, calls.frames, 1 + calls.factor * (calls.frames - 1)}) for name, calls in CALLS.items()}
-
-
-@pytest.fixture(autouse=True)
-def as_in_a_node() -> Iterator[None]:
-    with torch.inference_mode():
-        yield
 
 
 def refused(model: TinyModel, guided: Any, message: str, **settings: Any) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,17 +16,11 @@ from torch import Tensor
 from mask_guided_video.attention_patches.mask_guidance import mask_guidance_patch
 from mask_guided_video.backbones.registry import install_patches
 
-pytestmark = pytest.mark.comfy
+pytestmark = [pytest.mark.comfy, pytest.mark.usefixtures("as_in_a_node")]
 
 FAMILIES = sorted(BUILDERS)
 # One of each way in which sites are found.
 SOME = ["wan", "ltx", "hunyuan", "mochi", "cosmos", "sd15", "svd"]
-
-
-@pytest.fixture(autouse=True)
-def as_in_a_node() -> Iterator[None]:
-    with torch.inference_mode():
-        yield
 
 
 class Stop(Exception):

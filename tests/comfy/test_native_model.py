@@ -11,15 +11,9 @@ from mask_guided_video.attention_patches.mask_guidance import MaskGuidance, mask
 from mask_guided_video.backbones.lavie import LaVie
 from mask_guided_video.video_models.background_lock import BackgroundLock
 
-pytestmark = pytest.mark.comfy
+pytestmark = [pytest.mark.comfy, pytest.mark.usefixtures("as_in_a_node")]
 
 PROMPT = "a red ball moves left on sand"
-
-
-@pytest.fixture(autouse=True)
-def as_in_a_node():
-    with torch.inference_mode():
-        yield
 
 
 def conditioning(clip, text):

@@ -5,7 +5,7 @@ The other packs' hooks change what the model computes; the reference of explicit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mask_guided_video.attention_patches import guidance_plan
 
-pytestmark = pytest.mark.comfy
+pytestmark = [pytest.mark.comfy, pytest.mark.usefixtures("as_in_a_node")]
 
 FAMILIES = sorted(BUILDERS)
 EXACT = 1e-4
@@ -32,12 +32,6 @@ REPLACED_BLOCKS = {
     "mochi": ("double_block", 0),
 }
 Hang = Callable[[Any], Any]
-
-
-@pytest.fixture(autouse=True)
-def as_in_a_node() -> Iterator[None]:
-    with torch.inference_mode():
-        yield
 
 
 @pytest.fixture(autouse=True)

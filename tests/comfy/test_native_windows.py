@@ -7,7 +7,6 @@ explicit biases.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,7 +16,7 @@ from native_guides import dense, first_predictions, guide_of, masks_of, patched,
 from native_models import BUILDERS, TinyModel, sample, tiny
 from torch import Tensor
 
-pytestmark = pytest.mark.comfy
+pytestmark = [pytest.mark.comfy, pytest.mark.usefixtures("as_in_a_node")]
 
 EXACT = 1e-4
 CLEAR = 1e-3
@@ -32,12 +31,6 @@ NOT_CUT_BY_THE_HOST = {
     "wan_vace_reference",
 }
 FAMILIES = sorted(set(BUILDERS) - NOT_CUT_BY_THE_HOST)
-
-
-@pytest.fixture(autouse=True)
-def as_in_a_node() -> Iterator[None]:
-    with torch.inference_mode():
-        yield
 
 
 def film_frames(name: str) -> int:

@@ -7,13 +7,7 @@ import torch
 
 from mask_guided_video.perception.tracks import Tracks
 
-pytestmark = pytest.mark.comfy
-
-
-@pytest.fixture(autouse=True)
-def as_in_a_node(comfy_folder):
-    with torch.inference_mode():
-        yield
+pytestmark = [pytest.mark.comfy, pytest.mark.usefixtures("as_in_a_node")]
 
 
 def square(frames=4, size=32, left=4):
