@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 import torch
 
 from ..attention_patches.site import SITE_KEY, AttentionSite
-from .family import BlockPlace, Family, ModelCall, children, places
+from .family import BlockPlace, Family, ModelCall, places
 
 BlockKey: TypeAlias = tuple[str, int]
 # Where the sequences of the model call in flight lie in ``transformer_options``.
@@ -144,19 +144,11 @@ def _hand_over(result: Any, results: list[dict[str, Any]]) -> Any:
 
 
 class MarkedFamily(Family):
-    """A family whose blocks ComfyUI lets packs wrap.
-
-    Attributes:
-        block_list: name of the list of blocks in the network.
-    """
-
-    block_list: str = "blocks"
+    """A family whose blocks ComfyUI lets packs wrap."""
 
     def blocks(self, network: Any) -> list[tuple[str, BlockKey]]:
         """Our names and ComfyUI's keys of all blocks, in the order of the forward pass."""
-        return [
-            (f"block.{index}", ("double_block", index)) for index, _ in enumerate(children(network, self.block_list))
-        ]
+        return [(name, ("double_block", index)) for index, name in enumerate(super().block_names(network))]
 
     def block_names(self, network: Any) -> list[str]:
         return [name for name, _ in self.blocks(network)]

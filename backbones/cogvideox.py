@@ -32,9 +32,6 @@ class CogVideoX(Family):
             return False
         return getattr(network, "patch_size_t", None) in (None, 1)
 
-    def block_names(self, network: Any) -> list[str]:
-        return [f"block.{index}" for index, _ in enumerate(network.blocks)]
-
     def grids(self, network: Any, latents: Sequence[int], extras: Mapping[str, Any]) -> list[TokenGrid]:
         return [patched_grid(latents, (network.patch_size, network.patch_size))]
 

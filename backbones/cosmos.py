@@ -28,9 +28,6 @@ class Cosmos(Family):
             return False
         return network.patch_temporal == 1 and self._fits_block(children(network, "blocks")[0])
 
-    def block_names(self, network: Any) -> list[str]:
-        return [f"block.{index}" for index, _ in enumerate(children(network, "blocks"))]
-
     def grids(self, network: Any, latents: Sequence[int], extras: Mapping[str, Any]) -> list[TokenGrid]:
         return [patched_grid(latents, (network.patch_spatial, network.patch_spatial))]
 

@@ -99,6 +99,7 @@ class Family(ABC):
         encoders: names under which ComfyUI's tokenizer returns the tokens that make the model's text sequence, most
             wanted first; empty for models without text.
         finds_sites: whether sites are found by ``prepare``; models of our own make them themselves.
+        block_list: name of the list of blocks in the network.
     """
 
     name: str
@@ -106,14 +107,15 @@ class Family(ABC):
     frame_axis: int = 2
     encoders: tuple[str, ...] = ()
     finds_sites: bool = True
+    block_list: str = "blocks"
 
     @abstractmethod
     def fits(self, network: Any) -> bool:
         """Say whether a network is of this family, by its parts."""
 
-    @abstractmethod
     def block_names(self, network: Any) -> list[str]:
         """Names of the blocks that hold guided attention, in the order of the forward pass."""
+        return [f"block.{index}" for index, _ in enumerate(children(network, self.block_list))]
 
     @abstractmethod
     def grids(self, network: Any, latents: Sequence[int], extras: Mapping[str, Any]) -> list[TokenGrid]:

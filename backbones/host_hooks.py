@@ -92,10 +92,6 @@ def hang_patches(model: Any, patches: Sequence[Patch], family: Family, network: 
     options[STACKS_KEY] = hung_stacks(options, stack)
     markers, overrides = BlockMarkers(), OverrideChain()
 
-    def check(executor: Any, noise: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        _check_patches(patches, family, network, noise, executor.class_obj.conds)
-        return executor(noise, *args, **kwargs)
-
     def run(executor: Any, noise: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return _run(executor, family, network, noise, *args, **kwargs)
 
@@ -108,7 +104,6 @@ def hang_patches(model: Any, patches: Sequence[Patch], family: Family, network: 
         overrides.release()
 
     patched.add_callback_with_key(CallbacksMP.ON_CLEANUP, HOOK_KEY, release)
-    patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, f"{HOOK_KEY}_check", check)
     # One of each serves all stacks of a model.
     for kind, wrapper in ((WrappersMP.OUTER_SAMPLE, run), (WrappersMP.APPLY_MODEL, call_model)):
         patched.remove_wrappers_with_key(kind, HOOK_KEY)
@@ -116,23 +111,17 @@ def hang_patches(model: Any, patches: Sequence[Patch], family: Family, network: 
     return patched
 
 
-def _check_patches(patches: Sequence[Patch], family: Family, network: Any, noise: Tensor, conds: Any) -> None:
-    """Compare guides with the film before anything is sampled."""
-    extras = _film_extras(conds)
-    frames = family.film_frames(network, noise.shape, extras) - family.leading_frames(network, extras)
+def _check_patches(
+    patches: Sequence[Patch], family: Family, noise: Tensor, film_frames: int, prompts: Mapping[str, int]
+) -> None:
+    """Compare guides with the film, and with the lengths of its positive prompts, before anything is sampled."""
     for patch in patches:
         check_clip = getattr(patch, "check_clip", None)
         if check_clip is not None:
-            check_clip(frames, noise.shape[-2], noise.shape[-1], family.time_factor)
+            check_clip(film_frames, noise.shape[-2], noise.shape[-1], family.time_factor)
         check_text = getattr(patch, "check_text", None)
         if check_text is not None:
-            check_text(_prompt_lengths(conds))
-
-
-def _prompt_lengths(conds: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, int]:
-    """Tokens of each positive prompt, by its name."""
-    embeddings = [cond.get("cross_attn") for cond in conds.get("positive") or ()]
-    return {prompt_name(embedding): embedding.shape[1] for embedding in embeddings if isinstance(embedding, Tensor)}
+            check_text(prompts)
 
 
 def _film_extras(conds: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
@@ -141,12 +130,18 @@ def _film_extras(conds: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, 
 
 
 def _run(executor: Any, family: Family, network: Any, noise: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """Wrap a whole run: lay its facts into the options of this run, and say so when guidance reached nothing."""
+    """Wrap a whole run: check the guides, lay the run's facts into its options, say so when guidance reached nothing."""
     guider = executor.class_obj
-    leading_frames = family.leading_frames(network, _film_extras(guider.conds))
+    extras = _film_extras(guider.conds)
+    leading_frames = family.leading_frames(network, extras)
     facts = RunFacts(tuple(noise.shape), prompt_names(guider.conds), leading_frames)
     options = guider.model_options.setdefault("transformer_options", {})
     options[RUN_KEY] = facts
+    film_frames = family.film_frames(network, noise.shape, extras) - leading_frames
+    positive = [cond for cond in guider.conds.get("positive") or () if cond.get("uuid") in facts.prompts]
+    lengths = {facts.prompts[cond["uuid"]]: cond["cross_attn"].shape[1] for cond in positive}
+    for stack in options.get(STACKS_KEY, ()):
+        _check_patches(stack.patches, family, noise, film_frames, lengths)
     result = executor(noise, *args, **kwargs)
     if facts.model_calls and not facts.sites_found and family.finds_sites:
         logger.warning(

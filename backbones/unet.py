@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..attention_patches.site import SITE_KEY, AttentionSite
-from .family import BlockPlace, Family, ModelCall, TokenGrid, has_parts
+from .family import Family, ModelCall, TokenGrid, has_parts, places
 
 HostBlock = tuple[str, int]
 
@@ -74,6 +74,11 @@ def unet_transformers(network: Any) -> list[UNetTransformer]:
     return found
 
 
+def transformer_block_names(transformers: Sequence[UNetTransformer]) -> list[str]:
+    """Names of all transformer blocks, in the order of the forward pass."""
+    return [transformer.block_name(index) for transformer in transformers for index in range(transformer.depth)]
+
+
 class StableDiffusion(Family):
     """Stable Diffusion 1.5 and SDXL, plain or under AnimateDiff."""
 
@@ -89,11 +94,7 @@ class StableDiffusion(Family):
         return bool(found) and not any(transformer.has_time for transformer in found)
 
     def block_names(self, network: Any) -> list[str]:
-        return [
-            transformer.block_name(index)
-            for transformer in unet_transformers(network)
-            for index in range(transformer.depth)
-        ]
+        return transformer_block_names(unet_transformers(network))
 
     def grids(self, network: Any, latents: Sequence[int], extras: Mapping[str, Any]) -> list[TokenGrid]:
         frames, _, height, width = latents
@@ -135,9 +136,9 @@ class UNetSites:
     def __init__(self, family: StableDiffusion, network: Any, call: ModelCall) -> None:
         self._family = family
         self._call = call
-        self._by_block = {transformer.host: transformer for transformer in unet_transformers(network)}
-        names = family.block_names(network)
-        self._places = {name: BlockPlace(name, index, len(names)) for index, name in enumerate(names)}
+        transformers = unet_transformers(network)
+        self._by_block = {transformer.host: transformer for transformer in transformers}
+        self._places = {place.name: place for place in places(transformer_block_names(transformers))}
         # Lengths and site of the call that is announced, and in which block we are how often.
         self._announced: tuple[tuple[int, int], AttentionSite] | None = None
         self._block: tuple[Any, ...] = ()
