@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -28,6 +30,62 @@ def check_frames(frames: Tensor) -> Tensor:
         first = int((~finite).nonzero()[0])
         raise ValueError(f"frame {first} holds NaN or infinite values; decode the film again before detecting in it.")
     return frames.clamp(0, 1)
+
+
+class Film:
+    """Frames that are read a few at a time, so that a long film is never copied.
+
+    Args:
+        frames: [T, H, W, C] or one picture [H, W, C], float 0..1 or uint8 0..255; of more than 3 channels the first 3
+            are used.
+
+    Raises:
+        ValueError: for another shape or no frames. Values that are not finite are found when their frame is read.
+    """
+
+    def __init__(self, frames: Tensor | Film) -> None:
+        if isinstance(frames, Film):
+            frames = frames.frames
+        if frames.ndim == 3:
+            frames = frames[None]
+        if frames.ndim != 4 or frames.shape[-1] < 3:
+            raise ValueError(f"frames have shape {list(frames.shape)}; give [frames, height, width, 3].")
+        if 0 in frames.shape[:3]:
+            raise ValueError(f"frames have shape {list(frames.shape)}; give at least one frame of at least one pixel.")
+        self.frames = frames
+
+    def __len__(self) -> int:
+        return self.frames.shape[0]
+
+    @property
+    def height(self) -> int:
+        """In pixels."""
+        return self.frames.shape[1]
+
+    @property
+    def width(self) -> int:
+        """In pixels."""
+        return self.frames.shape[2]
+
+    def read(self, frames: Sequence[int]) -> Tensor:
+        """Some frames: float [t, H, W, 3] in 0..1 on the CPU, a copy.
+
+        Raises:
+            ValueError: when a value is not finite.
+        """
+        part = self.frames[list(frames)][..., :3].detach().cpu()
+        part = part.float() / 255 if part.dtype == torch.uint8 else part.float()
+        finite = torch.isfinite(part).flatten(1).all(1)
+        if not finite.all():
+            first = list(frames)[int((~finite).nonzero()[0])]
+            raise ValueError(
+                f"frame {first} holds NaN or infinite values; decode the film again before detecting in it."
+            )
+        return part.clamp_(0, 1)
+
+    def picture(self, frame: int) -> np.ndarray:
+        """One frame as uint8 [H, W, 3], which image processors of every version read alike."""
+        return as_bytes(self.read([frame]))[0]
 
 
 def as_bytes(frames: Tensor) -> list[np.ndarray]:

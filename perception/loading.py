@@ -7,17 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
 
 
-def load_model_folder(model_class: type, folder: str | Path, model_type: str, dtype: torch.dtype) -> Any:
+def load_model_folder(
+    model_class: type, folder: str | Path, model_type: str | tuple[str, ...], dtype: torch.dtype
+) -> Any:
     """Load a transformers model from a folder, never from the network, and check that every weight was there.
 
     Args:
         model_class: a transformers model class.
         folder: with ``config.json`` and weights.
-        model_type: that the configuration must name.
+        model_type: that the configuration must name, or several to choose from.
         dtype: of the loaded weights; the file's own may differ.
 
     Returns:
@@ -30,7 +33,7 @@ def load_model_folder(model_class: type, folder: str | Path, model_type: str, dt
     """
     from safetensors import SafetensorError
 
-    folder = check_model_folder(folder, model_type)
+    folder = check_model_folder(folder, *([model_type] if isinstance(model_type, str) else model_type))
     # Newer versions load in the file's dtype unless told otherwise, and renamed the argument.
     options = {"dtype" if _takes_dtype() else "torch_dtype": dtype}
     try:
@@ -51,12 +54,12 @@ def load_model_folder(model_class: type, folder: str | Path, model_type: str, dt
     return model.eval()
 
 
-def check_model_folder(folder: str | Path, model_type: str) -> Path:
-    """Check that a folder is there and holds this kind of model; return its path.
+def model_type_of(folder: str | Path) -> str | None:
+    """What kind of model a folder's ``config.json`` says it holds.
 
     Raises:
-        FileNotFoundError: when the folder, its configuration or its weights are missing.
-        ValueError: when ``config.json`` is no JSON or names another kind of model.
+        FileNotFoundError: when the folder or its configuration is missing.
+        ValueError: when ``config.json`` is no JSON.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -67,14 +70,49 @@ def check_model_folder(folder: str | Path, model_type: str) -> Path:
     if not path.is_file():
         raise FileNotFoundError(f"{folder} has no config.json; copy the whole model folder there.")
     try:
-        found = json.loads(path.read_text(encoding="utf-8")).get("model_type")
+        return json.loads(path.read_text(encoding="utf-8")).get("model_type")
     except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
         raise ValueError(f"{path} is no valid configuration ({error}); copy the model folder again.") from error
-    if found != model_type:
-        raise ValueError(f"{folder} holds a model of type {found!r}; choose a folder of type {model_type!r}.")
+
+
+def check_model_folder(folder: str | Path, *model_types: str) -> Path:
+    """Check that a folder is there and holds one of these kinds of model; return its path.
+
+    Raises:
+        FileNotFoundError: when the folder, its configuration or its weights are missing.
+        ValueError: when ``config.json`` is no JSON or names another kind of model.
+    """
+    folder = Path(folder)
+    found = model_type_of(folder)
+    if found not in model_types:
+        wanted = " or ".join(repr(name) for name in model_types)
+        raise ValueError(f"{folder} holds a model of type {found!r}; choose a folder of type {wanted}.")
     if not any(any(folder.glob(pattern)) for pattern in WEIGHT_FILES):
         raise FileNotFoundError(f"{folder} has no model.safetensors; copy the whole model folder there.")
     return folder
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Read a state dict without running anything in the file.
+
+    Raises:
+        RuntimeError: when the file cannot be read.
+    """
+    from pickle import UnpicklingError
+
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(str(path))
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, UnpicklingError, OSError, RuntimeError, EOFError) as error:
+        raise RuntimeError(
+            f"{path} cannot be read ({error}); the file is broken or cut short: copy it again."
+        ) from error
+    inner = state.get("model", state) if isinstance(state, dict) else {}
+    return {name: value for name, value in inner.items() if isinstance(value, Tensor)}
 
 
 def load_processor(processor_class: type, folder: str | Path) -> Any:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from .loading import read_state
+
 if TYPE_CHECKING:
     from segment_anything.modeling import Sam
     from transformers import SamConfig, SamModel, SamProcessor
@@ -275,26 +277,3 @@ def sam_model_from_file(path: str | Path, decoder_heads: int = DECODER_HEADS) ->
     except RuntimeError as error:
         raise RuntimeError(f"{path} is no complete SAM checkpoint ({error}); copy it again.") from error
     return model.eval(), sam_processor(config.vision_config.image_size)
-
-
-def read_state(path: Path) -> dict[str, Tensor]:
-    """Read a state dict without running anything in the file.
-
-    Raises:
-        RuntimeError: when the file cannot be read.
-    """
-    from pickle import UnpicklingError
-
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(str(path))
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, UnpicklingError, OSError, RuntimeError, EOFError) as error:
-        raise RuntimeError(
-            f"{path} cannot be read ({error}); the file is broken or cut short: copy it again."
-        ) from error
-    inner = state.get("model", state) if isinstance(state, dict) else {}
-    return {name: value for name, value in inner.items() if isinstance(value, Tensor)}

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from .mask_stack import MaskStack
 
 
 @dataclass(frozen=True)
@@ -13,7 +17,7 @@ class Tracks:
     """Masks of N objects over T frames, on the CPU; N may be 0.
 
     Attributes:
-        masks: uint8 [N, T, H, W], 0 outside to 255 inside.
+        masks: a stack that reads as uint8 [N, T, H, W], 0 outside to 255 inside; a tensor of that kind is packed.
         ids: N different numbers, the same object keeps its number.
         labels: N phrases.
         scores: float [N, T], 0..1, confidence of the mask in each frame, 0 where the object was not seen.
@@ -23,18 +27,15 @@ class Tracks:
         ValueError: when shapes, types or counts do not agree.
     """
 
-    masks: Tensor
+    masks: MaskStack
     ids: tuple[int, ...]
     labels: tuple[str, ...]
     scores: Tensor
     misses: Tensor
 
     def __post_init__(self) -> None:
-        if self.masks.ndim != 4 or self.masks.dtype != torch.uint8:
-            raise ValueError(
-                f"track masks are {self.masks.dtype} {list(self.masks.shape)}; "
-                "give uint8 [objects, frames, height, width]."
-            )
+        if isinstance(self.masks, Tensor):
+            object.__setattr__(self, "masks", MaskStack.from_tensor(self.masks))
         objects, frames = self.masks.shape[:2]
         if len(self.ids) != objects or len(set(self.ids)) != objects or len(self.labels) != objects:
             raise ValueError(
@@ -48,7 +49,7 @@ class Tracks:
     def empty(cls, frames: int, height: int, width: int) -> Tracks:
         """No object: masks [0, T, H, W]."""
         return cls(
-            torch.zeros(0, frames, height, width, dtype=torch.uint8),
+            MaskStack(frames, height, width),
             (),
             (),
             torch.zeros(0, frames),
@@ -83,34 +84,51 @@ class Tracks:
     @property
     def frames(self) -> int:
         """Number of frames T."""
-        return self.masks.shape[1]
+        return self.masks.frames
 
     @property
     def size(self) -> tuple[int, int]:
         """Height and width in pixels."""
-        return self.masks.shape[2], self.masks.shape[3]
+        return self.masks.height, self.masks.width
 
     def object_masks(self) -> Tensor:
-        """Float [N, T, H, W], 0..1."""
-        return self.masks.float() / 255.0
+        """Float [N, T, H, W], 0..1. Four bytes a pixel: for long films read ``masks`` in parts instead."""
+        return self.masks.tensor().float().div_(255)
 
     def union(self) -> Tensor:
-        """All objects together: float [T, H, W], 0..1, zero without objects."""
-        if not self.ids:
-            return torch.zeros(self.frames, *self.size)
-        return self.masks.amax(dim=0).float() / 255.0
+        """All objects together: float [T, H, W], 0..1, zero without objects. Four bytes a pixel."""
+        whole = torch.empty(self.frames, *self.size)
+        for part in self.masks.chunks():
+            torch.div(self.masks.union(part), 255, out=whole[part])
+        return whole
 
     def with_masks(self, masks: Tensor) -> Tracks:
-        """The same objects with other masks, for refinement: float [N, T, H, W], 0..1."""
-        if tuple(masks.shape) != tuple(self.masks.shape):
+        """The same objects with other masks: float [N, T, H, W], 0..1."""
+        if tuple(masks.shape) != self.masks.shape:
             raise ValueError(f"masks have shape {list(masks.shape)}; give {list(self.masks.shape)} as the tracks have.")
         quantised = (masks.detach().cpu().float().clamp(0, 1) * 255).round().to(torch.uint8)
-        return Tracks(quantised, self.ids, self.labels, self.scores, self.misses)
+        return replace(self, masks=quantised)
 
-    def select(self, indices: list[int]) -> Tracks:
+    def map_objects(self, change: Callable[[Tensor], Tensor], soft: bool, folder: str | Path | None = None) -> Tracks:
+        """The same objects with each film changed by a function, one object in memory at a time.
+
+        Args:
+            change: from float [T, H, W] 0..1 to the same.
+            soft: whether the results have soft edges to keep.
+            folder: see :class:`MaskStack`.
+        """
+        stack = MaskStack(self.frames, *self.size, "byte" if soft else "bit", folder)
+        for number in range(len(self.ids)):
+            place = stack.add_object()
+            for frame, mask in enumerate(change(self.masks[number].float().div_(255))):
+                stack.write(place, frame, mask)
+        return replace(self, masks=stack)
+
+    def select(self, indices: Sequence[int]) -> Tracks:
         """Only the tracks at these positions, in this order."""
+        indices = list(indices)
         return Tracks(
-            self.masks[indices],
+            self.masks.select(indices),
             tuple(self.ids[index] for index in indices),
             tuple(self.labels[index] for index in indices),
             self.scores[indices],

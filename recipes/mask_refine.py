@@ -210,7 +210,7 @@ def _refined(run: _Run, tracks: Tracks) -> Tracks:
 
 def _guide(run: _Run, tracks: Tracks) -> MaskGuidance | None:
     settings = run.settings
-    if not tracks.ids or not bool((tracks.masks > 127).any()):
+    if not tracks.ids or not bool((tracks.masks.union() > 127).any()):
         named = ", ".join(repr(phrase) for phrase in settings.phrases)
         cause = f"no object ({named}) was found in the first film" if not tracks.ids else "the masks are empty"
         run.notes.append(f"{cause}; the second film was made without guidance.")

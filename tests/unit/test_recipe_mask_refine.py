@@ -241,7 +241,7 @@ def test_an_object_lost_and_found_again_is_one_region(tiny_video_model):
 
         def track(self, frames, detections, settings=None, progress=None):
             whole = super().track(frames, detections)
-            masks = whole.masks.repeat(2, 1, 1, 1)
+            masks = whole.masks.tensor().repeat(2, 1, 1, 1)
             masks[0, 2:], masks[1, :2] = 0, 0
             seen = (masks > 0).flatten(2).any(-1)
             return Tracks(masks, (1, 2), whole.labels * 2, seen.float(), ~seen)

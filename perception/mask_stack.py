@@ -1,0 +1,164 @@
+"""Masks of many objects over many frames in little memory: a bit or a byte a pixel, in RAM or in a file."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Depth = Literal["bit", "byte"]
+
+# Pixels that are unpacked at once by the methods that walk through a film.
+CHUNK_PIXELS = 64 * 1024 * 1024
+
+
+class MaskStack:
+    """Masks of N objects over T frames, each film laid out in full when its object is added.
+
+    Reading gives uint8, 0 outside to 255 inside, however the masks are kept. ``stack[0]`` is the film of the first
+    object [T, H, W], ``stack[0, 3]`` one mask [H, W], ``stack[:, 3]`` all objects in one frame [N, H, W]: any
+    combination of numbers and slices in the first two places, unpacked on the spot.
+
+    Args:
+        frames: T, at least 1.
+        height: of the frames in pixels.
+        width: of the frames in pixels.
+        depth: ``bit`` keeps hard masks (an eighth of a byte a pixel, cut at one half), ``byte`` soft ones.
+        folder: where to keep the masks in files, which need no memory and vanish with the stack; None keeps them in
+            memory.
+
+    Raises:
+        ValueError: when a size is below 1.
+        OSError: when the folder cannot be written or is full.
+    """
+
+    def __init__(
+        self, frames: int, height: int, width: int, depth: Depth = "bit", folder: str | Path | None = None
+    ) -> None:
+        if min(frames, height, width) < 1:
+            raise ValueError(f"masks of {frames} frames of {height} x {width} pixels; give at least 1 of each.")
+        self.frames, self.height, self.width = frames, height, width
+        self.depth: Depth = depth
+        self.folder = folder
+        self._films: list[np.ndarray] = []
+
+    @classmethod
+    def from_tensor(cls, masks: Tensor, depth: Depth | None = None) -> MaskStack:
+        """Pack masks.
+
+        Args:
+            masks: uint8 [N, T, H, W], 0..255.
+            depth: how to keep them; None takes bits when every pixel is 0 or 255.
+
+        Raises:
+            ValueError: for another shape or type.
+        """
+        if masks.ndim != 4 or masks.dtype != torch.uint8:
+            raise ValueError(
+                f"masks are {masks.dtype} {list(masks.shape)}; give uint8 [objects, frames, height, width]."
+            )
+        if depth is None:
+            depth = "bit" if all(_is_hard(film) for film in masks.flatten(0, 1)) else "byte"
+        stack = cls(*masks.shape[1:], depth)
+        for film in masks:
+            number = stack.add_object()
+            for frame, mask in enumerate(film):
+                stack.write(number, frame, mask)
+        return stack
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(N, T, H, W)."""
+        return len(self._films), self.frames, self.height, self.width
+
+    def __len__(self) -> int:
+        return len(self._films)
+
+    @property
+    def bytes_used(self) -> int:
+        """Of all objects together, in memory or on disk."""
+        return sum(film.nbytes for film in self._films)
+
+    def add_object(self) -> int:
+        """Lay out an empty film for one more object and return its place."""
+        row = self.width if self.depth == "byte" else -(-self.width // 8)
+        shape = (self.frames, self.height, row)
+        if self.folder is None:
+            self._films.append(np.zeros(shape, dtype=np.uint8))
+        else:
+            # The file has no name to be forgotten under; the mapping keeps it alive.
+            with tempfile.TemporaryFile(dir=self.folder) as file:
+                file.truncate(int(np.prod(shape)))
+                self._films.append(np.memmap(file, dtype=np.uint8, mode="r+", shape=shape))
+        return len(self._films) - 1
+
+    def write(self, number: int, frame: int, mask: Tensor) -> None:
+        """Put one mask in place.
+
+        Args:
+            number: place of the object.
+            frame: of the film.
+            mask: [H, W], uint8 0..255, bool, or float 0..1.
+
+        Raises:
+            ValueError: for another size.
+        """
+        if tuple(mask.shape) != (self.height, self.width):
+            raise ValueError(f"a mask has shape {list(mask.shape)}; give [{self.height}, {self.width}].")
+        if mask.dtype != torch.uint8:
+            mask = (mask.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
+        values = mask.detach().cpu().numpy()
+        self._films[number][frame] = values if self.depth == "byte" else np.packbits(values > 127, axis=-1)
+
+    def __getitem__(self, key: int | slice | Sequence[int] | tuple) -> Tensor:
+        objects, frames = key if isinstance(key, tuple) else (key, slice(None))
+        if isinstance(objects, int):
+            return self._unpack(self._films[objects][frames])
+        places = range(len(self._films))[objects] if isinstance(objects, slice) else objects
+        if not len(places):
+            kept = len(range(self.frames)[frames]) if isinstance(frames, slice) else None
+            return torch.zeros(0, *(() if kept is None else (kept,)), self.height, self.width, dtype=torch.uint8)
+        return torch.stack([self._unpack(self._films[place][frames]) for place in places])
+
+    def _unpack(self, packed: np.ndarray) -> Tensor:
+        if self.depth == "byte":
+            return torch.from_numpy(np.array(packed))
+        bits = np.unpackbits(packed, axis=-1, count=self.width)
+        bits *= 255
+        return torch.from_numpy(bits)
+
+    def any(self, number: int, frame: int) -> bool:
+        """Whether a mask has a pixel inside (or, with soft masks, more than nothing), without unpacking it."""
+        return bool(self._films[number][frame].any())
+
+    def chunks(self) -> Iterator[slice]:
+        """Slices of frames, in order, that hold a bounded number of pixels of all objects."""
+        step = max(1, CHUNK_PIXELS // (self.height * self.width * max(1, len(self._films))))
+        for start in range(0, self.frames, step):
+            yield slice(start, min(start + step, self.frames))
+
+    def union(self, frames: slice = slice(None)) -> Tensor:
+        """All objects together in some frames: uint8 [t, H, W], zero without objects."""
+        total = torch.zeros(len(range(self.frames)[frames]), self.height, self.width, dtype=torch.uint8)
+        for number in range(len(self._films)):
+            torch.maximum(total, self[number, frames], out=total)
+        return total
+
+    def select(self, places: Sequence[int]) -> MaskStack:
+        """Only these objects, in this order; the films are shared, not copied."""
+        chosen = MaskStack(self.frames, self.height, self.width, self.depth, self.folder)
+        chosen._films = [self._films[place] for place in places]
+        return chosen
+
+    def tensor(self) -> Tensor:
+        """All masks unpacked: uint8 [N, T, H, W]."""
+        return self[:]
+
+
+def _is_hard(mask: Tensor) -> bool:
+    return bool(((mask == 0) | (mask == 255)).all())
