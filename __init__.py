@@ -17,11 +17,14 @@ else:
     from .nodes.guidance import MaskToAttentionBias, PatchAttention, PreviewGuide
     from .nodes.host import register_folder
     from .nodes.regeneration import Regenerate
-    from .nodes.tracking import LoadSAM, RefineMasks, TrackMasks
+    from .nodes.segmentation_models import LoadSAM
+    from .nodes.tracking import RefineMasks, TrackMasks
     from .nodes.video import LoadVideoModel, SampleVideo, VideoNoise
 
     register_folder("grounding-dino")
     register_folder("sams")
+    register_folder("sam2")
+    register_folder("sam3")
 
     NODE_CLASS_MAPPINGS = {
         "MGV_LoadVideoModel": LoadVideoModel,

@@ -62,9 +62,10 @@ def test_mappings_are_literal(root):
 
 def test_modules_list_their_nodes():
     from mask_guided_video import NODE_CLASS_MAPPINGS
-    from mask_guided_video.nodes import detection, guidance, regeneration, tracking, video
+    from mask_guided_video.nodes import detection, guidance, regeneration, segmentation_models, tracking, video
 
-    listed = [node for module in (detection, guidance, regeneration, tracking, video) for node in module.NODES]
+    modules = (detection, guidance, regeneration, segmentation_models, tracking, video)
+    listed = [node for module in modules for node in module.NODES]
     assert set(listed) == set(NODE_CLASS_MAPPINGS.values())
     assert {node.define_schema().node_id: node for node in listed} == NODE_CLASS_MAPPINGS
 
