@@ -315,7 +315,8 @@ class TestPerception:
         return DetectObjects.execute(model, frames, **{**settings, **values}).args
 
     def track(self, frames, **values):
-        from mask_guided_video.nodes.tracking import LoadSAM, TrackMasks
+        from mask_guided_video.nodes.segmentation_models import LoadSAM
+        from mask_guided_video.nodes.tracking import TrackMasks
 
         settings = {
             "points": "",
