@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
 
@@ -45,10 +46,7 @@ def shown_enlargement(height: int, width: int, target: int = 256) -> int:
 
 
 def write_film(path: Path, frames: Tensor, frames_per_second: float = 8.0, enlargement: int = 1) -> None:
-    """Write an H.264 MP4 that every browser plays (MPEG-4 where the encoder is missing).
-
-    An odd height or width gains one repeated row or column, since the pixel format wants even sizes. The file appears
-    under its name when it is complete.
+    """Write frames as a film; see :func:`write_pictures`.
 
     Args:
         path: of the file, ending in ``.mp4``.
@@ -60,36 +58,69 @@ def write_film(path: Path, frames: Tensor, frames_per_second: float = 8.0, enlar
         ValueError: frames that are no film, a rate or enlargement out of range, or a missing folder.
     """
     check_frames(frames)
+    write_pictures(path, (enlarge(to_bytes(frame[None]), enlargement)[0] for frame in frames), frames_per_second)
+
+
+def write_pictures(path: Path, pictures: Iterable[Tensor], frames_per_second: float = 8.0) -> None:
+    """Write an H.264 MP4 that every browser plays (MPEG-4 where the encoder is missing), one picture at a time.
+
+    An odd height or width gains one repeated row or column, since the pixel format wants even sizes. The file appears
+    under its name when it is complete.
+
+    Args:
+        path: of the file, ending in ``.mp4``.
+        pictures: uint8 [H, W, 3] each, at least one, all of one size.
+        frames_per_second: above 0.
+
+    Raises:
+        ValueError: no picture, a rate out of range, or a missing folder.
+    """
     if not 0.0 < frames_per_second <= 1000.0:
         raise ValueError(f"frames_per_second is {frames_per_second}; give a value above 0, up to 1000.")
-    pictures = enlarge(to_bytes(frames), enlargement)
-    height, width = pictures.shape[1:3]
-    if height % 2:
-        pictures = torch.cat([pictures, pictures[:, -1:]], dim=1)
-    if width % 2:
-        pictures = torch.cat([pictures, pictures[:, :, -1:]], dim=2)
     with replacing(path) as temporary:
-        _encode(temporary, pictures, Fraction(frames_per_second).limit_denominator(1001))
+        _encode(temporary, map(_even, pictures), Fraction(frames_per_second).limit_denominator(1001))
 
 
-def _encode(path: Path, pictures: Tensor, rate: Fraction) -> None:
+def _even(picture: Tensor) -> Tensor:
+    height, width = picture.shape[:2]
+    if height % 2:
+        picture = torch.cat([picture, picture[-1:]])
+    if width % 2:
+        picture = torch.cat([picture, picture[:, -1:]], dim=1)
+    return picture
+
+
+def _encode(path: Path, pictures: Iterable[Tensor], rate: Fraction) -> None:
     import av
 
     codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
     options = {"crf": "14", "preset": "medium"} if codec == "libx264" else {"q": "2"}
     with av.open(str(path), mode="w", format="mp4", options={"movflags": "+faststart"}) as container:
         stream = container.add_stream(codec, rate=rate, options=options)
-        stream.height, stream.width = pictures.shape[1:3]
         stream.pix_fmt = "yuv420p"
         # The same film gives the same file on any number of cores.
         stream.codec_context.thread_count = 1
-        for picture in pictures.numpy():
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        count = 0
+        for count, picture in enumerate(pictures, start=1):
+            if count == 1:
+                stream.height, stream.width = picture.shape[:2]
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture.contiguous().numpy(), format="rgb24")))
+        if not count:
+            raise ValueError(f"there are no pictures for {path.name}; give at least one.")
         container.mux(stream.encode())
 
 
 def read_film(path: Path) -> Tensor:
     """Read a video file (or GIF) as float frames [T, H, W, 3] in 0..1.
+
+    Raises:
+        ValueError: no such file, no picture in it, or a file that cannot be decoded.
+    """
+    return read_film_bytes(path)[0].float() / 255.0
+
+
+def read_film_bytes(path: Path) -> tuple[Tensor, float]:
+    """Read a video file (or GIF) in a quarter of the memory: uint8 [T, H, W, 3], and its frames per second.
 
     Raises:
         ValueError: no such file, no picture in it, or a file that cannot be decoded.
@@ -100,9 +131,15 @@ def read_film(path: Path) -> Tensor:
         raise ValueError(f"there is no film {str(path)!r}; check the path.")
     try:
         with av.open(str(path)) as container:
-            pictures = [torch.from_numpy(frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
+            rate = container.streams.video[0].average_rate
+            pictures = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     except (av.error.FFmpegError, IndexError) as error:
         raise ValueError(f"{str(path)!r} cannot be read as a film ({error}); give an MP4, WebM or GIF.") from error
     if not pictures:
         raise ValueError(f"{str(path)!r} holds no pictures; give a film with at least one frame.")
-    return torch.stack(pictures).float() / 255.0
+    film = torch.empty(len(pictures), *pictures[0].shape, dtype=torch.uint8)
+    for frame in range(len(pictures)):
+        film[frame] = torch.from_numpy(pictures[frame])
+        # Both copies together would be twice the film.
+        pictures[frame] = None
+    return film, float(rate or 8.0)

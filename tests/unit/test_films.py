@@ -7,9 +7,11 @@ from mask_guided_video.recipes.films import (
     check_frames,
     enlarge,
     read_film,
+    read_film_bytes,
     shown_enlargement,
     to_bytes,
     write_film,
+    write_pictures,
 )
 
 
@@ -87,3 +89,16 @@ def test_unreadable_films(tmp_path):
     (tmp_path / "broken.mp4").write_bytes(b"not a film")
     with pytest.raises(ValueError, match="cannot be read"):
         read_film(tmp_path / "broken.mp4")
+
+
+def test_a_film_without_pictures_is_refused_and_leaves_nothing(tmp_path):
+    with pytest.raises(ValueError, match="no pictures for"):
+        write_pictures(tmp_path / "film.mp4", iter(()))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_film_is_read_in_bytes_with_its_rate(tmp_path):
+    write_film(tmp_path / "film.mp4", moving_square(), 12.5)
+    film, rate = read_film_bytes(tmp_path / "film.mp4")
+    assert film.dtype == torch.uint8 and film.shape == (5, 32, 48, 3) and rate == 12.5
+    assert torch.equal(film.float() / 255, read_film(tmp_path / "film.mp4"))
