@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,7 +24,7 @@ class MaskStack:
 
     Reading gives uint8, 0 outside to 255 inside, however the masks are kept. ``stack[0]`` is the film of the first
     object [T, H, W], ``stack[0, 3]`` one mask [H, W], ``stack[:, 3]`` all objects in one frame [N, H, W]: any
-    combination of numbers and slices in the first two places, unpacked on the spot.
+    combination of numbers, slices and lists of numbers in the first two places, unpacked on the spot into a copy.
 
     Args:
         frames: T, at least 1.
@@ -85,7 +87,11 @@ class MaskStack:
         return sum(film.nbytes for film in self._films)
 
     def add_object(self) -> int:
-        """Lay out an empty film for one more object and return its place."""
+        """Lay out an empty film for one more object and return its place.
+
+        Raises:
+            OSError: when the folder cannot be written or has too little room.
+        """
         row = self.width if self.depth == "byte" else -(-self.width // 8)
         shape = (self.frames, self.height, row)
         if self.folder is None:
@@ -93,7 +99,7 @@ class MaskStack:
         else:
             # The file has no name to be forgotten under; the mapping keeps it alive.
             with tempfile.TemporaryFile(dir=self.folder) as file:
-                file.truncate(int(np.prod(shape)))
+                _reserve(file.fileno(), int(np.prod(shape)), self.folder)
                 self._films.append(np.memmap(file, dtype=np.uint8, mode="r+", shape=shape))
         return len(self._films) - 1
 
@@ -117,13 +123,15 @@ class MaskStack:
 
     def __getitem__(self, key: int | slice | Sequence[int] | tuple) -> Tensor:
         objects, frames = key if isinstance(key, tuple) else (key, slice(None))
-        if isinstance(objects, int):
+        if not isinstance(objects, slice | Sequence):
             return self._unpack(self._films[objects][frames])
         places = range(len(self._films))[objects] if isinstance(objects, slice) else objects
-        if not len(places):
-            kept = len(range(self.frames)[frames]) if isinstance(frames, slice) else None
-            return torch.zeros(0, *(() if kept is None else (kept,)), self.height, self.width, dtype=torch.uint8)
-        return torch.stack([self._unpack(self._films[place][frames]) for place in places])
+        # Only the shape is looked at here: an array that takes no memory.
+        picked = np.broadcast_to(np.uint8(0), (self.frames,))[frames]
+        whole = torch.empty(len(places), *picked.shape, self.height, self.width, dtype=torch.uint8)
+        for row, place in zip(whole, places, strict=True):
+            row.copy_(self._unpack(self._films[place][frames]))
+        return whole
 
     def _unpack(self, packed: np.ndarray) -> Tensor:
         if self.depth == "byte":
@@ -144,10 +152,14 @@ class MaskStack:
 
     def union(self, frames: slice = slice(None)) -> Tensor:
         """All objects together in some frames: uint8 [t, H, W], zero without objects."""
-        total = torch.zeros(len(range(self.frames)[frames]), self.height, self.width, dtype=torch.uint8)
-        for number in range(len(self._films)):
-            torch.maximum(total, self[number, frames], out=total)
-        return total
+        if not self._films:
+            return torch.zeros(len(range(self.frames)[frames]), self.height, self.width, dtype=torch.uint8)
+        # Bits are joined while they are packed, eight pixels at a time.
+        join = np.maximum if self.depth == "byte" else np.bitwise_or
+        total = np.array(self._films[0][frames])
+        for film in self._films[1:]:
+            join(total, film[frames], out=total)
+        return self._unpack(total)
 
     def select(self, places: Sequence[int]) -> MaskStack:
         """Only these objects, in this order; the films are shared, not copied."""
@@ -162,3 +174,17 @@ class MaskStack:
 
 def _is_hard(mask: Tensor) -> bool:
     return bool(((mask == 0) | (mask == 255)).all())
+
+
+def _reserve(file: int, size: int, folder: str | Path) -> None:
+    """Make an open file ``size`` bytes long, all of it on disk: a mapped page without room would end the process."""
+    room = shutil.disk_usage(folder).free
+    if room < size:
+        raise OSError(
+            f"{folder} has room for {room / 2**20:.0f} MiB and the masks of one object take {size / 2**20:.0f} MiB; "
+            "free some, or choose another folder."
+        )
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file, 0, size)
+    else:
+        os.truncate(file, size)

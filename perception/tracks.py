@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -71,15 +70,12 @@ class Tracks:
             masks = masks[None]
         if masks.ndim != 4:
             raise ValueError(f"masks have shape {list(masks.shape)}; give [objects, frames, height, width].")
-        masks = masks.detach().cpu().float()
-        if not torch.isfinite(masks).all():
-            raise ValueError("masks hold NaN or infinite values; give numbers in 0..1.")
-        seen = (masks > 0.5).flatten(2).any(-1)
+        stack = _packed(masks)
+        seen = torch.tensor([[bool((mask > 0.5).any()) for mask in film] for film in masks], dtype=torch.bool)
+        seen = seen.reshape(masks.shape[:2])
         count = masks.shape[0]
         names = labels if labels is not None else ("",) * count
-        return cls(
-            (masks.clamp(0, 1) * 255).round().to(torch.uint8), tuple(range(1, count + 1)), names, seen.float(), ~seen
-        )
+        return cls(stack, tuple(range(1, count + 1)), names, seen.float(), ~seen)
 
     @property
     def frames(self) -> int:
@@ -103,26 +99,14 @@ class Tracks:
         return whole
 
     def with_masks(self, masks: Tensor) -> Tracks:
-        """The same objects with other masks: float [N, T, H, W], 0..1."""
+        """The same objects with other masks: float [N, T, H, W], 0..1.
+
+        Raises:
+            ValueError: for another shape or values that are not finite.
+        """
         if tuple(masks.shape) != self.masks.shape:
             raise ValueError(f"masks have shape {list(masks.shape)}; give {list(self.masks.shape)} as the tracks have.")
-        quantised = (masks.detach().cpu().float().clamp(0, 1) * 255).round().to(torch.uint8)
-        return replace(self, masks=quantised)
-
-    def map_objects(self, change: Callable[[Tensor], Tensor], soft: bool, folder: str | Path | None = None) -> Tracks:
-        """The same objects with each film changed by a function, one object in memory at a time.
-
-        Args:
-            change: from float [T, H, W] 0..1 to the same.
-            soft: whether the results have soft edges to keep.
-            folder: see :class:`MaskStack`.
-        """
-        stack = MaskStack(self.frames, *self.size, "byte" if soft else "bit", folder)
-        for number in range(len(self.ids)):
-            place = stack.add_object()
-            for frame, mask in enumerate(change(self.masks[number].float().div_(255))):
-                stack.write(place, frame, mask)
-        return replace(self, masks=stack)
+        return replace(self, masks=_packed(masks))
 
     def select(self, indices: Sequence[int]) -> Tracks:
         """Only the tracks at these positions, in this order."""
@@ -147,6 +131,39 @@ class Tracks:
             if seen:
                 line += f", mean score {self.scores[number][~self.misses[number]].mean().item():.2f}"
             if missed:
-                line += f", missed in {', '.join(str(frame) for frame in missed)}"
+                line += f", missed in {frame_ranges(missed)}"
             lines.append(line)
         return "\n".join(lines)
+
+
+def frame_ranges(frames: Sequence[int], most: int = 12) -> str:
+    """Frame numbers for people: ``0, 3-5`` for [0, 3, 4, 5].
+
+    Args:
+        frames: in rising order.
+        most: numbers and ranges that are written out; how many frames more there are is said in one number.
+    """
+    parts: list[tuple[int, int]] = []
+    for frame in frames:
+        if parts and parts[-1][1] == frame - 1:
+            parts[-1] = (parts[-1][0], frame)
+        else:
+            parts.append((frame, frame))
+    words = [str(first) if first == last else f"{first}-{last}" for first, last in parts[:most]]
+    left = sum(last - first + 1 for first, last in parts[most:])
+    return ", ".join(words) + (f" and {left} more" if left else "")
+
+
+def _packed(masks: Tensor) -> MaskStack:
+    """Pack float masks [N, T, H, W] frame by frame: as bits when every pixel is 0 or 1, else as bytes."""
+    hard = True
+    for mask in masks.flatten(0, 1):
+        if not torch.isfinite(mask).all():
+            raise ValueError("masks hold NaN or infinite values; give numbers in 0..1.")
+        hard = hard and bool(((mask <= 0) | (mask >= 1)).all())
+    stack = MaskStack(*masks.shape[1:], "bit" if hard else "byte")
+    for film in masks:
+        number = stack.add_object()
+        for frame, mask in enumerate(film):
+            stack.write(number, frame, mask.float())
+    return stack
