@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 # Called with (done, total) after each piece of work; it may raise to cancel.
 Progress = Callable[[int, int], None]
 
@@ -121,20 +123,35 @@ def iou(first: Box, second: Box) -> float:
     return overlap / (first.area + second.area - overlap)
 
 
-def suppress(boxes: Sequence[Box], threshold: float) -> list[Box]:
-    """Non-maximum suppression over all labels together.
+def suppress(boxes: Sequence[Box], threshold: float, per_label: bool = False) -> list[Box]:
+    """Non-maximum suppression.
 
     Args:
         boxes: of one frame.
         threshold: a box is dropped when its IoU with a better one is above this; 1 drops nothing.
+        per_label: only boxes of the same label compete; otherwise all do.
 
     Returns:
         The kept boxes, best score first.
     """
+    ordered = sorted(boxes, key=lambda item: -item.score)
+    if threshold >= 1 or len(ordered) < 2:
+        return ordered
+    x0, y0, x1, y1 = np.array([box.corners for box in ordered]).T
+    areas = (x1 - x0) * (y1 - y0)
+    names = np.unique([box.label for box in ordered], return_inverse=True)[1]
     kept: list[Box] = []
-    for box in sorted(boxes, key=lambda item: -item.score):
-        if all(iou(box, other) <= threshold for other in kept):
-            kept.append(box)
+    left = np.arange(len(ordered))
+    while len(left):
+        best, left = left[0], left[1:]
+        kept.append(ordered[best])
+        wide = np.minimum(x1[left], x1[best]) - np.maximum(x0[left], x0[best])
+        high = np.minimum(y1[left], y1[best]) - np.maximum(y0[left], y0[best])
+        overlap = wide.clip(0) * high.clip(0)
+        stays = overlap / (areas[left] + areas[best] - overlap) <= threshold
+        if per_label:
+            stays |= names[left] != names[best]
+        left = left[stays]
     return kept
 
 

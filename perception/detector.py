@@ -1,214 +1,202 @@
-"""Boxes from words, by GroundingDINO (transformers classes; Liu et al., arXiv 2303.05499)."""
+"""Boxes from words, by any GroundingDINO (Liu et al., arXiv 2303.05499): phrases, thresholds, batches, overlaps."""
 
 from __future__ import annotations
 
-import inspect
-import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .boxes import Box, Detections, Progress, clamp_box, suppress
-from .frames import as_bytes, check_frames
-from .loading import load_model_folder, load_processor
+from .frames import Film
+from .grounding import GroundingModel, Pictures
+from .phrases import check_phrases, share_out
+
+# Memory that a pass takes for one pixel of the prepared picture, in float32: measured with a full-size Swin-T.
+BYTES_PER_PIXEL = 4000
+# Part of the free memory that a batch may fill, and what it may fill where the free memory is not told.
+SHARE_OF_FREE = 0.6
+BUDGET = 1 << 30
+LARGEST_BATCH = 16
 
 
-def split_phrases(text: str) -> list[str]:
-    """Phrases of one text field: separated by full stops, commas, semicolons or new lines, in lower case, once each.
-
-    Example:
-        >>> split_phrases("Red ball, blue square.")
-        ['red ball', 'blue square']
-    """
-    parts = (" ".join(part.lower().split()) for part in re.split(r"[.,;\n]", text))
-    return list(dict.fromkeys(part for part in parts if part))
-
-
-class GroundingDinoDetector:
-    """Finds what phrases name in each frame of a clip.
+class ObjectDetector:
+    """Finds what phrases name in each frame of a film.
 
     Args:
-        model: transformers ``GroundingDinoForObjectDetection``. It may be moved between calls; every call runs where
-            its parameters are.
-        processor: the matching ``GroundingDinoProcessor``.
-        device: where to move the model now; None leaves it.
-        batch_size: frames per forward pass, at least 1.
+        grounding: the model. Its module may be moved between calls; every call runs where its parameters are.
+        batch_size: frames per forward pass, at least 1; None takes as many as fit in the free memory.
+
+    Attributes:
+        model: the torch module.
     """
 
-    def __init__(
-        self, model: nn.Module, processor: Any, device: torch.device | str | None = None, batch_size: int = 4
-    ) -> None:
-        self.model = model if device is None else model.to(device)
-        self.processor = processor
+    def __init__(self, grounding: GroundingModel, batch_size: int | None = None) -> None:
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; choose 1 or more, or None to fit the memory.")
+        self.grounding = grounding
+        self.model = grounding.model
         self.batch_size = batch_size
 
     def detect(
         self,
-        frames: Tensor,
+        frames: Tensor | Film,
         phrases: Sequence[str],
         box_threshold: float = 0.35,
         text_threshold: float = 0.25,
         nms_threshold: float = 0.7,
+        *,
         joint: bool = False,
+        per_class: bool = False,
+        max_per_phrase: int | None = None,
+        max_boxes: int | None = None,
+        every: int = 1,
         progress: Progress | None = None,
     ) -> Detections:
         """Find objects.
 
         Args:
-            frames: float [T, H, W, 3], 0..1.
-            phrases: what to look for, ``["red ball", "blue square"]``.
-            box_threshold: 0..1, a box needs a better score; the score is that of its best word.
-            text_threshold: 0..1, a box needs a word of the phrase with a better score than this.
-            nms_threshold: 0..1, of boxes that overlap more (IoU), whatever their phrase, the best stays; 1 keeps all.
-            joint: ask for all phrases in one caption. One pass instead of one per phrase, but phrases then mix.
-            progress: called with (done, total) counted in frames times captions.
+            frames: [T, H, W, 3], float 0..1 or uint8; read a few at a time, never copied as a whole.
+            phrases: what to look for, ``["red ball", "blue square"]``, any number.
+            box_threshold: 0..1, a box needs a better score; the score is that of the phrase's best word.
+            text_threshold: 0..1, a box needs a word of the phrase with a better score than this too.
+            nms_threshold: 0..1, of boxes that overlap more (IoU) the best stays, whatever their phrase: a thing that
+                two phrases name is found once; 1 keeps all.
+            joint: ask for as many phrases at once as fit in a caption. Fewer passes than one per phrase, but the
+                phrases then influence each other.
+            per_class: only boxes of the same phrase compete, so that one thing may be found under two phrases.
+            max_per_phrase: how many boxes of each phrase to keep in a frame, best first; None keeps all.
+            max_boxes: how many boxes to keep in a frame, best first; None keeps all.
+            every: look at every so-many-th frame only, see :func:`looked_at`; the lists of the others are empty.
+            progress: called after each pass with (done, total), counted in frames times captions; it may raise to
+                cancel.
 
         Returns:
             One list per frame, best score first, clamped to the frame; empty where nothing was found. Labels are the
             phrases.
 
         Raises:
-            ValueError: for bad frames, phrases or thresholds.
+            ValueError: for bad frames, phrases, thresholds or counts.
+            RuntimeError: when the model answers with NaN. Running out of memory halves the batch once, then is raised.
         """
-        frames = check_frames(frames)
-        for name, value in (
-            ("box_threshold", box_threshold),
-            ("text_threshold", text_threshold),
-            ("nms_threshold", nms_threshold),
-        ):
-            if not 0.0 <= value <= 1.0:
-                raise ValueError(f"{name} is {value}; choose a number from 0 to 1.")
-        wanted = self._check_phrases(phrases)
-        captions = [wanted] if joint else [[phrase] for phrase in wanted]
-        total = len(frames) * len(captions)
-        found: Detections = [[] for _ in frames]
+        _check_options(box_threshold, text_threshold, nms_threshold, max_per_phrase, max_boxes)
+        film = Film(frames)
+        wanted = check_phrases(phrases)
+        tokens = [self.grounding.count_tokens(phrase) for phrase in wanted]
+        captions = share_out(wanted, tokens, self.grounding.token_limit, joint)
+        rows = looked_at(len(film), every)
+        size = self.batch_size or (self._fitting_batch(film) if len(rows) > 1 else 1)
+        may_halve = size > 1
+        least = max(box_threshold, text_threshold)
+        found: Detections = [[] for _ in range(len(film))]
         done = 0
-        for caption in captions:
-            for start in range(0, len(frames), self.batch_size):
-                part = frames[start : start + self.batch_size]
-                for offset, boxes in enumerate(self._detect_batch(part, caption, box_threshold, text_threshold)):
-                    found[start + offset].extend(boxes)
-                done += len(part)
-                if progress is not None:
-                    progress(done, total)
-        return [suppress(boxes, nms_threshold) for boxes in found]
-
-    def _check_phrases(self, phrases: Sequence[str]) -> list[str]:
-        if isinstance(phrases, str):
-            phrases = split_phrases(phrases)
-        wanted = []
-        for phrase in phrases:
-            text = " ".join(phrase.lower().split()).rstrip(".").strip()
-            if not text:
-                raise ValueError(f"phrase {phrase!r} is empty; name an object, for example 'red ball'.")
-            if "." in text:
-                raise ValueError(f"phrase {phrase!r} holds a full stop; give the parts as separate phrases.")
-            wanted.append(text)
-        if not wanted:
-            raise ValueError("there are no phrases; name at least one object, for example 'red ball'.")
-        return list(dict.fromkeys(wanted))
+        while done < len(rows):
+            batch = rows[done : done + size]
+            tick = _Ticks(progress, done * len(captions), len(batch), len(rows) * len(captions))
+            try:
+                candidates = self._look(self.grounding.prepare(film.read(batch)), captions, least, tick)
+            except torch.cuda.OutOfMemoryError:
+                if not may_halve:
+                    raise
+                size, may_halve = max(1, min(size, len(batch)) // 2), False
+                continue
+            for row, boxes in zip(batch, candidates, strict=True):
+                found[row] = best_boxes(suppress(boxes, nms_threshold, per_class), max_per_phrase, max_boxes)
+            done += len(batch)
+        return found
 
     @torch.no_grad()
-    def _detect_batch(
-        self, frames: Tensor, phrases: Sequence[str], box_threshold: float, text_threshold: float
-    ) -> Detections:
-        """Boxes of a few frames for one caption."""
-        caption = " ".join(f"{phrase}." for phrase in phrases)
-        parameter = next(self.model.parameters())
-        inputs = self.processor(images=as_bytes(frames), text=[caption] * len(frames), return_tensors="pt")
-        length = inputs["input_ids"].shape[1]
-        limit = self.model.config.max_text_len
-        if length > limit:
-            raise ValueError(
-                f"phrases make {length} tokens and this detector reads {limit}; shorten them or ask one by one."
-            )
-        inputs = {name: value.to(parameter.device) for name, value in inputs.items()}
-        inputs["pixel_values"] = inputs["pixel_values"].to(parameter.dtype)
-        outputs = self.model(**inputs)
-        # Half precision boxes would be off by a pixel in wide frames.
-        outputs.logits, outputs.pred_boxes = outputs.logits.float(), outputs.pred_boxes.float()
-        height, width = frames.shape[1:3]
-        results = post_process(
-            self.processor, outputs, inputs["input_ids"], box_threshold, text_threshold, [(height, width)] * len(frames)
-        )
-        return [_boxes_of_result(result, phrases, height, width) for result in results]
+    def _look(self, pictures: Pictures, captions: Sequence[Sequence[str]], least: float, tick: _Ticks) -> Detections:
+        """Boxes with a better score than ``least``, for each picture and all captions."""
+        found: Detections = [[] for _ in range(len(pictures.pixels))]
+        for caption in captions:
+            seen = self.grounding.ground(pictures, caption)
+            numbers, queries, places = (seen.scores > least).nonzero(as_tuple=True)
+            corners = seen.boxes[numbers, queries].tolist()
+            scores = seen.scores[numbers, queries, places].tolist()
+            hits = zip(numbers.tolist(), places.tolist(), corners, scores, strict=True)
+            for number, place, (x0, y0, x1, y1), score in hits:
+                if x1 <= x0 or y1 <= y0:
+                    continue
+                box = Box.from_corners(x0, y0, x1, y1, caption[place], score)
+                box = clamp_box(box, pictures.height, pictures.width)
+                if box is not None:
+                    found[number].append(box)
+            tick()
+        return found
+
+    def _fitting_batch(self, film: Film) -> int:
+        """How many frames a pass may take, by the free memory and the size of a prepared picture."""
+        height, width = self.grounding.prepare(film.read([0])).pixels.shape[-2:]
+        room = BUDGET
+        device = next(self.model.parameters()).device
+        if device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(device)
+            # What torch holds but does not use is free for it.
+            free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+            room = int(free * SHARE_OF_FREE)
+        return max(1, min(LARGEST_BATCH, room // (height * width * BYTES_PER_PIXEL)))
 
 
-def post_process(
-    processor: Any,
-    outputs: Any,
-    input_ids: Tensor,
-    box_threshold: float,
-    text_threshold: float,
-    sizes: Sequence[tuple[int, int]],
-) -> list[dict[str, Any]]:
-    """Call the processor's post-processing under whichever argument names this transformers version has.
+class _Ticks:
+    """Reports progress of one batch, caption after caption."""
 
-    Returns:
-        One dictionary per frame with ``boxes`` (x0, y0, x1, y1 in pixels), ``scores`` and ``text_labels``.
-    """
-    function = processor.post_process_grounded_object_detection
-    name = "threshold" if "threshold" in inspect.signature(function).parameters else "box_threshold"
-    results = function(
-        outputs, input_ids, text_threshold=text_threshold, target_sizes=list(sizes), **{name: box_threshold}
-    )
-    # Reading "labels" warns in versions that have both.
-    return [
-        {
-            "boxes": result["boxes"],
-            "scores": result["scores"],
-            "text_labels": result["text_labels"] if "text_labels" in result else result["labels"],
-        }
-        for result in results
-    ]
+    def __init__(self, progress: Progress | None, done: int, step: int, total: int) -> None:
+        self.progress, self.done, self.step, self.total = progress, done, step, total
+
+    def __call__(self) -> None:
+        self.done += self.step
+        if self.progress is not None:
+            self.progress(self.done, self.total)
 
 
-def _boxes_of_result(result: dict[str, Any], phrases: Sequence[str], height: int, width: int) -> list[Box]:
-    boxes = []
-    # Without any box, transformers 5 still decodes one empty label.
-    rows = zip(result["boxes"].tolist(), result["scores"].tolist(), result["text_labels"], strict=False)
-    for (x0, y0, x1, y1), score, text in rows:
-        label = match_phrase(text, phrases)
-        if label is None or x1 <= x0 or y1 <= y0:
-            continue
-        box = clamp_box(Box.from_corners(x0, y0, x1, y1, label, score), height, width)
-        if box is not None:
-            boxes.append(box)
-    return boxes
+def looked_at(frames: int, every: int) -> list[int]:
+    """The frames of a film in which objects are looked for: the first, every so-many-th after it, and the last.
 
-
-def match_phrase(text: str, phrases: Sequence[str]) -> str | None:
-    """The phrase that the words of a label belong to: the largest share of its words, then the earliest.
+    The last is among them so that an object that comes late is not missed, and a tracker can work back from it.
 
     Args:
-        text: words that scored above the text threshold, perhaps of several phrases, perhaps part of a word.
-        phrases: that were asked for.
+        frames: of the film, at least 1.
+        every: at least 1, which means all.
 
-    Returns:
-        One of ``phrases``, or None when the label has no word of any.
+    Raises:
+        ValueError: when ``every`` is below 1.
+
+    Example:
+        >>> looked_at(10, 4)
+        [0, 4, 8, 9]
     """
-    letters = text.replace(" ", "").replace("#", "").replace(".", "")
-    if not letters:
-        return None
-    if len(phrases) == 1:
-        return phrases[0]
-    words = set(text.split())
-    shares = [len(words & set(phrase.split())) / len(phrase.split()) for phrase in phrases]
-    best = max(range(len(phrases)), key=lambda index: shares[index])
-    if shares[best] > 0:
-        return phrases[best]
-    # Only pieces of words were found.
-    inside = [phrase for phrase in phrases if letters in phrase.replace(" ", "")]
-    return inside[0] if inside else None
+    if every < 1:
+        raise ValueError(f"every is {every}; choose 1 to look at all frames, or more.")
+    return sorted({*range(0, frames, every), frames - 1})
+
+
+def best_boxes(boxes: Sequence[Box], max_per_phrase: int | None, max_boxes: int | None) -> list[Box]:
+    """The first boxes of each label and of all, in the given order; None sets no limit."""
+    kept: list[Box] = []
+    counts: dict[str, int] = {}
+    for box in boxes:
+        count = counts.get(box.label, 0)
+        if max_per_phrase is None or count < max_per_phrase:
+            counts[box.label] = count + 1
+            kept.append(box)
+    return kept[:max_boxes]
+
+
+def _check_options(box: float, text: float, nms: float, max_per_phrase: int | None, max_boxes: int | None) -> None:
+    for name, value in (("box_threshold", box), ("text_threshold", text), ("nms_threshold", nms)):
+        if not 0.0 <= value <= 1.0:
+            raise ValueError(f"{name} is {value}; choose a number from 0 to 1.")
+    for name, count in (("max_per_phrase", max_per_phrase), ("max_boxes", max_boxes)):
+        if count is not None and count < 1:
+            raise ValueError(f"{name} is {count}; choose 1 or more, or None for all.")
 
 
 def load_grounding_dino(
     folder: str | Path, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None
-) -> GroundingDinoDetector:
-    """Open a GroundingDINO folder in the transformers layout.
+) -> ObjectDetector:
+    """Open a GroundingDINO or MM-GroundingDINO folder in the transformers layout.
 
     Args:
         folder: with config.json, weights, tokenizer and image processor files.
@@ -219,8 +207,11 @@ def load_grounding_dino(
         FileNotFoundError: when something is missing.
         ValueError: when the folder holds another kind of model.
         RuntimeError: when a file is broken.
+        ImportError: when this version of transformers has no such model.
     """
-    from transformers import GroundingDinoForObjectDetection, GroundingDinoProcessor
+    from .grounding_dino import load_folder
 
-    model = load_model_folder(GroundingDinoForObjectDetection, folder, "grounding-dino", dtype)
-    return GroundingDinoDetector(model, load_processor(GroundingDinoProcessor, folder), device)
+    detector = ObjectDetector(load_folder(folder, dtype))
+    if device is not None:
+        detector.model.to(device)
+    return detector

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..perception.boxes import Box, iou
-from ..perception.detector import GroundingDinoDetector, load_grounding_dino
+from ..perception.detector import ObjectDetector, load_grounding_dino
 from ..perception.tracker import SamTracker, load_sam
 from ..toybox import metrics, world
 from ..video_models.toybox import load_toybox
@@ -67,7 +67,7 @@ def match_boxes(boxes: Sequence[Box], truth: Sequence[Box]) -> list[bool]:
     return hits
 
 
-def detector_figures(detector: GroundingDinoDetector, pictures: Pictures, seed: int) -> dict[str, float]:
+def detector_figures(detector: ObjectDetector, pictures: Pictures, seed: int) -> dict[str, float]:
     """Ask each picture for every object by colour and shape, and for two phrases that fit nothing in it.
 
     Returns:
@@ -142,7 +142,7 @@ def segmenter_figures(tracker: SamTracker, pictures: Pictures, jitter: float, se
     return {"mean IoU": float(array.mean()), "5th percentile": float(np.quantile(array, 0.05)), "objects": len(array)}
 
 
-def chain_figures(detector: GroundingDinoDetector, tracker: SamTracker, clips: int, seed: int) -> dict[str, float]:
+def chain_figures(detector: ObjectDetector, tracker: SamTracker, clips: int, seed: int) -> dict[str, float]:
     """Drawn clips of held-out word combinations, softened as a VAE does: boxes, masks, tracks; IoU with the truth."""
     generator = np.random.default_rng(seed)
     overlaps, objects, missed, extra = [], 0, 0, 0
@@ -174,7 +174,7 @@ def chain_figures(detector: GroundingDinoDetector, tracker: SamTracker, clips: i
 
 
 def generated_figures(
-    detector: GroundingDinoDetector, tracker: SamTracker, films: int, seed: int, steps: int, cfg: float
+    detector: ObjectDetector, tracker: SamTracker, films: int, seed: int, steps: int, cfg: float
 ) -> dict[str, float]:
     """Films made by the Toybox text-to-video model: IoU of the tracked masks with the film's colour segmentation.
 

@@ -1,18 +1,9 @@
 """Real transformers and segment-anything classes at tiny sizes."""
 
-import warnings
-
 import pytest
 import torch
 
 from mask_guided_video.perception.boxes import Box
-from mask_guided_video.perception.detector import (
-    GroundingDinoDetector,
-    load_grounding_dino,
-    match_phrase,
-    post_process,
-    split_phrases,
-)
 from mask_guided_video.perception.sam_format import (
     config_of_original,
     detect_layout,
@@ -23,17 +14,9 @@ from mask_guided_video.perception.sam_format import (
 )
 from mask_guided_video.perception.tracker import SamTracker, TrackSettings, load_sam
 from mask_guided_video.training.perception_models import (
-    build_detector,
-    build_detector_processor,
     build_segmenter,
     build_segmenter_processor,
 )
-
-
-@pytest.fixture(scope="module")
-def detector():
-    torch.manual_seed(0)
-    return GroundingDinoDetector(build_detector((8, 16, 24), (1, 1, 1)).eval(), build_detector_processor())
 
 
 @pytest.fixture(scope="module")
@@ -50,125 +33,6 @@ def segmenter():
 @pytest.fixture(scope="module")
 def tracker(segmenter):
     return SamTracker(segmenter, build_segmenter_processor())
-
-
-def test_phrases_are_split_and_cleaned():
-    assert split_phrases("Red ball,  blue SQUARE.\nred ball;") == ["red ball", "blue square"]
-    assert split_phrases(" . ") == []
-
-
-def test_labels_go_to_the_phrase_with_most_words():
-    phrases = ["red ball", "blue square"]
-    assert match_phrase("red ball", phrases) == "red ball"
-    assert match_phrase("square", phrases) == "blue square"
-    assert match_phrase("red blue square", phrases) == "blue square"
-    assert match_phrase("", phrases) is None
-    assert match_phrase(".", phrases) is None
-    assert match_phrase("ba", ["ball"]) == "ball"
-
-
-def test_every_query_is_kept_at_threshold_zero_and_none_at_one(detector):
-    frames = torch.rand(3, 40, 56, 3)
-    calls = []
-    found = detector.detect(frames, ["red ball", "A ball."], 0.0, 0.0, 1.0, progress=lambda *call: calls.append(call))
-    queries = detector.model.config.num_queries
-    assert [0 < len(boxes) <= 2 * queries for boxes in found] == [True] * 3
-    assert calls[-1] == (6, 6)
-    for box in found[0]:
-        assert box.label in ("red ball", "a ball") and box.corners[2] <= 56 and box.corners[3] <= 40
-    assert [box.score for box in found[0]] == sorted((box.score for box in found[0]), reverse=True)
-    assert detector.detect(frames, ["red ball"], 1.0) == [[], [], []]
-
-
-def test_joint_caption_labels_boxes_with_its_phrases(detector):
-    found = detector.detect(torch.rand(1, 64, 64, 3), ["red ball", "blue square"], 0.0, 0.0, 1.0, joint=True)
-    assert found[0] and {box.label for box in found[0]} <= {"red ball", "blue square"}
-
-
-def test_frames_answer_alike_alone_and_in_a_batch(detector):
-    frames = torch.rand(5, 64, 64, 3)
-    together = detector.detect(frames, ["red ball"], 0.0, 0.0)
-    alone = detector.detect(frames[4], ["red ball"], 0.0, 0.0)[0]
-    assert [box.x for box in together[4]] == pytest.approx([box.x for box in alone], abs=1e-3)
-
-
-def test_progress_can_cancel(detector):
-    def cancel(done, total):
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        detector.detect(torch.rand(2, 64, 64, 3), ["red ball"], progress=cancel)
-
-
-@pytest.mark.parametrize(
-    ("phrases", "settings", "message"),
-    [
-        ([], {}, "no phrases"),
-        ([" "], {}, "empty"),
-        (["a. b"], {}, "full stop"),
-        (["ball"], {"box_threshold": 1.5}, "box_threshold is 1.5"),
-        (["red " * 60], {}, "tokens"),
-    ],
-)
-def test_bad_questions_are_refused(detector, phrases, settings, message):
-    with pytest.raises(ValueError, match=message):
-        detector.detect(torch.rand(1, 64, 64, 3), phrases, **settings)
-
-
-def test_post_processing_of_both_signatures():
-    """Older versions name the threshold differently and have no text labels; only the signature is imitated."""
-    answer = {"boxes": torch.zeros(0, 4), "scores": torch.zeros(0), "labels": ["red ball"]}
-
-    class Older:
-        def post_process_grounded_object_detection(
-            self, outputs, input_ids, box_threshold=0.25, text_threshold=0.25, target_sizes=None
-        ):
-            assert (box_threshold, text_threshold, target_sizes) == (0.4, 0.3, [(4, 5)])
-            return [answer]
-
-    class Newer:
-        def post_process_grounded_object_detection(
-            self, outputs, input_ids=None, threshold=0.25, text_threshold=0.25, target_sizes=None, text_labels=None
-        ):
-            assert (threshold, text_threshold, target_sizes) == (0.4, 0.3, [(4, 5)])
-            return [{**answer, "text_labels": ["ball"], "labels": [0]}]
-
-    assert post_process(Older(), None, None, 0.4, 0.3, [(4, 5)])[0]["text_labels"] == ["red ball"]
-    assert post_process(Newer(), None, None, 0.4, 0.3, [(4, 5)])[0]["text_labels"] == ["ball"]
-
-
-def test_saved_folder_loads_as_float32_and_broken_ones_say_what_to_do(detector, tmp_path):
-    folder = tmp_path / "detector"
-    detector.model.half().save_pretrained(folder)
-    detector.model.float()
-    with pytest.raises(RuntimeError, match="processor files"):
-        load_grounding_dino(folder)
-    detector.processor.save_pretrained(folder)
-    loaded = load_grounding_dino(folder)
-    assert {value.dtype for value in loaded.model.parameters()} == {torch.float32}
-    weights = folder / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:5000])
-    with pytest.raises(RuntimeError, match="copy the folder again"):
-        load_grounding_dino(folder)
-    weights.unlink()
-    with pytest.raises(FileNotFoundError, match=r"no model\.safetensors"):
-        load_grounding_dino(folder)
-    with pytest.raises(ValueError, match="'grounding-dino'; choose a folder of type 'sam'"):
-        load_sam(folder)
-    with pytest.raises(FileNotFoundError, match="not a folder"):
-        load_grounding_dino(tmp_path / "nowhere")
-
-
-def test_missing_tensors_are_noticed(detector, tmp_path):
-    from safetensors.torch import load_file, save_file
-
-    detector.model.save_pretrained(tmp_path)
-    detector.processor.save_pretrained(tmp_path)
-    state = load_file(tmp_path / "model.safetensors")
-    dropped = next(name for name in state if "encoder" in name)
-    save_file({name: value for name, value in state.items() if name != dropped}, tmp_path / "model.safetensors")
-    with pytest.raises(RuntimeError, match="missing"):
-        load_grounding_dino(tmp_path)
 
 
 def test_renaming_there_and_back_is_lossless(segmenter):
@@ -258,9 +122,3 @@ def test_points_and_boxes_give_masks_of_frame_size(tracker):
     assert tracker.mask_at_points(frame, [(20.0, 20.0), (60.0, 10.0)], [True, False]).shape == (50, 70)
     assert tracker.masks_at_boxes(frame, [Box(1, 2, 30, 30), Box(40, 20, 10, 10)], soft=True).shape == (2, 50, 70)
     assert tracker.masks_at_boxes(frame, []).shape == (0, 50, 70)
-
-
-def test_no_warning_of_deprecation_reaches_the_user(detector):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", FutureWarning)
-        detector.detect(torch.rand(1, 64, 64, 3), ["red ball"])
