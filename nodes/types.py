@@ -13,6 +13,12 @@ TOYBOX = "Toybox"
 # Core's dict form of boxes, one list per frame.
 BoundingBox = io.Custom("BOUNDING_BOX")
 Tracks = io.Custom("MGV_TRACKS")
+# A tuple of ObjectPrompt.
+Prompts = io.Custom("MGV_PROMPTS")
+# Tuples of four numbers, xywh or xyxy as the pack that makes them likes; converted at the border, never guessed.
+PlainBoxes = io.Custom("BBOX")
+# ((height, width), [SEG, ...]) as Impact Pack has it.
+Segments = io.Custom("SEGS")
 Guide = io.Custom("MGV_GUIDE")
 DetectorType = io.Custom("MGV_DETECTOR")
 SegmenterType = io.Custom("MGV_SEGMENTER")

@@ -1,0 +1,56 @@
+"""Masks as ComfyUI wants them, float32, without filling the memory with those of a long film."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import folder_paths
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..perception.mask_stack import MaskStack
+from ..perception.tracks import Tracks
+
+# Larger outputs lie in a file that the system reads and writes as needed.
+LARGEST_IN_MEMORY = 1024**3
+
+
+def temporary_folder() -> Path:
+    """ComfyUI's folder for files that need not last; made when it is missing."""
+    folder = Path(folder_paths.get_temp_directory())
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def new_masks(frames: int, height: int, width: int) -> Tensor:
+    """Float [T, H, W] of zeros; a large one lies in a file without a name, which vanishes with the tensor.
+
+    Raises:
+        OSError: when the disk is full.
+    """
+    shape = (frames, height, width)
+    size = 4 * frames * height * width
+    if size <= LARGEST_IN_MEMORY:
+        return torch.zeros(shape)
+    with tempfile.TemporaryFile(dir=temporary_folder()) as file:
+        file.truncate(size)
+        return torch.from_numpy(np.memmap(file, dtype=np.float32, mode="r+", shape=shape))
+
+
+def union_of(tracks: Tracks) -> Tensor:
+    """All objects together, one MASK per frame: float [T, H, W], 0..1."""
+    return _unpacked(tracks.masks)
+
+
+def masks_of_object(tracks: Tracks, number: int) -> Tensor:
+    """The object at a position, one MASK per frame: float [T, H, W], 0..1."""
+    return _unpacked(tracks.masks.select([number]))
+
+
+def _unpacked(stack: MaskStack) -> Tensor:
+    masks = new_masks(stack.frames, stack.height, stack.width)
+    for part in stack.chunks():
+        torch.div(stack.union(part), 255, out=masks[part])
+    return masks
