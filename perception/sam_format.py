@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
-from .loading import read_state
+from .loading import load_checked, load_processor, read_state
 
 if TYPE_CHECKING:
     from segment_anything.modeling import Sam
@@ -22,6 +23,10 @@ IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_STD = (0.229, 0.224, 0.225)
 # Head count of the mask decoder in every published SAM; shapes do not tell it.
 DECODER_HEADS = 8
+
+# How the names of the picture encoder's layers begin in the two layouts, and in the small one that is not supported.
+_ENCODERS = ("image_encoder.blocks.", "vision_encoder.layers.")
+TINY_ENCODER = "image_encoder.patch_embed.seq."
 
 _POSITIONS = "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
 _SHARED_POSITIONS = (
@@ -52,16 +57,26 @@ _BLOCK_NORM = re.compile(r"(?<=\.)(layer_norm|norm)(?=[1-4]\.(weight|bias)$)")
 _HEAD = re.compile(r"^(mask_decoder\.(?:output_hypernetworks_mlps\.\d+|iou_prediction_head))\.(.+)\.(weight|bias)$")
 
 
+def claims_sam(names: Mapping[str, Any]) -> bool:
+    """Whether a state dict holds a whole SAM, by its names: picture encoder and mask decoder of either layout."""
+    encoder = any(name.startswith((*_ENCODERS, TINY_ENCODER)) for name in names)
+    return encoder and any(name.startswith("mask_decoder.iou_token.") for name in names)
+
+
 def detect_layout(names: Mapping[str, Any]) -> SamLayout:
     """Which layout a state dict has, by its names.
 
     Raises:
         ValueError: when it is neither.
     """
-    if any(name.startswith("image_encoder.blocks.") for name in names):
-        return "original"
-    if any(name.startswith("vision_encoder.layers.") for name in names):
-        return "transformers"
+    for layout, beginning in zip(("original", "transformers"), _ENCODERS, strict=True):
+        if any(name.startswith(beginning) for name in names):
+            return layout
+    if any(name.startswith(TINY_ENCODER) for name in names):
+        raise ValueError(
+            "these weights have a TinyViT picture encoder (MobileSAM, vit_tiny), which is not supported; "
+            "choose a vit_b, vit_l or vit_h file."
+        )
     sample = ", ".join(list(names)[:3]) or "none"
     raise ValueError(f"these are no SAM weights (first names: {sample}); choose a SAM (first version) file.")
 
@@ -136,9 +151,26 @@ def config_of_original(state: Mapping[str, Tensor], decoder_heads: int = DECODER
     Args:
         state: in the original layout.
         decoder_heads: attention heads of the mask decoder, which no shape tells.
+
+    Raises:
+        KeyError: naming a tensor that is missing.
     """
     from transformers import SamConfig, SamMaskDecoderConfig, SamPromptEncoderConfig, SamVisionConfig
 
+    vision, prompt, decoder = sizes_of_original(state, decoder_heads)
+    return SamConfig(
+        vision_config=SamVisionConfig(**vision).to_dict(),
+        prompt_encoder_config=SamPromptEncoderConfig(**prompt).to_dict(),
+        mask_decoder_config=SamMaskDecoderConfig(**decoder).to_dict(),
+    )
+
+
+def sizes_of_original(state: Mapping[str, Tensor], decoder_heads: int) -> tuple[dict[str, Any], ...]:
+    """Fields of the configurations of picture encoder, prompt encoder and mask decoder, read from shapes.
+
+    Raises:
+        KeyError: naming a tensor that is missing.
+    """
     grid, width = state["image_encoder.pos_embed"].shape[1], state["image_encoder.pos_embed"].shape[3]
     patch = state["image_encoder.patch_embed.proj.weight"].shape[-1]
     blocks = [f"image_encoder.blocks.{index}" for index in range(_count(state, r"image_encoder\.blocks\.(\d+)\."))]
@@ -146,40 +178,38 @@ def config_of_original(state: Mapping[str, Tensor], decoder_heads: int = DECODER
     prompt_width = state["prompt_encoder.no_mask_embed.weight"].shape[1]
     first = "mask_decoder.transformer.layers.0"
     inner = state[f"{first}.cross_attn_token_to_image.q_proj.weight"].shape[0]
-    vision = SamVisionConfig(
-        hidden_size=width,
-        output_channels=state["image_encoder.neck.0.weight"].shape[0],
-        num_hidden_layers=len(blocks),
-        num_attention_heads=width // state["image_encoder.blocks.0.attn.rel_pos_h"].shape[1],
-        image_size=grid * patch,
-        patch_size=patch,
-        window_size=min(reaches),
-        global_attn_indexes=[index for index, reach in enumerate(reaches) if reach == grid],
-        num_pos_feats=state[_POSITIONS].shape[1],
-        mlp_dim=state["image_encoder.blocks.0.mlp.lin1.weight"].shape[0],
-        initializer_range=0.02,
-    )
-    prompt = SamPromptEncoderConfig(
-        hidden_size=prompt_width,
-        image_size=grid * patch,
-        patch_size=patch,
-        mask_input_channels=state["prompt_encoder.mask_downscaling.3.weight"].shape[0],
-    )
-    decoder = SamMaskDecoderConfig(
-        hidden_size=prompt_width,
-        mlp_dim=state[f"{first}.mlp.lin1.weight"].shape[0],
-        num_hidden_layers=_count(state, r"mask_decoder\.transformer\.layers\.(\d+)\."),
-        num_attention_heads=decoder_heads,
-        attention_downsample_rate=prompt_width // inner,
-        num_multimask_outputs=state["mask_decoder.mask_tokens.weight"].shape[0] - 1,
-        iou_head_depth=_count(state, r"mask_decoder\.iou_prediction_head\.layers\.(\d+)\."),
-        iou_head_hidden_dim=state["mask_decoder.iou_prediction_head.layers.0.weight"].shape[0],
+    vision = {
+        "hidden_size": width,
+        "output_channels": state["image_encoder.neck.0.weight"].shape[0],
+        "num_hidden_layers": len(blocks),
+        "num_attention_heads": width // state["image_encoder.blocks.0.attn.rel_pos_h"].shape[1],
+        "image_size": grid * patch,
+        "patch_size": patch,
+        "window_size": min(reaches),
+        "global_attn_indexes": [index for index, reach in enumerate(reaches) if reach == grid],
+        "num_pos_feats": state[_POSITIONS].shape[1],
+        "mlp_dim": state["image_encoder.blocks.0.mlp.lin1.weight"].shape[0],
+        "initializer_range": 0.02,
+    }
+    prompt = {
+        "hidden_size": prompt_width,
+        "image_size": grid * patch,
+        "patch_size": patch,
+        "mask_input_channels": state["prompt_encoder.mask_downscaling.3.weight"].shape[0],
+    }
+    decoder = {
+        "hidden_size": prompt_width,
+        "mlp_dim": state[f"{first}.mlp.lin1.weight"].shape[0],
+        "num_hidden_layers": _count(state, r"mask_decoder\.transformer\.layers\.(\d+)\."),
+        "num_attention_heads": decoder_heads,
+        "attention_downsample_rate": prompt_width // inner,
+        "num_multimask_outputs": state["mask_decoder.mask_tokens.weight"].shape[0] - 1,
+        "iou_head_depth": _count(state, r"mask_decoder\.iou_prediction_head\.layers\.(\d+)\."),
+        "iou_head_hidden_dim": state["mask_decoder.iou_prediction_head.layers.0.weight"].shape[0],
         # The original package's value; with the library's default the logits differ by a hundredth.
-        layer_norm_eps=1e-5,
-    )
-    return SamConfig(
-        vision_config=vision.to_dict(), prompt_encoder_config=prompt.to_dict(), mask_decoder_config=decoder.to_dict()
-    )
+        "layer_norm_eps": 1e-5,
+    }
+    return vision, prompt, decoder
 
 
 def _count(state: Mapping[str, Tensor], pattern: str) -> int:
@@ -253,6 +283,76 @@ def sam_processor(image_size: int) -> SamProcessor:
     )
 
 
+def picture_processor(folder: str | Path, image_size: int) -> SamProcessor:
+    """The picture preparation that a model folder describes, or SAM's usual one where it describes none.
+
+    Args:
+        folder: of the model.
+        image_size: side of the model's input in pixels.
+
+    Raises:
+        RuntimeError: when a file is there and cannot be read.
+    """
+    from transformers import SamProcessor
+
+    if not any((Path(folder) / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")):
+        return sam_processor(image_size)
+    return load_processor(SamProcessor, folder)
+
+
+def sam_of_state(
+    state: Mapping[str, Tensor], path: str | Path, dtype: torch.dtype, decoder_heads: int = DECODER_HEADS
+) -> SamModel:
+    """Build transformers' model from weights of either layout and any size.
+
+    Args:
+        state: tensors by name.
+        path: that they came from, for errors.
+        dtype: of the picture encoder's weights in memory. The rest, a few megabytes, stays in full precision: in
+            bfloat16 the place of a prompt would be rounded to two pixels of 1024.
+        decoder_heads: attention heads of the mask decoder.
+
+    Raises:
+        ValueError: when the weights are of another kind of model.
+        RuntimeError: when tensors are missing, left over or of a wrong shape.
+    """
+    from transformers import SamModel
+
+    original = state if layout_of(state, path) == "original" else to_original(state)
+    with named_tensors(path):
+        config = config_of_original(original, decoder_heads)
+    with torch.device("meta"):
+        model = SamModel(config)
+    model.vision_encoder.to(dtype)
+    return load_checked(model, to_transformers(original), path)
+
+
+@contextmanager
+def named_tensors(path: str | Path) -> Iterator[None]:
+    """Say which tensor a file lacks when sizes are read from its tensors.
+
+    Raises:
+        RuntimeError: in place of the error inside.
+    """
+    try:
+        yield
+    except (KeyError, IndexError, ValueError) as error:
+        lacking = f"lacks the tensor {error}" if isinstance(error, KeyError) else f"has tensors of odd shapes ({error})"
+        raise RuntimeError(f"{path} {lacking}; the file is cut short or of another model: copy it again.") from error
+
+
+def layout_of(state: Mapping[str, Tensor], path: str | Path) -> SamLayout:
+    """Which layout a file's state dict has.
+
+    Raises:
+        ValueError: naming the file, when it is neither or of an encoder that is not supported.
+    """
+    try:
+        return detect_layout(state)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
 def sam_model_from_file(path: str | Path, decoder_heads: int = DECODER_HEADS) -> tuple[SamModel, SamProcessor]:
     """Open one weight file, of either layout and any size, as transformers classes.
 
@@ -264,16 +364,5 @@ def sam_model_from_file(path: str | Path, decoder_heads: int = DECODER_HEADS) ->
         RuntimeError: when the file cannot be read or lacks tensors.
         ValueError: when it holds something else.
     """
-    from transformers import SamModel
-
-    state = read_state(Path(path))
-    original = state if detect_layout(state) == "original" else to_original(state)
-    try:
-        config = config_of_original(original, decoder_heads)
-        model = SamModel(config)
-        model.load_state_dict(to_transformers(original))
-    except KeyError as error:
-        raise RuntimeError(f"{path} lacks the tensor {error}; the file is cut short: copy it again.") from error
-    except RuntimeError as error:
-        raise RuntimeError(f"{path} is no complete SAM checkpoint ({error}); copy it again.") from error
-    return model.eval(), sam_processor(config.vision_config.image_size)
+    model = sam_of_state(read_state(path), path, torch.float32, decoder_heads)
+    return model, sam_processor(model.config.vision_config.image_size)
