@@ -15,6 +15,9 @@ from ..perception.tracks import Tracks
 
 # Larger outputs lie in a file that the system reads and writes as needed.
 LARGEST_IN_MEMORY = 1024**3
+# Films that are only looked at: 81 frames of 832 x 480 are drawn as they are.
+PREVIEW_BYTES = 512 * 1024**2
+PREVIEW_LIMIT = "Of a long or large film fewer and smaller pictures, at most 512 MB of them."
 
 
 def temporary_folder() -> Path:

@@ -12,6 +12,7 @@ from ..perception.boxes import Box
 from ..perception.mask_shapes import box_of_mask
 from ..perception.mask_stack import MaskStack
 from ..perception.tracks import Tracks as TrackedObjects
+from .mask_output import masks_of_object, union_of
 from .types import CATEGORY, BoundingBox, Tracks
 
 
@@ -49,8 +50,6 @@ class SplitTracks(io.ComfyNode):
 
     @classmethod
     def execute(cls, tracks: TrackedObjects) -> io.NodeOutput:
-        from .mask_output import masks_of_object, union_of
-
         boxes = [[box.to_dict() for box in found] for found in boxes_of_tracks(tracks)]
         if not tracks.ids:
             return io.NodeOutput([union_of(tracks)], [""], [0], boxes)
