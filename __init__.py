@@ -15,7 +15,10 @@ if find_spec("comfy_api") is None or find_spec("folder_paths") is None:
 else:
     from .nodes.detection import DetectObjects, LoadGroundingDINO
     from .nodes.guidance import MaskToAttentionBias, PatchAttention, PreviewGuide
-    from .nodes.host import register_folder
+    from .nodes.model_files import register_folder
+    from .nodes.object_masks import MaskToTracks, SplitTracks
+    from .nodes.objects import PreviewTracks, SelectObjects
+    from .nodes.prompts import TrackPrompt
     from .nodes.regeneration import Regenerate
     from .nodes.segmentation_models import LoadSAM
     from .nodes.tracking import RefineMasks, TrackMasks
@@ -34,8 +37,13 @@ else:
         "MGV_LoadGroundingDINO": LoadGroundingDINO,
         "MGV_DetectObjects": DetectObjects,
         "MGV_LoadSAM": LoadSAM,
+        "MGV_TrackPrompt": TrackPrompt,
         "MGV_TrackMasks": TrackMasks,
         "MGV_RefineMasks": RefineMasks,
+        "MGV_SelectObjects": SelectObjects,
+        "MGV_PreviewTracks": PreviewTracks,
+        "MGV_SplitTracks": SplitTracks,
+        "MGV_MaskToTracks": MaskToTracks,
         "MGV_MaskToAttentionBias": MaskToAttentionBias,
         "MGV_PatchAttention": PatchAttention,
         "MGV_PreviewGuide": PreviewGuide,
@@ -48,8 +56,13 @@ else:
         "MGV_LoadGroundingDINO": "Load GroundingDINO",
         "MGV_DetectObjects": "Detect Objects",
         "MGV_LoadSAM": "Load SAM",
+        "MGV_TrackPrompt": "Track Prompt",
         "MGV_TrackMasks": "Track Masks",
         "MGV_RefineMasks": "Refine Masks",
+        "MGV_SelectObjects": "Select Objects",
+        "MGV_PreviewTracks": "Preview Tracks",
+        "MGV_SplitTracks": "Split Tracks",
+        "MGV_MaskToTracks": "Mask to Tracks",
         "MGV_MaskToAttentionBias": "Mask to Attention Bias",
         "MGV_PatchAttention": "Patch Attention",
         "MGV_PreviewGuide": "Preview Guide",

@@ -8,11 +8,13 @@ from typing import Any
 from comfy_api.latest import io
 from torch import Tensor
 
-from .types import CATEGORY, TOYBOX, BoundingBox, DetectorType, HelperModel, display_range
+from .types import CATEGORY, BoundingBox, DetectorType, HelperModel, display_range
 
 logger = logging.getLogger(__name__)
 
 MODEL_FOLDERS = ("grounding-dino",)
+TOGETHER = "together"
+ASK = ("one by one", TOGETHER)
 
 
 class LoadGroundingDINO(io.ComfyNode):
@@ -20,35 +22,42 @@ class LoadGroundingDINO(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        from .host import model_folders
+        from .model_files import model_names
+        from .model_loading import loading_inputs
 
         return io.Schema(
             node_id="MGV_LoadGroundingDINO",
             display_name="Load GroundingDINO",
             category=f"{CATEGORY}/perception",
             description=(
-                "Loads an open-vocabulary detector (GroundingDINO in the transformers layout). Toybox is the tiny one "
-                "that comes with the pack and knows only the Toybox world."
+                "Loads an open-vocabulary detector: GroundingDINO or MM-GroundingDINO as a folder in the transformers "
+                "layout, or an original groundingdino_*.pth file. Toybox is the tiny one that comes with the pack and "
+                "knows only the Toybox world."
             ),
-            inputs=[
-                io.Combo.Input(
-                    "model_name",
-                    options=model_folders(*MODEL_FOLDERS),
-                    default=TOYBOX,
-                    tooltip="Toybox (bundled toy), or a folder in models/grounding-dino with config.json, "
-                    "model.safetensors, tokenizer and preprocessor files.",
-                ),
-            ],
+            inputs=loading_inputs(
+                model_names(*MODEL_FOLDERS),
+                "models/grounding-dino (files and folders)",
+                "fp32, as boxes and scores need it; original files stay in fp32 whatever is chosen",
+            ),
             outputs=[DetectorType.Output(display_name="model", tooltip="The detector, for Detect Objects.")],
         )
 
     @classmethod
-    def execute(cls, model_name: str) -> io.NodeOutput:
-        from ..perception.detector import load_grounding_dino
-        from .host import model_file_or_folder, toybox_folder, wrap_helper
+    def validate_inputs(cls, model_name: str | None = None, download: bool | None = False) -> bool | str:
+        from .model_loading import check_model
 
-        folder = toybox_folder("detector") if model_name == TOYBOX else model_file_or_folder(model_name, *MODEL_FOLDERS)
-        detector = load_grounding_dino(folder)
+        return check_model(model_name, download, *MODEL_FOLDERS)
+
+    @classmethod
+    def execute(cls, model_name: str, precision: str = "auto", download: bool = False) -> io.NodeOutput:
+        from ..perception.open_models import open_detector
+        from .host import weight_dtype, wrap_helper
+        from .model_files import bert_folders
+        from .model_loading import model_path
+
+        path = model_path(model_name, download, "detector", *MODEL_FOLDERS)
+        bert_folder = next(iter(bert_folders()), None)
+        detector = open_detector(path, weight_dtype(precision, half_is_safe=False), bert_folder)
         return io.NodeOutput(wrap_helper(detector, detector.model, model_name))
 
 
@@ -71,8 +80,8 @@ class DetectObjects(io.ComfyNode):
                 io.String.Input(
                     "phrases",
                     default="red ball",
-                    tooltip="What to find, separated by commas: red ball, blue square. Each phrase is asked for by "
-                    "itself.",
+                    tooltip="What to find, separated by commas, full stops or new lines: red ball, blue square. Any "
+                    "number of phrases.",
                 ),
                 io.Float.Input(
                     "box_threshold",
@@ -108,6 +117,38 @@ class DetectObjects(io.ComfyNode):
                     max=64,
                     tooltip="How many boxes of each phrase to keep per frame, best first.",
                 ),
+                io.Combo.Input(
+                    "ask",
+                    options=list(ASK),
+                    default=ASK[0],
+                    optional=True,
+                    tooltip="one by one: each phrase by itself, most exact. together: as many phrases at once as the "
+                    "detector reads, faster with many phrases, which then influence each other.",
+                ),
+                io.Boolean.Input(
+                    "nms_per_phrase",
+                    default=False,
+                    optional=True,
+                    tooltip="On: only boxes of the same phrase compete, so one thing may be found under two phrases. "
+                    "Off: each thing is found once.",
+                ),
+                io.Int.Input(
+                    "max_boxes",
+                    default=0,
+                    min=0,
+                    max=1000,
+                    optional=True,
+                    tooltip="How many boxes of all phrases together to keep per frame, best first. 0: no limit.",
+                ),
+                io.Int.Input(
+                    "detect_every",
+                    default=1,
+                    min=1,
+                    max=1000,
+                    optional=True,
+                    tooltip="Look at every so-many-th frame only, and at the last; Track Masks follows through the "
+                    "others. 1: every frame; 8 is eight times faster.",
+                ),
             ],
             outputs=[
                 BoundingBox.Output(
@@ -131,7 +172,12 @@ class DetectObjects(io.ComfyNode):
         text_threshold: float,
         nms_threshold: float,
         max_objects: int,
+        ask: str = ASK[0],
+        nms_per_phrase: bool = False,
+        max_boxes: int = 0,
+        detect_every: int = 1,
     ) -> io.NodeOutput:
+        from ..perception.detector import looked_at
         from ..perception.drawing import draw_boxes
         from .host import load_helper, progress
         from .inputs import frames_of, phrase_list
@@ -140,35 +186,40 @@ class DetectObjects(io.ComfyNode):
         wanted = phrase_list(phrases)
         if not wanted:
             raise ValueError(f"phrases is {phrases!r}; write at least one thing to find, such as: red ball.")
-        detector = load_helper(model, len(frames))
-        found = detector.detect(frames.cpu(), wanted, box_threshold, text_threshold, nms_threshold, progress=progress())
-        kept = [_best_of_each(boxes, max_objects) for boxes in found]
-        report = detection_report(kept, wanted)
-        logger.info(report)
-        return io.NodeOutput(
-            [[box.to_dict() for box in boxes] for boxes in kept], draw_boxes(frames.cpu(), kept), report
+        detector = load_helper(model, *frames.shape[1:3])
+        found = detector.detect(
+            frames,
+            wanted,
+            box_threshold,
+            text_threshold,
+            nms_threshold,
+            joint=ask == TOGETHER,
+            per_class=nms_per_phrase,
+            max_per_phrase=max_objects,
+            max_boxes=max_boxes or None,
+            every=detect_every,
+            progress=progress(),
         )
+        report = detection_report(found, wanted, looked_at(len(frames), detect_every))
+        logger.info(report)
+        boxes = [[box.to_dict() for box in row] for row in found]
+        return io.NodeOutput(boxes, draw_boxes(frames, found), report)
 
 
-def _best_of_each(boxes: list[Any], count: int) -> list[Any]:
-    """The ``count`` best boxes of every label, best first."""
-    kept: list[Any] = []
-    for box in sorted(boxes, key=lambda item: -item.score):
-        if sum(other.label == box.label for other in kept) < count:
-            kept.append(box)
-    return kept
-
-
-def detection_report(detections: list[list[Any]], phrases: list[str]) -> str:
-    """One line per phrase: in how many frames it was found, and which ones lack it."""
+def detection_report(detections: list[list[Any]], phrases: list[str], looked: list[int]) -> str:
+    """One line per phrase: in how many of the frames that were looked at it was found, and which ones lack it."""
+    count = len(looked)
     lines = []
+    if count < len(detections):
+        lines.append(f"Looked at {count} of {len(detections)} frames.")
     for phrase in phrases:
-        missing = [frame for frame, boxes in enumerate(detections) if all(box.label != phrase.lower() for box in boxes)]
-        hits = len(detections) - len(missing)
+        label = " ".join(phrase.lower().split())
+        missing = [frame for frame in looked if all(box.label != label for box in detections[frame])]
+        hits = count - len(missing)
         if not hits:
-            lines.append(f"{phrase}: not found in any of {len(detections)} frames; what follows goes on unguided.")
+            lines.append(f"{phrase}: not found in any of {count} frames; what follows goes on unguided.")
         elif missing:
-            lines.append(f"{phrase}: found in {hits} of {len(detections)} frames, missing in {_ranges(missing)}.")
+            lines.append(f"{phrase}: found in {hits} of {count} frames, missing in {_ranges(missing)}.")
         else:
             lines.append(f"{phrase}: found in all {hits} frames.")
     return "\n".join(lines)

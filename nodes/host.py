@@ -1,4 +1,4 @@
-"""What nodes ask of the host: model folders, memory, progress and cancel."""
+"""What nodes ask of the host: memory, precision, progress and cancel."""
 
 from __future__ import annotations
 
@@ -9,29 +9,12 @@ from typing import Any
 import comfy.model_management as management
 import comfy.model_patcher
 import comfy.utils
-import folder_paths
 import torch
 
-from .types import TOYBOX, HelperModel
+from .types import HelperModel
+from .working_memory import working_memory
 
-MODEL_EXTENSIONS = {".safetensors", ".sft", ".pth", ".pt", ".bin"}
-
-
-def register_folder(name: str) -> None:
-    """Make sure a model folder is known; paths that the user's own settings gave it stay, and stay first."""
-    default = str(Path(folder_paths.models_dir) / name)
-    paths, extensions = folder_paths.folder_names_and_paths.get(name, ([], set()))
-    merged = [*paths] if default in paths else [*paths, default]
-    folder_paths.folder_names_and_paths[name] = (merged, {*extensions, *MODEL_EXTENSIONS})
-
-
-def model_files(*folders: str) -> list[str]:
-    """``Toybox`` first, then every weight file of these model folders, without repeats."""
-    names: dict[str, None] = {}
-    for folder in folders:
-        for name in folder_paths.get_filename_list(folder):
-            names.setdefault(name)
-    return [TOYBOX, *names]
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def progress(total: int | None = None) -> Callable[[int, int], None]:
@@ -43,13 +26,6 @@ def progress(total: int | None = None) -> Callable[[int, int], None]:
         management.throw_exception_if_processing_interrupted()
 
     return report
-
-
-def load_helper(model: HelperModel, frames: int) -> Any:
-    """Bring a helper model to the device it runs on, evicting others when memory is short, and return its helper."""
-    activations = 256 * 1024 * 1024 + frames * 1024 * 1024
-    management.load_models_gpu([model.patcher], memory_required=activations)
-    return model.helper
 
 
 def toybox_folder(name: str) -> Path:
@@ -64,48 +40,63 @@ def toybox_folder(name: str) -> Path:
     return folder
 
 
-def model_folders(*folders: str) -> list[str]:
-    """``Toybox`` first, then every sub-folder with a weight file, for models that are folders of files."""
-    return [name for name in folders_and_files(*folders) if Path(name).suffix not in MODEL_EXTENSIONS]
+def weight_dtype(precision: str, half_is_safe: bool) -> torch.dtype:
+    """Data type of a helper model's weights.
 
-
-def folders_and_files(*folders: str) -> list[str]:
-    """``Toybox`` first, then single weight files, and sub-folders that hold some, without repeats."""
-    names: dict[str, None] = {}
-    for folder in folders:
-        for name in folder_paths.get_filename_list(folder):
-            parent = Path(name).parent.as_posix()
-            names.setdefault(name if parent == "." else parent)
-    return [TOYBOX, *names]
-
-
-def model_file_or_folder(name: str, *folders: str) -> Path:
-    """Full path of something that :func:`folders_and_files` listed.
-
-    Raises:
-        FileNotFoundError: naming it and where it was searched.
+    Args:
+        precision: a name in :data:`PRECISIONS`, or auto: bf16 where the device is made for it and the model keeps its
+            quality, else fp32.
+        half_is_safe: whether it does.
     """
-    for folder in folders:
-        for listed in folder_paths.get_filename_list(folder):
-            if listed == name:
-                return Path(folder_paths.get_full_path_or_raise(folder, listed))
-            if Path(listed).parent.as_posix() == name:
-                return Path(folder_paths.get_full_path_or_raise(folder, listed)).parent
-    searched = ", ".join(f"models/{folder}" for folder in folders)
-    raise FileNotFoundError(f"{name!r} is not in {searched}; put it there and refresh, or choose {TOYBOX}.")
+    if precision != "auto":
+        return PRECISIONS[precision]
+    device = management.get_torch_device()
+    # Not on MPS, whose half precision lacks some of the operations these models use.
+    if half_is_safe and not management.is_device_mps(device) and management.should_use_bf16(device):
+        return torch.bfloat16
+    return torch.float32
 
 
 class HelperHolder(torch.nn.Module):
-    """Holds a transformers model: ``ModelPatcher`` writes ``device``, which such models only let it read."""
+    """Holds a helper model: ``ModelPatcher`` writes ``device``, which transformers models only let it read."""
 
     def __init__(self, module: torch.nn.Module) -> None:
         super().__init__()
         self.module = module
 
 
+class HelperPatcher(comfy.model_patcher.ModelPatcher):
+    """Loads and unloads a helper model whole.
+
+    Core can leave a part of a model behind and cast its weights when they are used, but only in layers of its own
+    kind. A transformers model that is moved in parts runs on two devices and fails, so there is no such half way here:
+    when room is short, other models go, and when they need room, this one goes.
+    """
+
+    def partially_load(self, device_to: Any, extra_memory: float = 0, **options: Any) -> int:
+        """Load all of it, whatever the room."""
+        return super().partially_load(device_to, extra_memory=float("inf"), **options)
+
+    def partially_unload(self, *arguments: Any, **options: Any) -> int:
+        """Give nothing up: core then unloads the whole model."""
+        return 0
+
+
 def wrap_helper(helper: Any, module: torch.nn.Module, name: str) -> HelperModel:
     """Put a helper model under ComfyUI's memory management."""
-    patcher = comfy.model_patcher.ModelPatcher(
+    patcher = HelperPatcher(
         HelperHolder(module), load_device=management.get_torch_device(), offload_device=management.unet_offload_device()
     )
     return HelperModel(patcher, helper, name)
+
+
+def load_helper(model: HelperModel, height: int = 1080, width: int = 1920) -> Any:
+    """Bring a helper model to the device it runs on, evicting others when memory is short, and return its helper.
+
+    Args:
+        model: what :func:`wrap_helper` made.
+        height, width: of the film it shall see.
+    """
+    needed = working_memory(model.patcher.model.module, height, width)
+    management.load_models_gpu([model.patcher], memory_required=needed)
+    return model.helper

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def frames_of(image: Tensor, minimum: int = 1) -> Tensor:
-    """An IMAGE batch as frames.
+    """An IMAGE batch as frames: a view, not a copy.
 
     Args:
         image: [T, H, W, 3 or 4], float 0..1.
@@ -24,9 +24,19 @@ def frames_of(image: Tensor, minimum: int = 1) -> Tensor:
     if image.shape[0] < minimum:
         raise ValueError(f"the film has {image.shape[0]} frames; at least {minimum} are needed, connect a longer one.")
     frames = image[..., :3]
-    if not bool(torch.isfinite(frames).all()):
-        raise ValueError("the film holds NaN or infinite values; check the VAE (try --fp32-vae) or the node before.")
+    check_finite(frames, "the film", "check the VAE (try --fp32-vae) or the node before")
     return frames
+
+
+def check_finite(values: Tensor, name: str, way_out: str) -> None:
+    """Check frame after frame, which takes no memory of the film's size.
+
+    Raises:
+        ValueError: naming the first frame that holds NaN or infinity.
+    """
+    for frame, picture in enumerate(values):
+        if not bool(torch.isfinite(picture).all()):
+            raise ValueError(f"{name} holds NaN or infinite values in frame {frame}; {way_out}.")
 
 
 def masks_of(mask: Tensor) -> Tensor:
@@ -41,8 +51,7 @@ def masks_of(mask: Tensor) -> Tensor:
         mask = mask[:, 0]
     if mask.ndim != 3 or 0 in mask.shape:
         raise ValueError(f"mask has shape {tuple(mask.shape)}; connect a MASK [frames, height, width].")
-    if not bool(torch.isfinite(mask).all()):
-        raise ValueError("the mask holds NaN or infinite values; redraw it or refine it so that all lie in 0..1.")
+    check_finite(mask, "the mask", "redraw it or refine it so that all lie in 0..1")
     return mask.float().clamp(0.0, 1.0)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from .types import CATEGORY, TOYBOX, SegmenterType
+from .types import CATEGORY, SegmenterType
 
 MODEL_FOLDERS = ("sams", "sam2", "sam3")
 
@@ -14,34 +14,40 @@ class LoadSAM(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        from .host import folders_and_files
+        from .model_files import model_names
+        from .model_loading import loading_inputs
 
         return io.Schema(
             node_id="MGV_LoadSAM",
             display_name="Load SAM",
             category=f"{CATEGORY}/perception",
             description=(
-                "Loads a Segment Anything model: a folder in the transformers layout or an original sam_vit_*.pth "
-                "file. Toybox is the tiny one that comes with the pack."
+                "Loads a Segment Anything model: SAM, SAM-HQ, SAM 2 or 2.1, SAM 3 or EdgeTAM, as a folder in the "
+                "transformers layout or as one file in the original one. Toybox is the tiny SAM that comes with the "
+                "pack."
             ),
-            inputs=[
-                io.Combo.Input(
-                    "model_name",
-                    options=folders_and_files(*MODEL_FOLDERS),
-                    default=TOYBOX,
-                    tooltip="Toybox (bundled toy), or a file or folder in models/sams.",
-                ),
-            ],
+            inputs=loading_inputs(
+                model_names(*MODEL_FOLDERS),
+                "models/sams, models/sam2 and models/sam3 (files and folders)",
+                "bf16 where the device is made for it, else fp32",
+            ),
             outputs=[SegmenterType.Output(display_name="model", tooltip="The segmenter, for Track Masks.")],
         )
 
     @classmethod
-    def execute(cls, model_name: str) -> io.NodeOutput:
-        from ..perception.tracker import load_sam
-        from .host import model_file_or_folder, toybox_folder, wrap_helper
+    def validate_inputs(cls, model_name: str | None = None, download: bool | None = False) -> bool | str:
+        from .model_loading import check_model
 
-        path = toybox_folder("segmenter") if model_name == TOYBOX else model_file_or_folder(model_name, *MODEL_FOLDERS)
-        tracker = load_sam(path)
+        return check_model(model_name, download, *MODEL_FOLDERS)
+
+    @classmethod
+    def execute(cls, model_name: str, precision: str = "auto", download: bool = False) -> io.NodeOutput:
+        from ..perception.tracker import load_sam
+        from .host import weight_dtype, wrap_helper
+        from .model_loading import model_path
+
+        path = model_path(model_name, download, "segmenter", *MODEL_FOLDERS)
+        tracker = load_sam(path, weight_dtype(precision, half_is_safe=True))
         return io.NodeOutput(wrap_helper(tracker, tracker.model, model_name))
 
 

@@ -43,7 +43,7 @@ class LoadVideoModel(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         import folder_paths
 
-        from .host import model_files
+        from .model_files import weight_files
 
         return io.Schema(
             node_id="MGV_LoadVideoModel",
@@ -57,7 +57,7 @@ class LoadVideoModel(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "model_name",
-                    options=model_files(*MODEL_FOLDERS),
+                    options=weight_files(*MODEL_FOLDERS),
                     default=TOYBOX,
                     tooltip="Toybox (bundled, a toy for trying the pack), or a LaVie file such as lavie_base.pt from "
                     "models/diffusion_models or models/checkpoints.",
@@ -88,12 +88,12 @@ class LoadVideoModel(io.ComfyNode):
     @classmethod
     def execute(cls, model_name: str, sd_checkpoint: str = NO_CHECKPOINT) -> io.NodeOutput:
         from ..backbones.loading import load_lavie_file, load_native_toybox
-        from .host import model_file_or_folder
+        from .model_files import find_weight_file
 
         if model_name == TOYBOX:
             return io.NodeOutput(*load_native_toybox())
-        checkpoint = None if sd_checkpoint == NO_CHECKPOINT else model_file_or_folder(sd_checkpoint, "checkpoints")
-        return io.NodeOutput(*load_lavie_file(model_file_or_folder(model_name, *MODEL_FOLDERS), checkpoint))
+        checkpoint = None if sd_checkpoint == NO_CHECKPOINT else find_weight_file(sd_checkpoint, "checkpoints")
+        return io.NodeOutput(*load_lavie_file(find_weight_file(model_name, *MODEL_FOLDERS), checkpoint))
 
 
 class VideoNoise(io.ComfyNode):

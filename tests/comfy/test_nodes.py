@@ -431,36 +431,3 @@ class TestInputs:
         from mask_guided_video.nodes.inputs import phrase_list
 
         assert phrase_list("red ball, blue  square.\nred ball;") == ["red ball", "blue square"]
-
-
-class TestModelFolders:
-    def test_folders_are_merged(self, monkeypatch):
-        import folder_paths
-
-        from mask_guided_video.nodes.host import register_folder
-
-        monkeypatch.setitem(folder_paths.folder_names_and_paths, "sams", (["/elsewhere/sams"], {".onnx"}))
-        register_folder("sams")
-        register_folder("sams")
-        paths, extensions = folder_paths.folder_names_and_paths["sams"]
-        assert paths[0] == "/elsewhere/sams" and len(paths) == 2
-        assert extensions >= {".onnx", ".safetensors", ".pth"}
-
-    def test_listing_and_lookup(self, monkeypatch, tmp_path):
-        import folder_paths
-
-        from mask_guided_video.nodes.host import folders_and_files, model_file_or_folder, model_folders
-
-        (tmp_path / "tiny").mkdir()
-        for name in ("tiny/model.safetensors", "sam_vit_b.pth", "notes.txt"):
-            (tmp_path / name).write_bytes(b"")
-        monkeypatch.setitem(
-            folder_paths.folder_names_and_paths, "mgv_test", ([str(tmp_path)], {".pth", ".safetensors"})
-        )
-        assert set(folders_and_files("mgv_test")) == {"Toybox", "tiny", "sam_vit_b.pth"}
-        assert model_folders("mgv_test") == ["Toybox", "tiny"]
-        assert model_file_or_folder("tiny", "mgv_test") == tmp_path / "tiny"
-        assert model_file_or_folder("sam_vit_b.pth", "mgv_test") == tmp_path / "sam_vit_b.pth"
-        for name in ("../secret", "absent.pth"):
-            with pytest.raises(FileNotFoundError, match="not in models/mgv_test"):
-                model_file_or_folder(name, "mgv_test")
