@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as functional
 from torch import Tensor
@@ -49,17 +50,25 @@ def moved_shape(masks: Sequence[Tensor], boxes: Sequence[Box], distances: Sequen
     Returns:
         uint8 [H, W], 0 or 255.
     """
+    import cv2
+
     height, width = masks[0].shape
-    y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
-    blended = torch.zeros(height, width)
-    weights = [1.0 / distance for distance in distances]
-    for mask, box, weight in zip(masks, boxes, weights, strict=True):
-        source_x = (x - target.x) / target.width * box.width + box.x
-        source_y = (y - target.y) / target.height * box.height + box.y
-        grid = torch.stack([source_x / width * 2 - 1, source_y / height * 2 - 1], dim=-1)
-        moved = functional.grid_sample(mask[None, None].float() / 255, grid[None], align_corners=False)[0, 0]
-        blended += moved * (weight / sum(weights))
-    return ((blended > 0.5) * 255).to(torch.uint8)
+    blended = np.zeros((height, width), dtype=np.float32)
+    nearness = [1.0 / distance for distance in distances]
+    for mask, box, weight in zip(masks, boxes, nearness, strict=True):
+        x_scale, y_scale = box.width / target.width, box.height / target.height
+        # From a pixel's centre in the result to its place in the mask.
+        matrix = np.array(
+            [
+                [x_scale, 0.0, (0.5 - target.x) * x_scale + box.x - 0.5],
+                [0.0, y_scale, (0.5 - target.y) * y_scale + box.y - 0.5],
+            ]
+        )
+        moved = cv2.warpAffine(
+            mask.cpu().numpy(), matrix, (width, height), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        )
+        blended += moved * np.float32(weight / sum(nearness) / 255)
+    return torch.from_numpy((blended > 0.5).astype(np.uint8) * np.uint8(255))
 
 
 def mask_iou(first: Tensor, second: Tensor) -> float:

@@ -2,15 +2,8 @@ import pytest
 import torch
 
 from mask_guided_video.perception.boxes import Box
-from mask_guided_video.perception.drawing import draw_boxes, draw_masks
 from mask_guided_video.perception.frames import check_frames
-from mask_guided_video.perception.mask_refinement import (
-    fill_empty_frames,
-    grow_mask,
-    hysteresis,
-    refine_masks,
-    temporal_median,
-)
+from mask_guided_video.perception.mask_refinement import refine_masks
 from mask_guided_video.perception.mask_shapes import box_of_mask, enlarge, mask_iou, moved_shape
 from mask_guided_video.perception.tracks import Tracks
 
@@ -32,24 +25,25 @@ def test_growing_one_pixel_makes_a_cross_and_shrinking_takes_it_back():
     mask = torch.zeros(1, 5, 5)
     mask[0, 2, 2] = 1
     cross = torch.tensor([[0, 0, 0, 0, 0], [0, 0, 1, 0, 0], [0, 1, 1, 1, 0], [0, 0, 1, 0, 0], [0, 0, 0, 0, 0.0]])
-    assert torch.equal(grow_mask(mask, 1)[0], cross)
-    assert torch.equal(grow_mask(cross[None], -1), mask)
-    assert torch.equal(grow_mask(torch.ones(1, 5, 5), -2), torch.ones(1, 5, 5))
+    assert torch.equal(refine_masks(mask, grow=1)[0], cross)
+    assert torch.equal(refine_masks(cross[None], grow=-1), mask)
+    assert torch.equal(refine_masks(torch.ones(1, 5, 5), grow=-2), torch.ones(1, 5, 5))
 
 
 def test_median_over_time_removes_a_flash_and_fills_a_flicker():
     pixel = torch.tensor([0.0, 0, 1, 0, 0, 1, 1, 0, 1, 1]).view(-1, 1, 1)
     expected = torch.tensor([0.0, 0, 0, 0, 0, 1, 1, 1, 1, 1]).view(-1, 1, 1)
-    assert torch.equal(temporal_median(pixel, 3), expected)
-    assert torch.equal(temporal_median(pixel[:1], 5), pixel[:1])
+    assert torch.equal(refine_masks(pixel, median_frames=3), expected)
+    assert torch.equal(refine_masks(pixel[:1], median_frames=5), pixel[:1])
 
 
 def test_hysteresis_keeps_weak_pixels_only_beside_strong_ones():
     row = torch.tensor([[[0.9, 0.5, 0.4, 0.1, 0.5, 0.5]]])
     kept = torch.tensor([[[0.9, 0.5, 0.4, 0.0, 0.0, 0.0]]])
-    assert torch.equal(hysteresis(row, 0.3, 0.8), kept)
+    assert torch.equal(refine_masks(row, hysteresis_low=0.3, hysteresis_high=0.8), kept)
     over_time = torch.tensor([0.9, 0.5, 0.1, 0.5]).view(4, 1, 1)
-    assert hysteresis(over_time, 0.3, 0.8).flatten().tolist() == pytest.approx([0.9, 0.5, 0.0, 0.0])
+    refined = refine_masks(over_time, hysteresis_low=0.3, hysteresis_high=0.8)
+    assert refined.flatten().tolist() == pytest.approx([0.9, 0.5, 0.0, 0.0])
 
 
 def test_feather_softens_the_edge_and_keeps_empty_frames_empty():
@@ -64,16 +58,25 @@ def test_empty_frames_between_others_are_filled_with_the_shape_moved():
     mask = torch.zeros(4, 16, 16)
     mask[0, 2:6, 2:6] = 1
     mask[3, 2:6, 8:12] = 1
-    filled = fill_empty_frames(mask, 2)
+    filled = refine_masks(mask, fill_gaps=2)
     assert box_of_mask(filled[1]) == Box(4, 2, 4, 4)
     assert box_of_mask(filled[2]) == Box(6, 2, 4, 4)
-    assert torch.equal(fill_empty_frames(mask, 1), mask)
-    assert torch.equal(fill_empty_frames(torch.zeros(4, 16, 16), 3), torch.zeros(4, 16, 16))
+    assert torch.equal(refine_masks(mask, fill_gaps=1), mask)
+    assert torch.equal(refine_masks(torch.zeros(4, 16, 16), fill_gaps=3), torch.zeros(4, 16, 16))
 
 
 @pytest.mark.parametrize(
     "settings",
-    [{"median_frames": 2}, {"feather": -1}, {"fill_gaps": -1}, {"hysteresis_low": 0.6, "hysteresis_high": 0.5}],
+    [
+        {"median_frames": 2},
+        {"feather": -1},
+        {"feather": float("nan")},
+        {"fill_gaps": -1},
+        {"hysteresis_low": 0.6, "hysteresis_high": 0.5},
+        {"component_share": 1.5},
+        {"fill_holes": -2},
+        {"box_padding": -1},
+    ],
 )
 def test_settings_out_of_range_are_refused(settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
@@ -143,20 +146,3 @@ def test_frames_are_checked():
     frames[2, 0, 0, 0] = torch.nan
     with pytest.raises(ValueError, match="frame 2"):
         check_frames(frames)
-
-
-def test_small_frames_are_enlarged_when_drawn_on():
-    frames = torch.zeros(2, 64, 64, 3)
-    drawn = draw_boxes(frames, [[Box(10, 10, 20, 20, "ball", 0.5)], []])
-    assert drawn.shape == (2, 256, 256, 3)
-    assert drawn[0].any() and not drawn[1].any()
-    assert draw_boxes(frames, [[], []], enlarge=1).shape == (2, 64, 64, 3)
-
-
-def test_masks_are_drawn_where_they_are_and_nowhere_else():
-    frames = torch.full((1, 64, 64, 3), 0.5)
-    drawn = draw_masks(frames, square_mask(size=64, start=20, stop=40), labels=False, enlarge=1)
-    assert (drawn[0, 30, 30] != 0.5).any() and (drawn[0, 5, 5] == 0.5).all()
-    assert torch.equal(draw_masks(frames, Tracks.empty(1, 64, 64), enlarge=1), frames.mul(255).round().div(255))
-    with pytest.raises(ValueError, match="masks for 2 frames and 1 frames"):
-        draw_masks(frames, torch.zeros(2, 64, 64))
