@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import folder_paths
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..perception.mask_stack import MaskStack
+from ..perception.mask_stack import MaskStack, reserve
 from ..perception.tracks import Tracks
 
 # Larger outputs lie in a file that the system reads and writes as needed.
 LARGEST_IN_MEMORY = 1024**3
 # Films that are only looked at: 81 frames of 832 x 480 are drawn as they are.
 PREVIEW_BYTES = 512 * 1024**2
-PREVIEW_LIMIT = "Of a long or large film fewer and smaller pictures, at most 512 MB of them."
+PREVIEW_LIMIT = "The pictures of a long or large film are smaller, so that all take at most 512 MB."
 
 
 def temporary_folder() -> Path:
@@ -31,14 +31,15 @@ def new_masks(frames: int, height: int, width: int) -> Tensor:
     """Float [T, H, W] of zeros; a large one lies in a file without a name, which vanishes with the tensor.
 
     Raises:
-        OSError: when the disk is full.
+        OSError: when the disk has too little room.
     """
     shape = (frames, height, width)
     size = 4 * frames * height * width
     if size <= LARGEST_IN_MEMORY:
         return torch.zeros(shape)
-    with tempfile.TemporaryFile(dir=temporary_folder()) as file:
-        file.truncate(size)
+    folder = temporary_folder()
+    with TemporaryFile(dir=folder) as file:
+        reserve(file.fileno(), size, folder)
         return torch.from_numpy(np.memmap(file, dtype=np.float32, mode="r+", shape=shape))
 
 

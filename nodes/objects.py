@@ -274,13 +274,14 @@ class PreviewTracks(io.ComfyNode):
     ) -> io.NodeOutput:
         from ..perception.drawing import draw_masks
         from ..perception.film_strip import strip_over_time
+        from .host import progress
 
         film = Film(image)
         if tracks.frames != len(film):
             raise ValueError(
                 f"the tracks have {tracks.frames} frames and the film {len(film)}; connect the film that was tracked."
             )
-        drawn = draw_masks(film, tracks, outline, opacity, labels, max_bytes=PREVIEW_BYTES)
+        drawn = draw_masks(film, tracks, outline, opacity, labels, max_bytes=PREVIEW_BYTES, progress=progress())
         strip = strip_over_time(film, tracks, count)
         return io.NodeOutput(drawn, strip, ui=ui.PreviewImage(strip, cls=cls))
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..perception.drawing import PALETTE, draw_masks, enlarge_frames, enlargement
+from ..perception.drawing import colour_of, draw_masks, enlarge_frames, enlargement, font_of
 from ..perception.frames import Film
 from ..perception.prompts import ObjectPrompt
 from ..perception.tracks import Tracks
@@ -79,9 +79,7 @@ def _extent(prompts: Sequence[ObjectPrompt]) -> tuple[int, int]:
 
 
 def _draw_prompt(pen: ImageDraw.ImageDraw, image: Image.Image, prompt: ObjectPrompt, factor: int) -> None:
-    from PIL import ImageFont
-
-    colour = PALETTE[(prompt.identity - 1) % len(PALETTE)]
+    colour = colour_of(prompt.identity)
     radius = max(4, min(image.size) // 80)
     places = []
     if prompt.box is not None:
@@ -101,7 +99,7 @@ def _draw_prompt(pen: ImageDraw.ImageDraw, image: Image.Image, prompt: ObjectPro
                 ends = [x - radius, y - slope * radius, x + radius, y + slope * radius]
                 pen.line(ends, fill=OFF_COLOUR, width=max(2, radius // 3))
     if places:
-        font = ImageFont.load_default(size=max(12, min(image.size) // 20))
-        x, y = min(max(0, places[0][0]), image.width - radius), max(0, places[0][1] - 1.3 * font.size)
+        height = max(12, min(image.size) // 20)
+        x, y = min(max(0, places[0][0]), image.width - radius), max(0, places[0][1] - 1.3 * height)
         text = f"{prompt.identity} {prompt.label}".strip()
-        pen.text((x, y), text, fill=colour, font=font, stroke_width=2, stroke_fill=(0, 0, 0))
+        pen.text((x, y), text, fill=colour, font=font_of(height), stroke_width=2, stroke_fill=(0, 0, 0))

@@ -99,7 +99,7 @@ class MaskStack:
         else:
             # The file has no name to be forgotten under; the mapping keeps it alive.
             with tempfile.TemporaryFile(dir=self.folder) as file:
-                _reserve(file.fileno(), int(np.prod(shape)), self.folder)
+                reserve(file.fileno(), int(np.prod(shape)), self.folder)
                 self._films.append(np.memmap(file, dtype=np.uint8, mode="r+", shape=shape))
         return len(self._films) - 1
 
@@ -176,12 +176,16 @@ def _is_hard(mask: Tensor) -> bool:
     return bool(((mask == 0) | (mask == 255)).all())
 
 
-def _reserve(file: int, size: int, folder: str | Path) -> None:
-    """Make an open file ``size`` bytes long, all of it on disk: a mapped page without room would end the process."""
+def reserve(file: int, size: int, folder: str | Path) -> None:
+    """Make an open file ``size`` bytes long, all of it on disk: a mapped page without room would end the process.
+
+    Raises:
+        OSError: when the disk has too little room.
+    """
     room = shutil.disk_usage(folder).free
     if room < size:
         raise OSError(
-            f"{folder} has room for {room / 2**20:.0f} MiB and the masks of one object take {size / 2**20:.0f} MiB; "
+            f"{folder} has room for {room / 2**20:.0f} MiB and these masks take {size / 2**20:.0f} MiB; "
             "free some, or choose another folder."
         )
     if hasattr(os, "posix_fallocate"):
