@@ -240,7 +240,8 @@ class MaskGuidancePatch:
         text = None if site.text is None else (site.text.start, site.text.stop)
         key = (
             *(site.kind, site.grid, site.extent, site.frames, site.clip_frames, site.time_factor),
-            *(site.video.start, site.video.stop, text, site.rows),
+            *(site.video.start, site.video.stop, text, site.rows, site.query_frames),
+            None if site.key_video is None else (site.key_video.start, site.key_video.stop),
             *(lengths, q.shape[3], q.dtype, q.device, attend.last),
         )
         plan = self._plans.get(key)
@@ -253,9 +254,9 @@ class MaskGuidancePatch:
 
     def _make_plan(self, attend: Attend, q: Tensor, lengths: tuple[int, int], site: AttentionSite) -> Plan:
         guide = self.guide
-        regions = self._pyramid.regions(
-            site.grid[1], site.grid[2], site.clip_frames, site.extent, site.time_factor
-        ).take(site.frames)
+        clip = self._pyramid.regions(site.grid[1], site.grid[2], site.clip_frames, site.extent, site.time_factor)
+        regions = clip.take(site.frames)
+        asking = None if site.query_frames is None else clip.take(site.query_frames)
         chunks = site.rows.chunks
         guided = [index for index, chunk in enumerate(chunks) if guide.rows == "both" or chunk == CONDITIONAL]
         worded: list[int] = []
@@ -273,7 +274,7 @@ class MaskGuidancePatch:
         if site.kind != "cross" and guide.mode != "cross_text":
             shares.append((tuple(index for index in guided if index not in worded), None))
         tables = [
-            (rows, region_tables(site, regions, spans, lengths, guide.mode, guide.strength, guide.hard))
+            (rows, region_tables(site, regions, spans, lengths, guide.mode, guide.strength, guide.hard, asking))
             for rows, spans in shares
             if rows
         ]
@@ -297,7 +298,8 @@ def check_site(q: Tensor, site: AttentionSite) -> None:
         ValueError: batch rows or video tokens are not as many as the site says.
     """
     frames, height, width = site.grid
-    tokens = {"none": frames * height * width, "frames": height * width, "positions": frames}[site.rows.folded]
+    asking = frames if site.query_frames is None else len(site.query_frames)
+    tokens = {"none": asking * height * width, "frames": height * width, "positions": asking}[site.rows.folded]
     groups = {"none": 1, "frames": frames, "positions": height * width}[site.rows.folded]
     found = len(range(*site.video.indices(q.shape[2])))
     if q.shape[0] != site.rows.total or site.rows.folded_size != groups or found != tokens:

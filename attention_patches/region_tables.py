@@ -107,30 +107,35 @@ def region_tables(
     mode: GuidanceMode,
     strength: float,
     hard: bool,
+    asking: Regions | None = None,
 ) -> RegionTables:
     """Make the tables of one site.
 
     Args:
         site: where the call stands.
-        regions: on the site's grid, its frames only.
+        regions: on the site's grid, its frames only: those of the keys.
         spans: token positions of each object's words among the text keys, or None to leave text alone.
         lengths: lengths of the query and of the key sequence. Keys that are neither video nor words of an object are
             free, and so are queries that are not video.
         mode: see ``MaskGuidance``.
         strength: factor on the bias.
         hard: see ``MaskGuidance``.
+        asking: regions of the frames of the queries, where those are others.
     """
     query_length, key_length = lengths
     folded = site.rows.folded
+    asking = regions if asking is None else asking
     video = range(*site.video.indices(query_length))
+    key_video = range(*(site.key_video or site.video).indices(key_length))
     queries, keys = [], []
     if site.kind != "cross":
-        weights, logits = video_terms(regions, mode, strength, hard)
+        weights, _ = video_terms(asking, mode, strength, hard)
+        _, logits = video_terms(regions, mode, strength, hard)
         queries.append(fold(weights, folded))
-        keys.append(_place(fold(logits, folded), video, key_length))
+        keys.append(_place(fold(logits, folded), key_video, key_length))
     if spans is not None and site.kind in ("cross", "joint"):
         text = range(*(site.text or slice(None)).indices(key_length))
-        weights, logits = text_terms(regions, spans, len(text), mode, strength, hard)
+        weights, logits = text_terms(asking, spans, len(text), mode, strength, hard)
         queries.append(fold(weights, folded))
         keys.append(_place(logits[None], text, key_length).expand(len(queries[-1]), -1, -1))
     query = _place(torch.cat(queries, dim=2), video, query_length)

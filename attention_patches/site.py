@@ -66,6 +66,9 @@ class AttentionSite:
             latents is no multiple of the patch and the model pads; None when it fills all.
         time_factor: pixel frames per latent frame of the model's autoencoder, where the first frame stands alone; None
             when unknown: then the numbers of masks and frames decide.
+        query_frames: index in the whole clip of the frames whose video tokens are queries, where a patch lets some
+            frames meet others; ``grid`` and ``frames`` then count those of the keys. None where they are the same.
+        key_video: slice of the key sequence that holds video tokens; None where it is ``video``.
     """
 
     kind: AttentionKind
@@ -83,6 +86,8 @@ class AttentionSite:
     sigma: float
     extent: tuple[float, float] | None = None
     time_factor: int | None = None
+    query_frames: tuple[int, ...] | None = None
+    key_video: slice | None = None
 
 
 # Called with the lengths of the query and the key sequence of each attention call, in the order in which a model makes

@@ -45,7 +45,8 @@ class Attend:
         bias: the additive mask that came with the call, broadcastable to [B, heads, Lq, Lk], or None. It is kept:
             calling ``attend`` applies it.
         last: no other patch and no foreign override comes after this one, so that nobody reads ``site`` any more.
-            Only then may the tensors be a part of the batch rows, heads or tokens that the site describes.
+            Only then may the tensors be a part of the batch rows, heads or tokens that the site describes. A patch that
+            is not the last one and wants a part of the frames passes a site of that part.
     """
 
     continuation: Callable[[Tensor, Tensor, Tensor, AttentionSite, Tensor | None], Tensor]
@@ -203,6 +204,8 @@ class PatchStack:
         call = _Call.bind(args, kwargs)
         head_dim = call.split_heads(call.q).shape[3]
 
+        found = site
+
         # Whether the function leaves the heads of its results together in memory.
         whole_heads: list[bool] = []
 
@@ -215,6 +218,9 @@ class PatchStack:
             split = call.skip_reshape or q.shape[3] != head_dim
             tensors = (q, k, v) if split else (tensor.transpose(1, 2).flatten(2) for tensor in (q, k, v))
             arguments = dict(call.rest, mask=bias, skip_reshape=split, skip_output_reshape=True)
+            if site is not found:
+                # A patch has split the call: the next stack in the chain shall know.
+                arguments["transformer_options"] = {**call.rest["transformer_options"], SITE_KEY: site}
             if previous is None:
                 out = function(*tensors, heads, **arguments)
             else:

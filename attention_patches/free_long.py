@@ -1,0 +1,285 @@
+"""FreeLong and FreeLong++: clips longer than the model was trained on, from windows of the native length.
+
+Each frame attends to the frames around it, which keeps detail, and to the whole clip, which keeps it consistent; the low
+frequencies over time and space come from the whole clip and the others from the window. FreeLong++ does so with windows of
+several lengths. Both act on attention over time: temporal attention of U-Nets and full self-attention of transformers.
+
+Source: FreeLong (arXiv 2407.19918, aniki-ly/FreeLong); FreeLong++ (arXiv 2507.00162).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from torch import Tensor
+
+from .local_windows import (
+    WindowBlock,
+    centred_windows,
+    frame_tokens,
+    part_of_keys,
+    shifted_windows,
+    window_blocks,
+    write_windows,
+)
+from .mask_guidance import check_site, matches_block
+from .rows import bias_part, empty_result
+from .site import AttentionSite
+from .spectral_blend import SpectralBlend, band_cutoffs
+from .stack import Attend
+
+LargestLevel = Literal["local", "blend"]
+
+# Window lengths of FreeLong++ in native lengths; those beyond the first one that covers the clip are left out.
+OCTAVES = (1, 2, 4, 8, 16, 32, 64)
+# What is blended at a time may take this part of the result ...
+PIECE_SHARE = 0.12
+# ... or this many bytes, whichever is more: a GPU needs larger pieces to be busy.
+PIECE_BYTES_CPU = 2**20
+PIECE_BYTES_GPU = 2**25
+# Plans that a patch keeps: grids of a model times its context windows; all are dropped when there are more.
+MAX_PLANS = 64
+
+
+@dataclass(frozen=True)
+class FreeLong:
+    """How attention over time sees a long clip.
+
+    Attributes:
+        window: frames that each frame attends to locally: the native length of the model in its own (latent) frames.
+            Clips that are no longer are left alone.
+        temporal_cutoff: standard deviation of the Gaussian low-pass over time, as a part of the highest frequency.
+        spatial_cutoff: the same over height and width.
+        strength: 0 (plain attention) to 1.
+        end_percent: until this part of the schedule, 0..1, the whole clip gives the low frequencies; afterwards there
+            are windows only. The paper has 0.5, its code 1.
+        largest_level: ``local`` has windows only at the finest grid of U-Nets, as the code has; ``blend`` treats it
+            like the others. Transformers have one grid, which is always blended.
+        bands: empty for FreeLong. Lengths of windows in native lengths, ascending from 1, for FreeLong++; those beyond
+            the first one that covers the clip are left out (``OCTAVES`` fit clips of any length).
+        key_stride: in the whole clip, every n-th frame serves as keys: 2 halves its cost.
+        blocks: comma list of block name patterns: ``all``, ``mid,up``, ``down.1.*``.
+
+    Raises:
+        ValueError: a value out of its range.
+    """
+
+    window: int = 16
+    temporal_cutoff: float = 0.25
+    spatial_cutoff: float = 0.25
+    strength: float = 1.0
+    end_percent: float = 0.5
+    largest_level: LargestLevel = "local"
+    bands: tuple[int, ...] = ()
+    key_stride: int = 1
+    blocks: str = "all"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "bands", tuple(self.bands))
+        if self.window < 1:
+            raise ValueError(f"window is {self.window}; give the native length of the model in frames, at least 1.")
+        for name in ("temporal_cutoff", "spatial_cutoff"):
+            if not 0.0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name):g}; give a number above 0, such as 0.25.")
+        for name in ("strength", "end_percent"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"{name} is {getattr(self, name):g}; give a value from 0 to 1.")
+        if self.largest_level not in get_args(LargestLevel):
+            choices = ", ".join(get_args(LargestLevel))
+            raise ValueError(f"largest_level is {self.largest_level!r}; choose one of {choices}.")
+        if self.bands and (self.bands[0] != 1 or list(self.bands) != sorted(set(self.bands))):
+            raise ValueError(f"bands are {self.bands}; give window lengths that ascend from 1, such as (1, 2, 4).")
+        if self.key_stride < 1:
+            raise ValueError(f"key_stride is {self.key_stride}; 1 takes every frame as a key, 2 every other one.")
+        if not any(pattern.strip() for pattern in self.blocks.split(",")):
+            raise ValueError(f"blocks is {self.blocks!r}; write 'all' or a comma list such as 'mid,up' or 'down.1.*'.")
+
+
+@dataclass(frozen=True, eq=False)
+class BlendPlan:
+    """What to do at the calls of one kind.
+
+    Attributes:
+        windows: blocks of each window, ascending.
+        whole: whether the whole clip is the widest of them.
+        key_stride: see ``FreeLong``.
+        strength: see ``FreeLong``.
+        blend: filters, one step from each result to the next wider one; None for the narrowest window alone.
+    """
+
+    windows: tuple[tuple[WindowBlock, ...], ...]
+    whole: bool
+    key_stride: int
+    strength: float
+    blend: SpectralBlend | None
+
+    def write(self, attend: Attend, q: Tensor, k: Tensor, v: Tensor, site: AttentionSite, out: Tensor) -> None:
+        """Write the attention of some samples and heads into ``out`` [rows, heads, Lq, dv]."""
+        begin, end, _ = site.video.indices(q.shape[2])
+        others = begin > 0 or end < q.shape[2]
+        plain = None
+        if self.strength < 1.0 or (self.whole and self.key_stride == 1) or (others and not attend.last):
+            plain = attend(q, k, v, site)
+        if others:
+            for part in (slice(0, begin), slice(end, q.shape[2])):
+                out[:, :, part] = _queries(attend, q, k, v, site, part) if plain is None else plain[:, :, part]
+        write_windows(attend, q, k, v, site, self.windows[0], out)
+        video = out[:, :, begin:end]
+        if self.blend is not None:
+            narrow, low = _on_grid(video, site), None
+            axes = (4, 1, 2) if site.rows.folded == "positions" else (2, 3, 4)
+            for step in range(len(self.blend.time)):
+                wide = _on_grid(self._wide(step + 1, attend, q, k, v, site, out, plain), site)
+                values = self.blend.of_step(narrow, wide, step, axes[0])
+                low = values if low is None else low.add_(values)
+                narrow = wide
+            video.add_(self.blend.over_space(low, axes[1:]).view(video.shape))
+        if self.strength < 1.0:
+            video.copy_(plain[:, :, begin:end].lerp(video, self.strength))
+
+    def _wide(
+        self,
+        index: int,
+        attend: Attend,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        site: AttentionSite,
+        out: Tensor,
+        plain: Tensor | None,
+    ) -> Tensor:
+        """Return the video's attention in the window ``index`` or in the whole clip."""
+        begin, end, _ = site.video.indices(q.shape[2])
+        if index < len(self.windows):
+            wide = out.new_empty(out.shape)
+            write_windows(attend, q, k, v, site, self.windows[index], wide)
+            return wide[:, :, begin:end]
+        if self.key_stride == 1:
+            return plain[:, :, begin:end]
+        part = part_of_keys(site, k.shape[2], slice(None), step=self.key_stride)
+        queries = slice(begin, end)
+        bias = part.bias(attend.bias, queries)
+        return attend.with_bias(bias)(
+            q[:, :, queries], part.take(k, 2), part.take(v, 2), site if attend.last else part.site
+        )
+
+
+def _queries(attend: Attend, q: Tensor, k: Tensor, v: Tensor, site: AttentionSite, part: slice) -> Tensor:
+    """Plain attention of some queries; only where nobody reads the site."""
+    if part.start == part.stop:
+        return q.new_empty(*q.shape[:2], 0, v.shape[3])
+    bias = attend.bias
+    bias = bias if bias is None or bias.shape[2] == 1 else bias[:, :, part]
+    return attend.with_bias(bias)(q[:, :, part], k, v, site)
+
+
+def _on_grid(video: Tensor, site: AttentionSite) -> Tensor:
+    """View [rows, heads, tokens, d] as [samples, H, W, heads, T, d] or, not folded, [samples, heads, T, H, W, d]."""
+    frames, height, width = site.grid
+    if site.rows.folded == "positions":
+        return video.unflatten(0, (-1, height, width))
+    return video.unflatten(2, (frames, height, width))
+
+
+class FreeLongPatch:
+    """FreeLong as an attention patch. Windows and filters are made once per kind of call and stay until ``release``."""
+
+    def __init__(self, settings: FreeLong) -> None:
+        self.settings = settings
+        self._patterns = tuple(pattern.strip() for pattern in settings.blocks.split(",") if pattern.strip())
+        self._plans: dict[tuple[Any, ...], BlendPlan] = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FreeLongPatch:
+        return self
+
+    def release(self) -> None:
+        """Drop all windows and filters, on devices too."""
+        self._plans = {}
+
+    def acts_at(self, site: AttentionSite) -> bool:
+        """Say whether a call is changed: attention over time, of more frames than a window has, not split yet."""
+        if self.settings.strength == 0.0 or site.grid[0] <= self.settings.window or site.query_frames is not None:
+            return False
+        over_time = site.kind == "temporal" or (site.kind in ("self", "joint") and site.rows.folded == "none")
+        return over_time and any(matches_block(site.block, pattern) for pattern in self._patterns)
+
+    def __call__(self, attend: Attend, q: Tensor, k: Tensor, v: Tensor, site: AttentionSite) -> Tensor:
+        """Attend to windows and to the whole clip; tensors [B, heads, L, d].
+
+        Raises:
+            ValueError: the tensors do not have the sizes that the site says.
+        """
+        if not self.acts_at(site):
+            return attend(q, k, v, site)
+        plan = self._plan(q, site)
+        out = empty_result(q, v)
+        # Windows alone need no room beside the result.
+        cut = attend.last and (plan.blend is not None or plan.strength < 1.0)
+        for rows, heads in _pieces(out, site) if cut else ((slice(None), slice(None)),):
+            part = attend.with_bias(bias_part(attend.bias, rows, heads))
+            plan.write(part, q[rows, heads], k[rows, heads], v[rows, heads], site, out[rows, heads])
+        return out
+
+    def _plan(self, q: Tensor, site: AttentionSite) -> BlendPlan:
+        at_largest = site.kind == "temporal" and site.level == 0 and self.settings.largest_level == "local"
+        blends = not at_largest and site.progress <= self.settings.end_percent
+        key = (site.grid, frame_tokens(site), blends, q.device)
+        plan = self._plans.get(key)
+        if plan is None:
+            check_site(q, site)
+            if len(self._plans) >= MAX_PLANS:
+                self._plans = {}
+            plan = self._plans[key] = make_plan(self.settings, site, blends, q.device)
+        return plan
+
+
+def make_plan(settings: FreeLong, site: AttentionSite, blends: bool, device: Any) -> BlendPlan:
+    """Make the windows and filters for the calls that have the grid of a site.
+
+    Args:
+        settings: of the patch.
+        site: of one of the calls.
+        blends: whether wider windows give the low frequencies; otherwise there is the narrowest window only.
+        device: of the call.
+    """
+    frames, window, size = site.grid[0], settings.window, frame_tokens(site)
+    if settings.bands:
+        covering = next((index for index, scale in enumerate(settings.bands) if scale * window >= frames), None)
+        scales = settings.bands if covering is None else settings.bands[: covering + 1]
+        windowed = scales if covering is None else scales[:-1]
+        bounds = [centred_windows(frames, max(scale * window // 2, 1)) for scale in windowed]
+        cutoffs, whole = band_cutoffs(scales, settings.temporal_cutoff), covering is not None
+    else:
+        bounds, cutoffs, whole = [shifted_windows(frames, window)], [settings.temporal_cutoff], True
+    if not blends or not cutoffs:
+        bounds, cutoffs, whole = bounds[:1], [], False
+    blocks = tuple(window_blocks(of_window, size, device) for of_window in bounds)
+    blend = SpectralBlend.gaussian(site.grid, cutoffs, settings.spatial_cutoff, device) if cutoffs else None
+    return BlendPlan(blocks, whole, settings.key_stride, settings.strength, blend)
+
+
+def _pieces(out: Tensor, site: AttentionSite) -> Iterator[tuple[slice, slice]]:
+    """Cut the batch into samples and heads whose results are blended at a time."""
+    heads = out.shape[1]
+    rows = site.rows.folded_size
+    floor = (PIECE_BYTES_CPU if out.device.type == "cpu" else PIECE_BYTES_GPU) / out.element_size()
+    of_head = rows * out.shape[2] * out.shape[3]
+    turn = min(max(int(max(PIECE_SHARE * out.numel(), floor) / max(of_head, 1)), 1), heads)
+    for begin in range(0, out.shape[0], rows):
+        for head in range(0, heads, turn):
+            yield slice(begin, begin + rows), slice(head, min(head + turn, heads))
+
+
+def free_long_patch(settings: FreeLong | None = None) -> FreeLongPatch:
+    """Make the patch for a ``PatchStack``.
+
+    Args:
+        settings: window, cut-offs and schedule; the paper's by default.
+
+    Returns:
+        The patch. Calls over no more frames than a window, or at strength 0, go through to the bit.
+    """
+    return FreeLongPatch(settings or FreeLong())
