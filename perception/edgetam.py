@@ -1,0 +1,34 @@
+"""EdgeTAM (Zhou et al., arXiv 2501.07256), a SAM 2 for small machines, from folders in the transformers layout."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import torch
+
+from .loading import load_model_folder
+from .memory_propagation import MemoryModel
+from .sam2 import video_classes, video_processor
+
+MODEL_TYPES = ("edgetam_video",)
+
+
+def load_folder(folder: str | Path, dtype: torch.dtype = torch.float32) -> MemoryModel:
+    """Open a folder in the transformers layout.
+
+    Args:
+        folder: with ``config.json`` and weights; a processor's files are used where they are there.
+        dtype: of the weights in memory.
+
+    Raises:
+        FileNotFoundError: when something is missing.
+        ValueError: when the folder holds another kind of model.
+        RuntimeError: when the weights cannot be read or do not fit.
+        ImportError: when this version of transformers has no EdgeTAM, or timm is missing.
+    """
+    video = video_classes("EdgeTAM", "4.57", "EdgeTamVideoModel", "EdgeTamVideoInferenceSession")
+    if importlib.util.find_spec("timm") is None:
+        raise ImportError("EdgeTAM needs the package timm for its picture encoder; install it with: pip install timm")
+    model = load_model_folder(video[0], folder, MODEL_TYPES, dtype)
+    return MemoryModel(model, model, video[1], video_processor(folder, model.prompt_encoder.input_image_size))
