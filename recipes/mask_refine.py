@@ -18,7 +18,7 @@ from torch import Tensor
 from ..attention_patches.mask_guidance import MaskGuidance, mask_guidance_patch
 from ..attention_patches.regions import pool_time
 from ..perception.boxes import Box
-from ..perception.mask_refinement import refine_masks
+from ..perception.mask_refinement import RefinementSettings, refine_tracks
 from ..perception.tracks import Tracks
 from ..video_models.background_lock import BackgroundLock, lock_mask
 from .films import check_frames
@@ -201,16 +201,17 @@ def _refined(run: _Run, tracks: Tracks) -> Tracks:
             run.notes.append(f"no {phrase!r} was found in the first film; it is not guided.")
     if not tracks.ids:
         return tracks
-    with run.stage("refining masks"):
-        masks = refine_masks(
-            tracks.object_masks(), grow=settings.grow, feather=settings.feather, median_frames=settings.median_frames
-        )
-    return tracks.with_masks(masks)
+    changes = RefinementSettings(
+        median_frames=settings.median_frames, grow=settings.grow, feather=float(settings.feather)
+    )
+    with run.stage("refining masks") as report:
+        return refine_tracks(tracks, changes, progress=report)
 
 
 def _guide(run: _Run, tracks: Tracks) -> MaskGuidance | None:
     settings = run.settings
-    if not tracks.ids or not bool((tracks.masks.union() > 127).any()):
+    empty = not any(bool((tracks.masks.union(part) > 127).any()) for part in tracks.masks.chunks())
+    if not tracks.ids or empty:
         named = ", ".join(repr(phrase) for phrase in settings.phrases)
         cause = f"no object ({named}) was found in the first film" if not tracks.ids else "the masks are empty"
         run.notes.append(f"{cause}; the second film was made without guidance.")

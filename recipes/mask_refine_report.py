@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..attention_patches.mask_guidance import MaskGuidance
@@ -92,7 +93,7 @@ def _objects(tracks: Tracks, found_first: Tracks | None, found_second: Tracks | 
             "frames_missed": missed,
             "score": tracks.scores[number][seen].mean().item() if bool(seen.any()) else None,
         }
-        own = (tracks.masks[number] >= INSIDE).float()
+        own = tracks.masks[number] >= INSIDE
         for name, found in (("iou_first", found_first), ("iou_second", found_second)):
             entry[name] = None if found is None else mask_iou(_seen(found, label), own)
         objects.append(entry)
@@ -100,7 +101,14 @@ def _objects(tracks: Tracks, found_first: Tracks | None, found_second: Tracks | 
 
 
 def _seen(found: Tracks, label: str | None = None) -> Tensor:
-    """Union of the tracks (of one phrase), only in frames in which the detector saw them: a filled mask is a guess."""
-    chosen = [number for number, name in enumerate(found.labels) if label in (None, name)]
-    tracks = found.select(chosen)
-    return tracks.with_masks(tracks.object_masks() * (~tracks.misses)[..., None, None]).union()
+    """Union of the tracks (of one phrase), only in frames in which the detector saw them: a filled mask is a guess.
+
+    Returns:
+        bool [T, H, W].
+    """
+    union = torch.zeros(found.frames, *found.size, dtype=torch.bool)
+    for number, name in enumerate(found.labels):
+        if label in (None, name):
+            for frame in (~found.misses[number]).nonzero().flatten().tolist():
+                union[frame] |= found.masks[number, frame] >= INSIDE
+    return union

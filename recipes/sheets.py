@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..perception.drawing import draw_masks
+from ..perception.drawing import draw_masks, fitted_text, font_of
 from ..perception.tracks import Tracks
 from .files import replacing
 from .films import check_frames, enlarge, shown_enlargement, to_bytes
 
 if TYPE_CHECKING:
-    from PIL import Image, ImageDraw, ImageFont
+    from PIL import Image
 
 BACKGROUND = (250, 249, 246)
 INK = (34, 34, 38)
@@ -27,14 +27,18 @@ MAX_COLUMNS = 8
 CHANGE_GAIN = 3
 
 
-def with_masks(frames: Tensor, tracks: Tracks, enlargement: int = 1) -> Tensor:
-    """The film enlarged, with the outline, number and name of every object: [T, H * e, W * e, 3]."""
-    return draw_masks(frames, tracks, opacity=0.15, enlarge=enlargement)
+def with_masks(frames: Tensor, tracks: Tracks, enlargement: int = 1, shown: Sequence[int] | None = None) -> Tensor:
+    """The film (or the frames shown of it) enlarged, with the outline, number and name of every object.
+
+    Returns:
+        float [T, H * e, W * e, 3].
+    """
+    return draw_masks(frames, tracks, opacity=0.15, enlarge=enlargement, shown=shown)
 
 
-def with_outlines(frames: Tensor, tracks: Tracks, enlargement: int = 1) -> Tensor:
-    """The film enlarged, with bare outlines: what guided it, laid over what came of it."""
-    return draw_masks(frames, tracks, opacity=0.0, labels=False, enlarge=enlargement)
+def with_outlines(frames: Tensor, tracks: Tracks, enlargement: int = 1, shown: Sequence[int] | None = None) -> Tensor:
+    """The film (or the frames shown of it) enlarged, with bare outlines: what guided it, laid over what came of it."""
+    return draw_masks(frames, tracks, opacity=0.0, labels=False, enlarge=enlargement, shown=shown)
 
 
 def side_by_side(first: Tensor, second: Tensor, tracks: Tracks) -> Tensor:
@@ -78,18 +82,18 @@ def contact_sheet(first: Tensor, second: Tensor, tracks: Tracks, title: str, lin
     factor = shown_enlargement(*first.shape[1:3], target=192)
     rows = [
         ("first film", enlarge(first[chosen], factor)),
-        ("masks", with_masks(first, tracks, factor)[chosen]),
+        ("masks", with_masks(first, tracks, factor, chosen)),
         ("second film", enlarge(second[chosen], factor)),
-        ("with the guide", with_outlines(second, tracks, factor)[chosen]),
-        (f"change x {CHANGE_GAIN}", enlarge((second - first).abs()[chosen] * CHANGE_GAIN, factor)),
+        ("with the guide", with_outlines(second, tracks, factor, chosen)),
+        (f"change x {CHANGE_GAIN}", enlarge((second[chosen] - first[chosen]).abs() * CHANGE_GAIN, factor)),
     ]
     height, width = rows[0][1].shape[1:3]
-    large, small = _font(20), _font(14)
+    large, small = font_of(20), font_of(14)
     left, top = MARGIN + 104, MARGIN + 42
     bottom = top + len(rows) * (height + GAP) + 20 + 20 * len(lines)
     picture = Image.new("RGB", (left + columns * (width + GAP) - GAP + MARGIN, bottom + MARGIN), BACKGROUND)
     draw = ImageDraw.Draw(picture)
-    draw.text((MARGIN, MARGIN), _fitting(draw, title, large, picture.width - 2 * MARGIN), INK, font=large)
+    draw.text((MARGIN, MARGIN), fitted_text(draw, title, large, picture.width - 2 * MARGIN), INK, font=large)
     for row, (name, frames) in enumerate(rows):
         y = top + row * (height + GAP)
         draw.text((MARGIN, y + height // 2 - 8), name, INK, font=small)
@@ -99,7 +103,7 @@ def contact_sheet(first: Tensor, second: Tensor, tracks: Tracks, title: str, lin
     for column, frame in enumerate(chosen):
         draw.text((left + column * (width + GAP) + width // 2 - 4, y), str(frame), FAINT, font=small)
     for number, line in enumerate(lines):
-        text = _fitting(draw, line, small, picture.width - 2 * MARGIN)
+        text = fitted_text(draw, line, small, picture.width - 2 * MARGIN)
         draw.text((MARGIN, y + 20 + 20 * number), text, FAINT, font=small)
     return picture
 
@@ -114,23 +118,6 @@ def write_picture(path: Path, picture: Image.Image) -> None:
         picture.save(temporary)
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    from PIL import ImageFont
-
-    return ImageFont.load_default(size)
-
-
-def _fitting(
-    draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int
-) -> str:
-    """The text, cut with three dots where it is wider than the picture."""
-    if draw.textlength(text, font=font) <= width:
-        return text
-    while text and draw.textlength(text + "...", font=font) > width:
-        text = text[:-1]
-    return text + "..."
-
-
 def _caption(text: str, panel: Tensor) -> Tensor:
     """A strip of text over a panel [T, H, W, 3]: float [T, 24, W, 3]."""
     import numpy as np
@@ -138,6 +125,6 @@ def _caption(text: str, panel: Tensor) -> Tensor:
 
     strip = Image.new("RGB", (panel.shape[2], 24), BACKGROUND)
     draw = ImageDraw.Draw(strip)
-    font = _font(13)
-    draw.text((6, 4), _fitting(draw, text, font, strip.width - 12), INK, font=font)
+    font = font_of(13)
+    draw.text((6, 4), fitted_text(draw, text, font, strip.width - 12), INK, font=font)
     return torch.from_numpy(np.asarray(strip).copy()).float().div(255).expand(len(panel), -1, -1, -1)
