@@ -8,6 +8,7 @@ from typing import Any
 from comfy_api.latest import io
 from torch import Tensor
 
+from .mask_output import PREVIEW_BYTES, PREVIEW_LIMIT
 from .types import CATEGORY, BoundingBox, DetectorType, HelperModel, display_range
 
 logger = logging.getLogger(__name__)
@@ -155,7 +156,7 @@ class DetectObjects(io.ComfyNode):
                     display_name="boxes",
                     tooltip="One list of boxes per frame (x, y, width, height in pixels, label, score).",
                 ),
-                io.Image.Output(display_name="preview", tooltip="The film with boxes drawn on it."),
+                io.Image.Output(display_name="preview", tooltip="The film with boxes drawn on it. " + PREVIEW_LIMIT),
                 io.String.Output(
                     display_name="report", tooltip="In how many frames each phrase was found, and where it was missed."
                 ),
@@ -203,7 +204,8 @@ class DetectObjects(io.ComfyNode):
         report = detection_report(found, wanted, looked_at(len(frames), detect_every))
         logger.info(report)
         boxes = [[box.to_dict() for box in row] for row in found]
-        return io.NodeOutput(boxes, draw_boxes(frames, found), report)
+        preview = draw_boxes(frames, found, max_bytes=PREVIEW_BYTES, progress=progress())
+        return io.NodeOutput(boxes, preview, report)
 
 
 def detection_report(detections: list[list[Any]], phrases: list[str], looked: list[int]) -> str:
