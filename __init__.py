@@ -19,9 +19,10 @@ else:
     from .nodes.object_masks import MaskToTracks, SplitTracks
     from .nodes.objects import PreviewTracks, SelectObjects
     from .nodes.prompts import TrackPrompt
+    from .nodes.refinement import RefineMasks
     from .nodes.regeneration import Regenerate
     from .nodes.segmentation_models import LoadSAM
-    from .nodes.tracking import RefineMasks, TrackMasks
+    from .nodes.tracking import TrackMasks
     from .nodes.video import LoadVideoModel, SampleVideo, VideoNoise
 
     register_folder("grounding-dino")

@@ -131,7 +131,7 @@ class TestMaskToAttentionBias:
 
 class TestRefineMasks:
     def refine(self, **values):
-        from mask_guided_video.nodes.tracking import RefineMasks
+        from mask_guided_video.nodes.refinement import RefineMasks
 
         settings = {
             "fill_gaps": 0,
@@ -145,11 +145,11 @@ class TestRefineMasks:
 
     def test_defaults_change_nothing_and_input_stays(self):
         tracks = two_tracks()
-        before = tracks.masks.clone()
+        before = tracks.masks.tensor()
         refined, mask = self.refine(tracks=tracks)
-        assert torch.equal(refined.masks, before)
+        assert torch.equal(refined.masks.tensor(), before)
         self.refine(tracks=tracks, grow=3, feather=2.0)
-        assert torch.equal(tracks.masks, before)
+        assert torch.equal(tracks.masks.tensor(), before)
         assert mask.shape == (4, 32, 32)
 
     def test_mask_alone_and_growing(self):
@@ -370,7 +370,7 @@ class TestPerception:
         with pytest.raises(ValueError, match="phrases is ' , '"):
             self.detect(frames, phrases=" , ")
         for message, values in {
-            "there are no boxes, mask or points": {},
+            "there are no boxes, mask, points, prompts or phrases": {},
             "prompt_frame is 8": {"points": "[]", "prompt_frame": 8},
             "bounding boxes for 3 frames and the clip has 8": {"boxes": [[]] * 3},
             "the mask is empty": {"mask": torch.zeros(8, 64, 64)},
@@ -378,35 +378,6 @@ class TestPerception:
         }.items():
             with pytest.raises(ValueError, match=message):
                 self.track(frames, **values)
-
-
-class TestPoints:
-    def parse(self, text):
-        from mask_guided_video.nodes.tracking import parse_points
-
-        return parse_points(text, 64, 32)
-
-    def test_points_and_labels(self):
-        assert self.parse('[{"x": 1, "y": 2}, {"x": 63, "y": 31.5, "label": 0}]') == (
-            [(1.0, 2.0), (63.0, 31.5)],
-            [True, False],
-        )
-
-    @pytest.mark.parametrize(
-        "text,message",
-        [
-            ("1, 2", "no JSON"),
-            ("[]", "list of 1 to"),
-            ('{"x": 1}', "list of 1 to"),
-            ('[{"x": 1}]', "no numbers x and y"),
-            ('[{"x": true, "y": 1}]', "no numbers x and y"),
-            ('[{"x": 64, "y": 1}]', "outside the picture of 64 x 32"),
-            ('[{"x": NaN, "y": 1}]', "outside the picture"),
-        ],
-    )
-    def test_bad_points_are_named(self, text, message):
-        with pytest.raises(ValueError, match=message):
-            self.parse(text)
 
 
 class TestInputs:

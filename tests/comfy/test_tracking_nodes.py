@@ -119,6 +119,215 @@ class TestTrackPrompt:
             mark(**values)
 
 
+@pytest.fixture(scope="module")
+def clip(root):
+    from mask_guided_video.toybox import world
+
+    if not (root / "toybox" / "segmenter" / "model.safetensors").is_file():
+        pytest.skip("this checkout has no Toybox weights")
+    ball = world.SceneObject("red", "ball", "right", 12.0, (20.0, 18.0), 20.0)
+    square = world.SceneObject("blue", "square", "left", 12.0, (44.0, 46.0), 20.0)
+    return world.render(world.Scene("grass", (ball, square)))
+
+
+@pytest.fixture(scope="module")
+def model(clip):
+    from mask_guided_video.nodes.segmentation_models import LoadSAM
+
+    with torch.inference_mode():
+        return LoadSAM.execute("Toybox").args[0]
+
+
+class TestTrackMasks:
+    """Following with the bundled model on a rendered film of two objects."""
+
+    @pytest.fixture
+    def frames(self, clip):
+        return torch.from_numpy(clip.frames)
+
+    def track(self, model, frames, **values):
+        from mask_guided_video.nodes.tracking import TrackMasks
+
+        settings = {
+            "points": "",
+            "prompt_frame": 0,
+            "max_gap": -1,
+            "extend": -1,
+            "minimum_seen": 2,
+            "max_objects": 0,
+            "soft": False,
+        }
+        return TrackMasks.execute(model, frames, **{**settings, **values}).args
+
+    def boxes(self, clip, every=1):
+        from mask_guided_video.perception.mask_shapes import box_of_mask
+
+        found = [[] for _ in clip.frames]
+        for frame in range(0, len(found), every):
+            for masks, label in zip(clip.masks, ("red ball", "blue square"), strict=True):
+                box = box_of_mask(torch.from_numpy(masks[frame]).float(), label)
+                found[frame].append(box.to_dict())
+        return found
+
+    def quality(self, mask, truth):
+        found, truth = mask > 0.5, torch.from_numpy(truth)
+        return ((found & truth).sum() / (found | truth).sum()).item()
+
+    def test_boxes_in_some_frames_are_enough(self, model, frames, clip):
+        tracks, mask, preview, report = self.track(model, frames, boxes=self.boxes(clip, every=4))
+        assert tracks.labels == ("red ball", "blue square") and mask.shape == (8, 64, 64) and len(preview) == 8
+        for number in range(2):
+            assert self.quality(tracks.object_masks()[number], clip.masks[number]) > 0.7
+        assert "1 red ball" in report and torch.equal(mask, tracks.union())
+
+    def test_prompts_of_two_objects_in_a_middle_frame(self, model, frames, clip):
+        places = [clip.masks[number][4].nonzero() for number in range(2)]
+        (y, x), (other_y, other_x) = [(rows.mean(), columns.mean()) for rows, columns in places]
+        first, _ = mark(frame=4, label="ball", points=f'[{{"x": {x}, "y": {y}}}]', image=frames)
+        both, _ = mark(frame=4, object=7, label="box", points=f'[{{"x": {other_x}, "y": {other_y}}}]', prompts=first)
+        tracks, *_ = self.track(model, frames, prompts=both, extend=0, minimum_seen=5)
+        assert tracks.ids == (1, 7) and tracks.labels == ("ball", "box")
+        for number in range(2):
+            assert self.quality(tracks.object_masks()[number], clip.masks[number]) > 0.7
+
+    def test_direction(self, model, frames):
+        prompt, _ = mark(frame=4, points='[{"x": 26, "y": 18}]')
+        for direction, empty in (("forward", slice(0, 4)), ("backward", slice(5, 8))):
+            mask = self.track(model, frames, prompts=prompt, direction=direction)[1]
+            assert len(mask) == 8 and not mask[empty].any() and mask[4].any()
+
+    def test_points_and_mask_are_one_object(self, model, frames, clip):
+        rough = torch.from_numpy(clip.masks[0][:1]).float()
+        tracks, *_ = self.track(model, frames, mask=rough, points='[{"x": 20, "y": 18}]')
+        assert len(tracks.ids) == 1 and self.quality(tracks.union(), clip.masks[0]) > 0.7
+
+    def test_masks_on_disk_are_the_same_masks(self, model, frames, clip, monkeypatch, tmp_path):
+        import folder_paths
+
+        monkeypatch.setattr(folder_paths, "get_temp_directory", lambda: str(tmp_path))
+        here = self.track(model, frames, boxes=self.boxes(clip))[0]
+        there = self.track(model, frames, boxes=self.boxes(clip), keep_on_disk=True)[0]
+        assert there.masks.folder == tmp_path and torch.equal(here.masks.tensor(), there.masks.tensor())
+
+    def test_graphs_from_before_the_new_inputs(self, model, frames, clip):
+        tracks, *_ = self.track(model, frames, boxes=self.boxes(clip), max_gap=8, extend=2, soft=True)
+        assert len(tracks.ids) == 2 and tracks.masks.depth == "byte"
+
+    @pytest.mark.parametrize("shape", [(1, 61, 47, 3), (3, 33, 50, 4), (2, 8, 8, 3)])
+    def test_frames_in_are_masks_out(self, model, shape):
+        image = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+        box = {"x": 1.0, "y": 1.0, "width": 6.0, "height": 6.0}
+        for boxes in (box, [[]] * shape[0], {**box, "x": 900.0}):
+            tracks, mask, preview, _ = self.track(model, image, boxes=boxes, minimum_seen=1)
+            assert mask.shape == shape[:3] and len(preview) == shape[0] and tracks.frames == shape[0]
+
+    def test_prompts_outside_are_left_out_and_named(self, model, frames):
+        outside, _ = mark(boxes={"x": 90.0, "y": 90.0, "width": 5.0, "height": 5.0}, label="cat")
+        tracks, mask, _, report = self.track(model, frames, prompts=outside)
+        assert tracks.ids == () and len(mask) == 8 and not mask.any()
+        assert "The prompt for 1 cat in frame 0 is empty or outside the picture: left out." in report
+
+    def test_cancel_in_the_middle(self, model, frames, clip, monkeypatch):
+        import comfy.model_management as management
+
+        from mask_guided_video.nodes import host
+
+        steps = []
+
+        class Bar:
+            def __init__(self, total):
+                pass
+
+            def update_absolute(self, done, total):
+                steps.append(done)
+                management.interrupt_current_processing(len(steps) == 3)
+
+        monkeypatch.setattr(host.comfy.utils, "ProgressBar", Bar)
+        with pytest.raises(management.InterruptProcessingException):
+            self.track(model, frames, boxes=self.boxes(clip))
+        assert len(steps) == 3
+        monkeypatch.undo()
+        assert len(self.track(model, frames, boxes=self.boxes(clip))[0].ids) == 2
+
+    def test_bad_input_is_named(self, model, frames):
+        late, _ = mark(frame=9, points='[{"x": 4, "y": 5}]')
+        wide, _ = mark(points='[{"x": 70, "y": 5}]')
+        broken = frames.clone()
+        broken[3] = float("nan")
+        for message, values in {
+            "there are no boxes, mask, points, prompts or phrases": {},
+            "a prompt is for frame 9 but the film has 8 frames": {"prompts": late},
+            "lies outside the picture of 64 x 64": {"prompts": wide},
+            "prompt_frame is 8 but the film has 8 frames": {"points": '[{"x": 1, "y": 1}]', "prompt_frame": 8},
+            "point .70, 5. in frame 0 lies outside": {"points": '[{"x": 70, "y": 5}]'},
+            "points has no point on the object": {"points": "[]"},
+            "points is no JSON": {"points": "left"},
+            "there are 5 masks for 8 frames": {"mask": torch.ones(5, 64, 64)},
+            "the mask is empty in every frame": {"mask": torch.zeros(8, 64, 64)},
+            "bounding boxes for 3 frames and the clip has 8": {"boxes": [[]] * 3},
+            "Toybox does not understand words, but phrases is 'cat'": {"phrases": "cat"},
+            "max_gap is -2": {"boxes": [], "max_gap": -2},
+        }.items():
+            with pytest.raises(ValueError, match=message):
+                self.track(model, frames, **values)
+        with pytest.raises(ValueError, match="frame 3 holds NaN"):
+            self.track(model, broken, points='[{"x": 20, "y": 18}]')
+        with pytest.raises(ValueError, match="at least one frame"):
+            self.track(model, frames[:0], boxes=[])
+
+
+class TestRefineMasks:
+    def refine(self, **values):
+        from mask_guided_video.nodes.refinement import RefineMasks
+
+        settings = {
+            "fill_gaps": 0,
+            "median_frames": 1,
+            "hysteresis_low": 0.0,
+            "hysteresis_high": 0.0,
+            "grow": 0,
+            "feather": 0.0,
+        }
+        return RefineMasks.execute(**{**settings, **values}).args
+
+    def test_parts_holes_and_boxes(self):
+        mask = rectangle(1)
+        mask[0, 0, 0] = 1.0
+        mask[0, 12, 8] = 0.0
+        assert torch.equal(self.refine(mask=mask, component_share=1.0, fill_holes=-1)[1], rectangle(1))
+        boxed = self.refine(mask=mask, component_share=1.0, box=True, box_padding=2)[1]
+        assert boxed[0, 6:26, 2:18].all() and boxed.sum() == 20 * 16
+
+    def test_gaps_are_filled_with_the_film(self):
+        image = torch.full((5, 32, 32, 3), 0.2)
+        masks = torch.stack([rectangle(1, left=2 + 2 * frame)[0] for frame in range(5)])
+        image[..., 0] = torch.maximum(image[..., 0], masks)
+        gap = masks.clone()
+        gap[2] = 0.0
+        filled, mask = self.refine(mask=gap, fill_gaps=2, image=image)
+        truth = masks[2] > 0.5
+        assert ((mask[2] > 0.5) & truth).sum() / ((mask[2] > 0.5) | truth).sum() > 0.8
+        assert filled.misses.tolist() == [[False, False, True, False, False]]
+
+    def test_masks_on_disk(self, monkeypatch, tmp_path):
+        import folder_paths
+
+        monkeypatch.setattr(folder_paths, "get_temp_directory", lambda: str(tmp_path))
+        tracks, mask = self.refine(tracks=three_tracks(), grow=1, keep_on_disk=True)
+        assert tracks.masks.folder == tmp_path
+        assert torch.equal(mask, self.refine(tracks=three_tracks(), grow=1)[1])
+
+    def test_bad_input_is_named(self):
+        for message, values in {
+            "there are 3 frames and masks for 4": {"image": film(3)},
+            "component_share is 2": {"component_share": 2.0},
+            "fill_holes is -2": {"fill_holes": -2},
+            "box_padding is -1": {"box_padding": -1},
+        }.items():
+            with pytest.raises(ValueError, match=message):
+                self.refine(mask=rectangle(), **values)
+
+
 class TestSelectObjects:
     def select(self, tracks=None, **values):
         from mask_guided_video.nodes.objects import SelectObjects

@@ -1,0 +1,163 @@
+"""Clean masks over space and time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..perception.tracks import Tracks as TrackedObjects
+from .mask_output import temporary_folder, union_of
+from .types import CATEGORY, Tracks
+
+
+class RefineMasks(io.ComfyNode):
+    """MGV_RefineMasks."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MGV_RefineMasks",
+            display_name="Refine Masks",
+            category=f"{CATEGORY}/perception",
+            description=(
+                "Steadies masks over time and changes their outline: fill gaps, median over frames, hysteresis, largest "
+                "part, holes, grow or shrink, box, feather. Frames in are frames out; works on tracks object by object, "
+                "or on a MASK."
+            ),
+            inputs=[
+                Tracks.Input("tracks", optional=True, tooltip="From Track Masks; comes back refined."),
+                io.Mask.Input("mask", optional=True, tooltip="Instead of tracks: one mask per frame."),
+                *refinement_inputs(),
+            ],
+            outputs=[
+                Tracks.Output(display_name="tracks", tooltip="The refined tracks (a MASK becomes one track)."),
+                io.Mask.Output(display_name="mask", tooltip="All objects together, one mask per frame."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        tracks: Any = None,
+        mask: Tensor | None = None,
+        image: Tensor | None = None,
+        keep_on_disk: bool = False,
+        **settings: Any,
+    ) -> io.NodeOutput:
+        from ..perception.mask_refinement import RefinementSettings, refine_tracks
+        from .host import progress
+        from .inputs import masks_of
+
+        if (tracks is None) == (mask is None):
+            given = "both" if mask is not None else "neither"
+            raise ValueError(f"{given} of tracks and mask is connected; connect exactly one of them.")
+        wanted = RefinementSettings(**settings)
+        if tracks is None:
+            tracks = TrackedObjects.from_masks(masks_of(mask))
+        folder = temporary_folder() if keep_on_disk else None
+        refined = refine_tracks(tracks, wanted, image, folder, progress())
+        return io.NodeOutput(refined, union_of(refined))
+
+
+def refinement_inputs() -> list[io.Input]:
+    """Widgets of the refinement; what came later is at the end, and optional for graphs from before."""
+    return [
+        io.Int.Input(
+            "fill_gaps",
+            default=0,
+            min=0,
+            max=1000,
+            tooltip="Empty frames in a row, at most this many, that are filled from the frames around them; with image "
+            "by the motion in the film. 0: none.",
+        ),
+        io.Int.Input(
+            "median_frames",
+            default=1,
+            min=1,
+            max=99,
+            step=2,
+            tooltip="Median over this many frames (odd): removes flicker. 1: off; too many frames blur the motion.",
+        ),
+        io.Float.Input(
+            "hysteresis_low",
+            default=0.0,
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            round=0.01,
+            tooltip="With hysteresis_high: pixels above it stay when they touch, in space or time, pixels above the "
+            "high one. At most hysteresis_high.",
+        ),
+        io.Float.Input(
+            "hysteresis_high",
+            default=0.0,
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            round=0.01,
+            tooltip="Pixels above it are surely inside. 0: no hysteresis; 0.5 with low 0.2 cleans soft masks.",
+        ),
+        io.Int.Input(
+            "grow",
+            default=0,
+            min=-512,
+            max=512,
+            tooltip="Pixels to grow the outline by; negative shrinks. 0: as it is.",
+        ),
+        io.Float.Input(
+            "feather",
+            default=0.0,
+            min=0.0,
+            max=256.0,
+            step=0.5,
+            round=0.5,
+            tooltip="Pixels over which the edge fades. 0: a hard edge.",
+        ),
+        io.Image.Input(
+            "image",
+            optional=True,
+            tooltip="The film, for fill_gaps: masks are carried into a gap by the motion of the picture.",
+        ),
+        io.Float.Input(
+            "component_share",
+            default=0.0,
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            round=0.01,
+            optional=True,
+            tooltip="In each frame a connected part stays when its area is at least this share of the largest part's. "
+            "0: every part, 1: the largest alone.",
+        ),
+        io.Int.Input(
+            "fill_holes",
+            default=0,
+            min=-1,
+            max=16777216,
+            optional=True,
+            tooltip="Holes of at most this many pixels, enclosed by the mask, are filled. 0: none, -1: all.",
+        ),
+        io.Boolean.Input(
+            "box", default=False, optional=True, tooltip="On: every mask becomes the box around it. Off: its shape."
+        ),
+        io.Int.Input(
+            "box_padding",
+            default=0,
+            min=0,
+            max=4096,
+            optional=True,
+            tooltip="Pixels by which that box is wider on every side. 0: tight.",
+        ),
+        io.Boolean.Input(
+            "keep_on_disk",
+            default=False,
+            optional=True,
+            tooltip="On: the new masks lie in ComfyUI's folder for temporary files instead of in memory; feathered "
+            "masks of a long film take a byte a pixel.",
+        ),
+    ]
+
+
+NODES = [RefineMasks]
