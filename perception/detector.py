@@ -14,7 +14,7 @@ from .grounding import GroundingModel, Pictures
 from .phrases import check_phrases, share_out
 
 # Memory that a pass takes for one pixel of the prepared picture, in float32: measured with a full-size Swin-T.
-BYTES_PER_PIXEL = 4000
+BYTES_PER_PIXEL = 3000
 # Part of the free memory that a batch may fill, and what it may fill where the free memory is not told.
 SHARE_OF_FREE = 0.6
 BUDGET = 1 << 30
