@@ -76,7 +76,8 @@ class SamSegmenter:
         Args:
             pictures: uint8 arrays [H, W, 3] of one size.
         """
-        inputs = self.processor(images=list(pictures), return_tensors="pt")
+        # Said because pictures a few pixels high are taken for channels otherwise.
+        inputs = self.processor(images=list(pictures), input_data_format="channels_last", return_tensors="pt")
         parameter = next(self.model.vision_encoder.parameters())
         pixels = inputs["pixel_values"].to(parameter.device, parameter.dtype)
         original, reshaped = (
