@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import json
 import shutil
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -345,7 +348,7 @@ class TestDetectObjects:
         assert {box["label"] for found in boxes for box in found} <= {"red ball", "blue square"}
         assert any(boxes)
 
-    @pytest.mark.parametrize("ask", ["one by one", "together"])
+    @pytest.mark.parametrize("ask", [pytest.param("one by one", marks=pytest.mark.slow), "together"])
     def test_200_phrases(self, clip, ask):
         phrases = ", ".join(["red ball", *(f"thing {number}" for number in range(199))])
         boxes, _, report = detect(clip[:1], phrases=phrases, ask=ask)
@@ -389,3 +392,69 @@ class TestDetectObjects:
         with pytest.raises(management.InterruptProcessingException):
             DetectObjects.execute(model, clip, *settings)
         assert DetectObjects.execute(model, clip, *settings).args[0] == whole
+
+
+def graph(**loaders):
+    """A film of nothing, looked through and followed; with the widgets that workflows of before have."""
+    return {
+        "1": {"class_type": "EmptyImage", "inputs": {"width": 64, "height": 64, "batch_size": 3, "color": 0x40A040}},
+        "2": {"class_type": "MGV_LoadGroundingDINO", "inputs": {"model_name": "Toybox", **loaders}},
+        "3": {
+            "class_type": "MGV_DetectObjects",
+            "inputs": {
+                "model": ["2", 0], "image": ["1", 0], "phrases": "red ball", "box_threshold": 0.35,
+                "text_threshold": 0.25, "nms_threshold": 0.7, "max_objects": 1,
+            },
+        },
+        "4": {"class_type": "MGV_LoadSAM", "inputs": {"model_name": "Toybox"}},
+        "5": {
+            "class_type": "MGV_TrackMasks",
+            "inputs": {
+                "model": ["4", 0], "image": ["1", 0], "boxes": ["3", 0], "points": "", "prompt_frame": 0, "max_gap": 8,
+                "extend": 2, "minimum_seen": 2, "max_objects": 0, "soft": False,
+            },
+        },
+        "6": {"class_type": "MaskToImage", "inputs": {"mask": ["5", 1]}},
+        "7": {"class_type": "PreviewImage", "inputs": {"images": ["6", 0]}},
+        "8": {"class_type": "PreviewAny", "inputs": {"source": ["3", 2]}},
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def first(server):
+    return server.run(graph())
+
+
+class TestInTheServer:
+    def test_prompts_of_before_run(self, first):
+        assert first.succeeded, first.error
+        assert len(first.outputs["7"]["images"]) == 3 and "not found in any of 3" in first.outputs["8"]["text"][0]
+
+    def test_unchanged_runs_nothing_again(self, server, first):
+        assert server.run(graph()).cached == set(graph())
+
+    def test_a_change_downstream_reloads_no_model(self, server, first):
+        changed = graph()
+        changed["3"]["inputs"]["detect_every"] = 2
+        run = server.run(changed)
+        assert run.succeeded and run.cached == {"1", "2", "4"}
+
+    @pytest.mark.parametrize("name", ["grounding-dino-tiny", "absent.pth"])
+    def test_missing_model_is_said_before_anything_runs(self, server, name):
+        request = urllib.request.Request(
+            server.url + "/prompt",
+            json.dumps({"prompt": graph(model_name=name)}).encode(),
+            {"Content-Type": "application/json"},
+        )
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(request, timeout=30)
+        errors = json.loads(refused.value.read())["node_errors"]["2"]["errors"]
+        refused.value.close()
+        for part in (name, "models/grounding-dino", "https://huggingface.co/IDEA-Research/grounding-dino-tiny"):
+            assert part in errors[0]["details"]
+
+    def test_known_models_are_offered(self, object_info):
+        for node, name in (("MGV_LoadGroundingDINO", "grounding-dino-tiny"), ("MGV_LoadSAM", "sam_vit_b_01ec64.pth")):
+            options = object_info[node]["input"]["required"]["model_name"][1]["options"]
+            assert options[0] == "Toybox" and name in options
+            assert object_info[node]["input"]["optional"]["download"][1]["default"] is False
