@@ -15,7 +15,7 @@ SHORT_SIDE, LONG_SIDE = 800, 1333
 # SAM: its encoder writes attention out, all pairs of tokens in all heads, this many times (1.8 GB in fp32 for ViT-B).
 PAIR_COPIES = 2.3
 # SAM 2 and its kind: values of one picture at width 96 (0.6 GB in fp32), and as many for the memory of earlier ones.
-FILM_VALUES = 300_000_000
+FILM_VALUES = 150_000_000
 FILM_WIDTH = 96
 # Of what is not known by name.
 OTHER_VALUES = 500_000_000
@@ -31,7 +31,8 @@ def working_memory(module: nn.Module, height: int, width: int) -> int:
         height, width: of the film.
     """
     weights = dict(module.named_parameters())
-    size = next(iter(weights.values())).element_size() if weights else 4
+    # Small parts may be kept in full precision.
+    size = max(weights.values(), key=Tensor.numel).element_size() if weights else 4
     config = getattr(module, "config", None)
     kind = str(getattr(config, "model_type", type(module).__name__)).lower().replace("_", "-")
     if "dino" in kind:
