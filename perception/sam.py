@@ -37,7 +37,7 @@ class EncodedPictures:
 
     Attributes:
         embeddings: [t, C, h, w].
-        details: [t, h, w, C'], early features for models that use them.
+        details: [t, C', grid, grid], fine features for models that use them.
         fit: how the frames lie in the model's input.
     """
 
@@ -113,39 +113,44 @@ class SamSegmenter:
         """
         parameter = next(self.model.mask_decoder.parameters())
 
-        def placed(values: Tensor | None, dtype: torch.dtype | None = None) -> Tensor | None:
+        def placed(values: Tensor | None) -> Tensor | None:
             """On the device, with prompts in the second place, or in the first where each has a picture of its own."""
-            if values is None:
-                return None
-            return values.to(parameter.device, dtype).unsqueeze(0 if guesses is None else 1)
+            return None if values is None else values.to(parameter.device).unsqueeze(0 if guesses is None else 1)
 
-        count = 1 if guesses is None else len(guesses)
-        embeddings = picture.embeddings.to(parameter.device, parameter.dtype)
-        prompts = {
-            # Coordinates stay in full precision: half precision knows 1000 pixels only to within four.
-            "input_boxes": placed(boxes),
-            "input_points": placed(points),
-            "input_labels": placed(labels),
-            "input_masks": None if guesses is None else guesses.to(parameter.device, parameter.dtype),
-        }
-        outputs = self.model(
-            image_embeddings=embeddings.expand(count, -1, -1, -1),
-            multimask_output=candidates,
-            **{name: value for name, value in prompts.items() if value is not None},
-            **self._more(picture, count),
+        masks, scores = self._predict(
+            EncodedPictures(
+                picture.embeddings.to(parameter.device, parameter.dtype),
+                None if picture.details is None else picture.details.to(parameter.device, parameter.dtype),
+                picture.fit,
+            ),
+            {
+                # Coordinates stay in full precision: half precision knows 1000 pixels only to within four.
+                "input_boxes": placed(boxes),
+                "input_points": placed(points),
+                "input_labels": placed(labels),
+                "input_masks": None if guesses is None else guesses.to(parameter.device, parameter.dtype),
+            },
+            candidates,
         )
-        scores = outputs.iou_scores.flatten(0, 1).float()
         best = scores.argmax(dim=1)
         rows = torch.arange(len(best), device=best.device)
-        return outputs.pred_masks.flatten(0, 1)[rows, best].float(), scores[rows, best]
+        return masks[rows, best].float(), scores[rows, best].float()
 
     def _look(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Embeddings and early features of prepared pictures."""
+        """Embeddings and further features of prepared pictures."""
         return self.model.get_image_embeddings(pixels), None
 
-    def _more(self, picture: EncodedPictures, count: int) -> dict[str, Any]:
-        """Further arguments of the model for ``count`` copies of a picture."""
-        return {}
+    def _predict(
+        self, picture: EncodedPictures, prompts: dict[str, Tensor | None], candidates: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Logits [N, M, grid, grid] and predicted IoU [N, M] of M = 3 candidates, or of one."""
+        hints = prompts["input_masks"]
+        outputs = self.model(
+            image_embeddings=picture.embeddings.expand(1 if hints is None else len(hints), -1, -1, -1),
+            multimask_output=candidates,
+            **{name: value for name, value in prompts.items() if value is not None},
+        )
+        return outputs.pred_masks.flatten(0, 1), outputs.iou_scores.flatten(0, 1)
 
 
 class SamFilm:

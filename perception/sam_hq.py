@@ -1,17 +1,17 @@
 """Masks with finer edges by SAM-HQ (Ke et al., arXiv 2306.01567), which adds a mask token and early features to SAM.
 
-The model is transformers' ``SamHQModel``; weights may also come in the original package's layout. As in that package's
-predictor, the fine mask is added to SAM's own one.
+The weights are held by transformers' ``SamHQModel`` and may also come in the original package's layout. Masks are
+decoded here: the library's own decoder (4.52 up to 5.23 at least) draws masks on picture features from before its
+transformer, with rows and columns exchanged, and so does not give the original's masks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .loading import load_model_folder
 from .sam import EncodedPictures, SamSegmenter
@@ -25,14 +25,77 @@ class SamHQSegmenter(SamSegmenter):
     """SAM-HQ as the tracker asks it; like :class:`~.sam.SamSegmenter`, of a ``SamHQModel``."""
 
     def _look(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
-        embeddings, details = self.model.get_image_embeddings(pixels)
-        # Only what the first layer with attention to the whole picture found is used.
-        return embeddings, details[0]
+        embeddings, early = self.model.get_image_embeddings(pixels)
+        # What the first layer with attention to the whole picture found is where fine edges are still to be seen.
+        return embeddings, fine_features(self.model.mask_decoder, embeddings, early[0])
 
-    def _more(self, picture: EncodedPictures, count: int) -> dict[str, Any]:
-        parameter = next(self.model.mask_decoder.parameters())
-        details = picture.details.to(parameter.device, parameter.dtype)
-        return {"intermediate_embeddings": [details.expand(count, -1, -1, -1)], "hq_token_only": False}
+    def _predict(
+        self, picture: EncodedPictures, prompts: dict[str, Tensor | None], candidates: bool
+    ) -> tuple[Tensor, Tensor]:
+        sparse, dense = self.model.prompt_encoder(**prompts)
+        positions = self.model.get_image_wide_positional_embeddings()
+        # Either all prompts share one picture, or each has one with its own rough mask added.
+        pictures = (picture.embeddings + dense).repeat_interleave(sparse.shape[1], dim=0)
+        own, fine, scores = draw_masks(
+            self.model.mask_decoder, pictures, positions, sparse.flatten(0, 1), picture.details
+        )
+        # The first token is for unambiguous prompts. As in the original's predictor the fine mask is added to SAM's.
+        chosen = slice(1, None) if candidates else slice(0, 1)
+        return own[:, chosen] + fine, scores[:, chosen]
+
+
+def fine_features(decoder: nn.Module, embeddings: Tensor, early: Tensor) -> Tensor:
+    """What SAM-HQ draws fine edges on: features of the encoder's end and of its beginning, enlarged and added.
+
+    Args:
+        decoder: of a ``SamHQModel``.
+        embeddings: of pictures, [t, C, h, w].
+        early: features from within the encoder, [t, h, w, C'].
+
+    Returns:
+        [t, C / 8, 4 h, 4 w] in the decoder's dtype.
+    """
+    kind = decoder.encoder_conv1.weight.dtype
+    late = decoder.activation(decoder.encoder_norm(decoder.encoder_conv1(embeddings.to(kind))))
+    begun = early.to(kind).permute(0, 3, 1, 2).contiguous()
+    begun = decoder.activation(decoder.compress_vit_norm(decoder.compress_vit_conv1(begun)))
+    return decoder.encoder_conv2(late) + decoder.compress_vit_conv2(begun)
+
+
+def draw_masks(
+    decoder: nn.Module, pictures: Tensor, positions: Tensor, prompts: Tensor, details: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """All masks of N prompts by SAM-HQ's decoder.
+
+    Args:
+        decoder: of a ``SamHQModel``.
+        pictures: embeddings with the prompts' rough masks added, [N, C, h, w].
+        positions: embedding of the places in the picture, [1, C, h, w].
+        prompts: embedded points and corners, [N, P, C].
+        details: ``fine_features`` of the picture, [1, C / 8, 4 h, 4 w].
+
+    Returns:
+        SAM's own logits [N, M, 4 h, 4 w], fine logits [N, 1, 4 h, 4 w], and predicted IoU of SAM's masks [N, M].
+    """
+    count, _, height, width = pictures.shape
+    own_tokens = decoder.mask_tokens.weight.shape[0]
+    learned = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight, decoder.hq_token.weight])
+    tokens = torch.cat([learned.expand(count, -1, -1), prompts.to(learned.dtype)], dim=1)
+    tokens, places = decoder.transformer(
+        point_embeddings=tokens[:, None],
+        image_embeddings=pictures,
+        image_positional_embeddings=positions.expand(count, -1, -1, -1),
+        attention_similarity=None,
+    )
+    tokens, canvas = tokens[:, 0], places[:, 0].transpose(1, 2).unflatten(2, (height, width))
+    canvas = decoder.activation(decoder.upscale_layer_norm(decoder.upscale_conv1(canvas)))
+    canvas = decoder.activation(decoder.upscale_conv2(canvas))
+    fine_canvas = decoder.mask_conv2(decoder.activation(decoder.mask_norm(decoder.mask_conv1(canvas)))) + details
+    brushes = [head(tokens[:, 1 + index]) for index, head in enumerate(decoder.output_hypernetworks_mlps)]
+    fine_brush = decoder.hq_mask_mlp(tokens[:, 1 + own_tokens])
+    own = torch.einsum("nmc,nchw->nmhw", torch.stack(brushes, dim=1), canvas)
+    fine = torch.einsum("nc,nchw->nhw", fine_brush, fine_canvas)[:, None]
+    return own, fine, decoder.iou_prediction_head(tokens[:, 0])
 
 
 def claims(state: Mapping[str, Tensor]) -> bool:
