@@ -13,6 +13,7 @@ if find_spec("comfy_api") is None or find_spec("folder_paths") is None:
     NODE_CLASS_MAPPINGS: dict[str, type] = {}
     NODE_DISPLAY_NAME_MAPPINGS: dict[str, str] = {}
 else:
+    from .nodes.box_converters import BBOXToBoxes, BoxesToBBOX, FromSEGS, ToSEGS
     from .nodes.detection import DetectObjects, LoadGroundingDINO
     from .nodes.guidance import MaskToAttentionBias, PatchAttention, PreviewGuide
     from .nodes.model_files import register_folder
@@ -45,6 +46,10 @@ else:
         "MGV_PreviewTracks": PreviewTracks,
         "MGV_SplitTracks": SplitTracks,
         "MGV_MaskToTracks": MaskToTracks,
+        "MGV_BoxesToBBOX": BoxesToBBOX,
+        "MGV_BBOXToBoxes": BBOXToBoxes,
+        "MGV_ToSEGS": ToSEGS,
+        "MGV_FromSEGS": FromSEGS,
         "MGV_MaskToAttentionBias": MaskToAttentionBias,
         "MGV_PatchAttention": PatchAttention,
         "MGV_PreviewGuide": PreviewGuide,
@@ -64,6 +69,10 @@ else:
         "MGV_PreviewTracks": "Preview Tracks",
         "MGV_SplitTracks": "Split Tracks",
         "MGV_MaskToTracks": "Mask to Tracks",
+        "MGV_BoxesToBBOX": "Boxes to BBOX",
+        "MGV_BBOXToBoxes": "BBOX to Boxes",
+        "MGV_ToSEGS": "To SEGS",
+        "MGV_FromSEGS": "From SEGS",
         "MGV_MaskToAttentionBias": "Mask to Attention Bias",
         "MGV_PatchAttention": "Patch Attention",
         "MGV_PreviewGuide": "Preview Guide",

@@ -31,6 +31,10 @@ NODE_IDS = {
     "MGV_PreviewTracks",
     "MGV_SplitTracks",
     "MGV_MaskToTracks",
+    "MGV_BoxesToBBOX",
+    "MGV_BBOXToBoxes",
+    "MGV_ToSEGS",
+    "MGV_FromSEGS",
 }
 # Nodes that the graph of the Toybox has no use for.
 NOT_IN_THE_TOYBOX_WORKFLOW = {
@@ -39,6 +43,10 @@ NOT_IN_THE_TOYBOX_WORKFLOW = {
     "MGV_PreviewTracks",
     "MGV_SplitTracks",
     "MGV_MaskToTracks",
+    "MGV_BoxesToBBOX",
+    "MGV_BBOXToBoxes",
+    "MGV_ToSEGS",
+    "MGV_FromSEGS",
 }
 
 
@@ -76,8 +84,7 @@ def test_mappings_are_literal(root):
 
 
 def test_modules_list_their_nodes():
-    from mask_guided_video import NODE_CLASS_MAPPINGS
-    from mask_guided_video import nodes
+    from mask_guided_video import NODE_CLASS_MAPPINGS, nodes
 
     names = [module.name for module in pkgutil.iter_modules(nodes.__path__)]
     modules = [importlib.import_module(f"{nodes.__name__}.{name}") for name in names]
