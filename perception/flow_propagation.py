@@ -23,16 +23,22 @@ from .optical_flow import flow_between
 from .prompts import ObjectPrompt
 from .propagation import SegmentedFilm, Segmenter, Sighting
 
-# How far flow is trusted: colours that are this many times more likely overrule it.
-DOUBT = 0.1
+# How far flow is trusted: colours that are so much more likely (0.2: four times) overrule it.
+DOUBT = 0.2
 # The model's drawing is taken when it overlaps what was carried on at least this much.
 AGREEMENT = 0.6
 # Share of an object's full size below which it counts as out of sight, and above which it counts as found again.
 GONE, BACK = 0.04, 0.15
 # A mask whose colours have become this unlike the object's is of something else.
 STRANGE, FAMILIAR = 0.35, 0.75
+# How fast an object's colours may change, a frame, and how alike the new ones must be.
+LEARNING, STEADY = 0.05, 0.9
 # Pixels around a carried mask that may become the object's, as a share of its diameter, and what it may grow to.
 MARGIN, GROWTH = 0.2, 1.2
+# The model may redraw the edge of a carried mask by this share of its diameter, and reach this far out of a box.
+EDGE, OVERHANG = 0.06, 0.05
+# Patches of a mask that are smaller than this share of its largest one are crumbs.
+CRUMB = 0.15
 # Sureness of a mask that was carried on without the model's consent.
 CARRIED_SCORE = 0.5
 # A colour is a lost object's when it is this many times more likely there than around it.
@@ -129,7 +135,7 @@ class FlowPropagator:
         """Take masks as they are; make masks of boxes and points, but doubt those that look like something else."""
         self._look(frame)
         asked = {key: value for key, value in prompts.items() if value.mask is None or value.box or value.points}
-        found = dict(zip(asked, self.pictures.segment(frame, list(asked.values())), strict=True))
+        found = dict(zip(asked, self._draw(frame, list(asked.values())), strict=True))
         for identity, value in prompts.items():
             if identity not in asked:
                 found[identity] = Sighting(value.mask.to(torch.uint8) * 255, value.score)
@@ -146,6 +152,17 @@ class FlowPropagator:
     def forget(self, identity: int) -> None:
         """Stop following an object."""
         self._objects.pop(identity, None)
+
+    def _draw(self, frame: int, prompts: Sequence[ObjectPrompt]) -> list[Sighting]:
+        """Masks by the model, without what lies outside of their boxes and without crumbs."""
+        drawn = []
+        for prompt, sighting in zip(prompts, self.pictures.segment(frame, prompts), strict=True):
+            mask = sighting.mask
+            if prompt.box is not None:
+                mask = mask * _inside_box(prompt.box, mask.shape)
+            mask = mask * _large_patches(mask > 127)
+            drawn.append(Sighting(mask, sighting.score if (mask > 127).any() else 0.0))
+        return drawn
 
     def _look(self, frame: int) -> None:
         if frame != self._frame:
@@ -206,7 +223,7 @@ class FlowPropagator:
                 found[identity] = Sighting(torch.zeros_like(item.mask), 0.0)
             else:
                 asked[identity] = box_of_mask(share.float())
-        drawn = self.pictures.segment(frame, [ObjectPrompt(frame, box=box) for box in asked.values()])
+        drawn = self._draw(frame, [ObjectPrompt(frame, box=box) for box in asked.values()])
         for identity, sighting in zip(asked, drawn, strict=True):
             place = seen.index(identity)
             others = [share for other, share in enumerate(shares) if other != place]
@@ -214,14 +231,15 @@ class FlowPropagator:
             share = shares[place].to(torch.uint8) * 255
             agreement = mask_iou(mask, share)
             if agreement >= AGREEMENT:
+                edge = max(1, round(EDGE * self._objects[identity].full ** 0.5))
+                mask = torch.where(_grown(shares[place], edge), mask, 0)
+                mask = torch.where(_grown(~shares[place], edge), mask, 255)
                 found[identity] = Sighting(mask, max(sighting.score * agreement, CARRIED_SCORE))
             else:
                 found[identity] = Sighting(share, CARRIED_SCORE)
         return found
 
-    def _check(
-        self, identity: int, prompt: ObjectPrompt, fresh: Sighting, claims: dict[int, Tensor]
-    ) -> Sighting:
+    def _check(self, identity: int, prompt: ObjectPrompt, fresh: Sighting, claims: dict[int, Tensor]) -> Sighting:
         """A fresh mask, or the carried one when that looks more like the object; pixels of others stay theirs."""
         item = self._objects.get(identity)
         if item is None or item.colours is None:
@@ -230,9 +248,7 @@ class FlowPropagator:
         mask = _without(fresh.mask, others)
         if not item.mask.any() or mask_iou(mask, item.mask) >= AGREEMENT or prompt.points:
             return replace(fresh, mask=mask)
-        new, old = (
-            likeness(histogram(self._places, value > 127), item.colours) for value in (mask, item.mask)
-        )
+        new, old = (likeness(histogram(self._places, value > 127), item.colours) for value in (mask, item.mask))
         return replace(fresh, mask=mask) if new >= old else Sighting(item.mask, CARRIED_SCORE)
 
     def _search(self, frame: int, identity: int) -> Sighting:
@@ -250,7 +266,7 @@ class FlowPropagator:
         if patch is None:
             return nothing
         box = box_of_mask(patch.float())
-        sighting = self.pictures.segment(frame, [ObjectPrompt(frame, box=box)])[0]
+        sighting = self._draw(frame, [ObjectPrompt(frame, box=box)])[0]
         mask = _without(sighting.mask, [taken])
         if mask_iou(mask, patch.to(torch.uint8) * 255) < AGREEMENT:
             return nothing
@@ -284,16 +300,18 @@ class FlowPropagator:
         whole = float(inside.sum()) >= 0.5 * item.full
         if item.colours is None:
             item.colours = colours
-        elif whole:
-            item.colours = item.colours * 0.95 + colours * 0.05
+        elif whole and (firm or likeness(colours, item.colours) > STEADY):
+            item.colours = (1 - LEARNING) * item.colours + LEARNING * colours
         occupied = inside.clone()
         for other in self._objects.values():
             occupied |= other.mask > 127
-        around = histogram(self._places, ~_grown(occupied, 1))
+        # A mask that is too small leaves some of the object outside.
+        margin = max(2, round(MARGIN * item.full**0.5))
+        around = histogram(self._places, ~_grown(occupied, margin))
         if around is not None and (whole or item.around is None):
             item.around = around
             ratio = _lookup(item.colours, self._places) / _lookup(around, self._places)
-            alike = (ratio > TELLING) & ~_grown(occupied, 2)
+            alike = (ratio > TELLING) & ~_grown(occupied, margin)
             own = (ratio > TELLING)[inside].float().mean()
             item.telling = bool(own > 0.6 and alike.sum() < 0.3 * inside.sum())
 
@@ -329,6 +347,28 @@ def _without(mask: Tensor, others: Sequence[Tensor]) -> Tensor:
     for other in others:
         mask = mask * ~other
     return mask
+
+
+def _inside_box(box: Box, shape: Sequence[int]) -> Tensor:
+    """Pixels in a box and a little around it: uint8 [H, W], 0 or 1."""
+    x0, y0, x1, y1 = box.corners
+    across, down = OVERHANG * box.width, OVERHANG * box.height
+    allowed = torch.zeros(tuple(shape), dtype=torch.uint8)
+    allowed[max(0, int(y0 - down)) : int(np.ceil(y1 + down)), max(0, int(x0 - across)) : int(np.ceil(x1 + across))] = 1
+    return allowed
+
+
+def _large_patches(inside: Tensor) -> Tensor:
+    """Without connected patches that are small beside the largest one: uint8 [H, W], 0 or 1."""
+    import cv2
+
+    count, labels, statistics, _ = cv2.connectedComponentsWithStats(inside.numpy().astype(np.uint8), connectivity=8)
+    if count <= 2:
+        return torch.ones(inside.shape, dtype=torch.uint8)
+    areas = statistics[:, cv2.CC_STAT_AREA]
+    small = areas < CRUMB * areas[1:].max()
+    small[0] = False
+    return torch.from_numpy((~small[labels]).astype(np.uint8))
 
 
 def _best_patch(candidates: Tensor, item: _Followed) -> Tensor | None:

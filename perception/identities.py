@@ -221,9 +221,7 @@ def share_pixels(masks: Mapping[int, Tensor], scores: Mapping[int, float]) -> di
     return shared
 
 
-def choose(
-    known: Sequence[KnownObject], minimum_seen: int, max_objects: int | None
-) -> list[KnownObject]:
+def choose(known: Sequence[KnownObject], minimum_seen: int, max_objects: int | None) -> list[KnownObject]:
     """The objects to keep, in order: no fleeting ones, and no more than there may be.
 
     Args:

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 DISAGREEMENT = 0.5
 # With boxes in fewer frames than this nothing is dropped for having been found too rarely.
 FEW_FRAMES = 4
+# An object that is followed but was found in none of so many frames with boxes may have been mistaken for something.
+STRAYED = 3
 
 
 @dataclass(frozen=True)
@@ -81,21 +83,18 @@ class FilmVisit:
         progress: called after every visited frame.
     """
 
-    def __init__(
-        self, model: PropagationModel, film: Film, settings: TrackSettings, progress: Progress | None
-    ) -> None:
+    def __init__(self, model: PropagationModel, film: Film, settings: TrackSettings, progress: Progress | None) -> None:
         self.model, self.film, self.settings = model, film, settings
         self.progress = progress
         self.done, self.total = 0, 0
-        self.masks = MaskStack(
-            len(film), film.height, film.width, "byte" if settings.soft else "bit", settings.folder
-        )
+        self.masks = MaskStack(len(film), film.height, film.width, "byte" if settings.soft else "bit", settings.folder)
         self.known: dict[int, KnownObject] = {}
         self.rows: dict[int, int] = {}
         self.scores: dict[int, Tensor] = {}
         # Objects that the propagator still follows or looks for.
         self.followed: set[int] = set()
-        self.looked = 0
+        # Frames in which a detector found anything.
+        self.looked: list[int] = []
 
     def track(self, evidence: Evidence) -> Tracks:
         """Everything, in order: one sweep that finds, a choice of objects, one sweep back."""
@@ -107,7 +106,7 @@ class FilmVisit:
         order = self._order(frames, backward)
         self.total = len(order) + (self._reach(frames[0]) if self.settings.direction == "both" else 0)
         self._sweep(evidence, set(frames), order, backward)
-        least = self.settings.minimum_seen if self.looked >= FEW_FRAMES else 1
+        least = self.settings.minimum_seen if len(self.looked) >= FEW_FRAMES else 1
         kept = choose(list(self.known.values()), least, self.settings.max_objects)
         self._trim(kept)
         if self.settings.direction == "both":
@@ -143,7 +142,7 @@ class FilmVisit:
             places = colour_places(self.film.picture(frame))
             self._obey(propagator, frame, sightings, evidence.prompts_of(frame), places)
             found = evidence.found_in(self.model, self.film, frame)
-            self.looked += bool(found)
+            self.looked += [frame] if found else []
             rest = self._correct(propagator, frame, sightings, found, places)
             self._add(propagator, frame, sightings, rest, places)
         self._write(frame, sightings)
@@ -275,7 +274,7 @@ class FilmVisit:
             label, score = _box_of(asked[identity]).label, asked[identity].score
             colours = histogram(places, sighting.mask > 127)
             same = same_thing(sighting.mask, label, colours, self._visible(), self.settings.duplicate_iou)
-            lost = {number: self.known[number] for number in self.followed if self.known[number].lost is not None}
+            lost = {number: self.known[number] for number in self.followed if self._may_be_elsewhere(number, frame)}
             again = find_lost(sighting.mask, label, colours, frame, lost)
             if same is None and again is None and _visible(sighting):
                 self._begin(frame, identity, sighting)
@@ -291,6 +290,14 @@ class FilmVisit:
                 sightings[again] = propagator.prompt(frame, {again: mask})[again]
                 self.known[again].note(frame, label, score)
                 self._see(again, frame, sightings[again], told=True, places=places)
+
+    def _may_be_elsewhere(self, identity: int, frame: int) -> bool:
+        """Whether an object is out of sight, or is followed where nothing has been found for some time."""
+        item = self.known[identity]
+        if item.lost is not None:
+            return True
+        unconfirmed = [other for other in self.looked if max(item.evidence) < other <= frame]
+        return len(unconfirmed) >= STRAYED and not item.named
 
     def _write(self, frame: int, sightings: dict[int, Sighting]) -> None:
         masks = {identity: item.mask for identity, item in sightings.items() if identity in self.followed}
@@ -360,9 +367,7 @@ class FilmVisit:
                     propagator.prompt(frame, prompts)
                     ends.update({identity: begun[identity] for identity in prompts})
 
-    def _visit_back(
-        self, propagator: Propagator, frame: int, ends: dict[int, int], kept: list[KnownObject]
-    ) -> None:
+    def _visit_back(self, propagator: Propagator, frame: int, ends: dict[int, int], kept: list[KnownObject]) -> None:
         taken = torch.zeros(self.film.height, self.film.width, dtype=torch.bool)
         if self.settings.duplicate_iou < 1:
             for item in kept:

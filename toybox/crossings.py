@@ -81,14 +81,10 @@ def render(crossing: Crossing) -> world.RenderedClip:
 def full_areas(crossing: Crossing) -> np.ndarray:
     """Pixels that each walker has when nothing hides it: float [N]."""
     middle = np.full((1, 2), world.SIZE / 2)
-    return np.array(
-        [world.shape_coverage(walker.shape, middle, walker.radius).sum() for walker in crossing.walkers]
-    )
+    return np.array([world.shape_coverage(walker.shape, middle, walker.radius).sum() for walker in crossing.walkers])
 
 
-def random_crossing(
-    generator: np.random.Generator, event: Event | None = None, look: Look | None = None
-) -> Crossing:
+def random_crossing(generator: np.random.Generator, event: Event | None = None, look: Look | None = None) -> Crossing:
     """Draw a random crossing.
 
     Args:
@@ -169,7 +165,7 @@ def _place(path: Path, mirrored_x: bool, mirrored_y: bool, turned: bool) -> Path
 def _level_paths(
     generator: np.random.Generator, event: Event, radii: tuple[float, float]
 ) -> tuple[tuple[Path, Path], list[tuple[float, Path]]]:
-    """From left to right and from right to left."""
+    """From left to right and from right to left; at first all are apart, so that each can be found."""
     size, (back, front) = float(world.SIZE), radii
 
     def near(value: float, spread: float = 1.5) -> float:
@@ -184,27 +180,35 @@ def _level_paths(
             ((0.0, near(left), near(row)), (1.0, near(right), near(row))),
             ((0.0, near(right), near(row + apart)), (1.0, near(left), near(row + apart))),
         ), []
+    start = back + 1.5
     if event == "hide":
         row = near(size / 2, 5.0)
         still = generator.random() < 0.5
-        middle = near(size / 2, 3.0)
+        middle = near(0.62 * size)
         ahead = ((0.0, middle, row), (1.0, middle, row)) if still else ((0.0, right, row), (1.0, left, row))
-        start, end = back + 1.5, size - back - 1.5
-        return (((0.0, near(start, 0.5), near(row, 1.0)), (1.0, near(end, 0.5), near(row, 1.0))), ahead), []
-    if event == "wall":
-        # It hides nearly all of the first one in the middle of its path.
-        row = near(0.3 * size, 2.0)
-        wall, start = float(generator.uniform(1.1, 1.25)) * back, back + 1.5
         return (
-            ((0.0, near(start, 0.5), row), (1.0, near(size - start, 0.5), row)),
+            ((0.0, near(start, 0.5), near(row, 1.0)), (1.0, near(size - 0.5 * back), near(row, 1.0))),
+            ahead,
+        ), []
+    if event == "wall":
+        # It hides nearly all of the first one for a while.
+        row, middle = near(0.3 * size, 2.0), near(0.62 * size)
+        wall = float(generator.uniform(1.1, 1.25)) * back
+        return (
+            ((0.0, near(start, 0.5), row), (1.0, near(size - 0.5 * back), row)),
             ((0.0, near(right), near(0.75 * size)), (1.0, near(left), near(0.7 * size))),
-        ), [(wall, ((0.0, size / 2, row), (1.0, size / 2, row)))]
+        ), [(wall, ((0.0, middle, row), (1.0, middle, row)))]
     out = -1.5 * back
     if event == "exit":
         # Out at the left for a while, and back in another row.
         row, gone = near(0.3 * size, 3.0), float(generator.uniform(0.3, 0.4))
         return (
-            ((0.0, near(0.45 * size), row), (gone, out, row), (gone + 0.2, out, row + 6), (1.0, near(0.6 * size), row + 6)),
+            (
+                (0.0, near(0.45 * size), row),
+                (gone, out, row),
+                (gone + 0.2, out, row + 6),
+                (1.0, near(0.6 * size), row + 6),
+            ),
             ((0.0, near(0.7 * size), near(0.72 * size)), (1.0, near(0.35 * size), near(0.72 * size))),
         ), []
     # Enters when the clip has begun, and meets the other one.
