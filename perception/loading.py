@@ -19,7 +19,8 @@ WRAPPERS = ("model", "state_dict", "model_state_dict")
 # How many names an error lists of each kind.
 NAMES_SHOWN = 3
 
-_FORBIDDEN_CLASS = re.compile(r"GLOBAL ([\w.]+)")
+# A name cut short to a lone full stop is no class, but damage.
+_FORBIDDEN_CLASS = re.compile(r"GLOBAL (\w[\w.]*)")
 # What torch's reader raises for bytes that it takes for a pickle and that are none.
 _NONSENSE = (
     AssertionError,
