@@ -42,12 +42,12 @@ class LoadSAM(io.ComfyNode):
 
     @classmethod
     def execute(cls, model_name: str, precision: str = "auto", download: bool = False) -> io.NodeOutput:
-        from ..perception.tracker import load_sam
+        from ..perception.open_models import open_tracker
         from .host import weight_dtype, wrap_helper
         from .model_loading import model_path
 
         path = model_path(model_name, download, "segmenter", *MODEL_FOLDERS)
-        tracker = load_sam(path, weight_dtype(precision, half_is_safe=True))
+        tracker = open_tracker(path, weight_dtype(precision, half_is_safe=True))
         return io.NodeOutput(wrap_helper(tracker, tracker.model, model_name))
 
 

@@ -394,6 +394,89 @@ class TestDetectObjects:
         assert DetectObjects.execute(model, clip, *settings).args[0] == whole
 
 
+def follow(model, frames, boxes):
+    from mask_guided_video.nodes.tracking import TrackMasks
+
+    inputs = TrackMasks.define_schema().inputs
+    values = {entry.id: entry.default for entry in inputs if getattr(entry, "default", None) is not None}
+    return TrackMasks.execute(**{**values, "model": model, "image": frames, "boxes": boxes}).args
+
+
+class TestFamilies:
+    """Every kind of model in its folder, opened by what it holds, run and unloaded; tiny ones with random weights."""
+
+    def load(self, name, **values):
+        from mask_guided_video.nodes.segmentation_models import LoadSAM
+
+        return LoadSAM.execute(name, **values).args[0]
+
+    def film_and_boxes(self):
+        from tiny_memory_models import tiny_film
+
+        box = {"x": 8.0, "y": 12.0, "width": 16.0, "height": 18.0, "label": "square", "score": 0.9}
+        return tiny_film(5), [[box], [], [], [], []]
+
+    def check(self, model):
+        import comfy.model_management as management
+
+        film, boxes = self.film_and_boxes()
+        tracks, mask, _, report = follow(model, film, boxes)
+        assert mask.shape == film.shape[:3] and tracks.labels == ("square",) and "square" in report
+        assert mask.isfinite().all() and mask.min() >= 0 and mask.max() <= 1
+        management.unload_all_models()
+        again = follow(model, film, boxes)
+        assert torch.equal(again[1], mask)
+
+    @pytest.mark.parametrize("precision", ["auto", "bf16"])
+    @pytest.mark.parametrize("family", ["sam2", "edgetam", "sam3_tracker"])
+    def test_models_with_a_memory(self, folders, family, precision):
+        import tiny_memory_models
+        import transformers
+
+        if family == "edgetam":
+            pytest.importorskip("timm")
+        if family == "sam3_tracker" and not hasattr(transformers, "Sam3TrackerVideoModel"):
+            pytest.skip("this version of transformers has no SAM 3")
+        place = "sam3" if family == "sam3_tracker" else "sam2"
+        getattr(tiny_memory_models, f"tiny_{family}")().save_pretrained(folders / place / "tiny")
+        self.check(self.load("tiny", precision=precision))
+
+    @pytest.mark.parametrize("precision", ["auto", "fp16", "bf16"])
+    def test_picture_models(self, folders, root, precision):
+        shutil.copytree(root / "toybox" / "segmenter", folders / "elsewhere" / "sams" / "tiny")
+        self.check(self.load("tiny", precision=precision))
+
+    def test_one_file_without_its_folder(self, folders, root):
+        shutil.copy(root / "toybox" / "segmenter" / "model.safetensors", folders / "sams" / "tiny.safetensors")
+        self.check(self.load("tiny.safetensors"))
+
+    def test_another_family_in_the_folder(self, folders, root):
+        shutil.copytree(root / "toybox" / "detector", folders / "sams" / "detector")
+        shutil.copytree(root / "toybox" / "segmenter", folders / "grounding-dino" / "segmenter")
+        shutil.copy(root / "toybox" / "detector" / "model.safetensors", folders / "sam2" / "detector.safetensors")
+        shutil.copy(root / "toybox" / "segmenter" / "model.safetensors", folders / "grounding-dino" / "sam.safetensors")
+        with pytest.raises(ValueError, match="type 'grounding-dino'; choose .*sam2_video"):
+            self.load("detector")
+        with pytest.raises(ValueError, match="is no SAM, SAM-HQ or SAM 2 file"):
+            self.load("detector.safetensors")
+        from mask_guided_video.nodes.detection import LoadGroundingDINO
+
+        with pytest.raises(ValueError, match="type 'sam'; choose .*grounding-dino"):
+            LoadGroundingDINO.execute("segmenter")
+        with pytest.raises(ValueError, match="is no GroundingDINO file"):
+            LoadGroundingDINO.execute("sam.safetensors")
+
+    @pytest.mark.parametrize("name", ["broken.pth", "broken.safetensors"])
+    def test_broken_files(self, folders, name):
+        from mask_guided_video.nodes.detection import LoadGroundingDINO
+
+        for folder in ("sams", "grounding-dino"):
+            (folders / folder / name).write_bytes(b"not a model")
+        for load in (self.load, LoadGroundingDINO.execute):
+            with pytest.raises(RuntimeError, match=f"{name} (cannot be read|is no weight file).*copy it again"):
+                load(name)
+
+
 def graph(**loaders):
     """A film of nothing, looked through and followed; with the widgets that workflows of before have."""
     return {
