@@ -225,7 +225,7 @@ class FreeLongPatch:
 
     def _plan(self, q: Tensor, site: AttentionSite) -> BlendPlan:
         at_largest = site.kind == "temporal" and site.level == 0 and self.settings.largest_level == "local"
-        blends = not at_largest and site.progress <= self.settings.end_percent
+        blends = not at_largest and 0.0 < self.settings.end_percent >= site.progress
         key = (site.grid, frame_tokens(site), blends, q.device)
         plan = self._plans.get(key)
         if plan is None:

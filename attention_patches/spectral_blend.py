@@ -125,7 +125,11 @@ class SpectralBlend:
 
     def of_step(self, narrow: Tensor, wide: Tensor, step: int, time_axis: int) -> Tensor:
         """Return the low frequencies over time of ``wide - narrow``, of any type, as new float32 values."""
-        values = torch.empty(wide.shape, dtype=torch.float32, device=wide.device).copy_(wide).sub_(narrow)
+        values = torch.empty(wide.shape, dtype=torch.float32, device=wide.device)
+        if wide.dtype == narrow.dtype == torch.float32:
+            torch.sub(wide, narrow, out=values)
+        else:
+            values.copy_(wide).sub_(narrow)
         return self.time[step].apply(values, time_axis)
 
     def over_space(self, values: Tensor, axes: tuple[int, int]) -> Tensor:

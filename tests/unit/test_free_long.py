@@ -282,6 +282,8 @@ def test_schedule_and_largest_level() -> None:
     check(patch, blended, progress=0.5)
     check(patch, windows, progress=0.51)
     check(patch, windows, progress=0.0, level=0)
+    check(free_long_patch(FreeLong(4, end_percent=0.0)), windows, progress=0.0)
+    check(free_long_patch(FreeLong(4, end_percent=1.0)), blended, progress=1.0)
     check(free_long_patch(FreeLong(4, largest_level="blend")), blended, level=0)
     # The one grid of a transformer is blended.
     whole = make_site("none", level=0)
@@ -319,11 +321,10 @@ def test_with_mask_guidance_in_either_order(place: str, name: str, mode: str, ha
         # The guide leaves temporal attention alone.
         bias = None
     expected = reference(settings, site, qkv, bias, name != "windows alone")
-    for runner in (run, run_chained):
-        for first in (0, 1):
-            pair = [free_long_patch(settings), mask_guidance_patch(guide)]
-            out = runner([pair[first], pair[1 - first]], site, qkv)
-            torch.testing.assert_close(out, expected, atol=3e-5, rtol=1e-4)
+    pair = [free_long_patch(settings), mask_guidance_patch(guide)]
+    # In one stack and, as two nodes make them, in two.
+    for runner, order in ((run, pair), (run, pair[::-1]), (run_chained, pair), (run_chained, pair[::-1])):
+        torch.testing.assert_close(runner(order, site, qkv), expected, atol=3e-5, rtol=1e-4)
 
 
 def test_keys_that_an_earlier_patch_appends_are_seen_by_all_windows() -> None:

@@ -41,8 +41,31 @@ def test_freenoise_groups_are_permutations_of_the_window_before(frames):
             assert set(group) <= set(values[start - 16 : start - 12])
 
 
-def test_freenoise_of_a_native_clip_is_plain():
-    size = (1, 4, 16, 2, 2)
+def test_freenoise_reuses_each_group_of_the_first_window_with_its_period():
+    values = reschedule_frames(numbered_frames(53), generator()).flatten().tolist()
+    for frame, value in enumerate(values):
+        assert 0 <= value < 16
+        assert value // 4 == frame % 16 // 4
+    assert values[16:] != [frame % 16 for frame in range(16, 53)]
+
+
+@pytest.mark.parametrize(("window", "stride"), [(1, 1), (5, 2), (8, 8), (16, 4)])
+def test_freenoise_takes_any_window_and_stride(window, stride):
+    noise = torch.randn(2, 3, 23, 2, 2, generator=generator(5))
+    given = noise.clone()
+    values = reschedule_frames(noise, generator(), window, stride)
+    assert torch.equal(noise, given) and torch.equal(values[:, :, :window], noise[:, :, :window])
+    for frame in range(window, 23):
+        # Every frame is one of the first window's, whole, and the same one in all samples.
+        same = [bool((values[:, :, frame] == noise[:, :, source]).all()) for source in range(window)]
+        assert sum(same) == 1
+    assert torch.equal(values, reschedule_frames(noise, generator(), window, stride))
+    assert window == 1 or not torch.equal(values, reschedule_frames(noise, generator(1), window, stride))
+
+
+@pytest.mark.parametrize("frames", [1, 2, 7, 15, 16])
+def test_freenoise_of_a_native_clip_is_plain(frames):
+    size = (1, 4, frames, 2, 2)
     assert torch.equal(video_noise(size, 3, "freenoise"), video_noise(size, 3))
 
 
@@ -57,6 +80,19 @@ def test_specmix_takes_base_in_the_middle_and_residual_at_the_ends():
     base = torch.ones(1, 1, 5, 1, 1)
     mixed = spectral_mix(base, torch.zeros_like(base)).flatten()
     torch.testing.assert_close(mixed, torch.tensor([0.0, 0.707107, 1.0, 0.707107, 0.0]), atol=1e-6, rtol=0)
+
+
+def test_specmix_of_a_long_clip_repeats_in_the_middle_and_is_fresh_at_the_ends():
+    draw = generator(3)
+    first, residual = (torch.randn(1, 4, 33, 16, 16, generator=draw) for _ in range(2))
+    base = reschedule_frames(first, draw)
+    mixed = video_noise((1, 4, 33, 16, 16), 3, "specmix")
+    assert torch.equal(mixed[:, :, 16], base[:, :, 16])
+    torch.testing.assert_close(mixed[:, :, [0, 32]], residual[:, :, [0, 32]])
+    likeness = torch.stack([(base[:, :, frame] * mixed[:, :, frame]).mean() for frame in range(33)])
+    expected = spectral_mix_angles(33).cos().float()
+    torch.testing.assert_close(likeness, expected, atol=0.12, rtol=0)
+    torch.testing.assert_close(mixed.var(dim=(0, 1, 3, 4)), torch.ones(33), atol=0.2, rtol=0)
 
 
 def test_shared_noise_weights():
