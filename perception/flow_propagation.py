@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from .appearance import colour_places, histogram, likeness
 from .boxes import Box
 from .frames import Film
+from .mask_areas import grown, inside_box, large_patches, smoothed, window_around
 from .mask_shapes import box_of_mask, mask_iou
 from .optical_flow import flow_between
 from .prompts import ObjectPrompt
@@ -35,10 +35,8 @@ STRANGE, FAMILIAR = 0.35, 0.75
 LEARNING, STEADY = 0.05, 0.9
 # Pixels around a carried mask that may become the object's, as a share of its diameter, and what it may grow to.
 MARGIN, GROWTH = 0.2, 1.2
-# The model may redraw the edge of a carried mask by this share of its diameter, and reach this far out of a box.
-EDGE, OVERHANG = 0.06, 0.05
-# Patches of a mask that are smaller than this share of its largest one are crumbs.
-CRUMB = 0.15
+# The model may redraw the edge of a carried mask by this share of its diameter.
+EDGE = 0.06
 # Sureness of a mask that was carried on without the model's consent.
 CARRIED_SCORE = 0.5
 # A colour is a lost object's when it is this many times more likely there than around it.
@@ -159,8 +157,8 @@ class FlowPropagator:
         for prompt, sighting in zip(prompts, self.pictures.segment(frame, prompts), strict=True):
             mask = sighting.mask
             if prompt.box is not None:
-                mask = mask * _inside_box(prompt.box, mask.shape)
-            mask = mask * _large_patches(mask > 127)
+                mask = mask * inside_box(prompt.box, mask.shape)
+            mask = mask * large_patches(mask > 127)
             drawn.append(Sighting(mask, sighting.score if (mask > 127).any() else 0.0))
         return drawn
 
@@ -183,8 +181,8 @@ class FlowPropagator:
         for identity, share in zip(seen, carried, strict=True):
             item = self._objects[identity]
             margin = max(2, round(MARGIN * item.full**0.5))
-            near = _grown(share > 0.5, margin)
-            window = _window(item.mask > 127, 3 * margin)
+            near = grown(share > 0.5, margin)
+            window = window_around(item.mask > 127, 3 * margin)
             rest = histogram(before, window & ~occupied)
             own = _lookup(item.colours, self._places)
             other = _lookup(rest, self._places)
@@ -201,7 +199,7 @@ class FlowPropagator:
         best = values.argmax(0)
         shares = []
         for place, (identity, share) in enumerate(zip(seen, carried, strict=True)):
-            mine = _smooth((best == place) & (values[place] > 0))
+            mine = smoothed((best == place) & (values[place] > 0))
             limit = GROWTH * self._objects[identity].full
             if mine.sum() > max(limit, 1.1 * float((share > 0.5).sum())):
                 # Another thing of the same colours has come near: its pixels are not the object's.
@@ -232,8 +230,8 @@ class FlowPropagator:
             agreement = mask_iou(mask, share)
             if agreement >= AGREEMENT:
                 edge = max(1, round(EDGE * self._objects[identity].full ** 0.5))
-                mask = torch.where(_grown(shares[place], edge), mask, 0)
-                mask = torch.where(_grown(~shares[place], edge), mask, 255)
+                mask = torch.where(grown(shares[place], edge), mask, 0)
+                mask = torch.where(grown(~shares[place], edge), mask, 255)
                 found[identity] = Sighting(mask, max(sighting.score * agreement, CARRIED_SCORE))
             else:
                 found[identity] = Sighting(share, CARRIED_SCORE)
@@ -262,7 +260,7 @@ class FlowPropagator:
             if other != identity:
                 taken |= known.mask > 127
         ratio = _lookup(item.colours, self._places) / _lookup(item.around, self._places)
-        patch = _best_patch((ratio > TELLING) & ~_grown(taken, 1), item)
+        patch = _best_patch((ratio > TELLING) & ~grown(taken, 1), item)
         if patch is None:
             return nothing
         box = box_of_mask(patch.float())
@@ -307,11 +305,11 @@ class FlowPropagator:
             occupied |= other.mask > 127
         # A mask that is too small leaves some of the object outside.
         margin = max(2, round(MARGIN * item.full**0.5))
-        around = histogram(self._places, ~_grown(occupied, margin))
+        around = histogram(self._places, ~grown(occupied, margin))
         if around is not None and (whole or item.around is None):
             item.around = around
             ratio = _lookup(item.colours, self._places) / _lookup(around, self._places)
-            alike = (ratio > TELLING) & ~_grown(occupied, margin)
+            alike = (ratio > TELLING) & ~grown(occupied, margin)
             own = (ratio > TELLING)[inside].float().mean()
             item.telling = bool(own > 0.6 and alike.sum() < 0.3 * inside.sum())
 
@@ -321,54 +319,11 @@ def _lookup(colours: Tensor | None, places: Tensor) -> Tensor:
     return torch.ones(places.shape) if colours is None else colours[places]
 
 
-def _grown(inside: Tensor, margin: int) -> Tensor:
-    """Bool [H, W] with so many pixels more on each side."""
-    size = 2 * margin + 1
-    return functional.max_pool2d(inside[None].float(), size, 1, margin)[0] > 0
-
-
-def _smooth(inside: Tensor) -> Tensor:
-    """Without single pixels that differ from those around."""
-    return functional.avg_pool2d(inside[None].float(), 3, 1, 1, count_include_pad=False)[0] > 0.5
-
-
-def _window(inside: Tensor, margin: int) -> Tensor:
-    """The rectangle around a mask, widened: bool [H, W]."""
-    window = torch.zeros_like(inside)
-    rows, columns = inside.any(1).nonzero().flatten(), inside.any(0).nonzero().flatten()
-    if len(rows):
-        top, left = max(int(rows[0]) - margin, 0), max(int(columns[0]) - margin, 0)
-        window[top : int(rows[-1]) + margin + 1, left : int(columns[-1]) + margin + 1] = True
-    return window
-
-
 def _without(mask: Tensor, others: Sequence[Tensor]) -> Tensor:
     """A mask (uint8) without the pixels of others (bool)."""
     for other in others:
         mask = mask * ~other
     return mask
-
-
-def _inside_box(box: Box, shape: Sequence[int]) -> Tensor:
-    """Pixels in a box and a little around it: uint8 [H, W], 0 or 1."""
-    x0, y0, x1, y1 = box.corners
-    across, down = OVERHANG * box.width, OVERHANG * box.height
-    allowed = torch.zeros(tuple(shape), dtype=torch.uint8)
-    allowed[max(0, int(y0 - down)) : int(np.ceil(y1 + down)), max(0, int(x0 - across)) : int(np.ceil(x1 + across))] = 1
-    return allowed
-
-
-def _large_patches(inside: Tensor) -> Tensor:
-    """Without connected patches that are small beside the largest one: uint8 [H, W], 0 or 1."""
-    import cv2
-
-    count, labels, statistics, _ = cv2.connectedComponentsWithStats(inside.numpy().astype(np.uint8), connectivity=8)
-    if count <= 2:
-        return torch.ones(inside.shape, dtype=torch.uint8)
-    areas = statistics[:, cv2.CC_STAT_AREA]
-    small = areas < CRUMB * areas[1:].max()
-    small[0] = False
-    return torch.from_numpy((~small[labels]).astype(np.uint8))
 
 
 def _best_patch(candidates: Tensor, item: _Followed) -> Tensor | None:
@@ -377,7 +332,7 @@ def _best_patch(candidates: Tensor, item: _Followed) -> Tensor | None:
 
     height, width = candidates.shape
     _, labels, statistics, centres = cv2.connectedComponentsWithStats(
-        _smooth(candidates).numpy().astype(np.uint8), connectivity=4
+        smoothed(candidates).numpy().astype(np.uint8), connectivity=4
     )
     size = max(item.full**0.5, 4.0)
     best, patch = 0.0, None

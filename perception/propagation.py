@@ -47,6 +47,9 @@ class Propagator(Protocol):
     def forget(self, identity: int) -> None:
         """Stop following an object; its memory is let go."""
 
+    # Those that look at colours may also have ``claim(frame, taken)``, called before ``step``: pixels of the coming
+    # frame, bool [H, W], that are known to belong to objects which are not followed here.
+
 
 class PropagationModel(Protocol):
     """A segmentation model that can follow objects.
@@ -55,6 +58,9 @@ class PropagationModel(Protocol):
         model: the torch module; it runs wherever its parameters are at the time of a call.
         corrected_by_boxes: whether a detected box beats what was carried over (picture models: a fresh mask from the
             box is better) or is only used when the two disagree (models with memory).
+
+    Models that look for words themselves have ``takes_text`` True and
+    ``find(film, frame, phrases) -> list[ObjectPrompt]``.
     """
 
     model: nn.Module

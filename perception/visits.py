@@ -22,9 +22,9 @@ from .identities import (
     share_pixels,
 )
 from .mask_shapes import box_of_mask, mask_iou
-from .mask_stack import MaskStack
 from .prompts import ObjectPrompt, next_identity, prompt_of_box
 from .propagation import PropagationModel, Propagator, Sighting
+from .track_writer import TrackWriter
 from .tracks import Tracks
 
 if TYPE_CHECKING:
@@ -87,10 +87,8 @@ class FilmVisit:
         self.model, self.film, self.settings = model, film, settings
         self.progress = progress
         self.done, self.total = 0, 0
-        self.masks = MaskStack(len(film), film.height, film.width, "byte" if settings.soft else "bit", settings.folder)
+        self.writer = TrackWriter(film, settings.soft, settings.folder)
         self.known: dict[int, KnownObject] = {}
-        self.rows: dict[int, int] = {}
-        self.scores: dict[int, Tensor] = {}
         # Objects that the propagator still follows or looks for.
         self.followed: set[int] = set()
         # Frames in which a detector found anything.
@@ -112,7 +110,7 @@ class FilmVisit:
         if self.settings.direction == "both":
             self._sweep_back(kept)
         self._report(self.total)
-        return self._tracks(kept)
+        return self.writer.tracks([item.identity for item in kept], [item.label for item in kept])
 
     def _order(self, frames: list[int], backward: bool) -> range:
         """Frames of the first sweep: from the first one with evidence on, as far as objects are followed."""
@@ -209,14 +207,13 @@ class FilmVisit:
                 self.followed.discard(other)
                 sightings.pop(other, None)
                 self.known[identity] = replace(self.known.pop(other), identity=identity)
-                self.rows[identity], self.scores[identity] = self.rows.pop(other), self.scores.pop(other)
+                self.writer.rename(other, identity)
                 return
         self._begin(frame, identity, sighting)
 
     def _begin(self, frame: int, identity: int, sighting: Sighting) -> None:
         self.known[identity] = KnownObject(identity, False, frame, sighting.mask, seen=frame)
-        self.rows[identity] = self.masks.add_object()
-        self.scores[identity] = torch.zeros(len(self.film))
+        self.writer.add(identity)
         self.followed.add(identity)
 
     def _new_identity(self) -> int:
@@ -308,12 +305,7 @@ class FilmVisit:
             if _visible(sighting):
                 item = self.known[identity]
                 last = item.evidence[max(item.evidence)] if self.settings.direction != "backward" else 1.0
-                self._put(identity, frame, mask, min(sighting.score, item.evidence.get(frame, last)))
-
-    def _put(self, identity: int, frame: int, mask: Tensor, score: float) -> None:
-        self.masks.write(self.rows[identity], frame, mask)
-        # A mask that is there was seen, however unsure.
-        self.scores[identity][frame] = max(score, 1e-3)
+                self.writer.put(identity, frame, mask, min(sighting.score, item.evidence.get(frame, last)))
 
     def _retire(self, propagator: Propagator, frame: int) -> None:
         """Let go of objects that have been out of sight for too long to keep their number."""
@@ -331,13 +323,8 @@ class FilmVisit:
         extend = self.settings.extend
         if extend is None:
             return
-        nothing = torch.zeros(self.film.height, self.film.width, dtype=torch.uint8)
         for item in kept:
-            low, high = min(item.evidence) - extend, max(item.evidence) + extend
-            for frame in self.scores[item.identity].nonzero().flatten().tolist():
-                if not low <= frame <= high:
-                    self.masks.write(self.rows[item.identity], frame, nothing)
-                    self.scores[item.identity][frame] = 0.0
+            self.writer.clear_outside(item.identity, min(item.evidence) - extend, max(item.evidence) + extend)
 
     def _sweep_back(self, kept: list[KnownObject]) -> None:
         """Go backwards from first sightings and from where objects came back, over the frames before."""
@@ -359,7 +346,7 @@ class FilmVisit:
                 self._report(self.done + 1)
             begun = {identity: stop for identity, start, stop in jobs if start == frame}
             if begun:
-                masks = {identity: self.masks[self.rows[identity], frame] > 127 for identity in begun}
+                masks = {identity: self.writer.inside(identity, frame) for identity in begun}
                 prompts = {
                     identity: ObjectPrompt(frame, identity, mask=mask) for identity, mask in masks.items() if mask.any()
                 }
@@ -371,32 +358,20 @@ class FilmVisit:
         taken = torch.zeros(self.film.height, self.film.width, dtype=torch.bool)
         if self.settings.duplicate_iou < 1:
             for item in kept:
-                if item.identity not in ends and self.scores[item.identity][frame] > 0:
-                    taken |= self.masks[self.rows[item.identity], frame] > 127
+                if item.identity not in ends and self.writer.seen(item.identity, frame):
+                    taken |= self.writer.inside(item.identity, frame)
         claim = getattr(propagator, "claim", None)
         if claim is not None:
             claim(frame, taken)
         for identity, sighting in propagator.step(frame).items():
             sighting = replace(sighting, mask=sighting.mask * ~taken)
-            if _visible(sighting) and self.scores[identity][frame] == 0:
-                self._put(identity, frame, sighting.mask, sighting.score)
+            if _visible(sighting) and not self.writer.seen(identity, frame):
+                self.writer.put(identity, frame, sighting.mask, sighting.score)
 
     def _report(self, done: int) -> None:
         self.done = done
         if self.progress is not None:
             self.progress(min(done, self.total), self.total)
-
-    def _tracks(self, kept: list[KnownObject]) -> Tracks:
-        if not kept:
-            return Tracks.empty(len(self.film), self.film.height, self.film.width)
-        scores = torch.stack([self.scores[item.identity] for item in kept])
-        return Tracks(
-            self.masks.select([self.rows[item.identity] for item in kept]),
-            tuple(item.identity for item in kept),
-            tuple(item.label for item in kept),
-            scores,
-            scores == 0,
-        )
 
 
 def _visible(sighting: Sighting) -> bool:

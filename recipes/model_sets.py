@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .protocols import Detector, Progress, Tracker, VideoModel
+from .protocols import Detector, Tracker, VideoModel
 
 if TYPE_CHECKING:
     from ..perception.boxes import Box
@@ -29,52 +29,39 @@ class ModelSet:
     tracker: Tracker
 
 
-class StagedDetector:
-    """A detector that is on the device only while it works.
+class Staged:
+    """A helper model that is on the device only while it works; everything else is the helper's own.
 
     Args:
-        detector: with its module as ``model``.
+        helper: a detector or tracker with its module as ``model``.
         device: where it works.
     """
 
-    def __init__(self, detector: Any, device: torch.device) -> None:
-        self.detector = detector
+    def __init__(self, helper: Any, device: torch.device) -> None:
+        self.helper = helper
         self.device = device
 
-    def detect(
-        self,
-        frames: Tensor,
-        phrases: Sequence[str],
-        box_threshold: float = 0.35,
-        text_threshold: float = 0.25,
-        nms_threshold: float = 0.7,
-        *,
-        progress: Progress | None = None,
-    ) -> list[list[Box]]:
+    def release(self) -> None:
+        """Back to the CPU."""
+        self.helper.model.to("cpu")
+
+
+class StagedDetector(Staged):
+    """A detector; what it does not name is as in ``ObjectDetector.detect``."""
+
+    def detect(self, frames: Tensor, phrases: Sequence[str], *thresholds: float, **options: Any) -> list[list[Box]]:
         """As the detector does."""
-        self.detector.model.to(self.device)
-        return self.detector.detect(frames, phrases, box_threshold, text_threshold, nms_threshold, progress=progress)
-
-    def release(self) -> None:
-        """Back to the CPU."""
-        self.detector.model.to("cpu")
+        self.helper.model.to(self.device)
+        return self.helper.detect(frames, phrases, *thresholds, **options)
 
 
-class StagedTracker:
-    """A tracker that is on the device only while it works; arguments as ``StagedDetector``."""
+class StagedTracker(Staged):
+    """A tracker; what it does not name is as in ``ObjectTracker.track``."""
 
-    def __init__(self, tracker: Any, device: torch.device) -> None:
-        self.tracker = tracker
-        self.device = device
-
-    def track(self, frames: Tensor, detections: list[list[Box]], *, progress: Progress | None = None) -> Tracks:
+    def track(self, frames: Tensor, *evidence: Any, **options: Any) -> Tracks:
         """As the tracker does."""
-        self.tracker.model.to(self.device)
-        return self.tracker.track(frames, detections, progress=progress)
-
-    def release(self) -> None:
-        """Back to the CPU."""
-        self.tracker.model.to("cpu")
+        self.helper.model.to(self.device)
+        return self.helper.track(frames, *evidence, **options)
 
 
 def check_device(name: str | None) -> torch.device:

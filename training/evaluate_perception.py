@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..perception.boxes import Box, iou
 from ..perception.detector import ObjectDetector, load_grounding_dino
-from ..perception.tracker import SamTracker, load_sam
+from ..perception.tracker import ObjectTracker, load_sam
 from ..toybox import metrics, world
 from ..video_models.toybox import load_toybox
 from .perception_data import SMALLEST_AREA, Pictures, boxes_of_masks, draw_pictures, spoil
@@ -129,7 +129,7 @@ def _all_visible(pictures: Pictures, row: int, phrase: Phrase) -> bool:
     return all(int(pictures.masks[row, number].sum()) >= SMALLEST_AREA for number in fitting)
 
 
-def segmenter_figures(tracker: SamTracker, pictures: Pictures, jitter: float, seed: int) -> dict[str, float]:
+def segmenter_figures(tracker: ObjectTracker, pictures: Pictures, jitter: float, seed: int) -> dict[str, float]:
     """IoU of masks from boxes whose corners are off by up to ``jitter`` of their size."""
     rows = visible_rows(pictures.masks)
     truth = pictures.masks[rows[:, 0], rows[:, 1]]
@@ -142,7 +142,7 @@ def segmenter_figures(tracker: SamTracker, pictures: Pictures, jitter: float, se
     return {"mean IoU": float(array.mean()), "5th percentile": float(np.quantile(array, 0.05)), "objects": len(array)}
 
 
-def chain_figures(detector: ObjectDetector, tracker: SamTracker, clips: int, seed: int) -> dict[str, float]:
+def chain_figures(detector: ObjectDetector, tracker: ObjectTracker, clips: int, seed: int) -> dict[str, float]:
     """Drawn clips of held-out word combinations, softened as a VAE does: boxes, masks, tracks; IoU with the truth."""
     generator = np.random.default_rng(seed)
     overlaps, objects, missed, extra = [], 0, 0, 0
@@ -174,7 +174,7 @@ def chain_figures(detector: ObjectDetector, tracker: SamTracker, clips: int, see
 
 
 def generated_figures(
-    detector: ObjectDetector, tracker: SamTracker, films: int, seed: int, steps: int, cfg: float
+    detector: ObjectDetector, tracker: ObjectTracker, films: int, seed: int, steps: int, cfg: float
 ) -> dict[str, float]:
     """Films made by the Toybox text-to-video model: IoU of the tracked masks with the film's colour segmentation.
 
