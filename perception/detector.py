@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .boxes import Box, Detections, Progress, clamp_box, suppress
 from .frames import Film
-from .grounding import GroundingModel, Pictures
+from .grounding import GroundingModel, Pictures, computed_once
 from .phrases import check_phrases, share_out
 
 # Memory that a pass takes for one pixel of the prepared picture, in float32: measured with a full-size Swin-T.
@@ -110,20 +110,21 @@ class ObjectDetector:
     def _look(self, pictures: Pictures, captions: Sequence[Sequence[str]], least: float, tick: _Ticks) -> Detections:
         """Boxes with a better score than ``least``, for each picture and all captions."""
         found: Detections = [[] for _ in range(len(pictures.pixels))]
-        for caption in captions:
-            seen = self.grounding.ground(pictures, caption)
-            numbers, queries, places = (seen.scores > least).nonzero(as_tuple=True)
-            corners = seen.boxes[numbers, queries].tolist()
-            scores = seen.scores[numbers, queries, places].tolist()
-            hits = zip(numbers.tolist(), places.tolist(), corners, scores, strict=True)
-            for number, place, (x0, y0, x1, y1), score in hits:
-                if x1 <= x0 or y1 <= y0:
-                    continue
-                box = Box.from_corners(x0, y0, x1, y1, caption[place], score)
-                box = clamp_box(box, pictures.height, pictures.width)
-                if box is not None:
-                    found[number].append(box)
-            tick()
+        with computed_once(self.grounding.picture_encoder):
+            for caption in captions:
+                seen = self.grounding.ground(pictures, caption)
+                numbers, queries, places = (seen.scores > least).nonzero(as_tuple=True)
+                corners = seen.boxes[numbers, queries].tolist()
+                scores = seen.scores[numbers, queries, places].tolist()
+                hits = zip(numbers.tolist(), places.tolist(), corners, scores, strict=True)
+                for number, place, (x0, y0, x1, y1), score in hits:
+                    if x1 <= x0 or y1 <= y0:
+                        continue
+                    box = Box.from_corners(x0, y0, x1, y1, caption[place], score)
+                    box = clamp_box(box, pictures.height, pictures.width)
+                    if box is not None:
+                        found[number].append(box)
+                tick()
         return found
 
     def _fitting_batch(self, film: Film) -> int:

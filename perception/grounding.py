@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -49,10 +50,12 @@ class GroundingModel(Protocol):
 
     Attributes:
         model: the torch module; it runs wherever its parameters are at the time of a call.
+        picture_encoder: the part of it that sees pictures and no words, so that it need not run for each caption.
         token_limit: how long a caption may be, in tokens, its two ends included.
     """
 
     model: nn.Module
+    picture_encoder: nn.Module
     token_limit: int
 
     def count_tokens(self, phrase: str) -> int:
@@ -131,3 +134,35 @@ def grounding_of(logits: Tensor, boxes: Tensor, places: Sequence[Sequence[int]],
     centre, size = boxes.split(2, -1)
     scale = torch.tensor([pictures.width, pictures.height] * 2, dtype=torch.float32)
     return Grounding(torch.cat([centre - size / 2, centre + size / 2], -1) * scale, scores)
+
+
+@contextmanager
+def computed_once(module: nn.Module) -> Iterator[None]:
+    """While the context lasts, a module runs at its first call and repeats its answer at all others.
+
+    For a picture encoder that is asked about the same pictures with one caption after the other.
+    """
+    own = vars(module).get("forward")
+    forward = module.forward
+    answers: list[Any] = []
+
+    def first_or_same(*values: Any, **named: Any) -> Any:
+        if not answers:
+            answers.append(forward(*values, **named))
+        return _same_in_new_lists(answers[0])
+
+    module.forward = first_or_same
+    try:
+        yield
+    finally:
+        if own is None:
+            del module.forward
+        else:
+            module.forward = own
+
+
+def _same_in_new_lists(value: Any) -> Any:
+    """Models append further feature levels to the lists that they get."""
+    if type(value) in (list, tuple):
+        return type(value)(_same_in_new_lists(item) for item in value)
+    return value

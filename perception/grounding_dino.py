@@ -35,6 +35,7 @@ class TransformersGroundingDino:
 
     def __init__(self, model: nn.Module, processor: Any) -> None:
         self.model = model
+        self.picture_encoder: nn.Module = model.model.backbone
         self.processor = processor
         self.token_limit: int = model.config.max_text_len
         self.reader = CaptionReader(processor.tokenizer)
@@ -74,8 +75,9 @@ class TransformersGroundingDino:
 def safe_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype in which these models are loaded when ``dtype`` is asked for.
 
-    bfloat16 has 8 bits for a place in the picture, so boxes would be off by up to 4 pixels in a frame of 1920: float32
-    is used. float16 is right to about a pixel there, but transformers before 5 mixes it with float32 and fails.
+    float16 moves corners by at most 0.1 % of the picture and changes no label (measured with the Toybox detector), but
+    transformers before 5 mixes it with float32 and fails. bfloat16 moves them by up to 2 % and scores by up to 0.27,
+    since it has 8 bits for a place in the picture. Where it would fail or harm, float32 is used.
     """
     import transformers
 

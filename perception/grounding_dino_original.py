@@ -69,6 +69,7 @@ class OriginalGroundingDino:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
+        self.picture_encoder: nn.Module = model.backbone
         self.reader = CaptionReader(model.tokenizer)
 
     def count_tokens(self, phrase: str) -> int:

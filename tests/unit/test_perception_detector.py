@@ -125,6 +125,18 @@ def test_frames_answer_alike_alone_and_in_a_batch(detector):
     assert [box.x for box in together[4]] == pytest.approx([box.x for box in alone], abs=1e-3)
 
 
+def test_pictures_are_encoded_once_for_all_phrases(detector):
+    frames = torch.rand(2, 64, 64, 3)
+    runs = []
+    handle = detector.grounding.picture_encoder.conv_encoder.register_forward_hook(lambda *_: runs.append(1))
+    phrases = ["red ball", "blue square", "dog"]
+    found = detector.detect(frames, phrases, 0.0, 0.0, 1.0)
+    handle.remove()
+    assert len(runs) == 1
+    alone = [box for phrase in phrases for box in detector.detect(frames, [phrase], 0.0, 0.0, 1.0)[1]]
+    assert sorted(found[1], key=repr) == sorted(alone, key=repr)
+
+
 def test_half_precision_is_used_where_it_works(folder):
     import transformers
 

@@ -7,7 +7,7 @@ from torch import nn
 from mask_guided_video.perception import detector as module
 from mask_guided_video.perception.boxes import Box
 from mask_guided_video.perception.detector import ObjectDetector, best_boxes, looked_at
-from mask_guided_video.perception.grounding import Grounding, Pictures, grounding_of
+from mask_guided_video.perception.grounding import Grounding, Pictures, computed_once, grounding_of
 from mask_guided_video.perception.phrases import check_phrases, share_out, split_phrases
 
 
@@ -17,7 +17,7 @@ class Known:
     token_limit = 12
 
     def __init__(self, things, memory=None):
-        self.model = nn.Linear(1, 1)
+        self.model = self.picture_encoder = nn.Linear(1, 1)
         self.things = things
         self.memory = memory
         self.passes = []
@@ -197,3 +197,25 @@ def test_phrases_are_split_and_cleaned():
     assert split_phrases(" . ") == []
     assert check_phrases("Dog. cat, Dog") == ["dog", "cat"]
     assert check_phrases(["A  dog.", "a dog", "Cat"]) == ["a dog", "cat"]
+
+
+def test_a_picture_encoder_runs_once_and_its_lists_are_not_shared():
+    class Encoder(nn.Module):
+        calls = 0
+
+        def forward(self, pixels):
+            self.calls += 1
+            return [pixels + self.calls], (self.calls,)
+
+    encoder = Encoder()
+    with pytest.raises(InterruptedError), computed_once(encoder):
+        first, _ = encoder(torch.zeros(1))
+        first.append(None)
+        again, number = encoder(torch.ones(1))
+        assert len(again) == 1 and again[0].item() == 1.0 and number == (1,)
+        raise InterruptedError
+    assert encoder(torch.zeros(1))[1] == (2,) and "forward" not in vars(encoder)
+    encoder.forward = kept = lambda pixels: pixels
+    with computed_once(encoder):
+        assert encoder.forward is not kept
+    assert encoder.forward is kept

@@ -95,6 +95,21 @@ def test_the_same_caption_gives_two_pictures_what_each_gets_alone(grounding, sma
         torch.testing.assert_close(both.boxes[number], single.boxes[0], atol=1e-2, rtol=1e-3)
 
 
+def test_pictures_are_encoded_once_for_all_phrases(grounding, small):
+    frames = torch.rand(1, 60, 80, 3)
+    runs = []
+    handle = grounding.model.backbone[0].register_forward_hook(lambda *_: runs.append(1))
+    found = ObjectDetector(grounding).detect(frames, ["red ball", "dog"], 0.0, 0.0, 1.0)[0]
+    handle.remove()
+    assert len(runs) == 1
+    alone = [
+        box
+        for phrase in ("red ball", "dog")
+        for box in ObjectDetector(grounding).detect(frames, [phrase], 0.0, 0.0, 1.0)[0]
+    ]
+    assert sorted(found, key=repr) == sorted(alone, key=repr)
+
+
 def test_scores_are_read_where_each_phrase_stands(grounding, small):
     pictures = grounding.prepare(torch.rand(1, 60, 80, 3))
     with torch.no_grad():
