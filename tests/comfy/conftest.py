@@ -288,3 +288,31 @@ def to_prompt() -> Any:
 def workflow_prompt(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[str, Any]:
     """The bundled workflow in the form that the server's API takes."""
     return prompt_of(workflow, object_info)
+
+
+def write_toybox_film(path: Path, frames: int = 12) -> Path:
+    """A red ball that moves right above a yellow triangle that moves left, as a video file without sound."""
+    import av
+
+    from mask_guided_video.toybox import world
+
+    ball = world.SceneObject("red", "ball", "right", 10.0, (12.0, 24.0), 40.0)
+    triangle = world.SceneObject("yellow", "triangle", "left", 11.0, (51.0, 44.0), 38.0)
+    pictures = (world.render(world.Scene("sea", (ball, triangle)), frames).frames * 255).round().astype("uint8")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("libx264", rate=8)
+        stream.width, stream.height, stream.pix_fmt = world.SIZE, world.SIZE, "yuv420p"
+        stream.options = {"crf": "8"}
+        for picture in pictures:
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        file.mux(stream.encode())
+    return path
+
+
+@pytest.fixture(scope="session")
+def write_film(root: Path) -> Any:
+    """``write_toybox_film``; the test is skipped in a checkout without the Toybox's detector and segmenter."""
+    if not all((root / "toybox" / name / "model.safetensors").is_file() for name in ("detector", "segmenter")):
+        pytest.skip("this checkout has no Toybox weights")
+    return write_toybox_film

@@ -1,4 +1,4 @@
-"""The bundled workflows of the native video models: well formed, and run by a real ComfyUI with tiny random models.
+"""The bundled workflows: well formed, and those of native video models run by a real ComfyUI with tiny random models.
 
 Loaders are replaced by the nodes of ``stand_in_models``, detector and segmenter by the Toybox, sizes and steps by small
 ones; everything else runs as bundled.
@@ -56,7 +56,11 @@ FIRST, SECOND, FIRST_FILM, SECOND_FILM = "first", "second", "first_film", "secon
 # Combos that list what lies in the user's model folders.
 FILE_WIDGETS = ("unet_name", "clip_name", "clip_name1", "clip_name2", "vae_name", "ckpt_name", "model_name")
 
+# It starts from a film of the user's; how it runs is tested in a module of its own.
+FIND_FOLLOW = "find_follow_mask"
+
 workflows = pytest.mark.parametrize("name", FAMILIES)
+all_workflows = pytest.mark.parametrize("name", (*FAMILIES, FIND_FOLLOW))
 
 
 def read(name):
@@ -129,7 +133,7 @@ def host_info(host, known_info):
 class TestForm:
     """What can be said of a workflow without running it."""
 
-    @workflows
+    @all_workflows
     def test_nodes_are_core_and_ours(self, name, host_info):
         version = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.M)[1]
         kinds = {node["type"] for node in read(name)["nodes"]}
@@ -148,7 +152,7 @@ class TestForm:
                 assert properties["cnr_id"] == "comfy-core" and properties["ver"]
                 assert source == "nodes" or source.startswith("comfy_extras."), node["type"]
 
-    @workflows
+    @all_workflows
     def test_links_match(self, name, host_info):
         workflow = read(name)
         nodes = {node["id"]: node for node in workflow["nodes"]}
@@ -166,7 +170,7 @@ class TestForm:
             missing = {key for key, value in required.items() if not is_widget(value)}
             assert {(node["id"], key) for key in missing} <= used, node["type"]
 
-    @workflows
+    @all_workflows
     def test_widgets_are_complete_and_in_range(self, name, host_info, named_values):
         for node in read(name)["nodes"]:
             if node["type"] not in host_info:
@@ -177,7 +181,7 @@ class TestForm:
             for key, value in values.items():
                 kind, options = specifications[key][0], (specifications[key] + [{}])[1]
                 if isinstance(kind, list) or kind == "COMBO":
-                    if key not in FILE_WIDGETS:
+                    if key not in (*FILE_WIDGETS, "file"):
                         assert value in (kind if isinstance(kind, list) else options["options"]), (node["type"], key)
                 elif kind in ("INT", "FLOAT"):
                     assert options.get("min", value) <= value <= options.get("max", value), (node["type"], key)
@@ -186,7 +190,7 @@ class TestForm:
                 else:
                     assert isinstance(value, bool if kind == "BOOLEAN" else str), (node["type"], key)
 
-    @workflows
+    @all_workflows
     def test_loaders_list_their_models(self, name, host_info, named_values):
         workflow = read(name)
         note = only(node for node in workflow["nodes"] if node["type"] == "MarkdownNote")["widgets_values"][0]
@@ -237,7 +241,7 @@ class TestForm:
         first, second = film_latents(prompt)
         assert unguided(prompt, second) == unguided(prompt, first)
 
-    @workflows
+    @all_workflows
     def test_nothing_overlaps(self, name):
         workflow = read(name)
         boxes = [(*node["pos"], *node["size"], node["type"]) for node in workflow["nodes"]]
@@ -376,12 +380,12 @@ class TestRun:
     @pytest.mark.browser
     def test_browser_makes_the_same_prompts(self, plain_server, to_prompt, chromium_path):
         info = plain_server.get("/object_info")
-        names = [name for name in FAMILIES if name != ANIMATEDIFF]
+        names = [name for name in (*FAMILIES, FIND_FOLLOW) if name != ANIMATEDIFF]
         found = asyncio.run(prompts_in_browser(plain_server.url, chromium_path, [read(name) for name in names]))
         for name, prompt in zip(names, found, strict=True):
-            # Preview Any sends its own text along, which the server does not know.
+            # Preview Any sends its own text along, and Load Video its player; the server knows neither.
             sent = {
-                number: {key: value for key, value in node["inputs"].items() if key != "preview"}
+                number: {key: value for key, value in node["inputs"].items() if key not in ("preview", "video-preview")}
                 for number, node in prompt.items()
             }
             assert sent == {number: node["inputs"] for number, node in to_prompt(read(name), info).items()}, name
