@@ -402,6 +402,21 @@ def follow(model, frames, boxes):
     return TrackMasks.execute(**{**values, "model": model, "image": frames, "boxes": boxes}).args
 
 
+def check_masks(model):
+    """A square is followed through a film, and again after the model was unloaded."""
+    import comfy.model_management as management
+    from tiny_memory_models import tiny_film
+
+    film = tiny_film(5)
+    box = {"x": 8.0, "y": 12.0, "width": 16.0, "height": 18.0, "label": "square", "score": 0.9}
+    boxes = [[box], [], [], [], []]
+    tracks, mask, _, report = follow(model, film, boxes)
+    assert mask.shape == film.shape[:3] and tracks.labels == ("square",) and "square" in report
+    assert mask.isfinite().all() and mask.min() >= 0 and mask.max() <= 1
+    management.unload_all_models()
+    assert torch.equal(follow(model, film, boxes)[1], mask)
+
+
 class TestFamilies:
     """Every kind of model in its folder, opened by what it holds, run and unloaded; tiny ones with random weights."""
 
@@ -409,23 +424,6 @@ class TestFamilies:
         from mask_guided_video.nodes.segmentation_models import LoadSAM
 
         return LoadSAM.execute(name, **values).args[0]
-
-    def film_and_boxes(self):
-        from tiny_memory_models import tiny_film
-
-        box = {"x": 8.0, "y": 12.0, "width": 16.0, "height": 18.0, "label": "square", "score": 0.9}
-        return tiny_film(5), [[box], [], [], [], []]
-
-    def check(self, model):
-        import comfy.model_management as management
-
-        film, boxes = self.film_and_boxes()
-        tracks, mask, _, report = follow(model, film, boxes)
-        assert mask.shape == film.shape[:3] and tracks.labels == ("square",) and "square" in report
-        assert mask.isfinite().all() and mask.min() >= 0 and mask.max() <= 1
-        management.unload_all_models()
-        again = follow(model, film, boxes)
-        assert torch.equal(again[1], mask)
 
     @pytest.mark.parametrize("precision", ["auto", "bf16"])
     @pytest.mark.parametrize("family", ["sam2", "edgetam", "sam3_tracker"])
@@ -439,16 +437,16 @@ class TestFamilies:
             pytest.skip("this version of transformers has no SAM 3")
         place = "sam3" if family == "sam3_tracker" else "sam2"
         getattr(tiny_memory_models, f"tiny_{family}")().save_pretrained(folders / place / "tiny")
-        self.check(self.load("tiny", precision=precision))
+        check_masks(self.load("tiny", precision=precision))
 
     @pytest.mark.parametrize("precision", ["auto", "fp16", "bf16"])
     def test_picture_models(self, folders, root, precision):
         shutil.copytree(root / "toybox" / "segmenter", folders / "elsewhere" / "sams" / "tiny")
-        self.check(self.load("tiny", precision=precision))
+        check_masks(self.load("tiny", precision=precision))
 
     def test_one_file_without_its_folder(self, folders, root):
         shutil.copy(root / "toybox" / "segmenter" / "model.safetensors", folders / "sams" / "tiny.safetensors")
-        self.check(self.load("tiny.safetensors"))
+        check_masks(self.load("tiny.safetensors"))
 
     def test_another_family_in_the_folder(self, folders, root):
         shutil.copytree(root / "toybox" / "detector", folders / "sams" / "detector")
