@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .loading import load_model_folder, load_processor
+from .loading import load_model_folder, load_processor, model_type_of
 from .memory_propagation import MemoryModel
 from .sam2_format import HieraSize, config_of_original, is_original, to_original, to_transformers
 
@@ -45,7 +45,16 @@ def load_folder(folder: str | Path, dtype: torch.dtype = torch.float32) -> Memor
         ImportError: when this version of transformers has no SAM 2.
     """
     video = video_classes("SAM 2", "4.56", "Sam2VideoModel", "Sam2VideoInferenceSession")
-    model = load_model_folder(video[0], folder, MODEL_TYPES, dtype)
+    try:
+        model = load_model_folder(video[0], folder, MODEL_TYPES, dtype)
+    except RuntimeError as error:
+        # The same type is written for the model without its memory.
+        if model_type_of(folder) != "sam2" or "memory" not in str(error):
+            raise
+        raise RuntimeError(
+            f"{folder} holds SAM 2 for single pictures (its memory is missing), which cannot follow objects; choose a "
+            "folder of type 'sam2_video'."
+        ) from error
     return MemoryModel(model, model, video[1], video_processor(folder, model.prompt_encoder.input_image_size))
 
 
