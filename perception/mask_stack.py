@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -83,7 +85,7 @@ class MaskStack:
 
     @property
     def bytes_used(self) -> int:
-        """Of all objects together, in memory or on disk."""
+        """Of all objects together, in memory or on disk, if every mask filled its frame; in memory less is taken."""
         return sum(film.nbytes for film in self._films)
 
     def add_object(self) -> int:
@@ -95,7 +97,7 @@ class MaskStack:
         row = self.width if self.depth == "byte" else -(-self.width // 8)
         shape = (self.frames, self.height, row)
         if self.folder is None:
-            self._films.append(np.zeros(shape, dtype=np.uint8))
+            self._films.append(_untouched(shape))
         else:
             # The file has no name to be forgotten under; the mapping keeps it alive.
             with tempfile.TemporaryFile(dir=self.folder) as file:
@@ -119,7 +121,15 @@ class MaskStack:
         if mask.dtype != torch.uint8:
             mask = (mask.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
         values = mask.detach().cpu().numpy()
-        self._films[number][frame] = values if self.depth == "byte" else np.packbits(values > 127, axis=-1)
+        values = values if self.depth == "byte" else np.packbits(values > 127, axis=-1)
+        place = self._films[number][frame]
+        if place.any():
+            place[:] = values
+            return
+        # What was never written takes no memory: only the rows that hold something are.
+        rows = np.flatnonzero(values.any(axis=1))
+        if len(rows):
+            place[rows[0] : rows[-1] + 1] = values[rows[0] : rows[-1] + 1]
 
     def __getitem__(self, key: int | slice | Sequence[int] | tuple) -> Tensor:
         objects, frames = key if isinstance(key, tuple) else (key, slice(None))
@@ -170,6 +180,19 @@ class MaskStack:
     def tensor(self) -> Tensor:
         """All masks unpacked: uint8 [N, T, H, W]."""
         return self[:]
+
+
+def _untouched(shape: tuple[int, ...]) -> np.ndarray:
+    """Zeros that take memory page by page when they are written."""
+    size = int(np.prod(shape))
+    if not hasattr(mmap, "MAP_PRIVATE"):
+        space = mmap.mmap(-1, size)
+    else:
+        space = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        # With pages of two megabytes every frame would be taken whole; not every system has them.
+        with suppress(AttributeError, OSError):
+            space.madvise(mmap.MADV_NOHUGEPAGE)
+    return np.frombuffer(space, dtype=np.uint8).reshape(shape)
 
 
 def _is_hard(mask: Tensor) -> bool:

@@ -1,6 +1,7 @@
 """Masks in little memory, and the tracks that are made of them."""
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -118,6 +119,35 @@ def test_selected_objects_share_their_films():
     stack.write(2, 0, torch.ones(5, 13))
     assert bool((chosen[0, 0] == 255).all())
     assert stack.select([]).shape == (0, 3, 5, 13)
+
+
+def test_a_mask_replaces_the_one_before():
+    stack = MaskStack(2, 6, 9)
+    stack.add_object()
+    first, second = torch.zeros(6, 9), torch.zeros(6, 9)
+    first[1:3, 2:8], second[4, 0] = 1, 1
+    for mask in (first, second, torch.zeros(6, 9), first):
+        stack.write(0, 1, mask)
+        assert torch.equal(stack[0, 1], (mask * 255).to(torch.uint8))
+        assert not stack.any(0, 0)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="resident memory is read from /proc")
+def test_only_rows_that_hold_something_take_memory():
+    def resident():
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
+
+    stack = MaskStack(400, 720, 1280)
+    mask = torch.zeros(720, 1280)
+    mask[100:170, 200:300] = 1
+    before = resident()
+    stack.add_object()
+    for frame in range(400):
+        stack.write(0, frame, mask)
+    taken = resident() - before
+    assert stack.bytes_used == 400 * 720 * 160 and taken < stack.bytes_used / 4
+    assert torch.equal(stack[0, 399], (mask * 255).to(torch.uint8))
 
 
 def test_files_leave_nothing_behind(tmp_path):
