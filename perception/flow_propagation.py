@@ -177,7 +177,10 @@ class FlowPropagator:
             before: places of the colours of the frame before.
         """
         occupied = torch.stack([self._objects[identity].mask > 127 for identity in seen]).any(0)
-        chances, nears, margins = [], [], []
+        # What comes out from behind an object was carried there as a part of it; a lost one is known by its colours.
+        hidden = [item.colours for item in self._objects.values() if not item.mask.any() and item.colours is not None]
+        strangers = [_lookup(colours, self._places) * DOUBT for colours in hidden]
+        chances = []
         for identity, share in zip(seen, carried, strict=True):
             item = self._objects[identity]
             margin = max(2, round(MARGIN * item.full**0.5))
@@ -190,9 +193,9 @@ class FlowPropagator:
             # Where the flow is lost colours decide alone, inside as well as at the edge.
             trust = torch.where(known | (share > 0.5), trust, 0.5 * (trust + 0.5))
             chance, against = own * trust, other * (1 - trust)
+            for stranger in strangers:
+                against = torch.maximum(against, stranger)
             chances.append(torch.where(near & (chance > against), chance, 0.0))
-            nears.append(near)
-            margins.append(margin)
         values = torch.stack(chances)
         if self._taken is not None:
             values[:, self._taken] = 0.0
@@ -244,10 +247,25 @@ class FlowPropagator:
             return fresh
         others = [claim for other, claim in claims.items() if other != identity]
         mask = _without(fresh.mask, others)
-        if not item.mask.any() or mask_iou(mask, item.mask) >= AGREEMENT or prompt.points:
+        if prompt.points:
+            return replace(fresh, mask=mask)
+        if item.mask.any():
+            mask = mask * ~self._foreign(item, mask > 127, others)
+            mask = mask * large_patches(mask > 127)
+        if not item.mask.any() or mask_iou(mask, item.mask) >= AGREEMENT:
             return replace(fresh, mask=mask)
         new, old = (likeness(histogram(self._places, value > 127), item.colours) for value in (mask, item.mask))
         return replace(fresh, mask=mask) if new >= old else Sighting(item.mask, CARRIED_SCORE)
+
+    def _foreign(self, item: _Followed, fresh: Tensor, others: Sequence[Tensor]) -> Tensor:
+        """Pixels of a fresh mask whose colours say that they are of something around it: bool [H, W]."""
+        own = item.mask > 127
+        margin = max(2, round(MARGIN * item.full**0.5))
+        around = window_around(own | fresh, margin) & ~grown(own, 1)
+        for other in others:
+            around &= ~other
+        rest = _lookup(histogram(self._places, around), self._places)
+        return fresh & ~own & (rest * DOUBT > _lookup(item.colours, self._places) * (1 - DOUBT))
 
     def _search(self, frame: int, identity: int) -> Sighting:
         """Look for a lost object by its colours, in reach of where it was last seen or along the border."""
@@ -291,14 +309,14 @@ class FlowPropagator:
             item.full = area
         else:
             item.full = min(max(area, 0.97 * item.full), 1.03 * item.full)
-        self._remember_colours(item, inside, firm)
+        self._remember_colours(item, inside)
 
-    def _remember_colours(self, item: _Followed, inside: Tensor, firm: bool) -> None:
+    def _remember_colours(self, item: _Followed, inside: Tensor) -> None:
         colours = histogram(self._places, inside)
         whole = float(inside.sum()) >= 0.5 * item.full
         if item.colours is None:
             item.colours = colours
-        elif whole and (firm or likeness(colours, item.colours) > STEADY):
+        elif whole and likeness(colours, item.colours) > STEADY:
             item.colours = (1 - LEARNING) * item.colours + LEARNING * colours
         occupied = inside.clone()
         for other in self._objects.values():

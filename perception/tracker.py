@@ -30,7 +30,7 @@ class TrackSettings:
         extend: frames, at least 0: how far an object is followed before it was first and after it was last found by
             a box or prompt; None for the whole film.
         minimum_seen: frames, at least 1: objects that were found in fewer are dropped as false alarms (none is when
-            fewer than 4 frames have boxes, or when a prompt named it).
+            fewer than 4 frames have boxes, or fewer than 8 and not even half of the film; or when a prompt named it).
         max_objects: at least 1, the most often and most surely found ones are kept; None keeps all.
         soft: keep the soft edge of the masks instead of cutting at one half.
         duplicate_iou: 0..1: a thing whose mask overlaps that of a followed object more than this is that object (two

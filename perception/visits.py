@@ -32,8 +32,9 @@ if TYPE_CHECKING:
 
 # A model with a memory is told of a box only when its own mask fits the box less than this.
 DISAGREEMENT = 0.5
-# With boxes in fewer frames than this nothing is dropped for having been found too rarely.
-FEW_FRAMES = 4
+# With boxes in fewer frames than this nothing is dropped for having been found too rarely: where most frames have
+# boxes, and where a detector looked at some frames only, so that it often sees an object once before something hides it.
+FEW_FRAMES, FEW_LOOKS = 4, 8
 # An object that is followed but was found in none of so many frames with boxes may have been mistaken for something.
 STRAYED = 3
 
@@ -104,7 +105,8 @@ class FilmVisit:
         order = self._order(frames, backward)
         self.total = len(order) + (self._reach(frames[0]) if self.settings.direction == "both" else 0)
         self._sweep(evidence, set(frames), order, backward)
-        least = self.settings.minimum_seen if len(self.looked) >= FEW_FRAMES else 1
+        few = FEW_FRAMES if 2 * len(self.looked) > len(self.film) else FEW_LOOKS
+        least = self.settings.minimum_seen if len(self.looked) >= few else 1
         kept = choose(list(self.known.values()), least, self.settings.max_objects)
         self._trim(kept)
         if self.settings.direction == "both":

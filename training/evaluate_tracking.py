@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..perception.boxes import Box, Detections
+from ..perception.detector import ObjectDetector
 from ..perception.prompts import ObjectPrompt
 from ..perception.tracks import Tracks
 from ..toybox import crossings, world
@@ -120,6 +121,16 @@ def first_prompts(crossing: crossings.Crossing, clip: world.RenderedClip) -> lis
         box = Box.from_corners(*clip.boxes[number, frame].tolist(), label=world.phrase(walker))
         prompts.append(ObjectPrompt(frame, number + 1, box=box, label=box.label))
     return prompts
+
+
+def draw_clips(
+    detector: ObjectDetector, count: int, seed: int
+) -> list[tuple[crossings.Crossing, world.RenderedClip, Detections]]:
+    """Random crossings with what the detector finds in each of their frames."""
+    drawn = [(crossing, crossings.render(crossing)) for crossing in crossings.random_crossings(count, seed)]
+    return [
+        (crossing, clip, detector.detect(torch.from_numpy(clip.frames), crossing.phrases)) for crossing, clip in drawn
+    ]
 
 
 def every(detections: Detections, step: int) -> Detections:

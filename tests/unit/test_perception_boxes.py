@@ -2,7 +2,6 @@ import math
 
 import pytest
 
-from mask_guided_video.perception.association import associate, extrapolate, fill_order, guess_box, keep_tracks
 from mask_guided_video.perception.boxes import Box, as_detections, clamp_box, interpolate_box, iou, suppress
 
 
@@ -58,48 +57,3 @@ def test_detections_are_read_from_every_wire_form():
 def test_interpolation_between_boxes():
     first, second = Box(0, 0, 10, 10, "ball", 0.9), Box(10, 20, 20, 10, "ball", 0.5)
     assert interpolate_box(first, second, 0.5) == Box(5, 10, 15, 10, "ball", 0.5)
-
-
-def test_extrapolation_carries_speed_on_in_both_directions():
-    boxes = {2: Box(10, 0, 10, 10), 3: Box(14, 0, 10, 10)}
-    assert extrapolate(boxes, 5) == Box(22, 0, 10, 10)
-    assert extrapolate(boxes, 0) == Box(2, 0, 10, 10)
-    assert guess_box({0: Box(0, 0, 4, 4), 4: Box(8, 0, 4, 4)}, 1).x == 2.0
-
-
-def test_two_objects_keep_their_numbers_across_a_gap():
-    ball = [Box(4 * frame, 0, 12, 12, "ball", 0.9) for frame in range(6)]
-    square = [Box(40, 30, 12, 12, "square", 0.8) for _ in range(6)]
-    detections = [[ball[0], square[0]], [square[1], ball[1]], [square[2]], [square[3]], [ball[4], square[4]], [ball[5]]]
-    tracks = associate(detections, max_gap=3)
-    assert [track.label for track in tracks] == ["ball", "square"]
-    assert sorted(tracks[0].boxes) == [0, 1, 4, 5]
-    assert sorted(tracks[1].boxes) == [0, 1, 2, 3, 4]
-
-
-def test_an_object_that_returns_too_late_gets_a_new_number():
-    box = Box(0, 0, 10, 10, "ball")
-    tracks = associate([[box], [], [], [], [box]], max_gap=2)
-    assert [sorted(track.boxes) for track in tracks] == [[0], [4]]
-
-
-def test_objects_that_cross_are_told_apart_by_their_phrases():
-    left_to_right = [Box(4 * frame, 0, 10, 10, "red ball") for frame in range(7)]
-    right_to_left = [Box(24 - 4 * frame, 0, 10, 10, "blue ball") for frame in range(7)]
-    tracks = associate([list(pair) for pair in zip(left_to_right, right_to_left, strict=True)], max_gap=2)
-    assert len(tracks) == 2
-    assert all(box.label == track.label for track in tracks for box in track.boxes.values())
-
-
-def test_fleeting_tracks_are_dropped_and_the_surest_kept():
-    detections = [[Box(0, 0, 9, 9, "a", 0.5), Box(40, 0, 9, 9, "b", 0.9)] for _ in range(3)]
-    detections[1].append(Box(20, 40, 9, 9, "c", 0.99))
-    tracks = associate(detections, max_gap=2)
-    assert [track.label for track in keep_tracks(tracks, 2, None)] == ["a", "b"]
-    assert [track.label for track in keep_tracks(tracks, 1, 1)] == ["b"]
-
-
-def test_gaps_are_filled_from_their_ends_inwards():
-    tracks = associate([[], [], [Box(0, 0, 9, 9)], [], [], [], [Box(0, 0, 9, 9)], []], max_gap=3)
-    assert fill_order(tracks, 8, max_gap=3, extend=1) == [[1, 3, 5, 7, 4]]
-    assert fill_order(tracks, 8, max_gap=2, extend=0) == [[]]
