@@ -14,7 +14,7 @@ from ..perception.mask_stack import MaskStack, reserve
 from ..perception.tracks import Tracks
 
 # Larger outputs lie in a file that the system reads and writes as needed.
-LARGEST_IN_MEMORY = 1024**3
+LARGEST_IN_MEMORY = 512 * 1024**2
 # Films that are only looked at: 81 frames of 832 x 480 are drawn as they are.
 PREVIEW_BYTES = 512 * 1024**2
 PREVIEW_LIMIT = "The pictures of a long or large film are smaller, so that all take at most 512 MB."

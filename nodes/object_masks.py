@@ -97,10 +97,28 @@ class MaskToTracks(io.ComfyNode):
 
     @classmethod
     def execute(cls, mask: Tensor, label: str, tracks: Any = None) -> io.NodeOutput:
-        from .inputs import masks_of
-
-        added = TrackedObjects.from_masks(masks_of(mask), (" ".join(label.split()),))
+        added = track_of_mask(mask, " ".join(label.split()))
         return io.NodeOutput(added if tracks is None else joined_tracks(tracks, added))
+
+
+def track_of_mask(mask: Tensor, label: str = "") -> TrackedObjects:
+    """A MASK as one object; it is packed frame by frame, not copied.
+
+    Args:
+        mask: [T, H, W], [H, W] or [T, 1, H, W], 0..1.
+        label: what it is called.
+
+    Raises:
+        ValueError: wrong shape, no frames, or values that are not finite.
+    """
+    shape = tuple(mask.shape)
+    if mask.ndim == 2:
+        mask = mask[None]
+    if mask.ndim == 4 and mask.shape[1] == 1:
+        mask = mask[:, 0]
+    if mask.ndim != 3 or 0 in mask.shape:
+        raise ValueError(f"mask has shape {shape}; connect a MASK [frames, height, width].")
+    return TrackedObjects.from_masks(mask, (label,))
 
 
 def joined_tracks(tracks: TrackedObjects, added: TrackedObjects) -> TrackedObjects:

@@ -196,10 +196,10 @@ def mask_in_frame(mask: Tensor, frame: int) -> Tensor:
     """
     from .inputs import masks_of
 
-    masks = masks_of(mask)
-    if len(masks) > 1 and frame >= len(masks):
-        raise ValueError(f"there are {len(masks)} masks and frame is {frame}; use 0 to {len(masks) - 1}, or one mask.")
-    return masks[frame if len(masks) > 1 else 0].detach().cpu()
+    batch = mask[None] if mask.ndim == 2 else mask
+    if len(batch) > 1 and frame >= len(batch):
+        raise ValueError(f"there are {len(batch)} masks and frame is {frame}; use 0 to {len(batch) - 1}, or one mask.")
+    return masks_of(batch[frame if len(batch) > 1 else 0])[0].detach().cpu()
 
 
 def fitting_prompts(

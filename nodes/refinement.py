@@ -7,8 +7,8 @@ from typing import Any
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..perception.tracks import Tracks as TrackedObjects
 from .mask_output import temporary_folder, union_of
+from .object_masks import track_of_mask
 from .types import CATEGORY, Tracks
 
 
@@ -48,14 +48,13 @@ class RefineMasks(io.ComfyNode):
     ) -> io.NodeOutput:
         from ..perception.mask_refinement import RefinementSettings, refine_tracks
         from .host import progress
-        from .inputs import masks_of
 
         if (tracks is None) == (mask is None):
             given = "both" if mask is not None else "neither"
             raise ValueError(f"{given} of tracks and mask is connected; connect exactly one of them.")
         wanted = RefinementSettings(**settings)
         if tracks is None:
-            tracks = TrackedObjects.from_masks(masks_of(mask))
+            tracks = track_of_mask(mask)
         folder = temporary_folder() if keep_on_disk else None
         refined = refine_tracks(tracks, wanted, image, folder, progress())
         return io.NodeOutput(refined, union_of(refined))

@@ -236,19 +236,22 @@ def own_prompts(points: str, mask: Tensor | None, prompt_frame: int, frames: int
     if prompt_frame >= frames and (points.strip() or mask is not None):
         raise ValueError(f"prompt_frame is {prompt_frame} but the film has {frames} frames; use 0 to {frames - 1}.")
     marked = parse_points(points, "points")
-    if points.strip() and not any(point.inside for point in marked):
-        raise ValueError("points has no point on the object; write at least one without label 0.")
     masks: dict[int, Tensor] = {}
     if mask is not None:
-        batch = masks_of(mask)
+        batch = mask[None] if mask.ndim == 2 else mask
         if len(batch) not in (1, frames):
             raise ValueError(
                 f"there are {len(batch)} masks for {frames} frames; give one mask per frame, or one for prompt_frame."
             )
-        numbered = {prompt_frame: batch[0]} if len(batch) == 1 else dict(enumerate(batch))
-        masks = {frame: (rough > 0.5).cpu() for frame, rough in numbered.items() if bool((rough > 0.5).any())}
+        for frame in [prompt_frame] if len(batch) == 1 else range(frames):
+            # One at a time: the masks of a long film are not copied as a whole.
+            rough = masks_of(batch[0 if len(batch) == 1 else frame])[0] > 0.5
+            if bool(rough.any()):
+                masks[frame] = rough.cpu()
         if not masks:
             raise ValueError("the mask is empty in every frame it speaks for; paint over the object, or disconnect it.")
+    if points.strip() and prompt_frame not in masks and not any(point.inside for point in marked):
+        raise ValueError("points has no point on the object; write at least one without label 0.")
     prompts = [ObjectPrompt(frame, identity, mask=rough) for frame, rough in masks.items() if frame != prompt_frame]
     if marked or prompt_frame in masks:
         prompts.append(ObjectPrompt(prompt_frame, identity, points=tuple(marked), mask=masks.get(prompt_frame)))

@@ -200,6 +200,8 @@ class TestTrackMasks:
         rough = torch.from_numpy(clip.masks[0][:1]).float()
         tracks, *_ = self.track(model, frames, mask=rough, points='[{"x": 20, "y": 18}]')
         assert len(tracks.ids) == 1 and self.quality(tracks.union(), clip.masks[0]) > 0.7
+        off, *_ = self.track(model, frames, mask=rough, points='[{"x": 50, "y": 50, "label": 0}]')
+        assert len(off.ids) == 1 and self.quality(off.union(), clip.masks[0]) > 0.7
 
     def test_masks_on_disk_are_the_same_masks(self, model, frames, clip, monkeypatch, tmp_path):
         import folder_paths
@@ -462,8 +464,17 @@ class TestMaskToTracks:
     def test_bad_input_is_named(self):
         with pytest.raises(ValueError, match="the mask has 3 frames of 32 x 32 pixels and the tracks 4 of 32 x 32"):
             self.join(rectangle(3), tracks=three_tracks())
-        with pytest.raises(ValueError, match="NaN"):
-            self.join(torch.full((1, 8, 8), float("nan")))
+        for message, mask in {
+            "NaN": torch.full((1, 8, 8), float("nan")),
+            "mask has shape .0, 8, 8.": torch.zeros(0, 8, 8),
+            "mask has shape .2, 3, 8, 8.": torch.zeros(2, 3, 8, 8),
+        }.items():
+            with pytest.raises(ValueError, match=message):
+                self.join(mask)
+
+    def test_mask_shapes(self):
+        for mask in (rectangle(1)[0], rectangle(1), rectangle(1)[:, None]):
+            assert torch.equal(self.join(mask).union(), rectangle(1))
 
 
 class TestPreviewTracks:
