@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from .grounding import OTHER_TOKENS, STOP, CaptionReader, Grounding, Pictures, grounding_of
 from .loading import load_checked
@@ -175,7 +176,7 @@ def load_state(
         )
     from transformers import BertModel
 
-    with package_with(tokenizer, BertModel(bert_config_of(state))) as package:
+    with _EmptyOnMeta(), package_with(tokenizer, BertModel(bert_config_of(state))) as package:
         model = package.build_groundingdino(config)
     load_checked(model, state, path, UNUSED_TENSORS)
     return OriginalGroundingDino(model)
@@ -256,6 +257,18 @@ def bert_config_of(state: Mapping[str, Tensor]) -> BertConfig:
 def _layers(state: Mapping[str, Tensor], start: str) -> int:
     pattern = re.compile(re.escape(start) + r"(\d+)\.")
     return 1 + max((int(found[1]) for name in state if (found := pattern.match(name))), default=0)
+
+
+class _EmptyOnMeta(TorchFunctionMode):
+    """Weights get no memory and so no random start, which would take longer than reading the file."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        named = dict(kwargs or {})
+        if function is torch.empty:
+            named["device"] = "meta"
+        return function(*args, **named)
 
 
 @contextmanager

@@ -120,6 +120,14 @@ def test_scores_are_read_where_each_phrase_stands(grounding, small):
     torch.testing.assert_close(scores[..., 1], answer["pred_logits"][..., 5].sigmoid())
 
 
+def test_every_weight_is_that_of_the_file(grounding, checkpoint):
+    state = read_state(checkpoint)
+    for name, value in grounding.model.state_dict().items():
+        assert torch.equal(value, state[name]), name
+    held = [*grounding.model.parameters(), *grounding.model.buffers()]
+    assert not any(value.is_meta for value in held) and not grounding.model.training
+
+
 def test_the_package_is_as_before_after_building(checkpoint):
     import importlib
 
