@@ -121,11 +121,12 @@ class Download:
         """The temporary file of an earlier try, whose name says how long the whole is."""
         pattern = re.compile(re.escape(self.target.name) + r"\.\d+\.part")
         found = [path for path in self.target.parent.iterdir() if pattern.fullmatch(path.name)]
-        for path in found[1:]:
-            path.unlink()
-        if found and found[0].stat().st_size > _size_in_name(found[0]):
-            found.pop(0).unlink()
-        return found[0] if found else None
+        # Without a length (0) nobody knows whether it is whole.
+        usable = [path for path in found if 0 < _size_in_name(path) >= path.stat().st_size][:1]
+        for path in found:
+            if path not in usable:
+                path.unlink()
+        return usable[0] if usable else None
 
     def _ask(self, begun: Path | None = None) -> Any:
         """The server's answer: the rest of what was begun, or the whole."""

@@ -44,7 +44,8 @@ class Page(BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {first}-{len(body) - 1}/{len(body)}")
         else:
             self.send_response(200)
-        self.send_header("Content-Length", str(len(body) - first))
+        if server.tells_length:
+            self.send_header("Content-Length", str(len(body) - first))
         self.end_headers()
         self.wfile.write(body[first : server.cut])
 
@@ -56,6 +57,7 @@ class Page(BaseHTTPRequestHandler):
 def server():
     served = ThreadingHTTPServer(("127.0.0.1", 0), Page)
     served.asked, served.files, served.status, served.resumes, served.cut = [], dict(FILES), 200, True, None
+    served.tells_length = True
     served.url = f"http://127.0.0.1:{served.server_port}"
     served.moved_to = served.url
     thread = threading.Thread(target=served.serve_forever, daemon=True)
@@ -144,6 +146,17 @@ class TestBroken:
         server.cut = None
         fetch(model, tmp_path, server)
         assert (tmp_path / "model.safetensors").read_bytes() == WEIGHTS
+
+    def test_unknown_length_starts_anew(self, server, model, tmp_path):
+        def cancel(done, total):
+            raise Cancelled
+
+        server.tells_length = False
+        with pytest.raises(Cancelled):
+            fetch(model, tmp_path, server, cancel)
+        fetch(model, tmp_path, server)
+        assert (tmp_path / "model.safetensors").read_bytes() == WEIGHTS
+        assert all(wanted is None for _, wanted in server.asked) and not list(tmp_path.glob("*.part"))
 
     def test_whole_but_not_yet_named(self, server, model, tmp_path):
         part_of(tmp_path).write_bytes(WEIGHTS)
