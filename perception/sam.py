@@ -173,7 +173,7 @@ class SamFilm:
         Args:
             frame: to look at.
             prompts: in pixels of the film; box, points and mask of one prompt are used together. A mask without box
-                and points is also given as its box, since SAM cannot do with a mask alone.
+                and points on the object is also given as its box, since SAM cannot do with a mask alone.
             guesses: per prompt a rough mask, float [H, W] 0..1, or None; a prompt's own mask goes before it.
 
         Raises:
@@ -188,8 +188,10 @@ class SamFilm:
             _Hint.of(prompt, guess, picture.fit)
             for prompt, guess in zip(prompts, guesses or [None] * len(prompts), strict=True)
         ]
-        sightings: list[Sighting | None] = [None] * len(hints)
-        for kind in dict.fromkeys(hint.kind for hint in hints):
+        # What stays when a prompt says nothing: an empty mask and no box or point.
+        nothing = Sighting(torch.zeros(picture.fit.original, dtype=torch.uint8), 0.0)
+        sightings = [nothing] * len(hints)
+        for kind in dict.fromkeys(hint.kind for hint in hints if hint.box or hint.points):
             alike = [number for number, hint in enumerate(hints) if hint.kind == kind]
             for start in range(0, len(alike), PROMPTS_PER_PASS):
                 part = alike[start : start + PROMPTS_PER_PASS]
@@ -242,7 +244,7 @@ class _Hint:
         x_scale, y_scale = fit.scale
         mask = guess if prompt.mask is None else prompt.mask
         box = prompt.box
-        if box is None and not prompt.points:
+        if box is None and not any(point.inside for point in prompt.points):
             box = box_of_mask(mask)
         return cls(
             None if box is None else box.scaled(x_scale, y_scale).corners,
