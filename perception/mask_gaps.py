@@ -92,13 +92,13 @@ class _Carried:
     Attributes:
         masks: of one object, packed.
         place: of each frame in them.
-        reach: frames in which it is still consistent.
-        agreement: 0..1, its overlap with the shape at the other end, where it got so far.
+        found: of each frame that it reached, 0..1, the share of it that was found again, least of all steps.
+        agreement: 0..1, its overlap with the shape at the other end, 0 when it did not get there.
     """
 
     masks: MaskStack
     place: dict[int, int]
-    reach: set[int]
+    found: dict[int, float]
     agreement: float
 
     def mask(self, frame: int) -> np.ndarray:
@@ -106,7 +106,10 @@ class _Carried:
 
     def belief(self, frame: int, way: float) -> float:
         """0..1, how much of the shape is expected to be right after that share of the way."""
-        return 1 - way * (1 - self.agreement) if frame in self.reach else 0.0
+        if self.agreement >= LEAST_BELIEF:
+            # It arrives where it should, so the way was right.
+            return 1 - way * (1 - self.agreement)
+        return self.found.get(frame, 0.0) * (1 - way)
 
 
 def _carried(source: np.ndarray, goal: np.ndarray, frames: range, pictures: Film, tick: Tick) -> _Carried:
@@ -122,7 +125,7 @@ def _carried(source: np.ndarray, goal: np.ndarray, frames: range, pictures: Film
     from_y, from_x = y, x = np.mgrid[:height, :width].astype(np.float32)
     masks = MaskStack(len(frames), height, width)
     masks.add_object()
-    reach, agreement = set(), 0.0
+    found, share, agreement = {}, 1.0, 0.0
     before = _picture(pictures, frames[0], height, width)
     for place, frame in enumerate(frames[1:], start=1):
         after = _picture(pictures, frame, height, width)
@@ -133,14 +136,16 @@ def _carried(source: np.ndarray, goal: np.ndarray, frames: range, pictures: Film
         from_y = cv2.remap(from_y, *step, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         carried = cv2.remap(shape, from_x, from_y, cv2.INTER_LINEAR) > 0.5
         tick()
-        if not carried.any() or flow.known.numpy()[carried].mean() < LEAST_BELIEF:
+        known = flow.known.numpy()[carried].mean() if carried.any() else 0.0
+        if known < LEAST_BELIEF:
             break
-        reach.add(frame)
+        share = min(share, float(known))
+        found[frame] = share
         masks.write(0, place, torch.from_numpy(carried))
         if place == len(frames) - 1:
             agreement = float((carried & goal).sum() / (carried | goal).sum())
         before = after
-    return _Carried(masks, {frame: place for place, frame in enumerate(frames)}, reach, agreement)
+    return _Carried(masks, {frame: place for place, frame in enumerate(frames)}, found, agreement)
 
 
 def _picture(pictures: Film, frame: int, height: int, width: int) -> np.ndarray:
