@@ -249,9 +249,8 @@ class FlowPropagator:
         mask = _without(fresh.mask, others)
         if prompt.points:
             return replace(fresh, mask=mask)
-        if item.mask.any():
-            mask = mask * ~self._foreign(item, mask > 127, others)
-            mask = mask * large_patches(mask > 127)
+        mask = mask * ~self._foreign(item, mask > 127, others)
+        mask = mask * large_patches(mask > 127)
         if not item.mask.any() or mask_iou(mask, item.mask) >= AGREEMENT:
             return replace(fresh, mask=mask)
         new, old = (likeness(histogram(self._places, value > 127), item.colours) for value in (mask, item.mask))
@@ -260,11 +259,14 @@ class FlowPropagator:
     def _foreign(self, item: _Followed, fresh: Tensor, others: Sequence[Tensor]) -> Tensor:
         """Pixels of a fresh mask whose colours say that they are of something around it: bool [H, W]."""
         own = item.mask > 127
-        margin = max(2, round(MARGIN * item.full**0.5))
-        around = window_around(own | fresh, margin) & ~grown(own, 1)
-        for other in others:
-            around &= ~other
-        rest = _lookup(histogram(self._places, around), self._places)
+        if own.any():
+            margin = max(2, round(MARGIN * item.full**0.5))
+            around = window_around(own | fresh, margin) & ~grown(own, 1)
+            for other in others:
+                around &= ~other
+            rest = _lookup(histogram(self._places, around), self._places)
+        else:
+            rest = _lookup(item.around, self._places)
         return fresh & ~own & (rest * DOUBT > _lookup(item.colours, self._places) * (1 - DOUBT))
 
     def _search(self, frame: int, identity: int) -> Sighting:

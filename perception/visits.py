@@ -285,8 +285,8 @@ class FilmVisit:
             if same is not None:
                 self.known[same].note(frame, label, score)
             elif again is not None and _visible(sighting):
-                mask = ObjectPrompt(frame, again, mask=sighting.mask > 127, score=sighting.score)
-                sightings[again] = propagator.prompt(frame, {again: mask})[again]
+                # Asked for again under its number: what is known of its colours keeps the mask off its neighbours.
+                sightings[again] = propagator.prompt(frame, {again: asked[identity]})[again]
                 self.known[again].note(frame, label, score)
                 self._see(again, frame, sightings[again], told=True, places=places)
 
