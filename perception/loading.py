@@ -35,7 +35,7 @@ _NONSENSE = (
 
 
 def load_model_folder(
-    model_class: type, folder: str | Path, model_type: str | tuple[str, ...], dtype: torch.dtype
+    model_class: type, folder: str | Path, model_type: str | tuple[str, ...], dtype: torch.dtype, config: Any = None
 ) -> Any:
     """Load a transformers model from a folder, never from the network, and check that every weight was there.
 
@@ -44,6 +44,7 @@ def load_model_folder(
         folder: with ``config.json`` and weights.
         model_type: that the configuration must name, or several to choose from.
         dtype: of the loaded weights; the file's own may differ.
+        config: made from the folder's by the caller; None lets the class read it.
 
     Returns:
         The model in evaluation mode on the CPU.
@@ -53,27 +54,42 @@ def load_model_folder(
         ValueError: when the folder holds another kind of model.
         RuntimeError: when the weights cannot be read or do not fit.
     """
+    from pickle import UnpicklingError
+
+    from huggingface_hub import errors as hub_errors
     from safetensors import SafetensorError
 
     folder = check_model_folder(folder, *([model_type] if isinstance(model_type, str) else model_type))
-    # Newer versions load in the file's dtype unless told otherwise, and renamed the argument.
-    options = {"dtype" if _takes_dtype() else "torch_dtype": dtype}
+    # Newer versions load in the file's dtype unless told otherwise, and renamed the argument. Tensors of other sizes
+    # are let through here and refused below, by name.
+    options = {"dtype" if _takes_dtype() else "torch_dtype": dtype, "ignore_mismatched_sizes": True}
+    # Older versions of the package do not check configurations.
+    misdescribed = getattr(hub_errors, "StrictDataclassError", ValueError)
     try:
         model, info = model_class.from_pretrained(
             str(folder), local_files_only=True, output_loading_info=True, **options
         )
+    except UnpicklingError as error:
+        raise _not_opened(folder, error) from error
     except (SafetensorError, OSError, RuntimeError, EOFError) as error:
         raise RuntimeError(
-            f"the weights in {folder} cannot be read ({_first_sentence(error)}); the file is broken or cut short: copy the "
-            "folder again."
+            f"the weights in {folder} cannot be read ({_first_sentence(error)}); the file is broken or cut short: copy "
+            "the folder again."
+        ) from error
+    except (misdescribed, ArithmeticError, *_NONSENSE) as error:
+        raise RuntimeError(
+            f"{folder / 'config.json'} describes no such model ({_first_sentence(error)}); copy the folder again."
         ) from error
     missing = sorted(info["missing_keys"])
-    resized = sorted(str(key) for key in info.get("mismatched_keys") or ())
+    resized = sorted(
+        f"{name} is {list(found)} instead of {list(wanted)}"
+        for name, found, wanted in info.get("mismatched_keys") or ()
+    )
     if missing or resized:
-        raise RuntimeError(
-            f"the weights in {folder} do not fit its config.json ({_some(missing, 'missing')}"
-            f"{', ' if missing and resized else ''}{_some(resized, 'of another size')}); copy the folder again."
-        )
+        faults = [
+            _some(names, verdict) for names, verdict in ((missing, "missing"), (resized, "of another size")) if names
+        ]
+        raise RuntimeError(f"the weights in {folder} do not fit its config.json: {'; '.join(faults)}. Copy it again.")
     return model.eval()
 
 
@@ -147,14 +163,7 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
         else:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except UnpicklingError as error:
-        # The original message advises to switch the protection off.
-        forbidden = _FORBIDDEN_CLASS.search(str(error))
-        if forbidden is None:
-            raise RuntimeError(f"{path} is no weight file, or is broken or cut short: copy it again.") from error
-        raise ValueError(
-            f"{path} holds code or objects ({forbidden[1]}) beside tensors, which are not opened because they could do "
-            "harm; choose a .safetensors file or one with tensors only."
-        ) from error
+        raise _not_opened(path, error) from error
     except _NONSENSE as error:
         raise RuntimeError(f"{path} is no weight file, or is broken or cut short: copy it again.") from error
     except (SafetensorError, OSError, RuntimeError, EOFError) as error:
@@ -262,6 +271,17 @@ def _tensors_of(content: Any, path: Path) -> dict[str, Tensor]:
     if all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): value for name, value in state.items()}
     return state
+
+
+def _not_opened(path: Path, error: BaseException) -> Exception:
+    """What to say of a file that torch refused; its own message advises to switch the protection off."""
+    forbidden = _FORBIDDEN_CLASS.search(str(error))
+    if forbidden is None:
+        return RuntimeError(f"{path} is no weight file, or is broken or cut short: copy it again.")
+    return ValueError(
+        f"{path} holds code or objects ({forbidden[1]}) beside tensors, which are not opened because they could do "
+        "harm; choose a .safetensors file or one with tensors only."
+    )
 
 
 def _some(names: Sequence[str], verdict: str) -> str:
