@@ -81,15 +81,18 @@ def load_model_folder(
             f"{folder / 'config.json'} describes no such model ({_first_sentence(error)}); copy the folder again."
         ) from error
     missing = sorted(info["missing_keys"])
+    # Newer versions tell the sizes too.
     resized = sorted(
-        f"{name} is {list(found)} instead of {list(wanted)}"
-        for name, found, wanted in info.get("mismatched_keys") or ()
+        key if isinstance(key, str) else f"{key[0]} is {list(key[1])} instead of {list(key[2])}"
+        for key in info.get("mismatched_keys") or ()
     )
     if missing or resized:
         faults = [
             _some(names, verdict) for names, verdict in ((missing, "missing"), (resized, "of another size")) if names
         ]
-        raise RuntimeError(f"the weights in {folder} do not fit its config.json: {'; '.join(faults)}. Copy it again.")
+        raise RuntimeError(
+            f"the weights in {folder} do not fit its config.json: {'; '.join(faults)}; copy the folder again."
+        )
     return model.eval()
 
 

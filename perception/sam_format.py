@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from .loading import load_checked, load_processor, read_state
+from .loading import load_checked, load_processor
 
 if TYPE_CHECKING:
     from segment_anything.modeling import Sam
@@ -351,18 +351,3 @@ def layout_of(state: Mapping[str, Tensor], path: str | Path) -> SamLayout:
         return detect_layout(state)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-
-
-def sam_model_from_file(path: str | Path, decoder_heads: int = DECODER_HEADS) -> tuple[SamModel, SamProcessor]:
-    """Open one weight file, of either layout and any size, as transformers classes.
-
-    Args:
-        path: ``.pth``, ``.pt`` or ``.safetensors``.
-        decoder_heads: attention heads of the mask decoder.
-
-    Raises:
-        RuntimeError: when the file cannot be read or lacks tensors.
-        ValueError: when it holds something else.
-    """
-    model = sam_of_state(read_state(path), path, torch.float32, decoder_heads)
-    return model, sam_processor(model.config.vision_config.image_size)

@@ -217,6 +217,39 @@ def test_tensors_that_a_folder_lacks_are_named(model_folder):
     assert lost[0].removeprefix("bert.") in str(caught.value) and "..." in str(caught.value)
 
 
+def test_tensors_of_another_size_in_a_folder_are_named(model_folder):
+    from safetensors.torch import load_file
+    from transformers import BertModel
+
+    weights = model_folder / "model.safetensors"
+    state = load_file(weights)
+    save_file({**state, "pooler.dense.bias": torch.zeros(3)}, weights, {"format": "pt"})
+    with pytest.raises(RuntimeError, match=r"1 tensor is of another size \(pooler\.dense\.bias"):
+        load_model_folder(BertModel, model_folder, "bert", torch.float32)
+
+
+@pytest.mark.parametrize("change", [{"hidden_size": "wide"}, {"num_attention_heads": 0}, {"hidden_size": [1]}])
+def test_a_configuration_of_nonsense_is_named(model_folder, change):
+    from transformers import BertModel
+
+    path = model_folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(RuntimeError, match=r"config\.json describes no such model") as caught:
+        load_model_folder(BertModel, model_folder, "bert", torch.float32)
+    assert "\n" not in str(caught.value)
+
+
+def test_code_in_a_folder_is_not_run(model_folder, capsys):
+    from transformers import BertModel
+
+    (model_folder / "model.safetensors").unlink()
+    torch.save({"weights": Code()}, model_folder / "pytorch_model.bin")
+    with pytest.raises((RuntimeError, ValueError)) as caught:
+        load_model_folder(BertModel, model_folder, "bert", torch.float32)
+    assert str(model_folder) in str(caught.value) and "weights_only" not in str(caught.value)
+    assert "never run" not in capsys.readouterr().out
+
+
 def test_processor_files_that_are_missing_are_named(tmp_path):
     from transformers import BertTokenizer
 

@@ -173,6 +173,14 @@ def test_what_cannot_be_used_is_refused(segmenter):
         segmenter.open(Film(broken)).segment(1, PROMPTS[:1])
 
 
+def test_an_empty_mask_alone_says_nothing(segmenter):
+    opened = segmenter.open(Film(torch.rand(1, 40, 56, 3)))
+    empty = ObjectPrompt(0, mask=torch.zeros(40, 56))
+    first, second = opened.segment(0, [empty, PROMPTS[0]])
+    assert not first.mask.any() and first.mask.shape == (40, 56) and first.score == 0.0
+    assert second.mask.any()
+
+
 def test_an_object_without_pixels_is_not_seen(segmenter, monkeypatch):
     opened = segmenter.open(Film(torch.rand(1, 40, 56, 3)))
     empty = (torch.full((1, 32, 32), -9.0), torch.tensor([0.8]))
