@@ -116,11 +116,11 @@ class FlowPropagator:
         self._look(frame)
         seen = [identity for identity, item in self._objects.items() if item.mask.any()]
         found: dict[int, Sighting] = {}
-        if seen and before is not None:
+        if seen:
             flow = flow_between(picture_before, self._picture)
             carried = flow.carry(torch.stack([self._objects[identity].mask for identity in seen]).float() / 255)
             shares = self._share(seen, carried, flow.known, before)
-            found.update(self._outline(frame, seen, shares, carried > 0.5))
+            found.update(self._outline(frame, seen, shares))
         for identity in seen:
             self._settle(identity, found[identity], firm=False)
         for identity in [identity for identity in self._objects if identity not in found]:
@@ -210,9 +210,7 @@ class FlowPropagator:
             shares.append(mine)
         return shares
 
-    def _outline(
-        self, frame: int, seen: Sequence[int], shares: Sequence[Tensor], carried: Tensor
-    ) -> dict[int, Sighting]:
+    def _outline(self, frame: int, seen: Sequence[int], shares: Sequence[Tensor]) -> dict[int, Sighting]:
         """Draw the shared out pixels anew by the model where it agrees."""
         found: dict[int, Sighting] = {}
         asked: dict[int, Box] = {}

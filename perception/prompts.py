@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
-from .boxes import Box, Detections, clamp_box
+from .boxes import Box, clamp_box
 
 
 @dataclass(frozen=True)
@@ -100,11 +100,6 @@ def _fit_mask(mask: Tensor, height: int, width: int) -> Tensor:
     if tuple(values.shape) != (height, width):
         values = functional.interpolate(values[None, None], (height, width), mode="bilinear", antialias=True)[0, 0]
     return values > 0.5
-
-
-def prompts_of_detections(detections: Detections) -> list[list[ObjectPrompt]]:
-    """Detections per frame as prompts per frame, each an object of its own until tracking says otherwise."""
-    return [[prompt_of_box(box, frame) for box in boxes] for frame, boxes in enumerate(detections)]
 
 
 def next_identity(prompts: Sequence[ObjectPrompt]) -> int:

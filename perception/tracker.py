@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from .boxes import Box, Detections, Progress, clamp_box
+from .evidence import Evidence
 from .frames import Film
 from .prompts import ObjectPrompt, Point, fit_prompt, prompt_of_box
 from .propagation import PropagationModel
 from .tracks import Tracks
-from .visits import Evidence, FilmVisit
+from .visits import FilmVisit
 
 Direction = Literal["both", "forward", "backward"]
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from .appearance import colour_places, histogram
-from .boxes import Box, Detections, Progress, iou
+from .boxes import Progress, iou
+from .evidence import Evidence, box_of_prompt, joined
 from .frames import Film
 from .identities import (
     KnownObject,
@@ -22,7 +23,7 @@ from .identities import (
     share_pixels,
 )
 from .mask_shapes import box_of_mask, mask_iou
-from .prompts import ObjectPrompt, next_identity, prompt_of_box
+from .prompts import ObjectPrompt, next_identity
 from .propagation import PropagationModel, Propagator, Sighting
 from .track_writer import TrackWriter
 from .tracks import Tracks
@@ -37,41 +38,6 @@ DISAGREEMENT = 0.5
 FEW_FRAMES, FEW_LOOKS = 4, 8
 # An object that is followed but was found in none of so many frames with boxes may have been mistaken for something.
 STRAYED = 3
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What is known of objects before they are followed.
-
-    Attributes:
-        boxes: inside the picture, one list a frame.
-        prompts: fitted to the film.
-        phrases: that the model looks for itself.
-        every: in every so manieth frame.
-    """
-
-    boxes: Detections
-    prompts: list[ObjectPrompt]
-    phrases: tuple[str, ...] = ()
-    every: int = 1
-
-    def frames(self) -> list[int]:
-        """Those in which there is something to learn, in order."""
-        count = len(self.boxes)
-        named = {prompt.frame for prompt in self.prompts}
-        asked = set(range(0, count, self.every)) if self.phrases else set()
-        return sorted(named | asked | {frame for frame, boxes in enumerate(self.boxes) if boxes})
-
-    def prompts_of(self, frame: int) -> list[ObjectPrompt]:
-        """What a person said about this frame."""
-        return [prompt for prompt in self.prompts if prompt.frame == frame]
-
-    def found_in(self, model: PropagationModel, film: Film, frame: int) -> list[ObjectPrompt]:
-        """What a detector, or the model itself, finds in this frame, surest first."""
-        found = [prompt_of_box(box, frame) for box in self.boxes[frame]]
-        if self.phrases and frame % self.every == 0:
-            found.extend(model.find(film, frame, self.phrases))
-        return sorted(found, key=lambda prompt: -prompt.score)
 
 
 class FilmVisit:
@@ -189,7 +155,7 @@ class FilmVisit:
         asked: dict[int, ObjectPrompt] = {}
         for prompt in prompts:
             identity = prompt.identity if prompt.identity is not None else self._new_identity()
-            asked[identity] = _joined(asked[identity], prompt) if identity in asked else prompt
+            asked[identity] = joined(asked[identity], prompt) if identity in asked else prompt
         for identity, sighting in (propagator.prompt(frame, asked) if asked else {}).items():
             sightings[identity] = sighting
             if identity not in self.known:
@@ -231,7 +197,7 @@ class FilmVisit:
         places: Tensor,
     ) -> list[ObjectPrompt]:
         """Give found things to the followed objects that they are of; return those that are left over."""
-        boxes = [_box_of(prompt) for prompt in found]
+        boxes = [box_of_prompt(prompt) for prompt in found]
         visible = self._visible()
         matched = match_boxes(visible, boxes)
         told: dict[int, ObjectPrompt] = {}
@@ -270,7 +236,7 @@ class FilmVisit:
         asked = {self._new_identity(): prompt for prompt in rest}
         fresh = propagator.prompt(frame, asked) if asked else {}
         for identity, sighting in fresh.items():
-            label, score = _box_of(asked[identity]).label, asked[identity].score
+            label, score = box_of_prompt(asked[identity]).label, asked[identity].score
             colours = histogram(places, sighting.mask > 127)
             same = same_thing(sighting.mask, label, colours, self._visible(), self.settings.duplicate_iou)
             lost = {number: self.known[number] for number in self.followed if self._may_be_elsewhere(number, frame)}
@@ -378,21 +344,3 @@ class FilmVisit:
 
 def _visible(sighting: Sighting) -> bool:
     return sighting.score > 0 and bool((sighting.mask > 127).any())
-
-
-def _box_of(prompt: ObjectPrompt) -> Box:
-    """Around what a detector found, with its label and score."""
-    box = prompt.box or box_of_mask(prompt.mask.float())
-    return replace(box, label=prompt.label, score=prompt.score)
-
-
-def _joined(first: ObjectPrompt, second: ObjectPrompt) -> ObjectPrompt:
-    """Two prompts about one object in one frame, as one."""
-    return replace(
-        first,
-        box=first.box or second.box,
-        points=(*first.points, *second.points),
-        mask=second.mask if first.mask is None else first.mask,
-        label=first.label or second.label,
-        score=max(first.score, second.score),
-    )
