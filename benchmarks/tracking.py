@@ -76,7 +76,7 @@ def _run_file(name: str, path: Path) -> Any:
 
 @dataclass(frozen=True)
 class Shape:
-    """A moving shape: colour 0..255, radius and swing as shares of the picture, turns over the film."""
+    """A moving shape: colour 0..255, radius and swing as shares of the picture, turns in 600 frames."""
 
     label: str
     colour: tuple[int, int, int]
@@ -86,9 +86,9 @@ class Shape:
     turns: float
     round: bool
 
-    def box(self, frame: int, frames: int, height: int, width: int) -> tuple[float, float, float, float]:
+    def box(self, frame: int, height: int, width: int) -> tuple[float, float, float, float]:
         """(x0, y0, x1, y1) in pixels, perhaps outside the picture."""
-        angle = 2 * np.pi * self.turns * frame / max(frames, 100)
+        angle = 2 * np.pi * self.turns * frame / 600
         x = (self.centre[0] + self.swing[0] * np.sin(angle)) * width
         y = (self.centre[1] + self.swing[1] * np.cos(angle)) * height
         reach = self.radius * height
@@ -102,12 +102,12 @@ SHAPES = (
 )
 
 
-def draw_frame(ground: np.ndarray, frame: int, frames: int) -> np.ndarray:
+def draw_frame(ground: np.ndarray, frame: int) -> np.ndarray:
     """One picture of the film: uint8 [H, W, 3]."""
     height, width = ground.shape[:2]
     picture = ground.copy()
     for shape in SHAPES:
-        x0, y0, x1, y1 = shape.box(frame, frames, height, width)
+        x0, y0, x1, y1 = shape.box(frame, height, width)
         left, right = max(0, int(x0)), min(width, int(x1) + 1)
         top, bottom = max(0, int(y0)), min(height, int(y1) + 1)
         if left >= right or top >= bottom:
@@ -131,7 +131,7 @@ def make_film(frames: int, height: int, width: int, dtype: str) -> Tensor:
     ground = smooth.clamp(0, 255).to(torch.uint8).numpy()
     film = torch.empty(frames, height, width, 3, dtype=DTYPES[dtype])
     for frame in range(frames):
-        picture = torch.from_numpy(draw_frame(ground, frame, frames))
+        picture = torch.from_numpy(draw_frame(ground, frame))
         film[frame] = picture if dtype == "uint8" else picture.float().div_(255)
     return film
 
@@ -142,7 +142,7 @@ def given_boxes(frames: int, height: int, width: int) -> list[list[Any]]:
     detections: list[list[Any]] = [[] for _ in range(frames)]
     for frame in range(0, frames, BOX_EVERY):
         for shape in SHAPES:
-            corners = shape.box(frame, frames, height, width)
+            corners = shape.box(frame, height, width)
             whole = boxes.Box.from_corners(*corners, shape.label, 0.9)
             part = boxes.clamp_box(whole, height, width)
             if part is not None and part.area > 0.3 * whole.area:

@@ -14,7 +14,9 @@ PAPER: Colour = (250, 249, 246)
 LANE: Colour = (232, 230, 224)
 INK: Colour = (34, 34, 38)
 FAINT: Colour = (110, 108, 102)
-MARGIN, GAP, COLUMNS = 14, 4, 8
+MARGIN, GAP = 14, 4
+# Pictures in a row at most, and about how wide a row may be in pixels.
+COLUMNS, ROW_WIDTH = 8, 1600
 LANE_HEIGHT, LANE_GAP, LINE = 26, 6, 18
 NAME_WIDTH = 150
 LEGEND = "bar: seen, as high as its score    hatched: not seen, filled in    empty: not seen"
@@ -32,7 +34,7 @@ def strip_over_time(
     Args:
         frames: as :class:`Film` takes them.
         tracks: of the same number of frames, of any size; may hold no object.
-        count: pictures, evenly spread from the first frame to the last, in rows of up to 8.
+        count: pictures, evenly spread from the first frame to the last, in rows of up to 8, of wide films fewer.
         picture_height: of each picture in pixels.
         max_lanes: lanes that are drawn; how many more objects there are is written below.
 
@@ -49,10 +51,12 @@ def strip_over_time(
         if value < 1:
             raise ValueError(f"{name} is {value}; choose 1 or more.")
     chosen = spread(len(film), count)
-    columns = min(len(chosen), COLUMNS)
     size = _picture_size(film, picture_height)
+    most = min(max(2, ROW_WIDTH // (size[1] + GAP)), COLUMNS)
+    # Rows of one length: 8 pictures of which 5 would fit are two rows of 4.
+    rows = -(-len(chosen) // most)
+    columns = -(-len(chosen) // rows)
     width = max(NAME_WIDTH + columns * (size[1] + GAP) - GAP, NAME_WIDTH + 320)
-    rows = -(-len(chosen) // columns)
     lanes = min(len(tracks.ids), max_lanes)
     lanes_top = MARGIN + rows * (size[0] + LINE + GAP) + GAP
     bottom = lanes_top + lanes * (LANE_HEIGHT + LANE_GAP) + LINE
