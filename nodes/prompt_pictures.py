@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..perception.drawing import colour_of, draw_masks, enlarge_frames, enlargement, font_of
 from ..perception.frames import Film
+from ..perception.mask_shapes import box_of_mask
 from ..perception.prompts import ObjectPrompt
 from ..perception.tracks import Tracks
 
@@ -98,6 +99,12 @@ def _draw_prompt(pen: ImageDraw.ImageDraw, image: Image.Image, prompt: ObjectPro
             for slope in (1, -1):
                 ends = [x - radius, y - slope * radius, x + radius, y + slope * radius]
                 pen.line(ends, fill=OFF_COLOUR, width=max(2, radius // 3))
+    if prompt.mask is not None and not places:
+        around = box_of_mask((prompt.mask > 0.5).float())
+        if around is not None:
+            places.append(
+                (around.x * image.width / prompt.mask.shape[1], around.y * image.height / prompt.mask.shape[0])
+            )
     if places:
         height = max(12, min(image.size) // 20)
         x, y = min(max(0, places[0][0]), image.width - radius), max(0, places[0][1] - 1.3 * height)
