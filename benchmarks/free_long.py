@@ -157,10 +157,7 @@ def make_attention(case: Case, device: str, of_layer: bool) -> Callable[[dict[st
         bias = random(1, HEADS, case.frames, case.frames)
 
         def call(options: dict[str, Any]) -> Tensor:
-            out = attention(
-                q, k, v, HEADS, bias, skip_reshape=True, skip_output_reshape=True, transformer_options=options
-            )
-            return out.transpose(1, 2).flatten(2)
+            return attention(q, k, v, HEADS, bias, skip_reshape=True, transformer_options=options)
 
     return call
 
