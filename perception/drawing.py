@@ -95,7 +95,7 @@ def draw_boxes(
     detections: Detections,
     enlarge: int | None = None,
     *,
-    shown: Sequence[int] | None = None,
+    chosen: Sequence[int] | None = None,
     max_bytes: int | None = None,
     progress: Progress | None = None,
 ) -> Tensor:
@@ -105,12 +105,12 @@ def draw_boxes(
         frames: as :class:`Film` takes them.
         detections: one list of boxes per frame, in pixels of ``frames``.
         enlarge: whole-number factor of the result; None makes small frames readable.
-        shown: the frames to draw; None draws all.
+        chosen: the frames to draw; None draws all.
         max_bytes: of the result; pictures are made smaller to keep to it.
         progress: called with (done, total) after every frame; may raise to cancel.
 
     Returns:
-        float [T or as many as shown, h, w, 3], 0..1.
+        float [T or as many as chosen, h, w, 3], 0..1.
 
     Raises:
         ValueError: for bad frames, a frame that is not there, or another number of lists than frames.
@@ -133,7 +133,7 @@ def draw_boxes(
             plates.add(words, box.corners, colour)
         return np.array(image)
 
-    return _draw_film(film, draw, enlarge, shown, max_bytes, progress)
+    return _draw_film(film, draw, enlarge, chosen, max_bytes, progress)
 
 
 def draw_masks(
@@ -144,7 +144,7 @@ def draw_masks(
     labels: bool = True,
     enlarge: int | None = None,
     *,
-    shown: Sequence[int] | None = None,
+    chosen: Sequence[int] | None = None,
     max_bytes: int | None = None,
     progress: Progress | None = None,
 ) -> Tensor:
@@ -157,12 +157,12 @@ def draw_masks(
         opacity: 0..1 of the tint.
         labels: write number, phrase and score beside each object; "filled" where it was not seen.
         enlarge: whole-number factor of the result; None makes small frames readable.
-        shown: the frames to draw; None draws all.
+        chosen: the frames to draw; None draws all.
         max_bytes: of the result; pictures are made smaller to keep to it.
         progress: called with (done, total) after every frame; may raise to cancel.
 
     Returns:
-        float [T or as many as shown, h, w, 3], 0..1, in steps of 1/255.
+        float [T or as many as chosen, h, w, 3], 0..1, in steps of 1/255.
 
     Raises:
         ValueError: for bad frames, a frame that is not there, or another number of mask frames than frames.
@@ -176,27 +176,27 @@ def draw_masks(
         words = [_track_words(tracks, number, frame) for number in range(len(tracks.ids))] if labels else None
         return draw_objects(picture_at(film, frame, size), tracks, frame, outline, opacity, words)
 
-    return _draw_film(film, draw, enlarge, shown, max_bytes, progress)
+    return _draw_film(film, draw, enlarge, chosen, max_bytes, progress)
 
 
 def _draw_film(
     film: Film,
     draw: Callable[[int, tuple[int, int]], np.ndarray],
     enlarge: int | None,
-    shown: Sequence[int] | None,
+    chosen: Sequence[int] | None,
     max_bytes: int | None,
     progress: Progress | None,
 ) -> Tensor:
-    chosen = list(range(len(film)) if shown is None else shown)
-    for frame in chosen:
+    numbers = list(range(len(film)) if chosen is None else chosen)
+    for frame in numbers:
         if not 0 <= frame < len(film):
             raise ValueError(f"frame {frame} is to be drawn; the film has the frames 0 to {len(film) - 1}.")
-    size = drawn_size(film.height, film.width, enlarge, len(chosen), max_bytes)
-    drawn = torch.empty(len(chosen), *size, 3)
-    for place, frame in enumerate(chosen):
+    size = drawn_size(film.height, film.width, enlarge, len(numbers), max_bytes)
+    drawn = torch.empty(len(numbers), *size, 3)
+    for place, frame in enumerate(numbers):
         drawn[place] = torch.from_numpy(draw(frame, size)).div(255)
         if progress is not None:
-            progress(place + 1, len(chosen))
+            progress(place + 1, len(numbers))
     return drawn
 
 

@@ -27,18 +27,18 @@ MAX_COLUMNS = 8
 CHANGE_GAIN = 3
 
 
-def with_masks(frames: Tensor, tracks: Tracks, enlargement: int = 1, shown: Sequence[int] | None = None) -> Tensor:
-    """The film (or the frames shown of it) enlarged, with the outline, number and name of every object.
+def with_masks(frames: Tensor, tracks: Tracks, enlargement: int = 1, chosen: Sequence[int] | None = None) -> Tensor:
+    """The film (or the frames chosen of it) enlarged, with the outline, number and name of every object.
 
     Returns:
         float [T, H * e, W * e, 3].
     """
-    return draw_masks(frames, tracks, opacity=0.15, enlarge=enlargement, shown=shown)
+    return draw_masks(frames, tracks, opacity=0.15, enlarge=enlargement, chosen=chosen)
 
 
-def with_outlines(frames: Tensor, tracks: Tracks, enlargement: int = 1, shown: Sequence[int] | None = None) -> Tensor:
-    """The film (or the frames shown of it) enlarged, with bare outlines: what guided it, laid over what came of it."""
-    return draw_masks(frames, tracks, opacity=0.0, labels=False, enlarge=enlargement, shown=shown)
+def with_outlines(frames: Tensor, tracks: Tracks, enlargement: int = 1, chosen: Sequence[int] | None = None) -> Tensor:
+    """The film (or the frames chosen of it) enlarged, with bare outlines: what guided it, laid over what came of it."""
+    return draw_masks(frames, tracks, opacity=0.0, labels=False, enlarge=enlargement, chosen=chosen)
 
 
 def side_by_side(first: Tensor, second: Tensor, tracks: Tracks) -> Tensor:

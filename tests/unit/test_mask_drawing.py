@@ -82,12 +82,12 @@ def test_only_the_frames_that_are_asked_for_are_drawn():
     frames = torch.rand(5, 32, 32, 3)
     tracks = square_tracks(5, 32)
     drawn = draw_masks(frames, tracks)
-    assert torch.equal(draw_masks(frames, tracks, shown=[3, 0]), drawn[[3, 0]])
-    assert draw_masks(frames, tracks, shown=[]).shape == (0, 256, 256, 3)
+    assert torch.equal(draw_masks(frames, tracks, chosen=[3, 0]), drawn[[3, 0]])
+    assert draw_masks(frames, tracks, chosen=[]).shape == (0, 256, 256, 3)
     boxes = [[Box(1, 1, 9, 9)]] * 5
-    assert torch.equal(draw_boxes(frames, boxes, shown=[4]), draw_boxes(frames, boxes)[[4]])
+    assert torch.equal(draw_boxes(frames, boxes, chosen=[4]), draw_boxes(frames, boxes)[[4]])
     with pytest.raises(ValueError, match="frame 5 is to be drawn; the film has the frames 0 to 4"):
-        draw_masks(frames, tracks, shown=[5])
+        draw_masks(frames, tracks, chosen=[5])
 
 
 def test_long_films_are_drawn_within_a_limit():
