@@ -118,10 +118,14 @@ class MaskStack:
         """
         if tuple(mask.shape) != (self.height, self.width):
             raise ValueError(f"a mask has shape {list(mask.shape)}; give [{self.height}, {self.width}].")
-        if mask.dtype != torch.uint8:
-            mask = (mask.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
-        values = mask.detach().cpu().numpy()
-        values = values if self.depth == "byte" else np.packbits(values > 127, axis=-1)
+        mask = mask.detach().cpu()
+        if self.depth == "bit":
+            inside = mask if mask.dtype == torch.bool else mask > 127 if mask.dtype == torch.uint8 else mask >= 0.5
+            values = np.packbits(inside.numpy(), axis=-1)
+        elif mask.dtype == torch.uint8:
+            values = mask.numpy()
+        else:
+            values = (mask.float().clamp(0, 1) * 255).round().to(torch.uint8).numpy()
         place = self._films[number][frame]
         if place.any():
             place[:] = values
