@@ -63,6 +63,8 @@ def load_model_folder(
     # Newer versions load in the file's dtype unless told otherwise, and renamed the argument. Tensors of other sizes
     # are let through here and refused below, by name.
     options = {"dtype" if _takes_dtype() else "torch_dtype": dtype, "ignore_mismatched_sizes": True}
+    if config is not None:
+        options["config"] = config
     # Older versions of the package do not check configurations.
     misdescribed = getattr(hub_errors, "StrictDataclassError", ValueError)
     try:
