@@ -1,4 +1,4 @@
-"""Mask-Guided Video from a shell: ``python cli.py refine --prompt ... --object ...``."""
+"""Mask-Guided Video from a shell: ``python cli.py refine --prompt ... --object ...``, ``python cli.py follow FILM ...``."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import importlib
 import logging
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -75,6 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--debug", action="store_true", help="show where an error came from")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     add_refine(commands.add_parser("refine", help="make a film, find its objects, make it again guided by their masks"))
+    add_follow(commands.add_parser("follow", help="find objects in a film of your own by words and follow their masks"))
     for kind, words in (("train", "train a Toybox model"), ("evaluate", "measure a Toybox model")):
         script = commands.add_parser(kind, help=words, add_help=False)
         script.add_argument("name", help=f"one of: {', '.join(script_names(kind)) or 'none yet'}")
@@ -116,10 +118,44 @@ def add_refine(parser: argparse.ArgumentParser) -> None:
     second.add_argument(
         "--background-lock", action="store_true", default=None, help="keep the first film outside of the objects"
     )
+    add_common(parser)
+    parser.add_argument("--fps", type=float, default=8.0, help="of the films (default: 8)")
+
+
+def add_follow(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``follow``."""
+    parser.add_argument("film", type=Path, help="MP4, WebM, GIF ...")
+    parser.add_argument(
+        "--object", required=True, action="append", dest="phrases", metavar="PHRASE",
+        help="what to find; give it once per object",
+    )  # fmt: skip
+    parser.add_argument(
+        "--detector", metavar="PATH", help="GroundingDINO folder or .pth file (default: the Toybox detector)"
+    )
+    parser.add_argument(
+        "--segmenter",
+        metavar="PATH",
+        help="SAM, SAM-HQ, SAM 2, SAM 3 or EdgeTAM folder or file (default: the Toybox one)",
+    )
+    parser.add_argument("--box-threshold", type=float, help="of the detector (default: 0.35)")
+    parser.add_argument("--text-threshold", type=float, help="of the detector (default: 0.25)")
+    parser.add_argument("--detect-every", type=int, metavar="FRAMES", help="look at every so many-th (default: 4)")
+    parser.add_argument("--max-objects", type=int, help="keep so many (default: all)")
+    refinement = parser.add_argument_group("refinement of the masks (default: none)")
+    refinement.add_argument("--fill-gaps", type=int, metavar="FRAMES", help="fill empty runs up to this long")
+    refinement.add_argument("--median-frames", type=int, metavar="FRAMES", help="odd: median over time")
+    refinement.add_argument("--grow", type=int, metavar="PIXELS", help="grow the masks (below 0: shrink)")
+    parser.add_argument(
+        "--on-disk", action="store_true", help="keep the masks in a temporary file while working, for very long films"
+    )
+    add_common(parser)
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """Arguments of every command that runs models."""
     parser.add_argument("--out", type=Path, default=Path("output"), metavar="FOLDER", help="default: output")
     parser.add_argument("--device", help="cpu, cuda ... (default: cpu)")
     parser.add_argument("--threads", type=int, help="of the CPU (default: torch's own choice)")
-    parser.add_argument("--fps", type=float, default=8.0, help="of the films (default: 8)")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
 
 
@@ -139,7 +175,7 @@ def refine(options: argparse.Namespace) -> int:
     files = module("recipes.mask_refine_files")
     with module("recipes.files").staged_folder(options.out) as stage:
         started = time.perf_counter()
-        models = load_models(options.model, options.device)
+        models = load("load_model_set", options.model, options.device)
         loading = time.perf_counter() - started
         with StageBars(options.quiet) as bars:
             result = module("recipes.mask_refine").mask_refine(
@@ -154,6 +190,42 @@ def refine(options: argparse.Namespace) -> int:
     return 0
 
 
+def follow(options: argparse.Namespace) -> int:
+    """Find and follow objects in a film and write masks, drawn film, strip and report."""
+    if options.threads is not None:
+        set_threads(options.threads)
+    settings = follow_settings(options)
+    film, rate = module("recipes.films").read_film_bytes(options.film)
+    film = module("perception.frames").Film(film)
+    files = module("recipes.find_and_follow_files")
+    with module("recipes.files").staged_folder(options.out) as stage:
+        detector, tracker = load("load_finders", options.detector, options.segmenter, options.device)
+        with StageBars(options.quiet) as bars:
+            result = module("recipes.find_and_follow").find_and_follow(film, detector, tracker, settings, bars)
+        files.write_find_and_follow(stage, film, result, rate)
+    write("\n" + files.follow_summary(result) + "\n\n")
+    for name in files.FILES:
+        write(f"{(options.out / name).resolve()}\n")
+    return 0
+
+
+def follow_settings(options: argparse.Namespace) -> Any:
+    """The settings of ``follow``; what was not given is the recipe's own."""
+
+    def given(*names: str) -> dict[str, Any]:
+        return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+
+    tracking = given("max_objects") | ({"folder": tempfile.gettempdir()} if options.on_disk else {})
+    return module("recipes.find_and_follow").FollowSettings(
+        tuple(options.phrases),
+        **given("box_threshold", "text_threshold", "detect_every"),
+        tracking=module("perception.tracker").TrackSettings(**tracking),
+        refinement=module("perception.mask_refinement").RefinementSettings(
+            **given("fill_gaps", "median_frames", "grow")
+        ),
+    )
+
+
 def set_threads(count: int) -> None:
     """Compute with so many threads."""
     if not 1 <= count <= 1024:
@@ -163,16 +235,16 @@ def set_threads(count: int) -> None:
     torch.set_num_threads(count)
 
 
-def load_models(name: str, device: str | None) -> Any:
-    """Load a set of models; what is wrong with their files becomes one kind of error."""
+def load(function: str, *arguments: Any) -> Any:
+    """Call a loader of recipes/model_sets.py; what is wrong with the files becomes one kind of error."""
     from transformers.utils.logging import disable_progress_bar
 
-    # Tiny files load at once; the run has bars of its own.
+    # The run has bars of its own.
     disable_progress_bar()
     try:
-        return module("recipes.model_sets").load_model_set(name, device)
-    except (OSError, RuntimeError) as error:
-        raise ValueError(f"the models of {name!r} cannot be loaded: {error}") from error
+        return getattr(module("recipes.model_sets"), function)(*arguments)
+    except (OSError, RuntimeError, ImportError) as error:
+        raise ValueError(f"the models cannot be loaded: {error}") from error
 
 
 def run_script(kind: str, name: str, arguments: Sequence[str]) -> int:
@@ -194,8 +266,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     options = build_parser().parse_args(arguments)
     try:
-        if options.command == "refine":
-            return refine(options)
+        if options.command in ("refine", "follow"):
+            return {"refine": refine, "follow": follow}[options.command](options)
         return run_script(options.command, options.name, options.arguments)
     except KeyboardInterrupt:
         sys.stderr.write("\ncli.py: cancelled; no file was left half-written.\n")

@@ -91,14 +91,31 @@ def load_toybox_set(device: str | None = None) -> ModelSet:
     Raises:
         ValueError, OSError, RuntimeError: weights that are missing or broken; the message names the folder.
     """
-    from ..perception.detector import load_grounding_dino
-    from ..perception.tracker import load_sam
     from ..video_models.toybox import load_toybox
 
+    return ModelSet("toybox", load_toybox(check_device(device)), *load_finders(device=device))
+
+
+def load_finders(
+    detector: str | Path | None = None, tracker: str | Path | None = None, device: str | None = None
+) -> tuple[StagedDetector, StagedTracker]:
+    """Load what finds objects and what follows them.
+
+    Args:
+        detector: folder or file of a GroundingDINO; None takes the Toybox one.
+        tracker: folder or file of a SAM of any generation; None takes the Toybox one.
+        device: of the computation; None is the CPU.
+
+    Raises:
+        ValueError, OSError, RuntimeError, ImportError: as the files or this installation lack something.
+    """
+    from ..perception.open_models import open_detector, open_tracker
+
     chosen = check_device(device)
-    detector = StagedDetector(load_grounding_dino(TOYBOX / "detector"), chosen)
-    tracker = StagedTracker(load_sam(TOYBOX / "segmenter"), chosen)
-    return ModelSet("toybox", load_toybox(chosen), detector, tracker)
+    return (
+        StagedDetector(open_detector(detector or TOYBOX / "detector"), chosen),
+        StagedTracker(open_tracker(tracker or TOYBOX / "segmenter"), chosen),
+    )
 
 
 MODEL_SETS: dict[str, Callable[[str | None], ModelSet]] = {"toybox": load_toybox_set}

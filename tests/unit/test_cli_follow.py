@@ -1,0 +1,106 @@
+"""Finding and following from the command line, on a Toybox film and the Toybox models."""
+
+import importlib.util
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from mask_guided_video.recipes.films import read_film_bytes, write_film
+from mask_guided_video.recipes.find_and_follow import FollowSettings
+from mask_guided_video.recipes.find_and_follow_files import FILES
+from mask_guided_video.toybox import world
+
+SCENE = world.Scene(
+    "sand", (world.SceneObject("red", "ball", "right", 11.0, (16.0, 32.0), 28.0),
+             world.SceneObject("blue", "square", "still", 10.0, (48.0, 12.0), 0.0))
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def cli(root):
+    spec = importlib.util.spec_from_file_location("cli", root / "cli.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return world.render(SCENE, 10)
+
+
+@pytest.fixture
+def film(clip, tmp_path):
+    write_film(tmp_path / "film.mp4", torch.from_numpy(clip.frames), 12.0)
+    return tmp_path / "film.mp4"
+
+
+def test_follow_leaves_masks_films_strip_and_report(cli, clip, film, tmp_path, capsys):
+    out = tmp_path / "out"
+    words = ["--object", "red ball", "--object", "blue square", "--out", str(out), "--on-disk", "--quiet"]
+    assert cli.main(["follow", str(film), *words]) == 0
+    assert sorted(path.name for path in out.iterdir()) == sorted(FILES)
+    report = json.loads((out / "report.json").read_text())
+    phrases = [entry["phrase"] for entry in report["objects"]]
+    assert sorted(phrases) == ["blue square", "red ball"] and report["film"]["frames"] == 10
+    masks = np.load(out / "masks.npy")
+    assert masks.dtype == bool and masks.shape == (2, 10, 64, 64)
+    for place, phrase in enumerate(phrases):
+        truth = clip.masks[["red ball", "blue square"].index(phrase)]
+        assert (masks[place] & truth).sum() / (masks[place] | truth).sum() > 0.85
+    drawn, rate = read_film_bytes(out / "masks.mp4")
+    assert rate == 12.0 and ((drawn.float().mean(-1).numpy() > 127) == masks.any(0)).mean() > 0.99
+    captured = capsys.readouterr()
+    assert "red ball" in captured.out and captured.err == ""
+
+
+def test_a_film_without_the_object_gives_empty_masks(cli, film, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert cli.main(["follow", str(film), "--object", "purple triangle", "--out", str(out), "--quiet"]) == 0
+    assert np.load(out / "masks.npy").shape == (0, 10, 64, 64)
+    assert "no object" in capsys.readouterr().out
+    drawn, _ = read_film_bytes(out / "masks.mp4")
+    assert drawn.shape == (10, 64, 64, 3) and int(drawn.max()) < 20
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["--detector", "nowhere.pth"], "nowhere.pth"),
+        (["--detect-every", "0"], "every is 0"),
+        (["--median-frames", "2"], "median_frames is 2"),
+        (["--max-objects", "0"], "max_objects is 0"),
+        (["--box-threshold", "2"], "box_threshold is 2"),
+    ],
+)
+def test_wrong_input_is_one_sentence_and_leaves_nothing(cli, film, tmp_path, capsys, changes, message):
+    out = tmp_path / "out"
+    assert cli.main(["follow", str(film), "--object", "red ball", "--out", str(out), "--quiet", *changes]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err and captured.err.count("\n") == 1
+    assert not out.exists()
+
+
+def test_a_segmenter_in_the_detectors_place_is_refused(cli, film, root, tmp_path, capsys):
+    folder = str(root / "toybox" / "segmenter")
+    words = ["--object", "red ball", "--detector", folder, "--out", str(tmp_path / "out")]
+    assert cli.main(["follow", str(film), *words]) == 2
+    assert "'sam'" in capsys.readouterr().err
+
+
+def test_no_phrases_are_refused():
+    with pytest.raises(ValueError, match="there are no phrases"):
+        FollowSettings(())
+
+
+def test_cancel_leaves_nothing(cli, film, tmp_path, capsys, monkeypatch):
+    def interrupt(self, stage, done, total):
+        if stage == "track" and done == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.StageBars, "__call__", interrupt)
+    assert cli.main(["follow", str(film), "--object", "red ball", "--out", str(tmp_path / "out")]) == 130
+    assert not (tmp_path / "out").exists()
+    assert "cancelled" in capsys.readouterr().err
