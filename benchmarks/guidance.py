@@ -191,8 +191,8 @@ def load_perception(folder: Path | None) -> tuple[Any, Any]:
     folder = folder or ROOT / "toybox"
     if not (folder / "detector").is_dir() or not (folder / "segmenter").is_dir():
         return None, None
-    detector = module("perception.detector").load_grounding_dino(folder / "detector")
-    return detector, module("perception.tracker").load_sam(folder / "segmenter")
+    detector = module("perception.open_models").open_detector(folder / "detector")
+    return detector, module("perception.open_models").open_tracker(folder / "segmenter")
 
 
 def fingerprint(model: Any) -> str:

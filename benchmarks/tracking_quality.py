@@ -54,8 +54,8 @@ def main() -> None:
     options = parser.parse_args()
 
     evaluation = module("training.evaluate_tracking")
-    detector = module("perception.detector").load_grounding_dino(ROOT / "toybox" / "detector")
-    tracker = module("perception.tracker").load_sam(ROOT / "toybox" / "segmenter")
+    detector = module("perception.open_models").open_detector(ROOT / "toybox" / "detector")
+    tracker = module("perception.open_models").open_tracker(ROOT / "toybox" / "segmenter")
     clips = evaluation.draw_clips(detector, options.clips, options.seed)
     ways = {"tracker": lambda frames, boxes, prompts: tracker.track(frames, boxes, prompts=prompts)}
     if options.baseline:

@@ -8,6 +8,7 @@ from typing import Any
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..perception.tracks import frame_ranges
 from .mask_output import PREVIEW_BYTES, PREVIEW_LIMIT
 from .types import CATEGORY, BoundingBox, DetectorType, HelperModel, display_range
 
@@ -221,21 +222,10 @@ def detection_report(detections: list[list[Any]], phrases: list[str], looked: li
         if not hits:
             lines.append(f"{phrase}: not found in any of {count} frames; what follows goes on unguided.")
         elif missing:
-            lines.append(f"{phrase}: found in {hits} of {count} frames, missing in {_ranges(missing)}.")
+            lines.append(f"{phrase}: found in {hits} of {count} frames, missing in {frame_ranges(missing)}.")
         else:
             lines.append(f"{phrase}: found in all {hits} frames.")
     return "\n".join(lines)
-
-
-def _ranges(frames: list[int]) -> str:
-    """``0, 3-5`` for [0, 3, 4, 5]."""
-    parts: list[list[int]] = []
-    for frame in frames:
-        if parts and parts[-1][-1] == frame - 1:
-            parts[-1] = [parts[-1][0], frame]
-        else:
-            parts.append([frame, frame])
-    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in parts)
 
 
 NODES = [LoadGroundingDINO, DetectObjects]

@@ -177,25 +177,24 @@ def regions_of_tracks(tracks: Any, phrases: list[str]) -> tuple[Tensor, tuple[st
     Raises:
         ValueError: if phrases fit neither the labels nor the number of objects.
     """
-    masks = tracks.object_masks()
     labels = [label.lower() for label in tracks.labels]
     if not labels:
-        return masks, ()
+        return tracks.object_masks(), ()
     names = phrases or list(dict.fromkeys(label for label in labels if label))
     groups = [[index for index, label in enumerate(labels) if label == name.lower()] for name in names]
     if not names:
-        return masks, ()
+        return tracks.object_masks(), ()
     if not all(groups):
         if len(names) == len(labels):
-            return masks, tuple(names)
+            return tracks.object_masks(), tuple(names)
         if len(names) == 1:
-            return masks.amax(dim=0, keepdim=True), tuple(names)
+            return tracks.union()[None], tuple(names)
         missing = next(name for name, group in zip(names, groups, strict=True) if not group)
         raise ValueError(
             f"phrase {missing!r} names no tracked object (labels: {', '.join(dict.fromkeys(labels))}); use the "
             f"labels, or give one phrase per object ({len(labels)})."
         )
-    return torch.stack([masks[group].amax(dim=0) for group in groups]), tuple(names)
+    return torch.stack([tracks.select(group).union() for group in groups]), tuple(names)
 
 
 def regions_of_mask(mask: Tensor, phrases: list[str]) -> tuple[Tensor, tuple[str, ...]]:

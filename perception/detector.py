@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -192,27 +191,3 @@ def _check_options(box: float, text: float, nms: float, max_per_phrase: int | No
     for name, count in (("max_per_phrase", max_per_phrase), ("max_boxes", max_boxes)):
         if count is not None and count < 1:
             raise ValueError(f"{name} is {count}; choose 1 or more, or None for all.")
-
-
-def load_grounding_dino(
-    folder: str | Path, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None
-) -> ObjectDetector:
-    """Open a GroundingDINO or MM-GroundingDINO folder in the transformers layout.
-
-    Args:
-        folder: with config.json, weights, tokenizer and image processor files.
-        dtype: of the weights in memory.
-        device: where to move the model; None leaves it on the CPU.
-
-    Raises:
-        FileNotFoundError: when something is missing.
-        ValueError: when the folder holds another kind of model.
-        RuntimeError: when a file is broken.
-        ImportError: when this version of transformers has no such model.
-    """
-    from .grounding_dino import load_folder
-
-    detector = ObjectDetector(load_folder(folder, dtype))
-    if device is not None:
-        detector.model.to(device)
-    return detector

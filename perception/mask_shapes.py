@@ -6,27 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as functional
 from torch import Tensor
 
 from .boxes import Box
-
-
-def enlarge(logits: Tensor, padded: int, reshaped: Sequence[int], original: Sequence[int]) -> Tensor:
-    """Bring mask logits to frame size the way SAM does: to the padded square, cut, to the frame.
-
-    Args:
-        logits: float [N, h, w].
-        padded: side of the model's square input in pixels.
-        reshaped: (height, width) of the picture inside that square.
-        original: (height, width) of the frame.
-
-    Returns:
-        float [N, H, W].
-    """
-    square = functional.interpolate(logits[None], (padded, padded), mode="bilinear", align_corners=False)
-    cut = square[..., : reshaped[0], : reshaped[1]]
-    return functional.interpolate(cut, tuple(original), mode="bilinear", align_corners=False)[0]
 
 
 def box_of_mask(mask: Tensor, label: str = "") -> Box | None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .boxes import Box, Detections, Progress, clamp_box
 from .evidence import Evidence
 from .frames import Film
-from .prompts import ObjectPrompt, Point, fit_prompt, prompt_of_box
+from .prompts import ObjectPrompt, fit_prompt, prompt_of_box
 from .propagation import PropagationModel
 from .tracks import Tracks
 from .visits import FilmVisit
@@ -167,22 +167,6 @@ class ObjectTracker:
         masks = self.masks_of_prompts(frame, [prompt_of_box(box, 0) for box in boxes])
         return masks.float() / 255 if soft else (masks > 127).float()
 
-    def mask_at_points(self, frame: Tensor, points: Sequence[tuple[float, float]], inside: Sequence[bool]) -> Tensor:
-        """Segment what points mark in one frame: float [H, W], 0 or 1.
-
-        Args:
-            frame: [H, W, 3], float 0..1 or uint8.
-            points: (x, y) in pixels, at least one.
-            inside: per point, True on the object and False off it.
-
-        Raises:
-            ValueError: when there is no point on the object, or the counts differ.
-        """
-        if not points or len(points) != len(inside):
-            raise ValueError(f"there are {len(points)} points with {len(inside)} labels; give at least one of each.")
-        marks = tuple(Point(x, y, on) for (x, y), on in zip(points, inside, strict=True))
-        return (self.masks_of_prompts(frame, [ObjectPrompt(0, points=marks)])[0] > 127).float()
-
 
 def _clamped(detections: Detections | None, film: Film) -> Detections:
     if detections is None:
@@ -198,30 +182,3 @@ def _clamped(detections: Detections | None, film: Film) -> Detections:
 def _fitted(prompts: Sequence[ObjectPrompt], film: Film) -> list[ObjectPrompt]:
     fitted = (fit_prompt(prompt, len(film), film.height, film.width) for prompt in prompts)
     return [prompt for prompt in fitted if prompt is not None]
-
-
-def load_sam(
-    path: str | Path, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None
-) -> ObjectTracker:
-    """Open SAM weights as a tracker.
-
-    Args:
-        path: a folder in the transformers layout, or a file in the original layout.
-        dtype: of the weights in memory.
-        device: where to move the model; None leaves it on the CPU.
-
-    Raises:
-        FileNotFoundError: when something is missing.
-        ValueError: when the path holds another kind of model.
-        RuntimeError: when a file is broken.
-    """
-    from . import sam
-    from .flow_propagation import FlowModel
-    from .loading import read_state
-
-    path = Path(path)
-    segmenter = sam.load_state(read_state(path), path, dtype) if path.is_file() else sam.load_folder(path, dtype)
-    tracker = ObjectTracker(FlowModel(segmenter))
-    if device is not None:
-        tracker.model.to(device)
-    return tracker

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from ..perception.boxes import Box, iou
-from ..perception.detector import ObjectDetector, load_grounding_dino
-from ..perception.tracker import ObjectTracker, load_sam
+from ..perception.detector import ObjectDetector
+from ..perception.open_models import open_detector, open_tracker
+from ..perception.tracker import ObjectTracker
 from ..toybox import metrics, world
 from ..video_models.toybox import load_toybox
 from .perception_data import SMALLEST_AREA, Pictures, boxes_of_masks, draw_pictures, spoil
@@ -231,7 +232,7 @@ def main(arguments: list[str]) -> None:
 
     figures: dict[str, object] = {"pictures": options.pictures, "seed": options.seed, "split": "held_out"}
     if options.what == "chain":
-        pair = load_grounding_dino(options.detector), load_sam(options.segmenter)
+        pair = open_detector(options.detector), open_tracker(options.segmenter)
         figures["softened clips"] = chain_figures(*pair, max(1, options.pictures // 10), options.seed)
         if options.films:
             figures["sampling"] = {"films": options.films, "steps": options.steps, "cfg": options.cfg}
@@ -242,12 +243,12 @@ def main(arguments: list[str]) -> None:
         clean = draw_pictures(np.random.default_rng(options.seed), options.pictures, "held_out")
         kinds = {"clean": clean, "damaged": damaged(clean, options.seed)}
         if options.what == "detector":
-            detector = load_grounding_dino(options.detector)
+            detector = open_detector(options.detector)
             figures["thresholds"] = {"box": BOX_THRESHOLD, "text": TEXT_THRESHOLD, "nms": NMS_THRESHOLD}
             for kind, pictures in kinds.items():
                 figures[kind] = detector_figures(detector, pictures, options.seed)
         else:
-            tracker = load_sam(options.segmenter)
+            tracker = open_tracker(options.segmenter)
             for kind, pictures in kinds.items():
                 for jitter in (0.0, 0.06, 0.12):
                     name = f"{kind}, boxes off by {jitter:.0%}" if jitter else f"{kind}, true boxes"

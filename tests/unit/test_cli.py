@@ -104,10 +104,10 @@ def test_output_folder_that_cannot_be_written(cli, tiny, tmp_path, capsys):
 
 
 def test_missing_and_broken_weights(cli, monkeypatch, tmp_path, capsys):
-    from mask_guided_video.perception.detector import load_grounding_dino
+    from mask_guided_video.perception.open_models import open_detector
 
     folder = tmp_path / "detector"
-    monkeypatch.setitem(MODEL_SETS, "tiny", lambda device: load_grounding_dino(folder))
+    monkeypatch.setitem(MODEL_SETS, "tiny", lambda device: open_detector(folder))
     assert cli.main(arguments(tmp_path / "out")) == 2
     missing = capsys.readouterr().err
     assert str(folder) in missing and missing.count("\n") == 1

@@ -6,8 +6,9 @@ import warnings
 import pytest
 import torch
 
-from mask_guided_video.perception.detector import ObjectDetector, load_grounding_dino
+from mask_guided_video.perception.detector import ObjectDetector
 from mask_guided_video.perception.grounding_dino import TransformersGroundingDino, load_folder, safe_dtype
+from mask_guided_video.perception.open_models import open_detector
 from mask_guided_video.training.perception_models import build_detector_processor
 
 KINDS = ("grounding-dino", "mm-grounding-dino")
@@ -65,7 +66,7 @@ def folder(kind, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def detector(folder):
-    return load_grounding_dino(folder)
+    return open_detector(folder)
 
 
 def test_a_folder_of_half_precision_loads_as_float32(detector):
@@ -170,23 +171,23 @@ def test_broken_folders_say_what_to_do(folder, tmp_path, kind):
     whole = weights.read_bytes()
     save_file({name: value for name, value in state.items() if name != dropped}, weights, metadata={"format": "pt"})
     with pytest.raises(RuntimeError, match="missing"):
-        load_grounding_dino(copy)
+        open_detector(copy)
     weights.write_bytes(whole[:5000])
     with pytest.raises(RuntimeError, match="copy the folder again"):
-        load_grounding_dino(copy)
+        open_detector(copy)
     weights.unlink()
     with pytest.raises(FileNotFoundError, match=r"no model\.safetensors"):
-        load_grounding_dino(copy)
+        open_detector(copy)
     weights.write_bytes(whole)
     for name in ("preprocessor_config.json", "processor_config.json"):
         (copy / name).unlink(missing_ok=True)
     with pytest.raises(RuntimeError, match="processor files"):
-        load_grounding_dino(copy)
+        open_detector(copy)
     (copy / "config.json").write_text(json.dumps({"model_type": "sam"}))
     with pytest.raises(ValueError, match="'sam'; choose a folder of type 'grounding-dino' or 'mm-grounding-dino'"):
-        load_grounding_dino(copy)
+        open_detector(copy)
     with pytest.raises(FileNotFoundError, match="not a folder"):
-        load_grounding_dino(tmp_path / "nowhere")
+        open_detector(tmp_path / "nowhere")
 
 
 def test_another_tokenizer_is_noticed(detector):

@@ -4,7 +4,7 @@ import torch
 from mask_guided_video.perception.boxes import Box
 from mask_guided_video.perception.frames import check_frames
 from mask_guided_video.perception.mask_refinement import refine_masks
-from mask_guided_video.perception.mask_shapes import box_of_mask, enlarge, mask_iou, moved_shape
+from mask_guided_video.perception.mask_shapes import box_of_mask, mask_iou, moved_shape
 from mask_guided_video.perception.tracks import Tracks
 
 
@@ -96,14 +96,6 @@ def test_moved_shape_follows_the_box():
     assert box_of_mask(moved) == Box(6, 2, 8, 4)
     assert mask_iou(mask, mask) == 1.0
     assert mask_iou(torch.zeros_like(mask), torch.zeros_like(mask)) == 0.0
-
-
-def test_logits_are_cut_from_the_padded_square_and_brought_to_frame_size():
-    logits = torch.full((1, 8, 8), -1.0)
-    logits[:, :4, :] = 1.0
-    # A 40 x 80 frame fills the upper half of the square.
-    assert (enlarge(logits, 32, (16, 32), (40, 80)) > 0)[:, :36].all()
-    assert enlarge(logits, 32, (16, 32), (41, 83)).shape == (1, 41, 83)
 
 
 def test_tracks_union_and_report():

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from mask_guided_video.perception.detector import load_grounding_dino
+from mask_guided_video.perception.open_models import open_detector, open_tracker
 from mask_guided_video.perception.sam_format import original_sam, to_original
-from mask_guided_video.perception.tracker import load_sam
 from mask_guided_video.toybox import world
 
 TOYBOX = Path(__file__).resolve().parents[2] / "toybox"
@@ -16,12 +15,12 @@ TOYBOX = Path(__file__).resolve().parents[2] / "toybox"
 
 @pytest.fixture(scope="module")
 def detector():
-    return load_grounding_dino(TOYBOX / "detector")
+    return open_detector(TOYBOX / "detector")
 
 
 @pytest.fixture(scope="module")
 def tracker():
-    return load_sam(TOYBOX / "segmenter")
+    return open_tracker(TOYBOX / "segmenter")
 
 
 @pytest.fixture(scope="module")

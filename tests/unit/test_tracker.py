@@ -273,8 +273,6 @@ def test_wrong_input_is_refused(sam_tracker):
         sam_tracker.track(frames, [[]])
     with pytest.raises(ValueError, match="frame 5 but the film has 2"):
         sam_tracker.track(frames, prompts=[ObjectPrompt(5, box=Box(1, 1, 5, 5))])
-    with pytest.raises(ValueError, match="0 points"):
-        sam_tracker.mask_at_points(frames[0], [], [])
     frames[1, 3, 3, 0] = float("nan")
     with pytest.raises(ValueError, match="frame 1 holds NaN"):
         sam_tracker.track(frames, [[Box(5, 5, 20, 20)], []])
@@ -282,6 +280,7 @@ def test_wrong_input_is_refused(sam_tracker):
 
 def test_points_and_boxes_give_masks_of_frame_size(sam_tracker):
     frame = torch.rand(50, 70, 3)
-    assert sam_tracker.mask_at_points(frame, [(20.0, 20.0), (60.0, 10.0)], [True, False]).shape == (50, 70)
+    marks = ObjectPrompt(0, points=(Point(20.0, 20.0), Point(60.0, 10.0, inside=False)))
+    assert sam_tracker.masks_of_prompts(frame, [marks]).shape == (1, 50, 70)
     assert sam_tracker.masks_at_boxes(frame, [Box(1, 2, 30, 30), Box(40, 20, 10, 10)], soft=True).shape == (2, 50, 70)
     assert sam_tracker.masks_at_boxes(frame, []).shape == (0, 50, 70)
