@@ -19,8 +19,8 @@ def colour_places(picture: np.ndarray) -> Tensor:
     Args:
         picture: uint8 [H, W, 3].
     """
-    steps = torch.from_numpy(picture).long() * STEPS // 256
-    return (steps[..., 0] * STEPS + steps[..., 1]) * STEPS + steps[..., 2]
+    steps = (picture // (256 // STEPS)).astype(np.int64)
+    return torch.from_numpy((steps[..., 0] * STEPS + steps[..., 1]) * STEPS + steps[..., 2])
 
 
 def histogram(places: Tensor, inside: Tensor) -> Tensor | None:

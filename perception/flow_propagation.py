@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .appearance import colour_places, histogram, likeness
 from .boxes import Box
 from .frames import Film
-from .mask_areas import grown, inside_box, large_patches, smoothed, window_around
+from .mask_areas import first_largest, grown, inside_box, large_patches, smoothed, window_around
 from .mask_shapes import box_of_mask, mask_iou
 from .optical_flow import flow_between
 from .prompts import ObjectPrompt
@@ -199,7 +199,7 @@ class FlowPropagator:
         values = torch.stack(chances)
         if self._taken is not None:
             values[:, self._taken] = 0.0
-        best = values.argmax(0)
+        best = first_largest(values)
         shares = []
         for place, (identity, share) in enumerate(zip(seen, carried, strict=True)):
             mine = smoothed((best == place) & (values[place] > 0))

@@ -74,14 +74,21 @@ class Film:
             ValueError: when a value is not finite.
         """
         part = self.frames[list(frames)][..., :3].detach().cpu()
-        part = part.float() / 255 if part.dtype == torch.uint8 else part.float()
+        if part.dtype == torch.uint8:
+            return part.float().div_(255)
+        part = part.float()
+        # A sum is finite when all of its terms are, and much faster to look at.
+        if not torch.isfinite(part.sum()):
+            self._check_finite(part, list(frames))
+        return part.clamp_(0, 1)
+
+    def _check_finite(self, part: Tensor, frames: list[int]) -> None:
         finite = torch.isfinite(part).flatten(1).all(1)
         if not finite.all():
-            first = list(frames)[int((~finite).nonzero()[0])]
+            first = frames[int((~finite).nonzero()[0])]
             raise ValueError(
                 f"frame {first} holds NaN or infinite values; decode the film again before detecting in it."
             )
-        return part.clamp_(0, 1)
 
     def picture(self, frame: int) -> np.ndarray:
         """One frame as uint8 [H, W, 3], which image processors of every version read alike."""

@@ -209,8 +209,15 @@ def share_pixels(masks: Mapping[int, Tensor], scores: Mapping[int, float]) -> di
     """
     order = [identity for identity, mask in masks.items() if mask.any()]
     shared = dict(masks)
-    taken = torch.stack([masks[identity] > 127 for identity in order]).sum(0) > 1 if len(order) > 1 else None
-    if taken is None or not taken.any():
+    if len(order) < 2:
+        return shared
+    claimed = masks[order[0]] > 127
+    taken = torch.zeros_like(claimed)
+    for identity in order[1:]:
+        inside = masks[identity] > 127
+        taken |= claimed & inside
+        claimed |= inside
+    if not taken.any():
         return shared
     values = torch.stack([masks[identity][taken].float() * (scores[identity] + 1e-3) for identity in order])
     winners = values.argmax(0)

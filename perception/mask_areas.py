@@ -26,6 +26,18 @@ def grown(inside: Tensor, margin: int) -> Tensor:
     return torch.from_numpy(cv2.dilate(cv2.dilate(inside.numpy().astype(np.uint8), rows), columns)).bool()
 
 
+def first_largest(values: Tensor) -> Tensor:
+    """Which of N maps is the largest in each place, the first one of equals: int64 [H, W] for [N, H, W].
+
+    As ``argmax(0)``, which takes many times as long on a CPU for a few large maps.
+    """
+    best, largest = torch.zeros(values.shape[1:], dtype=torch.int64), values[0]
+    for place in range(1, len(values)):
+        best[values[place] > largest] = place
+        largest = torch.maximum(values[place], largest)
+    return best
+
+
 def smoothed(inside: Tensor) -> Tensor:
     """Without single pixels that differ from those around."""
     return functional.avg_pool2d(inside[None].float(), 3, 1, 1, count_include_pad=False)[0] > 0.5

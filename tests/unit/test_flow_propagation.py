@@ -7,7 +7,7 @@ import torch
 from mask_guided_video.perception.appearance import colour_places, histogram, likeness
 from mask_guided_video.perception.boxes import Box
 from mask_guided_video.perception.flow_propagation import FlowModel
-from mask_guided_video.perception.mask_areas import grown, inside_box, large_patches, window_around
+from mask_guided_video.perception.mask_areas import first_largest, grown, inside_box, large_patches, window_around
 from mask_guided_video.perception.optical_flow import flow_between
 from mask_guided_video.perception.prompts import ObjectPrompt
 from mask_guided_video.perception.propagation import Sighting
@@ -167,3 +167,9 @@ def test_an_object_in_one_colour_film_is_carried_alone(clip):
     tracks = tracker.track(torch.from_numpy(clip.frames), prompts=[prompt])
     assert overlap(tracks.masks[0, -1] > 127, torch.from_numpy(clip.masks[0, -1])) > 0.8
     assert tracks.scores[0, 0] == 1.0 and tracks.scores[0, -1] == 0.5
+
+
+def test_the_first_of_the_largest_maps_is_found():
+    values = torch.randint(0, 3, (4, 9, 7)).float()
+    assert torch.equal(first_largest(values), values.argmax(0))
+    assert torch.equal(first_largest(torch.zeros(1, 2, 2)), torch.zeros(2, 2, dtype=torch.int64))
