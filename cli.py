@@ -219,8 +219,8 @@ def follow_settings(options: argparse.Namespace) -> Any:
     return module("recipes.find_and_follow").FollowSettings(
         tuple(options.phrases),
         **given("box_threshold", "text_threshold", "detect_every"),
-        tracking=module("perception.tracker").TrackSettings(**tracking),
-        refinement=module("perception.mask_refinement").RefinementSettings(
+        tracking=module("perception.tracking.track_settings").TrackSettings(**tracking),
+        refinement=module("perception.masks.mask_refinement").RefinementSettings(
             **given("fill_gaps", "median_frames", "grow")
         ),
     )

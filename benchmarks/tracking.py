@@ -152,15 +152,15 @@ def given_boxes(frames: int, height: int, width: int) -> list[list[Any]]:
 
 def open_model(name: str) -> Any:
     """A tracker."""
-    tracker = module("perception.tracker")
+    tracker = module("perception.tracking.tracker")
     if name == "sam":
-        segmenter = module("perception.sam").load_folder(ROOT / "toybox" / "segmenter")
-        return tracker.ObjectTracker(module("perception.flow_propagation").FlowModel(segmenter))
+        segmenter = module("perception.segmentation.sam").load_folder(ROOT / "toybox" / "segmenter")
+        return tracker.ObjectTracker(module("perception.tracking.flow_propagation").FlowModel(segmenter))
     # The tiny models of the tests: real classes, random weights.
     tiny = _run_file("tiny_memory_models", ROOT / "tests" / "unit" / "tiny_memory_models.py")
     with tempfile.TemporaryDirectory() as folder:
         tiny.tiny_sam2().save_pretrained(folder)
-        return tracker.ObjectTracker(module("perception.sam2").load_folder(folder))
+        return tracker.ObjectTracker(module("perception.segmentation.sam2").load_folder(folder))
 
 
 class Memory:
@@ -237,8 +237,8 @@ def measure_stages(name: str, film: Tensor, memory: Memory) -> dict[str, Any]:
 
     with stage("load"):
         tracker = open_model(name)
-        refinement, drawing = module("perception.mask_refinement"), module("perception.drawing")
-        strips = module("perception.film_strip")
+        refinement, drawing = module("perception.masks.mask_refinement"), module("perception.pictures.drawing")
+        strips = module("perception.pictures.film_strip")
     memory.loaded = memory.now()
     with stage("track") as calls:
         tracks = tracker.track(film, given_boxes(frames, height, width), progress=calls)
@@ -269,7 +269,7 @@ def measure_cancel(name: str, film: Tensor, at: int) -> dict[str, Any]:
     tracker = open_model(name)
     part = film[: 3 * at]
     boxes = given_boxes(*part.shape[:3])
-    refinement = module("perception.mask_refinement")
+    refinement = module("perception.masks.mask_refinement")
     tracks = tracker.track(part, boxes)
     settings = refinement.RefinementSettings(median_frames=3, grow=2)
     found = {}
@@ -412,7 +412,7 @@ def follow_clip(tracker: Any, film: Tensor, given: Sequence[tuple]) -> tuple[Any
     tracks = tracker.track(film, detections)
     if tracks.frames != len(film) or tracks.masks.union().shape != film.shape[:3]:
         raise RuntimeError(f"{len(film)} frames gave masks {list(tracks.masks.shape)}; that is a fault.")
-    return tracks, module("perception.film_strip").strip_over_time(film, tracks)
+    return tracks, module("perception.pictures.film_strip").strip_over_time(film, tracks)
 
 
 def save_picture(picture: Tensor, path: Path) -> None:

@@ -179,8 +179,8 @@ class DetectObjects(io.ComfyNode):
         max_boxes: int = 0,
         detect_every: int = 1,
     ) -> io.NodeOutput:
-        from ..perception.detector import looked_at
-        from ..perception.drawing import draw_boxes
+        from ..perception.detection.detector import looked_at
+        from ..perception.pictures.drawing import draw_boxes
         from .host import load_helper, progress
         from .inputs import frames_of, phrase_list
 

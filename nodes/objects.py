@@ -272,8 +272,8 @@ class PreviewTracks(io.ComfyNode):
     def execute(
         cls, image: Tensor, tracks: TrackedObjects, opacity: float, outline: bool, labels: bool, count: int
     ) -> io.NodeOutput:
-        from ..perception.drawing import draw_masks
-        from ..perception.film_strip import strip_over_time
+        from ..perception.pictures.drawing import draw_masks
+        from ..perception.pictures.film_strip import strip_over_time
         from .host import progress
 
         film = Film(image)

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..perception.drawing import colour_of, draw_masks, enlarge_frames, enlargement, font_of
 from ..perception.frames import Film
 from ..perception.mask_shapes import box_of_mask
+from ..perception.pictures.drawing import colour_of, draw_masks, enlarge_frames, enlargement, font_of
 from ..perception.prompts import ObjectPrompt
 from ..perception.tracks import Tracks
 

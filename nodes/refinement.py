@@ -46,7 +46,7 @@ class RefineMasks(io.ComfyNode):
         keep_on_disk: bool = False,
         **settings: Any,
     ) -> io.NodeOutput:
-        from ..perception.mask_refinement import RefinementSettings, refine_tracks
+        from ..perception.masks.mask_refinement import RefinementSettings, refine_tracks
         from .host import progress
 
         if (tracks is None) == (mask is None):

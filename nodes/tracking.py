@@ -178,8 +178,8 @@ class TrackMasks(io.ComfyNode):
         keep_on_disk: bool = False,
     ) -> io.NodeOutput:
         from ..perception.boxes import as_detections
-        from ..perception.drawing import draw_masks
-        from ..perception.tracker import TrackSettings
+        from ..perception.pictures.drawing import draw_masks
+        from ..perception.tracking.track_settings import TrackSettings
         from .host import load_helper, progress
         from .inputs import phrase_list
 

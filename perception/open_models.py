@@ -11,8 +11,8 @@ import torch
 from .loading import model_type_of, read_state
 
 if TYPE_CHECKING:
-    from .detector import ObjectDetector
-    from .tracker import ObjectTracker
+    from .detection.detector import ObjectDetector
+    from .tracking.tracker import ObjectTracker
 
 
 def open_detector(
@@ -34,8 +34,8 @@ def open_detector(
         RuntimeError: when a file is broken or does not fit.
         ImportError: when a package that this kind needs is not installed.
     """
-    from . import grounding_dino, grounding_dino_original
-    from .detector import ObjectDetector
+    from .detection import grounding_dino, grounding_dino_original
+    from .detection.detector import ObjectDetector
 
     path = Path(path)
     if not path.is_file():
@@ -62,9 +62,9 @@ def open_tracker(path: str | Path, dtype: torch.dtype = torch.float32) -> Object
         RuntimeError: when a file is broken or does not fit.
         ImportError: when this version of transformers has no such model.
     """
-    from . import edgetam, sam, sam2, sam3, sam_hq
-    from .flow_propagation import FlowModel
-    from .tracker import ObjectTracker
+    from .segmentation import edgetam, sam, sam2, sam3, sam_hq
+    from .tracking.flow_propagation import FlowModel
+    from .tracking.tracker import ObjectTracker
 
     path = Path(path)
     pictures, films = (sam, sam_hq), (sam2, edgetam, sam3)

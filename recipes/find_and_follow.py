@@ -9,8 +9,8 @@ from typing import Any
 
 from ..perception.boxes import Detections
 from ..perception.frames import Film
-from ..perception.mask_refinement import RefinementSettings, refine_tracks
-from ..perception.tracker import TrackSettings
+from ..perception.masks.mask_refinement import RefinementSettings, refine_tracks
+from ..perception.tracking.track_settings import TrackSettings
 from ..perception.tracks import Tracks
 from .protocols import Detector, Tracker
 from .report import environment, peak_memory_bytes

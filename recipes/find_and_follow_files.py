@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..perception.drawing import draw_masks
-from ..perception.film_strip import strip_over_time
 from ..perception.frames import Film
+from ..perception.pictures.drawing import draw_masks
+from ..perception.pictures.film_strip import strip_over_time
 from ..perception.tracks import Tracks
 from .files import replacing
 from .films import to_bytes, write_pictures

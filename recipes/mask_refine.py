@@ -18,7 +18,7 @@ from torch import Tensor
 from ..attention_patches.mask_guidance import MaskGuidance, mask_guidance_patch
 from ..attention_patches.regions import pool_time
 from ..perception.boxes import Box
-from ..perception.mask_refinement import RefinementSettings, refine_tracks
+from ..perception.masks.mask_refinement import RefinementSettings, refine_tracks
 from ..perception.tracks import Tracks
 from ..video_models.background_lock import BackgroundLock, lock_mask
 from .films import check_frames

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..perception.drawing import draw_masks, fitted_text, font_of
+from ..perception.pictures.drawing import draw_masks, fitted_text, font_of
 from ..perception.tracks import Tracks
 from .files import replacing
 from .films import check_frames, enlarge, shown_enlargement, to_bytes

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..perception.boxes import Box, Detections, iou
-from ..perception.tracker import ObjectTracker
+from ..perception.tracking.tracker import ObjectTracker
 from ..perception.tracks import Tracks
 
 # Two boxes further apart than this many of their own sizes are never the same object in neighbouring frames.

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from ..perception.boxes import Box, iou
-from ..perception.detector import ObjectDetector
+from ..perception.detection.detector import ObjectDetector
 from ..perception.open_models import open_detector, open_tracker
-from ..perception.tracker import ObjectTracker
+from ..perception.tracking.tracker import ObjectTracker
 from ..toybox import metrics, world
 from ..video_models.toybox import load_toybox
 from .perception_data import SMALLEST_AREA, Pictures, boxes_of_masks, draw_pictures, spoil

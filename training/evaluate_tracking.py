@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..perception.boxes import Box, Detections
-from ..perception.detector import ObjectDetector
+from ..perception.detection.detector import ObjectDetector
 from ..perception.prompts import ObjectPrompt
 from ..perception.tracks import Tracks
 from ..toybox import crossings, world

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from ..perception.sam_format import sam_processor
+from ..perception.segmentation.sam_format import sam_processor
 from ..toybox import world
 
 if TYPE_CHECKING:

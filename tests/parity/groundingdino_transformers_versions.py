@@ -35,7 +35,7 @@ def original_module() -> Any:
     """Our module for this format."""
     sys.path.insert(0, str(ROOT))
     return importlib.import_module("bootstrap").import_package() and importlib.import_module(
-        "mask_guided_video.perception.grounding_dino_original"
+        "mask_guided_video.perception.detection.grounding_dino_original"
     )
 
 

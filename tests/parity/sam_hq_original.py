@@ -5,7 +5,7 @@
     python tests/parity/sam_hq_original.py /some/folder
 
 The package is not needed by the project and stays out of its environment (it imports timm, which must be there). Writes
-a full-size file in the original layout to a temporary folder, opens it with ``perception.sam_hq`` and with the package,
+a full-size file in the original layout to a temporary folder, opens it with ``perception.segmentation.sam_hq`` and with the package,
 and asks both for masks from boxes, points, both, and rough masks. Logits, predicted IoU and embeddings must agree
 within 1e-3; the exit status says whether they do. About 4 GB of memory, no GPU and no network; a minute or two.
 """
@@ -38,7 +38,9 @@ def main(folder: str) -> int:
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / "sam_hq_vit_b.pth"
         torch.save(original.state_dict(), path)
-        segmenter = module("perception.sam_hq").load_state(module("perception.loading").read_state(path), path)
+        segmenter = module("perception.segmentation.sam_hq").load_state(
+            module("perception.loading").read_state(path), path
+        )
     return 0 if compare(segmenter, SamPredictor(original)) else 1
 
 

@@ -2,7 +2,7 @@
 
     python tests/parity/sam_segment_anything.py
 
-Writes a full-size file in the original layout to a temporary folder, opens it with ``perception.sam`` and with the
+Writes a full-size file in the original layout to a temporary folder, opens it with ``perception.segmentation.sam`` and with the
 package, and asks both for masks from boxes, points, both, and rough masks. Logits, predicted IoU and embeddings must
 agree within 1e-3; the exit status says whether they do. Needs segment-anything and transformers (any version from
 4.50), about 4 GB of memory, no GPU and no network; a minute or two.
@@ -30,7 +30,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "sam_vit_b.pth"
         torch.save(original.state_dict(), path)
-        segmenter = module("perception.sam").load_state(module("perception.loading").read_state(path), path)
+        segmenter = module("perception.segmentation.sam").load_state(
+            module("perception.loading").read_state(path), path
+        )
     return 0 if compare(segmenter, SamPredictor(original)) else 1
 
 

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from mask_guided_video.perception.drawing import colour_of
-from mask_guided_video.perception.film_strip import (
+from mask_guided_video.perception.mask_stack import MaskStack
+from mask_guided_video.perception.pictures.drawing import colour_of
+from mask_guided_video.perception.pictures.film_strip import (
     LANE,
     LANE_GAP,
     LANE_HEIGHT,
@@ -14,7 +15,6 @@ from mask_guided_video.perception.film_strip import (
     spread,
     strip_over_time,
 )
-from mask_guided_video.perception.mask_stack import MaskStack
 from mask_guided_video.perception.tracks import Tracks
 
 

@@ -4,14 +4,20 @@ import numpy as np
 import pytest
 import torch
 
-from mask_guided_video.perception.appearance import colour_places, histogram, likeness
 from mask_guided_video.perception.boxes import Box
-from mask_guided_video.perception.flow_propagation import FlowModel
-from mask_guided_video.perception.mask_areas import first_largest, grown, inside_box, large_patches, window_around
 from mask_guided_video.perception.optical_flow import flow_between
 from mask_guided_video.perception.prompts import ObjectPrompt
 from mask_guided_video.perception.propagation import Sighting
-from mask_guided_video.perception.tracker import ObjectTracker
+from mask_guided_video.perception.tracking.appearance import colour_places, histogram, likeness
+from mask_guided_video.perception.tracking.flow_propagation import FlowModel
+from mask_guided_video.perception.tracking.mask_areas import (
+    first_largest,
+    grown,
+    inside_box,
+    large_patches,
+    window_around,
+)
+from mask_guided_video.perception.tracking.tracker import ObjectTracker
 from mask_guided_video.toybox import crossings, world
 
 

@@ -32,6 +32,8 @@ ALLOWED = {
     "nodes": {"attention_patches", "backbones", "video_models", "perception", "recipes", "toybox"},
     "training": {"attention_patches", "video_models", "perception", "recipes", "toybox"},
 }
+# The rooms of perception stand apart on what lies beside them in its root; this one draws with another.
+PERCEPTION_ROOMS = {"detection": set(), "segmentation": set(), "tracking": set(), "masks": set(), "pictures": {"masks"}}
 # Folders that run with ComfyUI and may import it; elsewhere the pack works without.
 COMFY_FOLDERS = {"backbones", "nodes"}
 COMFY_MODULES = {"comfy", "comfy_api", "comfy_extras", "folder_paths", "latent_preview", "node_helpers", "server"}
@@ -109,6 +111,16 @@ def test_imports_point_down(path):
     folder = path.relative_to(ROOT).parts[0]
     wrong = imported_folders(path) - ALLOWED[folder] - {folder}
     assert not wrong, f"{name(path)} imports from {sorted(wrong)}; {folder} may use {sorted(ALLOWED[folder])}."
+
+
+@pytest.mark.parametrize("room", PERCEPTION_ROOMS)
+def test_rooms_of_perception_stand_apart(room):
+    sources = [path for path in PACKAGE_SOURCES if path.relative_to(ROOT).parts[:2] == ("perception", room)]
+    assert sources
+    for path in sources:
+        nodes = [node for node in ast.walk(tree(path)) if isinstance(node, ast.ImportFrom) and node.level == 2]
+        used = {(node.module or "").split(".")[0] for node in nodes} & set(PERCEPTION_ROOMS)
+        assert used <= PERCEPTION_ROOMS[room], f"{name(path)} imports from {sorted(used - PERCEPTION_ROOMS[room])}."
 
 
 @pytest.mark.parametrize("path", PACKAGE_SOURCES, ids=name)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mask_guided_video.perception.boxes import Box
-from mask_guided_video.perception.drawing import (
+from mask_guided_video.perception.pictures.drawing import (
     PALETTE,
     colour_of,
     draw_boxes,

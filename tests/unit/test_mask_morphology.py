@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mask_guided_video.perception.mask_morphology import (
+from mask_guided_video.perception.masks.mask_morphology import (
     as_box,
     feather,
     fill_holes,

@@ -5,8 +5,8 @@ import pytest
 import torch
 import torch.nn.functional as functional
 
-from mask_guided_video.perception.mask_refinement import RefinementSettings, refine_masks, refine_tracks
 from mask_guided_video.perception.mask_stack import MaskStack
+from mask_guided_video.perception.masks.mask_refinement import RefinementSettings, refine_masks, refine_tracks
 from mask_guided_video.perception.tracks import Tracks
 from mask_guided_video.toybox import world
 

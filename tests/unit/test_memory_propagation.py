@@ -10,9 +10,9 @@ from tiny_memory_models import SIDE, tiny_edgetam, tiny_film, tiny_sam2, tiny_sa
 
 from mask_guided_video.perception.boxes import Box
 from mask_guided_video.perception.frames import Film
-from mask_guided_video.perception.memory_propagation import MAX_PROMPTED_FRAMES, MemoryModel
 from mask_guided_video.perception.prompts import ObjectPrompt, Point
-from mask_guided_video.perception.sam2 import video_processor
+from mask_guided_video.perception.segmentation.memory_propagation import MAX_PROMPTED_FRAMES, MemoryModel
+from mask_guided_video.perception.segmentation.sam2 import video_processor
 
 BOX = Box(6, 10, 30, 24)
 OTHER = Box(44, 4, 20, 30)

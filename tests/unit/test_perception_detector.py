@@ -6,8 +6,8 @@ import warnings
 import pytest
 import torch
 
-from mask_guided_video.perception.detector import ObjectDetector
-from mask_guided_video.perception.grounding_dino import TransformersGroundingDino, load_folder, safe_dtype
+from mask_guided_video.perception.detection.detector import ObjectDetector
+from mask_guided_video.perception.detection.grounding_dino import TransformersGroundingDino, load_folder, safe_dtype
 from mask_guided_video.perception.open_models import open_detector
 from mask_guided_video.training.perception_models import build_detector_processor
 

@@ -19,7 +19,7 @@ class Harmful:
 
 
 def grounding_dino_names():
-    from mask_guided_video.perception import grounding_dino_original as original
+    from mask_guided_video.perception.detection import grounding_dino_original as original
 
     names = (original._PATCHES, original._BIASES, original._QUERIES, original._WIDENING, original._WORDS)
     return {name: torch.zeros(300, 300) for name in (*names, original._POSITIONS, original._TEXT_WIDENING)}
@@ -78,7 +78,7 @@ def test_a_detector_of_an_unknown_size(tmp_path):
 
 
 def test_a_checkpoint_without_a_vocabulary(tmp_path):
-    from mask_guided_video.perception import grounding_dino_original as original
+    from mask_guided_video.perception.detection import grounding_dino_original as original
 
     state = {
         **grounding_dino_names(),

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from mask_guided_video.perception import detector as module
 from mask_guided_video.perception.boxes import Box
-from mask_guided_video.perception.detector import ObjectDetector, best_boxes, looked_at
-from mask_guided_video.perception.grounding import Grounding, Pictures, computed_once, grounding_of
-from mask_guided_video.perception.phrases import check_phrases, share_out, split_phrases
+from mask_guided_video.perception.detection import detector as module
+from mask_guided_video.perception.detection.detector import ObjectDetector, best_boxes, looked_at
+from mask_guided_video.perception.detection.grounding import Grounding, Pictures, computed_once, grounding_of
+from mask_guided_video.perception.detection.phrases import check_phrases, share_out, split_phrases
 
 
 class Known:

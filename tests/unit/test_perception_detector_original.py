@@ -6,8 +6,8 @@ import warnings
 import pytest
 import torch
 
-from mask_guided_video.perception import grounding_dino_original as original
-from mask_guided_video.perception.detector import ObjectDetector
+from mask_guided_video.perception.detection import grounding_dino_original as original
+from mask_guided_video.perception.detection.detector import ObjectDetector
 from mask_guided_video.perception.loading import read_state
 
 pytest.importorskip("groundingdino")

@@ -3,8 +3,8 @@ import torch
 
 from mask_guided_video.perception.boxes import Box
 from mask_guided_video.perception.frames import check_frames
-from mask_guided_video.perception.mask_refinement import refine_masks
 from mask_guided_video.perception.mask_shapes import box_of_mask, mask_iou, moved_shape
+from mask_guided_video.perception.masks.mask_refinement import refine_masks
 from mask_guided_video.perception.tracks import Tracks
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mask_guided_video.perception.open_models import open_detector, open_tracker
-from mask_guided_video.perception.sam_format import original_sam, to_original
+from mask_guided_video.perception.segmentation.sam_format import original_sam, to_original
 from mask_guided_video.toybox import world
 
 TOYBOX = Path(__file__).resolve().parents[2] / "toybox"
@@ -68,7 +68,7 @@ def test_a_frame_without_boxes_is_followed(detector, tracker, clip):
 
 def test_one_prompt_is_followed_through_the_clip(tracker, clip):
     from mask_guided_video.perception.boxes import Box
-    from mask_guided_video.perception.tracker import TrackSettings
+    from mask_guided_video.perception.tracking.track_settings import TrackSettings
 
     frames = torch.from_numpy(clip.frames)
     detections = [[] for _ in frames]

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from mask_guided_video.perception import sam
 from mask_guided_video.perception.boxes import Box
 from mask_guided_video.perception.frames import Film
 from mask_guided_video.perception.prompts import ObjectPrompt, Point
-from mask_guided_video.perception.sam_format import original_sam, to_original
+from mask_guided_video.perception.segmentation import sam
+from mask_guided_video.perception.segmentation.sam_format import original_sam, to_original
 from mask_guided_video.toybox import world
 from mask_guided_video.training.perception_models import build_segmenter, build_segmenter_processor
 

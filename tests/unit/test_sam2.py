@@ -11,12 +11,12 @@ import pytest
 import torch
 from tiny_memory_models import SIDE, tiny_edgetam, tiny_film, tiny_sam2
 
-from mask_guided_video.perception import edgetam, sam2
 from mask_guided_video.perception.boxes import Box
 from mask_guided_video.perception.frames import Film
 from mask_guided_video.perception.loading import read_state
 from mask_guided_video.perception.prompts import ObjectPrompt
-from mask_guided_video.perception.sam2_format import (
+from mask_guided_video.perception.segmentation import edgetam, sam2
+from mask_guided_video.perception.segmentation.sam2_format import (
     HIERA_SIZES,
     HieraSize,
     config_of_original,

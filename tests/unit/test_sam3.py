@@ -13,11 +13,11 @@ import pytest
 import torch
 from tiny_memory_models import SIDE, tiny_film, tiny_sam3, tiny_sam3_tracker
 
-from mask_guided_video.perception import sam3
 from mask_guided_video.perception.boxes import Box
 from mask_guided_video.perception.frames import Film
-from mask_guided_video.perception.memory_propagation import MemoryModel
 from mask_guided_video.perception.prompts import ObjectPrompt
+from mask_guided_video.perception.segmentation import sam3
+from mask_guided_video.perception.segmentation.memory_propagation import MemoryModel
 
 transformers = pytest.importorskip("transformers")
 needs_sam3 = pytest.mark.skipif(not hasattr(transformers, "Sam3VideoModel"), reason="this transformers has no SAM 3")

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from mask_guided_video.perception import sam, sam_hq
 from mask_guided_video.perception.loading import read_state
-from mask_guided_video.perception.sam_format import (
+from mask_guided_video.perception.segmentation import sam, sam_hq
+from mask_guided_video.perception.segmentation.sam_format import (
     claims_sam,
     config_of_original,
     detect_layout,

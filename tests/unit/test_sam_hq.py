@@ -8,12 +8,12 @@ import torch
 
 pytest.importorskip("transformers.models.sam_hq")
 
-from mask_guided_video.perception import sam, sam_hq, sam_hq_format
 from mask_guided_video.perception.boxes import Box
 from mask_guided_video.perception.frames import Film
 from mask_guided_video.perception.loading import read_state
 from mask_guided_video.perception.prompts import ObjectPrompt, Point
-from mask_guided_video.perception.sam_format import sam_processor, to_original
+from mask_guided_video.perception.segmentation import sam, sam_hq, sam_hq_format
+from mask_guided_video.perception.segmentation.sam_format import sam_processor, to_original
 from mask_guided_video.training.perception_models import build_segmenter
 
 # What SAM-HQ's files have beyond SAM's, as its registry's models name it.

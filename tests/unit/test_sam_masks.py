@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as functional
 
-from mask_guided_video.perception.sam_masks import GUESS_LOGIT, PictureFit
+from mask_guided_video.perception.segmentation.sam_masks import GUESS_LOGIT, PictureFit
 
 
 def fit_of(height, width, padded=64, grid=16):

@@ -4,11 +4,12 @@ import pytest
 import torch
 
 from mask_guided_video.perception.boxes import Box
-from mask_guided_video.perception.flow_propagation import FlowModel
 from mask_guided_video.perception.prompts import ObjectPrompt, Point
 from mask_guided_video.perception.propagation import Sighting
-from mask_guided_video.perception.sam import SamSegmenter
-from mask_guided_video.perception.tracker import ObjectTracker, TrackSettings
+from mask_guided_video.perception.segmentation.sam import SamSegmenter
+from mask_guided_video.perception.tracking.flow_propagation import FlowModel
+from mask_guided_video.perception.tracking.track_settings import TrackSettings
+from mask_guided_video.perception.tracking.tracker import ObjectTracker
 from mask_guided_video.training.perception_models import build_segmenter, build_segmenter_processor
 
 FRAMES, SIDE = 12, 32

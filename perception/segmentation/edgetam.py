@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from .loading import check_model_folder, load_model_folder
+from ..loading import check_model_folder, load_model_folder
 from .memory_propagation import MemoryModel
 from .sam2 import video_classes, video_processor
 

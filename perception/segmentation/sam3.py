@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from .frames import Film
-from .loading import check_model_folder, load_model_folder, load_processor, model_type_of
+from ..frames import Film
+from ..loading import check_model_folder, load_model_folder, load_processor, model_type_of
+from ..prompts import ObjectPrompt
 from .memory_propagation import MemoryModel
-from .prompts import ObjectPrompt
 from .sam2 import video_classes, video_processor
 
 WHOLE, TRACKER = "sam3_video", "sam3_tracker_video"

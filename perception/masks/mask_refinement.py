@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .boxes import Progress
-from .frames import Film
+from ..boxes import Progress
+from ..frames import Film
+from ..mask_stack import MaskStack
+from ..tracks import Tracks
 from .mask_films import MaskFilm, StackFilm, TensorFilm, hysteresis, temporal_median
 from .mask_gaps import fill_gaps
 from .mask_morphology import as_box, feather, fill_holes, grow, keep_components
-from .mask_stack import MaskStack
-from .tracks import Tracks
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .frames import Film
-from .loading import load_model_folder
-from .mask_shapes import box_of_mask
-from .prompts import ObjectPrompt
-from .propagation import Sighting
+from ..frames import Film
+from ..loading import load_model_folder
+from ..mask_shapes import box_of_mask
+from ..prompts import ObjectPrompt
+from ..propagation import Sighting
 from .sam_format import claims_sam, picture_processor, sam_of_state, sam_processor
 from .sam_masks import PictureFit
 

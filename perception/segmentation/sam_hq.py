@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .loading import load_model_folder
+from ..loading import load_model_folder
 from .sam import EncodedPictures, SamSegmenter
 from .sam_format import picture_processor, sam_processor
 from .sam_hq_format import claims_sam_hq, sam_hq_of_state

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .boxes import interpolate_box
-from .frames import Film
+from ..boxes import interpolate_box
+from ..frames import Film
+from ..mask_shapes import box_of_mask, moved_shape
+from ..mask_stack import MaskStack
+from ..optical_flow import flow_between
 from .mask_films import MaskFilm, Tick
 from .mask_morphology import full_value, inside, signed_distance
-from .mask_shapes import box_of_mask, moved_shape
-from .mask_stack import MaskStack
-from .optical_flow import flow_between
 
 # A shape is no longer believed when less than this share of it is found again in the next frame, or less than this share
 # of it is expected to be right.

@@ -22,8 +22,8 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ..loading import load_checked
 from .grounding import OTHER_TOKENS, STOP, CaptionReader, Grounding, Pictures, grounding_of
-from .loading import load_checked
 
 if TYPE_CHECKING:
     from transformers import BertConfig

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .boxes import Detections, Progress
-from .frames import Film
-from .mask_morphology import grow
-from .mask_shapes import box_of_mask
-from .tracks import Tracks
+from ..boxes import Detections, Progress
+from ..frames import Film
+from ..mask_shapes import box_of_mask
+from ..masks.mask_morphology import grow
+from ..tracks import Tracks
 
 if TYPE_CHECKING:
     from PIL import Image, ImageDraw, ImageFont

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
-from .boxes import Box
+from ..boxes import Box
 
 # How far a mask may reach out of the box that it was asked for by, as a share of the box.
 OVERHANG = 0.05

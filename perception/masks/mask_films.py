@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..mask_stack import MaskStack
 from .mask_morphology import full_value
-from .mask_stack import MaskStack
 
 # Called after every frame that was worked on; may raise to cancel.
 Tick = Callable[[], None]

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..boxes import Box, iou
+from ..mask_shapes import box_of_mask, mask_iou
 from .appearance import histogram, likeness
-from .boxes import Box, iou
-from .mask_shapes import box_of_mask, mask_iou
 
 # Overlap that a box needs with the object that is followed there, when both have one label and when they have two.
 SAME_LABEL_IOU, OTHER_LABEL_IOU = 0.3, 0.5

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .boxes import Box, Detections, Progress, clamp_box, suppress
-from .frames import Film
+from ..boxes import Box, Detections, Progress, clamp_box, suppress
+from ..frames import Film
 from .grounding import GroundingModel, Pictures, computed_once
 from .phrases import check_phrases, share_out
 

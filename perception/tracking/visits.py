@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from ..boxes import Progress, iou
+from ..frames import Film
+from ..mask_shapes import box_of_mask, mask_iou
+from ..prompts import ObjectPrompt, next_identity
+from ..propagation import PropagationModel, Propagator, Sighting
+from ..tracks import Tracks
 from .appearance import colour_places, histogram
-from .boxes import Progress, iou
 from .evidence import Evidence, box_of_prompt, joined
-from .frames import Film
 from .identities import (
     KnownObject,
     choose,
@@ -22,14 +25,8 @@ from .identities import (
     says_nothing_new,
     share_pixels,
 )
-from .mask_shapes import box_of_mask, mask_iou
-from .prompts import ObjectPrompt, next_identity
-from .propagation import PropagationModel, Propagator, Sighting
+from .track_settings import TrackSettings
 from .track_writer import TrackWriter
-from .tracks import Tracks
-
-if TYPE_CHECKING:
-    from .tracker import TrackSettings
 
 # A model with a memory is told of a box only when its own mask fits the box less than this.
 DISAGREEMENT = 0.5

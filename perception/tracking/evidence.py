@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from .boxes import Box, Detections
-from .frames import Film
-from .mask_shapes import box_of_mask
-from .prompts import ObjectPrompt, fit_prompt, prompt_of_box
-from .propagation import PropagationModel
+from ..boxes import Box, Detections
+from ..frames import Film
+from ..mask_shapes import box_of_mask
+from ..prompts import ObjectPrompt, fit_prompt, prompt_of_box
+from ..propagation import PropagationModel
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from .frames import Film
-from .prompts import ObjectPrompt
-from .propagation import Sighting
+from ..frames import Film
+from ..prompts import ObjectPrompt
+from ..propagation import Sighting
 
 # Frames with prompts that an object remembers when its model names no limit: the first one and the latest others.
 MAX_PROMPTED_FRAMES = 8

@@ -14,14 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..boxes import Box
+from ..frames import Film
+from ..mask_shapes import box_of_mask, mask_iou
+from ..optical_flow import flow_between
+from ..prompts import ObjectPrompt
+from ..propagation import SegmentedFilm, Segmenter, Sighting
 from .appearance import colour_places, histogram, likeness
-from .boxes import Box
-from .frames import Film
 from .mask_areas import first_largest, grown, inside_box, large_patches, smoothed, window_around
-from .mask_shapes import box_of_mask, mask_iou
-from .optical_flow import flow_between
-from .prompts import ObjectPrompt
-from .propagation import SegmentedFilm, Segmenter, Sighting
 
 # How far flow is trusted: colours that are so much more likely (0.2: four times) overrule it.
 DOUBT = 0.2

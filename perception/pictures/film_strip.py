@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..frames import Film
+from ..tracks import Tracks
 from .drawing import Colour, colour_of, draw_objects, fitted_text, font_of, open_picture, picture_at
-from .frames import Film
-from .tracks import Tracks
 
 PAPER: Colour = (250, 249, 246)
 LANE: Colour = (232, 230, 224)

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .frames import as_bytes
+from ..frames import as_bytes
+from ..loading import load_model_folder, load_processor, model_type_of
 from .grounding import CaptionReader, Grounding, Pictures, grounding_of
-from .loading import load_model_folder, load_processor, model_type_of
 
 CLASS_NAMES = {
     "grounding-dino": "GroundingDinoForObjectDetection",

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .frames import Film
-from .mask_stack import MaskStack
-from .tracks import Tracks
+from ..frames import Film
+from ..mask_stack import MaskStack
+from ..tracks import Tracks
 
 # Score of a mask that is there, however unsure: 0 says that the object is not to be seen.
 LEAST_SCORE = 1e-3

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..loading import load_checked
 from . import sam_format
-from .loading import load_checked
 
 if TYPE_CHECKING:
     from transformers import SamHQConfig, SamHQModel

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .loading import load_model_folder, load_processor, model_type_of
+from ..loading import load_model_folder, load_processor, model_type_of
 from .memory_propagation import MemoryModel
 from .sam2_format import HieraSize, config_of_original, is_original, to_original, to_transformers
 

@@ -1,0 +1,1 @@
+"""Boxes from words: GroundingDINO of every kind behind one detector."""

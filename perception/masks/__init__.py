@@ -1,0 +1,1 @@
+"""Masks of a film refined: gaps, flicker, parts, holes, outlines."""

@@ -1,0 +1,1 @@
+"""One tracker over any of those models: which object is which, in both directions of time."""
