@@ -8,7 +8,7 @@
 Three textured shapes move over a textured ground; two of them cross, one leaves the picture and comes back. Boxes are given
 in every tenth frame, as a detector would. A tracker follows them (``sam``: the Toybox segmenter with optical flow;
 ``sam2``: a SAM 2 of the real classes at tiny size with random weights, whose masks mean nothing), the masks are refined
-(gaps by flow, median, largest part, holes, growth), drawn into a preview of at most 256 MiB and shown in a strip.
+(gaps by flow, median, largest part, holes, growth), drawn into a preview of at most 128 MiB and shown in a strip.
 
 Memory: each model runs in a process of its own. When the frames are in memory and before anything of perception is
 imported, the process's resident memory is read (VmRSS) and its high-water mark reset (writing 5 to
@@ -48,7 +48,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "tracking.json"
 MODELS = ("sam", "sam2")
 LIMIT = 10**9
-PREVIEW_BYTES = 256 * 2**20
+PREVIEW_BYTES = 128 * 2**20
 BOX_EVERY = 10
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "uint8": torch.uint8}
 # Boxes (x, y, width, height, label) in the first frame of each clip.

@@ -15,9 +15,10 @@ from ..perception.tracks import Tracks
 
 # Larger outputs lie in a file that the system reads and writes as needed.
 LARGEST_IN_MEMORY = 512 * 1024**2
-# Films that are only looked at: 81 frames of 832 x 480 are drawn as they are.
-PREVIEW_BYTES = 512 * 1024**2
-PREVIEW_LIMIT = "The pictures of a long or large film are smaller, so that all take at most 512 MB."
+# Pictures beside a result, and those that were asked for: 81 frames of 832 x 480 are drawn half as large, or as they are.
+PREVIEW_BYTES, DRAWN_FILM_BYTES = 128 * 1024**2, 512 * 1024**2
+_LIMIT = "The pictures of a long or large film are smaller, so that all take at most {} MB."
+PREVIEW_LIMIT, DRAWN_FILM_LIMIT = _LIMIT.format(128), _LIMIT.format(512)
 
 
 def temporary_folder() -> Path:

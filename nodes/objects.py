@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..perception.frames import Film
 from ..perception.tracks import Tracks as TrackedObjects
-from .mask_output import PREVIEW_BYTES, PREVIEW_LIMIT, union_of
+from .mask_output import DRAWN_FILM_BYTES, DRAWN_FILM_LIMIT, union_of
 from .types import CATEGORY, Tracks, display_range
 
 logger = logging.getLogger(__name__)
@@ -258,7 +258,7 @@ class PreviewTracks(io.ComfyNode):
             outputs=[
                 io.Image.Output(
                     display_name="film",
-                    tooltip="The film with the objects drawn on it. " + PREVIEW_LIMIT,
+                    tooltip="The film with the objects drawn on it. " + DRAWN_FILM_LIMIT,
                 ),
                 io.Image.Output(
                     display_name="strip", tooltip="One picture: frames over time, and when objects are seen."
@@ -281,7 +281,7 @@ class PreviewTracks(io.ComfyNode):
             raise ValueError(
                 f"the tracks have {tracks.frames} frames and the film {len(film)}; connect the film that was tracked."
             )
-        drawn = draw_masks(film, tracks, outline, opacity, labels, max_bytes=PREVIEW_BYTES, progress=progress())
+        drawn = draw_masks(film, tracks, outline, opacity, labels, max_bytes=DRAWN_FILM_BYTES, progress=progress())
         strip = strip_over_time(film, tracks, count)
         return io.NodeOutput(drawn, strip, ui=ui.PreviewImage(strip, cls=cls))
 

@@ -92,7 +92,8 @@ class Film:
 
     def picture(self, frame: int) -> np.ndarray:
         """One frame as uint8 [H, W, 3], which image processors of every version read alike."""
-        return as_bytes(self.read([frame]))[0]
+        # In place: a frame is read anew for each call, and a large one as floats takes tens of megabytes.
+        return self.read([frame]).mul_(255).round_().to(torch.uint8)[0].numpy()
 
 
 def as_bytes(frames: Tensor) -> list[np.ndarray]:

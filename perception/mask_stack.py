@@ -126,12 +126,9 @@ class MaskStack:
             values = mask.numpy()
         else:
             values = (mask.float().clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+        # What was never written takes no memory: only the rows that hold something, or did, are.
         place = self._films[number][frame]
-        if place.any():
-            place[:] = values
-            return
-        # What was never written takes no memory: only the rows that hold something are.
-        rows = np.flatnonzero(values.any(axis=1))
+        rows = np.flatnonzero(values.any(axis=1) | place.any(axis=1))
         if len(rows):
             place[rows[0] : rows[-1] + 1] = values[rows[0] : rows[-1] + 1]
 

@@ -76,12 +76,16 @@ class SamSegmenter:
         Args:
             pictures: uint8 arrays [H, W, 3] of one size.
         """
-        # Said because pictures a few pixels high are taken for channels otherwise.
-        inputs = self.processor(images=list(pictures), input_data_format="channels_last", return_tensors="pt")
+        # One at a time: preparing takes many times the memory of the picture. The format is said because pictures a few
+        # pixels high are taken for channels otherwise.
+        inputs = [
+            self.processor(images=picture, input_data_format="channels_last", return_tensors="pt")
+            for picture in pictures
+        ]
         parameter = next(self.model.vision_encoder.parameters())
-        pixels = inputs["pixel_values"].to(parameter.device, parameter.dtype)
+        pixels = torch.cat([prepared["pixel_values"] for prepared in inputs]).to(parameter.device, parameter.dtype)
         original, reshaped = (
-            tuple(int(side) for side in inputs[name][0]) for name in ("original_sizes", "reshaped_input_sizes")
+            tuple(int(side) for side in inputs[0][name][0]) for name in ("original_sizes", "reshaped_input_sizes")
         )
         config = self.model.config.vision_config
         # The decoder's grid is four times finer than the encoder's.

@@ -514,7 +514,7 @@ class TestPreviewTracks:
     def test_long_films_are_drawn_smaller(self, monkeypatch):
         from mask_guided_video.nodes import objects
 
-        monkeypatch.setattr(objects, "PREVIEW_BYTES", 4 * 16 * 16 * 12)
+        monkeypatch.setattr(objects, "DRAWN_FILM_BYTES", 4 * 16 * 16 * 12)
         assert self.show(film(), three_tracks()).args[0].shape == (4, 16, 16, 3)
 
     def test_bad_input_is_named(self):

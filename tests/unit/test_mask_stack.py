@@ -146,6 +146,7 @@ def test_only_rows_that_hold_something_take_memory():
         stack = MaskStack(frames, 720, 1280)
         stack.add_object()
         for frame in range(frames):
+            stack.write(0, frame, mask.roll(5, dims=0))
             stack.write(0, frame, mask)
         taken = resident() - before
     assert stack.bytes_used == 400 * 720 * 160 and taken < stack.bytes_used / 4
