@@ -14,6 +14,7 @@ from .protocols import Detector, Tracker, VideoModel
 
 if TYPE_CHECKING:
     from ..perception.boxes import Box
+    from ..perception.frames import Film
     from ..perception.tracks import Tracks
 
 TOYBOX = Path(__file__).resolve().parent.parent / "toybox"
@@ -49,7 +50,9 @@ class Staged:
 class StagedDetector(Staged):
     """A detector; what it does not name is as in ``ObjectDetector.detect``."""
 
-    def detect(self, frames: Tensor, phrases: Sequence[str], *thresholds: float, **options: Any) -> list[list[Box]]:
+    def detect(
+        self, frames: Tensor | Film, phrases: Sequence[str], *thresholds: float, **options: Any
+    ) -> list[list[Box]]:
         """As the detector does."""
         self.helper.model.to(self.device)
         return self.helper.detect(frames, phrases, *thresholds, **options)
@@ -58,7 +61,7 @@ class StagedDetector(Staged):
 class StagedTracker(Staged):
     """A tracker; what it does not name is as in ``ObjectTracker.track``."""
 
-    def track(self, frames: Tensor, *evidence: Any, **options: Any) -> Tracks:
+    def track(self, frames: Tensor | Film, *evidence: Any, **options: Any) -> Tracks:
         """As the tracker does."""
         self.helper.model.to(self.device)
         return self.helper.track(frames, *evidence, **options)

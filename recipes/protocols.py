@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from ..attention_patches.stack import Patch
     from ..attention_patches.text_spans import TextSpans
     from ..perception.boxes import Box
+    from ..perception.frames import Film
+    from ..perception.tracking.track_settings import TrackSettings
     from ..perception.tracks import Tracks
     from ..video_models.background_lock import BackgroundLock
 
@@ -111,21 +113,28 @@ class Detector(Protocol):
 
     def detect(
         self,
-        frames: Tensor,
+        frames: Tensor | Film,
         phrases: Sequence[str],
         box_threshold: float = 0.35,
         text_threshold: float = 0.25,
         nms_threshold: float = 0.7,
         *,
+        every: int = 1,
         progress: Progress | None = None,
     ) -> list[list[Box]]:
-        """Boxes per frame, best first; a frame without any is an empty list."""
+        """Boxes per frame, best first; a frame without any, or not looked at, is an empty list."""
 
 
 class Tracker(Protocol):
     """Follows detected objects through a clip."""
 
-    def track(self, frames: Tensor, detections: list[list[Box]], *, progress: Progress | None = None) -> Tracks:
+    def track(
+        self,
+        frames: Tensor | Film,
+        detections: list[list[Box]],
+        settings: TrackSettings | None = None,
+        progress: Progress | None = None,
+    ) -> Tracks:
         """Masks with stable identities; as many frames as given."""
 
 

@@ -19,7 +19,7 @@ class Evidence:
         boxes: inside the picture, one list a frame.
         prompts: fitted to the film.
         phrases: that the model looks for itself.
-        every: in every so manieth frame.
+        every: in every so-many-th frame.
     """
 
     boxes: Detections
