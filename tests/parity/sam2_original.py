@@ -39,8 +39,9 @@ def our_modules() -> SimpleNamespace:
     """The modules of ours that take part."""
     sys.path.insert(0, str(ROOT))
     importlib.import_module("bootstrap").import_package()
-    names = ("boxes", "frames", "loading", "prompts", "sam2")
-    return SimpleNamespace(**{name: importlib.import_module(f"mask_guided_video.perception.{name}") for name in names})
+    names = ("boxes", "frames", "loading", "prompts", "segmentation.sam2")
+    modules = [importlib.import_module(f"mask_guided_video.perception.{name}") for name in names]
+    return SimpleNamespace(**{module.__name__.rpartition(".")[2]: module for module in modules})
 
 
 def randomise(model: nn.Module) -> None:
