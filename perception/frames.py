@@ -9,29 +9,6 @@ import torch
 from torch import Tensor
 
 
-def check_frames(frames: Tensor) -> Tensor:
-    """Return frames as float [T, H, W, 3] in 0..1 on the CPU.
-
-    Args:
-        frames: float [T, H, W, C] or one picture [H, W, C]; of more than 3 channels the first 3 are used.
-
-    Raises:
-        ValueError: for another shape, no frames, or values that are not finite.
-    """
-    if frames.ndim == 3:
-        frames = frames[None]
-    if frames.ndim != 4 or frames.shape[-1] < 3:
-        raise ValueError(f"frames have shape {list(frames.shape)}; give [frames, height, width, 3].")
-    if 0 in frames.shape[:3]:
-        raise ValueError(f"frames have shape {list(frames.shape)}; give at least one frame of at least one pixel.")
-    frames = frames[..., :3].detach().cpu().float()
-    finite = torch.isfinite(frames).flatten(1).all(1)
-    if not finite.all():
-        first = int((~finite).nonzero()[0])
-        raise ValueError(f"frame {first} holds NaN or infinite values; decode the film again before detecting in it.")
-    return frames.clamp(0, 1)
-
-
 class Film:
     """Frames that are read a few at a time, so that a long film is never copied.
 

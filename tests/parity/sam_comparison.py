@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+import tempfile
 import time
 from pathlib import Path
 from types import ModuleType
@@ -101,6 +102,28 @@ def compare(segmenter: Any, predictor: Any) -> bool:
         largest = max(largest, far, far_scores)
     report(f"largest difference {largest:.2e}, allowed {TOLERANCE:.0e}: {'agree' if largest <= TOLERANCE else 'FAIL'}")
     return largest <= TOLERANCE
+
+
+def compare_packages(predictor: type, registry: dict[str, Any], family: str) -> bool:
+    """Build a package's ViT-B, write its weights as users have them, open them as ours and compare.
+
+    Args:
+        predictor: the package's ``SamPredictor``.
+        registry: its builders of models.
+        family: our module in perception/segmentation.
+    """
+    import transformers
+
+    report(f"torch {torch.__version__}, transformers {transformers.__version__}")
+    torch.manual_seed(0)
+    original = registry["vit_b"]().eval()
+    shake(original)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"{family}_vit_b.pth"
+        torch.save(original.state_dict(), path)
+        state = module("perception.loading").read_state(path)
+        segmenter = module(f"perception.segmentation.{family}").load_state(state, path)
+    return compare(segmenter, predictor(original))
 
 
 def whole_masks_differ(encoded: Any, logits: Tensor, predictor: Any, low: Tensor) -> int:

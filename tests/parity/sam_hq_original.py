@@ -13,35 +13,20 @@ within 1e-3; the exit status says whether they do. About 4 GB of memory, no GPU 
 from __future__ import annotations
 
 import sys
-import tempfile
 import warnings
-from pathlib import Path
 
-import torch
-from sam_comparison import compare, module, report, shake
+from sam_comparison import compare_packages
 
 
 def main(folder: str) -> int:
-    """Build, load and compare."""
-    import transformers
-
+    """Compare with the package in a folder."""
     sys.path.insert(0, folder)
     with warnings.catch_warnings():
         # The package registers encoders that timm has by now.
         warnings.simplefilter("ignore")
         from segment_anything_hq import SamPredictor, sam_model_registry
 
-    report(f"torch {torch.__version__}, transformers {transformers.__version__}")
-    torch.manual_seed(0)
-    original = sam_model_registry["vit_b"]().eval()
-    shake(original)
-    with tempfile.TemporaryDirectory() as place:
-        path = Path(place) / "sam_hq_vit_b.pth"
-        torch.save(original.state_dict(), path)
-        segmenter = module("perception.segmentation.sam_hq").load_state(
-            module("perception.loading").read_state(path), path
-        )
-    return 0 if compare(segmenter, SamPredictor(original)) else 1
+    return 0 if compare_packages(SamPredictor, sam_model_registry, "sam_hq") else 1
 
 
 if __name__ == "__main__":

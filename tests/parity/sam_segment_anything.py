@@ -11,30 +11,9 @@ agree within 1e-3; the exit status says whether they do. Needs segment-anything 
 from __future__ import annotations
 
 import sys
-import tempfile
-from pathlib import Path
 
-import torch
-from sam_comparison import compare, module, report, shake
+from sam_comparison import compare_packages
 from segment_anything import SamPredictor, sam_model_registry
 
-
-def main() -> int:
-    """Build, load and compare."""
-    import transformers
-
-    report(f"torch {torch.__version__}, transformers {transformers.__version__}")
-    torch.manual_seed(0)
-    original = sam_model_registry["vit_b"]().eval()
-    shake(original)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "sam_vit_b.pth"
-        torch.save(original.state_dict(), path)
-        segmenter = module("perception.segmentation.sam").load_state(
-            module("perception.loading").read_state(path), path
-        )
-    return 0 if compare(segmenter, SamPredictor(original)) else 1
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(0 if compare_packages(SamPredictor, sam_model_registry, "sam") else 1)

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from mask_guided_video.perception.boxes import Box
-from mask_guided_video.perception.frames import check_frames
+from mask_guided_video.perception.frames import Film
 from mask_guided_video.perception.mask_shapes import box_of_mask, mask_iou, moved_shape
 from mask_guided_video.perception.masks.mask_refinement import refine_masks
 from mask_guided_video.perception.tracks import Tracks
@@ -130,11 +130,11 @@ def test_tracks_of_wrong_shape_are_refused():
 
 
 def test_frames_are_checked():
-    assert check_frames(torch.zeros(4, 5, 3)).shape == (1, 4, 5, 3)
-    assert check_frames(torch.full((2, 4, 5, 4), 2.0)).max() == 1.0
+    assert Film(torch.zeros(4, 5, 3)).read([0]).shape == (1, 4, 5, 3)
+    assert Film(torch.full((2, 4, 5, 4), 2.0)).read([0, 1]).max() == 1.0
     with pytest.raises(ValueError, match="at least one frame"):
-        check_frames(torch.zeros(0, 4, 5, 3))
+        Film(torch.zeros(0, 4, 5, 3))
     frames = torch.zeros(3, 4, 5, 3)
     frames[2, 0, 0, 0] = torch.nan
     with pytest.raises(ValueError, match="frame 2"):
-        check_frames(frames)
+        Film(frames).read([0, 1, 2])
