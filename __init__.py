@@ -15,10 +15,14 @@ if find_spec("comfy_api") is None or find_spec("folder_paths") is None:
 else:
     from .nodes.box_converters import BBOXToBoxes, BoxesToBBOX, FromSEGS, ToSEGS
     from .nodes.detection import DetectObjects, LoadGroundingDINO
+    from .nodes.film_files import SaveLongVideo
     from .nodes.guidance import MaskToAttentionBias, PatchAttention, PreviewGuide
+    from .nodes.lavie_stages import InterpolateVideo, UpscaleVideo
+    from .nodes.long_video import FreeLong, FreeLongWindows
     from .nodes.model_files import register_folder
     from .nodes.object_masks import MaskToTracks, SplitTracks
     from .nodes.objects import PreviewTracks, SelectObjects
+    from .nodes.prompt_schedule import PromptSchedule
     from .nodes.prompts import TrackPrompt
     from .nodes.refinement import RefineMasks
     from .nodes.regeneration import Regenerate
@@ -53,6 +57,12 @@ else:
         "MGV_MaskToAttentionBias": MaskToAttentionBias,
         "MGV_PatchAttention": PatchAttention,
         "MGV_PreviewGuide": PreviewGuide,
+        "MGV_FreeLong": FreeLong,
+        "MGV_FreeLongWindows": FreeLongWindows,
+        "MGV_PromptSchedule": PromptSchedule,
+        "MGV_InterpolateVideo": InterpolateVideo,
+        "MGV_UpscaleVideo": UpscaleVideo,
+        "MGV_SaveLongVideo": SaveLongVideo,
     }
     NODE_DISPLAY_NAME_MAPPINGS = {
         "MGV_LoadVideoModel": "Load Video Model",
@@ -76,4 +86,10 @@ else:
         "MGV_MaskToAttentionBias": "Mask to Attention Bias",
         "MGV_PatchAttention": "Patch Attention",
         "MGV_PreviewGuide": "Preview Guide",
+        "MGV_FreeLong": "FreeLong",
+        "MGV_FreeLongWindows": "FreeLong in Context Windows",
+        "MGV_PromptSchedule": "Prompt Schedule",
+        "MGV_InterpolateVideo": "Interpolate Video",
+        "MGV_UpscaleVideo": "Upscale Video",
+        "MGV_SaveLongVideo": "Save Long Video",
     }

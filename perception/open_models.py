@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .loading import model_type_of, read_state
+from ..weight_files.reading import read_state
+from .loading import model_type_of
 
 if TYPE_CHECKING:
     from .detection.detector import ObjectDetector

@@ -6,9 +6,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 PredictionType = Literal["epsilon", "v_prediction"]
+LaVieStage = Literal["base", "interpolation"]
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,8 @@ class LaVieConfig:
     """Config of a LaVie-shaped U-Net; the defaults are LaVie base (Vchitect/LaVie).
 
     Attributes:
+        stage: ``interpolation`` is built otherwise: the first frame's keys and values stand before the preceding frame's
+            in self-attention, temporal attention comes last and knows no positions.
         in_channels: channels of the input latents (8 for the interpolation model).
         out_channels: channels of the prediction.
         block_out_channels: channels per level, finest first.
@@ -31,6 +34,7 @@ class LaVieConfig:
         native_frames: clip length it was trained on.
     """
 
+    stage: LaVieStage = "base"
     in_channels: int = 4
     out_channels: int = 4
     block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
@@ -60,6 +64,8 @@ class LaVieConfig:
                     f"block_out_channels has {channels}, which {self.num_heads} heads and {self.norm_num_groups} "
                     "groups do not both divide; choose a common multiple."
                 )
+        if self.stage not in get_args(LaVieStage):
+            raise ValueError(f"stage is {self.stage!r}; choose one of {', '.join(get_args(LaVieStage))}.")
         if self.prediction_type not in ("epsilon", "v_prediction"):
             raise ValueError(f"prediction_type is {self.prediction_type!r}; choose epsilon or v_prediction.")
 

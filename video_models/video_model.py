@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -151,15 +151,20 @@ class StandaloneVideoModel:
         Raises:
             ValueError: more than one clip, or values that are not finite.
         """
+        return torch.cat(list(self.decode_parts(latents)))
+
+    def decode_parts(self, latents: Tensor) -> Iterator[Tensor]:
+        """As ``decode``, a few frames [n, H, W, 3] at a time, so that a long film need not be in memory."""
         if latents.shape[0] != 1:
             raise ValueError(f"latents hold {latents.shape[0]} clips; decode them one by one.")
         if not bool(latents.isfinite().all()):
             raise ValueError("the latents hold NaN or infinite values; lower cfg or the guidance strength.")
         vae, config = self.vae.to(self.device), self.vae.config
         raw = latents[0].transpose(0, 1).to(self.device) / config.scaling_factor + (config.shift_factor or 0.0)
-        with torch.inference_mode():
-            parts = [vae.decode(part).sample.float().cpu() for part in raw.split(VAE_CHUNK)]
-        return (torch.cat(parts) / 2 + 0.5).clamp(0, 1).movedim(1, -1)
+        for part in raw.split(VAE_CHUNK):
+            with torch.inference_mode():
+                pictures = vae.decode(part).sample.float().cpu()
+            yield (pictures / 2 + 0.5).clamp(0, 1).movedim(1, -1)
 
     def sample(
         self,
@@ -250,6 +255,12 @@ class StandaloneVideoModel:
             )
 
 
+def same_lengths(embeddings: Sequence[Tensor]) -> list[Tensor]:
+    """Repeat text sequences [1, L, C] up to their least common length, which attention does not notice."""
+    common = math.lcm(*(text.shape[1] for text in embeddings))
+    return [text.repeat(1, common // text.shape[1], 1) for text in embeddings]
+
+
 class _Denoiser:
     """The U-Net with prompts, classifier-free guidance and patches; one call a step."""
 
@@ -266,9 +277,8 @@ class _Denoiser:
         self.cfg = cfg
         self.chunks = (CONDITIONAL,) if cfg == 1.0 else (CONDITIONAL, UNCONDITIONAL)
         prompts = [positive] if cfg == 1.0 else [positive, negative]
-        self.context = torch.cat([prompt.embedding.to(model.device).expand(batch, -1, -1) for prompt in prompts]).to(
-            model.unet.dtype
-        )
+        embeddings = same_lengths([prompt.embedding.to(model.device) for prompt in prompts])
+        self.context = torch.cat([text.expand(batch, -1, -1) for text in embeddings]).to(model.unet.dtype)
         self.options: dict[str, Any] = {"cond_or_uncond": list(self.chunks)}
         self.stack = PatchStack(patches)
         if patches:

@@ -22,7 +22,7 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ..loading import load_checked
+from ...weight_files.reading import load_checked
 from .grounding import OTHER_TOKENS, STOP, CaptionReader, Grounding, Pictures, grounding_of
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ def load_state(
     """Build the model that a state dict is of and fill it.
 
     Args:
-        state: by names without ``module.``; see :func:`~.loading.read_state`.
+        state: by names without ``module.``; see :func:`~.reading.read_state`.
         path: that it was read from; BERT's vocabulary is looked for near it.
         dtype: accepted for likeness with other models; weights are float32 whatever it is.
         bert_folder: with ``tokenizer.json`` or ``vocab.txt`` of BERT; None looks beside the file.

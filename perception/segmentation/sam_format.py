@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from ..loading import load_checked, load_processor
+from ...weight_files.reading import load_checked
+from ..loading import load_processor
 
 if TYPE_CHECKING:
     from segment_anything.modeling import Sam

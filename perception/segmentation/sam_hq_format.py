@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..loading import load_checked
+from ...weight_files.reading import load_checked
 from . import sam_format
 
 if TYPE_CHECKING:

@@ -96,7 +96,7 @@ def compare(folder: Path) -> str:
     from transformers import __version__
 
     original = original_module()
-    reading = importlib.import_module("mask_guided_video.perception.loading")
+    reading = importlib.import_module("mask_guided_video.weight_files.reading")
     path = folder / CHECKPOINT
     state = reading.read_state(path)
     if not original.claims(state):

@@ -39,8 +39,9 @@ def our_modules() -> SimpleNamespace:
     """The modules of ours that take part."""
     sys.path.insert(0, str(ROOT))
     importlib.import_module("bootstrap").import_package()
-    names = ("boxes", "frames", "loading", "prompts", "segmentation.sam2")
+    names = ("boxes", "frames", "prompts", "segmentation.sam2")
     modules = [importlib.import_module(f"mask_guided_video.perception.{name}") for name in names]
+    modules.append(importlib.import_module("mask_guided_video.weight_files.reading"))
     return SimpleNamespace(**{module.__name__.rpartition(".")[2]: module for module in modules})
 
 
@@ -135,7 +136,7 @@ def compare(version: str, size: str, frames: int, folder: Path) -> bool:
     predictor = original_predictor(version, size)
     path = folder / f"sam{version}_hiera_{size}.pt"
     torch.save({"model": predictor.state_dict()}, path)
-    state = ours.loading.read_state(path)
+    state = ours.reading.read_state(path)
     if not ours.sam2.claims(state):
         raise SystemExit(f"{path.name} is not recognised")
     model = ours.sam2.load_state(state, path)

@@ -121,7 +121,7 @@ def compare_packages(predictor: type, registry: dict[str, Any], family: str) -> 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{family}_vit_b.pth"
         torch.save(original.state_dict(), path)
-        state = module("perception.loading").read_state(path)
+        state = module("weight_files.reading").read_state(path)
         segmenter = module(f"perception.segmentation.{family}").load_state(state, path)
     return compare(segmenter, predictor(original))
 

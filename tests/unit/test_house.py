@@ -13,6 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent.parent
 FOLDERS = (
     "attention_patches",
+    "weight_files",
     "backbones",
     "video_models",
     "perception",
@@ -24,10 +25,11 @@ FOLDERS = (
 # Which of our folders a folder may import from, besides itself: imports point down only.
 ALLOWED = {
     "attention_patches": set(),
+    "weight_files": set(),
     "backbones": {"attention_patches", "video_models"},
-    "video_models": {"attention_patches", "toybox"},
-    "perception": {"attention_patches"},
-    "recipes": {"attention_patches", "video_models", "perception"},
+    "video_models": {"attention_patches", "weight_files", "toybox"},
+    "perception": {"attention_patches", "weight_files"},
+    "recipes": {"attention_patches", "weight_files", "video_models", "perception"},
     "toybox": set(),
     "nodes": {"attention_patches", "backbones", "video_models", "perception", "recipes", "toybox"},
     "training": {"attention_patches", "video_models", "perception", "recipes", "toybox"},

@@ -10,12 +10,11 @@ from torch import nn
 
 from mask_guided_video.perception.loading import (
     check_model_folder,
-    load_checked,
     load_model_folder,
     load_processor,
     model_type_of,
-    read_state,
 )
+from mask_guided_video.weight_files.reading import load_checked, read_metadata, read_state
 
 STATE = {"layer.weight": torch.arange(6.0).reshape(2, 3), "layer.bias": torch.ones(2)}
 
@@ -255,3 +254,17 @@ def test_processor_files_that_are_missing_are_named(tmp_path):
 
     with pytest.raises(RuntimeError, match="processor files in .* cannot be read"):
         load_processor(BertTokenizer, tmp_path / "nowhere")
+
+
+def test_the_header_of_a_safetensors_file(tmp_path):
+    save_file(STATE, tmp_path / "own.safetensors", metadata={"config": "{}"})
+    save_file(STATE, tmp_path / "plain.safetensors")
+    torch.save(STATE, tmp_path / "own.pt")
+    assert read_metadata(tmp_path / "own.safetensors") == {"config": "{}"}
+    assert read_metadata(tmp_path / "plain.safetensors") == {}
+    assert read_metadata(tmp_path / "own.pt") == {}
+
+
+def test_averaged_weights_come_first(tmp_path):
+    torch.save({"ema": STATE, "model": {"other": torch.zeros(1)}}, tmp_path / "own.pt")
+    assert read_state(tmp_path / "own.pt").keys() == STATE.keys()

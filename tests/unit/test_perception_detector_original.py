@@ -8,7 +8,7 @@ import torch
 
 from mask_guided_video.perception.detection import grounding_dino_original as original
 from mask_guided_video.perception.detection.detector import ObjectDetector
-from mask_guided_video.perception.loading import read_state
+from mask_guided_video.weight_files.reading import read_state
 
 pytest.importorskip("groundingdino")
 

@@ -13,7 +13,6 @@ from tiny_memory_models import SIDE, tiny_edgetam, tiny_film, tiny_sam2
 
 from mask_guided_video.perception.boxes import Box
 from mask_guided_video.perception.frames import Film
-from mask_guided_video.perception.loading import read_state
 from mask_guided_video.perception.prompts import ObjectPrompt
 from mask_guided_video.perception.segmentation import edgetam, sam2
 from mask_guided_video.perception.segmentation.sam2_format import (
@@ -24,6 +23,7 @@ from mask_guided_video.perception.segmentation.sam2_format import (
     to_original,
     to_transformers,
 )
+from mask_guided_video.weight_files.reading import read_state
 
 transformers = pytest.importorskip("transformers")
 

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from mask_guided_video.perception.loading import read_state
 from mask_guided_video.perception.segmentation import sam, sam_hq
 from mask_guided_video.perception.segmentation.sam_format import (
     claims_sam,
@@ -14,6 +13,7 @@ from mask_guided_video.perception.segmentation.sam_format import (
     to_transformers,
 )
 from mask_guided_video.training.perception_models import build_segmenter
+from mask_guided_video.weight_files.reading import read_state
 
 
 @pytest.fixture(scope="module")

@@ -10,11 +10,11 @@ pytest.importorskip("transformers.models.sam_hq")
 
 from mask_guided_video.perception.boxes import Box
 from mask_guided_video.perception.frames import Film
-from mask_guided_video.perception.loading import read_state
 from mask_guided_video.perception.prompts import ObjectPrompt, Point
 from mask_guided_video.perception.segmentation import sam, sam_hq, sam_hq_format
 from mask_guided_video.perception.segmentation.sam_format import sam_processor, to_original
 from mask_guided_video.training.perception_models import build_segmenter
+from mask_guided_video.weight_files.reading import read_state
 
 # What SAM-HQ's files have beyond SAM's, as its registry's models name it.
 ADDED = {

@@ -1,0 +1,1 @@
+"""Weight files as every room of this pack reads them."""
