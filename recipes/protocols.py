@@ -1,4 +1,4 @@
-"""What the recipes ask of a video model, a detector and a tracker.
+"""What the recipes ask of a video model, of what fills and enlarges its films, of a detector and a tracker.
 
 Frames are float [T, H, W, 3] in 0..1 on the CPU, masks [T, H, W] in 0..1 with an object axis in front where objects are
 apart, latents [B, C, T, h, w] scaled as the model wants them.
@@ -6,7 +6,7 @@ apart, latents [B, C, T, h, w] scaled as the model wants them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -83,6 +83,9 @@ class VideoModel(Protocol):
     def decode(self, latents: Tensor) -> Tensor:
         """Latents [1, C, T, h, w] to frames [T, H, W, 3]."""
 
+    def decode_parts(self, latents: Tensor) -> Iterator[Tensor]:
+        """As ``decode``, a few frames [n, H, W, 3] at a time, so that a long film need not be in memory."""
+
     def noise(self, frames: int, height: int, width: int, seed: int, batch: int = 1) -> Tensor:
         """Unit starting noise [B, C, T, h, w] of a clip of that many pixel frames, height and width in pixels."""
 
@@ -105,6 +108,61 @@ class VideoModel(Protocol):
         """Denoise to clean latents [B, C, T, h, w].
 
         ``start_percent`` above 0 starts from ``latents`` noised to that part of the schedule.
+        """
+
+
+class Interpolator(Protocol):
+    """Fills frames in between."""
+
+    @property
+    def factor(self) -> int:
+        """Of T frames it makes ``factor`` * (T - 1) + 1."""
+
+    def interpolate_parts(
+        self,
+        frames: Tensor,
+        prompt: str,
+        *,
+        negative_prompt: str = "None",
+        steps: int = 50,
+        cfg: float = 4.0,
+        seed: int = 0,
+        patches: Sequence[Patch] = (),
+        callback: SampleCallback | None = None,
+    ) -> Iterator[Tensor]:
+        """A film [T, H, W, 3] of at least two frames with those in between, a few frames [n, H, W, 3] at a time.
+
+        Raises:
+            ValueError: a film or settings that the model cannot work on.
+        """
+
+
+class Upscaler(Protocol):
+    """Enlarges films."""
+
+    @property
+    def factor(self) -> int:
+        """Pixels of the result per pixel of the film, along height and width."""
+
+    def upscale_parts(
+        self,
+        frames: Tensor,
+        prompt: str = "",
+        *,
+        negative_prompt: str = "blur, worst quality",
+        noise_level: int = 50,
+        steps: int = 50,
+        cfg: float = 5.0,
+        seed: int = 0,
+        window: int = 8,
+        overlap: int = 4,
+        patches: Sequence[Patch] = (),
+        callback: SampleCallback | None = None,
+    ) -> Iterator[Tensor]:
+        """A film [T, H, W, 3] enlarged, a few frames [n, H * factor, W * factor, 3] at a time.
+
+        Raises:
+            ValueError: a film or settings that the model cannot work on.
         """
 
 
