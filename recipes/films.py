@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from pathlib import Path
 
@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 
 from .files import replacing
+
+# Constant rate factor of H.264: next to nothing is lost to the eye.
+FINE = 14
 
 
 def check_frames(frames: Tensor, name: str = "frames") -> None:
@@ -61,7 +64,13 @@ def write_film(path: Path, frames: Tensor, frames_per_second: float = 8.0, enlar
     write_pictures(path, (enlarge(to_bytes(frame[None]), enlargement)[0] for frame in frames), frames_per_second)
 
 
-def write_pictures(path: Path, pictures: Iterable[Tensor], frames_per_second: float = 8.0) -> None:
+def write_pictures(
+    path: Path,
+    pictures: Iterable[Tensor],
+    frames_per_second: float = 8.0,
+    crf: int = FINE,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
     """Write an H.264 MP4 that every browser plays (MPEG-4 where the encoder is missing), one picture at a time.
 
     An odd height or width gains one repeated row or column, since the pixel format wants even sizes. The file appears
@@ -71,14 +80,19 @@ def write_pictures(path: Path, pictures: Iterable[Tensor], frames_per_second: fl
         path: of the file, ending in ``.mp4``.
         pictures: uint8 [H, W, 3] each, at least one, all of one size.
         frames_per_second: above 0.
+        crf: constant rate factor, 0 (the largest file) to 51 (the smallest and worst).
+        metadata: texts to keep in the file, by their names.
 
     Raises:
-        ValueError: no picture, a rate out of range, or a missing folder.
+        ValueError: no picture, one of another size than the first, a rate or crf out of range, or a missing folder.
     """
     if not 0.0 < frames_per_second <= 1000.0:
         raise ValueError(f"frames_per_second is {frames_per_second}; give a value above 0, up to 1000.")
+    if not 0 <= crf <= 51:
+        raise ValueError(f"crf is {crf}; give a value from 0 (the largest file) to 51 (the smallest).")
     with replacing(path) as temporary:
-        _encode(temporary, map(_even, pictures), Fraction(frames_per_second).limit_denominator(1001))
+        rate = Fraction(frames_per_second).limit_denominator(1001)
+        _encode(temporary, map(_even, pictures), rate, crf, metadata or {})
 
 
 def _even(picture: Tensor) -> Tensor:
@@ -90,22 +104,29 @@ def _even(picture: Tensor) -> Tensor:
     return picture
 
 
-def _encode(path: Path, pictures: Iterable[Tensor], rate: Fraction) -> None:
+def _encode(path: Path, pictures: Iterable[Tensor], rate: Fraction, crf: int, metadata: Mapping[str, str]) -> None:
     import av
 
-    codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
-    options = {"crf": "14", "preset": "medium"} if codec == "libx264" else {"q": "2"}
-    with av.open(str(path), mode="w", format="mp4", options={"movflags": "+faststart"}) as container:
-        stream = container.add_stream(codec, rate=rate, options=options)
+    h264 = "libx264" in av.codecs_available
+    # The other encoder's scale has 1 for the finest and 31 for the coarsest.
+    options = {"crf": str(crf), "preset": "medium"} if h264 else {"q": str(1 + max(0, crf - 12) * 30 // 39)}
+    # Without the second flag only a few names of metadata are kept.
+    flags = {"movflags": "+faststart+use_metadata_tags" if metadata else "+faststart"}
+    with av.open(str(path), mode="w", format="mp4", options=flags) as container:
+        container.metadata.update(metadata)
+        stream = container.add_stream("libx264" if h264 else "mpeg4", rate=rate, options=options)
         stream.pix_fmt = "yuv420p"
         # The same film gives the same file on any number of cores.
         stream.codec_context.thread_count = 1
-        count = 0
-        for count, picture in enumerate(pictures, start=1):
-            if count == 1:
-                stream.height, stream.width = picture.shape[:2]
+        size = None
+        for picture in pictures:
+            if size is None:
+                size = picture.shape
+                stream.height, stream.width = size[:2]
+            elif picture.shape != size:
+                raise ValueError(f"pictures of shapes {tuple(size)} and {tuple(picture.shape)} make no film; give one.")
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture.contiguous().numpy(), format="rgb24")))
-        if not count:
+        if size is None:
             raise ValueError(f"there are no pictures for {path.name}; give at least one.")
         container.mux(stream.encode())
 

@@ -91,6 +91,26 @@ def test_unreadable_films(tmp_path):
         read_film(tmp_path / "broken.mp4")
 
 
+def test_metadata_and_quality(tmp_path):
+    import av
+
+    pictures = list(to_bytes(torch.rand(3, 32, 48, 3)))
+    for name, crf in (("fine.mp4", 10), ("coarse.mp4", 45)):
+        write_pictures(tmp_path / name, pictures, 8, crf, {"workflow": '{"nodes": []}', "prompt": "{}"})
+    assert (tmp_path / "coarse.mp4").stat().st_size < (tmp_path / "fine.mp4").stat().st_size
+    with av.open(str(tmp_path / "fine.mp4")) as film:
+        assert film.metadata["workflow"] == '{"nodes": []}' and film.metadata["prompt"] == "{}"
+    with pytest.raises(ValueError, match="crf is 52"):
+        write_pictures(tmp_path / "film.mp4", pictures, 8, 52)
+
+
+def test_pictures_of_two_sizes_are_no_film(tmp_path):
+    pictures = [torch.zeros(8, 8, 3, dtype=torch.uint8), torch.zeros(8, 10, 3, dtype=torch.uint8)]
+    with pytest.raises(ValueError, match=r"\(8, 8, 3\) and \(8, 10, 3\)"):
+        write_pictures(tmp_path / "film.mp4", pictures)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_film_without_pictures_is_refused_and_leaves_nothing(tmp_path):
     with pytest.raises(ValueError, match="no pictures for"):
         write_pictures(tmp_path / "film.mp4", iter(()))
