@@ -22,6 +22,7 @@ class CogVideoX(Family):
 
     name = "CogVideoX 1.0"
     time_factor = 4
+    trained_frames = 13
     encoders = ("t5xxl",)
 
     def fits(self, network: Any) -> bool:

@@ -21,6 +21,7 @@ class Cosmos(Family):
 
     name = "Cosmos"
     time_factor = 8
+    trained_frames = 16
     encoders = ("t5xxl",)
 
     def fits(self, network: Any) -> bool:
@@ -63,6 +64,7 @@ class CosmosPredict2(Cosmos):
 
     name = "Cosmos Predict2"
     time_factor = 4
+    trained_frames = 24
 
     @staticmethod
     def _fits_block(block: Any) -> bool:

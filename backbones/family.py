@@ -95,6 +95,8 @@ class Family(ABC):
     Attributes:
         name: for messages and tables.
         time_factor: pixel frames per latent frame, the first one alone; 1 where each picture is a latent frame.
+        trained_frames: latent frames of the clips that most models of the family were trained on; ``native_frames`` asks
+            the model.
         frame_axis: of the latents: 2 in [B, C, T, h, w], 0 in [B * T, C, h, w].
         encoders: names under which ComfyUI's tokenizer returns the tokens that make the model's text sequence, most
             wanted first; empty for models without text.
@@ -104,6 +106,7 @@ class Family(ABC):
 
     name: str
     time_factor: int
+    trained_frames: int
     frame_axis: int = 2
     encoders: tuple[str, ...] = ()
     finds_sites: bool = True
@@ -131,6 +134,10 @@ class Family(ABC):
             options: ``transformer_options`` of this call only; changed in place.
             markers: ``BlockMarkers`` of the patched model.
         """
+
+    def native_frames(self, network: Any) -> int:
+        """How many latent frames the clips had that a model was trained on."""
+        return self.trained_frames
 
     def film_frames(self, network: Any, latents: Sequence[int], extras: Mapping[str, Any]) -> int:
         """How many of the latents' frames are of the film or lead it; frames that guide it may follow."""

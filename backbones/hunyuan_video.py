@@ -32,6 +32,7 @@ class HunyuanVideo(MarkedFamily):
 
     name = "HunyuanVideo"
     time_factor = 4
+    trained_frames = 33
     encoders = ("llama",)
 
     def fits(self, network: Any) -> bool:

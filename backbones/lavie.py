@@ -28,6 +28,7 @@ class LaVie(Family):
 
     name = "LaVie"
     time_factor = 1
+    trained_frames = 16
     encoders = ("t5", "l")
     finds_sites = False
 
@@ -36,6 +37,9 @@ class LaVie(Family):
 
     def block_names(self, network: LaVieUNet) -> list[str]:
         return [place.name for place in LaVieUNet._places(network.config)]
+
+    def native_frames(self, network: LaVieUNet) -> int:
+        return network.config.native_frames
 
     def grids(self, network: LaVieUNet, latents: Sequence[int], extras: Mapping[str, Any]) -> list[TokenGrid]:
         frames, height, width = latents[2:]

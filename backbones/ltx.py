@@ -20,6 +20,7 @@ class LTXVideo(MarkedFamily):
 
     name = "LTX-Video"
     time_factor = 8
+    trained_frames = 16
     encoders = ("t5xxl",)
     block_list = "transformer_blocks"
 

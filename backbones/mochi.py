@@ -19,6 +19,7 @@ class Mochi(MarkedFamily):
 
     name = "Mochi"
     time_factor = 6
+    trained_frames = 28
     encoders = ("t5xxl",)
 
     def fits(self, network: Any) -> bool:

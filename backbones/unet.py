@@ -84,6 +84,7 @@ class StableDiffusion(Family):
 
     name = "SD1.5 / SDXL"
     time_factor = 1
+    trained_frames = 16
     frame_axis = 0
     encoders = ("l", "g")
 
@@ -114,6 +115,8 @@ class StableVideoDiffusion(StableDiffusion):
     """Stable Video Diffusion: per-frame and temporal self-attention; its cross-attention sees a picture, no words."""
 
     name = "Stable Video Diffusion"
+    # Of the longer of its two versions (the other has 14), which cannot be told apart.
+    trained_frames = 25
     encoders = ()
 
     def fits(self, network: Any) -> bool:

@@ -18,12 +18,16 @@ import torch
 from .block_sites import ExpectedCall, MarkedFamily, SiteSequence
 from .family import BlockPlace, ModelCall, TokenGrid, children, has_parts, patched_grid
 
+# Latents of Wan 2.2's autoencoder, which its 5B model has.
+SMALL_CHANNELS = 48
+
 
 class Wan(MarkedFamily):
     """The Wan transformers whose blocks ComfyUI lets packs wrap."""
 
     name = "Wan 2.1 / 2.2"
     time_factor = 4
+    trained_frames = 21
     encoders = ("umt5xxl",)
 
     def fits(self, network: Any) -> bool:
@@ -49,6 +53,12 @@ class Wan(MarkedFamily):
             text -= 0 if picture is None else picture.shape[-2]
         cross = self.site(call, grid, "cross", place, video=video, text=slice(0, text))
         return SiteSequence([*expected, ExpectedCall(queries, text, cross)], call.found)
+
+    def native_frames(self, network: Any) -> int:
+        """As ``Family.native_frames``: of 81 pixel frames, of 121 for the 5B model, of 97 for HuMo."""
+        if network.out_dim == SMALL_CHANNELS:
+            return 31
+        return 25 if hasattr(network, "audio_proj") else self.trained_frames
 
     def leading_frames(self, network: Any, extras: Mapping[str, Any]) -> int:
         """As ``Family.leading_frames``: Animate's and VACE's reference pictures are frames of the latents."""

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+import logging
+from typing import Any, get_args
 
 from comfy_api.latest import io
 
-from .types import CATEGORY
+from ..attention_patches.free_long import OCTAVES, LargestLevel
+from ..attention_patches.free_long import FreeLong as FreeLongSettings
+from ..backbones.family import Family
+from .types import CATEGORY, display_range
+
+logger = logging.getLogger(__name__)
+
+FREE_LONG, FREE_LONG_BANDS = "FreeLong", "FreeLong++"
+MAX_FRAMES = 4096
+MAX_CUTOFF = 10.0
+MAX_NATIVE_LENGTHS = 64.0
 
 
 class FreeLong(io.ComfyNode):
@@ -15,12 +26,26 @@ class FreeLong(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
-            node_id="MGV_FreeLong", display_name="FreeLong", category=f"{CATEGORY}/video", inputs=[], outputs=[]
+            node_id="MGV_FreeLong",
+            display_name="FreeLong",
+            category=f"{CATEGORY}/video",
+            description=(
+                "Lets a model make clips longer than it was trained on. Attention over time sees the frames around "
+                "each frame, for detail and motion, and the whole clip, for one look from beginning to end; the low "
+                "frequencies come from the whole clip and the others from the window. Clips no longer than the window, "
+                "and strength 0, are bit by bit as without. Use it with FreeNoise of Video Noise."
+            ),
+            inputs=[_model_input(), *free_long_inputs()],
+            outputs=[_model_output()],
         )
 
     @classmethod
-    def execute(cls, **inputs: Any) -> io.NodeOutput:
-        raise NotImplementedError("this node is being written.")
+    def execute(cls, model: Any, **settings: Any) -> io.NodeOutput:
+        from ..backbones.long_clips import install_free_long
+        from ..backbones.registry import require_supported
+
+        family, network = require_supported(model)
+        return io.NodeOutput(install_free_long(model, checked_settings(family, network, **settings)))
 
 
 class FreeLongWindows(io.ComfyNode):
@@ -28,17 +53,216 @@ class FreeLongWindows(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
+        from comfy.context_windows import ContextFuseMethods, ContextSchedules
+
         return io.Schema(
             node_id="MGV_FreeLongWindows",
             display_name="FreeLong in Context Windows",
             category=f"{CATEGORY}/video",
-            inputs=[],
-            outputs=[],
+            description=(
+                "For clips of any length in the memory of a shorter one: sets ComfyUI's context windows, each some "
+                "native lengths long, and FreeLong inside of each. Fewer, longer windows than plain context windows "
+                "have, so the clip changes its look less often. Takes the place of context windows set before."
+            ),
+            inputs=[
+                _model_input(),
+                io.Float.Input(
+                    "context_length",
+                    default=2.0,
+                    min=1.0,
+                    max=MAX_NATIVE_LENGTHS,
+                    tooltip="Length of a context window in native lengths of the model. 1: plain context windows, "
+                    "where FreeLong has nothing to do; 2 to 4: what FreeLong holds together well. Longer takes more "
+                    "memory.",
+                    **display_range(0.25),
+                ),
+                io.Float.Input(
+                    "context_overlap",
+                    default=0.5,
+                    min=0.0,
+                    max=MAX_NATIVE_LENGTHS,
+                    tooltip="What neighbouring context windows share, in native lengths. 0: seams are seen; half a "
+                    "native length and more: smooth, but slower. Must be less than context_length.",
+                    **display_range(0.05),
+                ),
+                io.Combo.Input(
+                    "context_schedule",
+                    options=[
+                        ContextSchedules.STATIC_STANDARD,
+                        ContextSchedules.UNIFORM_STANDARD,
+                        ContextSchedules.UNIFORM_LOOPED,
+                        ContextSchedules.BATCHED,
+                    ],
+                    default=ContextSchedules.STATIC_STANDARD,
+                    tooltip="Where the windows lie, as in core's Context Windows. standard_static: the same in every "
+                    "step; standard_uniform: shifted from step to step; looped_uniform: also from the end to the "
+                    "beginning; batched: side by side, without overlap.",
+                ),
+                io.Combo.Input(
+                    "fuse_method",
+                    options=list(ContextFuseMethods.LIST_STATIC),
+                    default=ContextFuseMethods.PYRAMID,
+                    tooltip="How results are joined where windows overlap, as in core's Context Windows. pyramid: the "
+                    "middle of a window counts most; flat: all alike; overlap-linear: a cross-fade; relative: by the "
+                    "distance to the middle, for standard_static.",
+                ),
+                *free_long_inputs(),
+            ],
+            outputs=[_model_output()],
         )
 
     @classmethod
-    def execute(cls, **inputs: Any) -> io.NodeOutput:
-        raise NotImplementedError("this node is being written.")
+    def execute(
+        cls,
+        model: Any,
+        context_length: float,
+        context_overlap: float,
+        context_schedule: str,
+        fuse_method: str,
+        **settings: Any,
+    ) -> io.NodeOutput:
+        from ..backbones.long_clips import ContextWindows, install_context_windows, install_free_long
+        from ..backbones.registry import require_supported
+
+        family, network = require_supported(model)
+        checked = checked_settings(family, network, **settings)
+        windows = ContextWindows.in_native_lengths(
+            family.native_frames(network), context_length, context_overlap, context_schedule, fuse_method
+        )
+        return io.NodeOutput(install_context_windows(install_free_long(model, checked), family, windows))
+
+
+def _model_input() -> io.Input:
+    return io.Model.Input(
+        "model",
+        tooltip="A video model: Wan, LTX, HunyuanVideo, Mochi, Cosmos, CogVideoX, Stable Video Diffusion, SD1.5 or "
+        "SDXL with AnimateDiff, or one from Load Video Model.",
+    )
+
+
+def _model_output() -> io.Output:
+    return io.Model.Output(display_name="model", tooltip="The patched model, for any sampler.")
+
+
+def free_long_inputs() -> list[io.Input]:
+    """FreeLong's settings, as all nodes that have them show them."""
+    return [
+        io.Combo.Input(
+            "variant",
+            options=[FREE_LONG, FREE_LONG_BANDS],
+            default=FREE_LONG,
+            tooltip="FreeLong: one window and the whole clip. FreeLong++: windows of several lengths, each giving its "
+            "own band of frequencies; better motion, more work.",
+        ),
+        io.Int.Input(
+            "window",
+            default=0,
+            min=0,
+            max=MAX_FRAMES,
+            tooltip="Latent frames that each frame sees locally. 0: the model's own length (Wan 21, that is 81 frames; "
+            "HunyuanVideo 33, LTX 16, LaVie and AnimateDiff 16, Toybox 8). Clips up to this length are left alone. "
+            "Shorter: livelier, less detail over time.",
+        ),
+        io.Float.Input(
+            "strength",
+            default=1.0,
+            min=0.0,
+            max=1.0,
+            tooltip="0: the model is not patched at all; 1: FreeLong; between: a mix with plain attention.",
+            **display_range(0.01),
+        ),
+        io.Float.Input(
+            "end_percent",
+            default=0.5,
+            min=0.0,
+            max=1.0,
+            tooltip="Where in the schedule the whole clip stops giving the low frequencies; from there on each frame "
+            "sees its window alone. 0.5: the paper; 1: its code; 0: windows only.",
+            **display_range(0.01),
+        ),
+        io.Float.Input(
+            "temporal_cutoff",
+            default=0.25,
+            min=0.01,
+            max=MAX_CUTOFF,
+            tooltip="Which frequencies over time count as low, as a part of the highest. Higher: more of the whole "
+            "clip, steadier and less lively; lower: more of the window.",
+            **display_range(0.01),
+        ),
+        io.Float.Input(
+            "spatial_cutoff",
+            default=0.25,
+            min=0.01,
+            max=MAX_CUTOFF,
+            tooltip="The same over height and width. Higher: finer structures are held over the whole clip; lower: "
+            "only large ones.",
+            **display_range(0.01),
+        ),
+        io.Combo.Input(
+            "largest_level",
+            options=list(get_args(LargestLevel)),
+            default="local",
+            tooltip="U-Nets (LaVie, AnimateDiff, Stable Video Diffusion) at their finest grid. local: windows only, as "
+            "the paper's code; blend: as at the others. Transformers always blend.",
+        ),
+        io.String.Input(
+            "bands",
+            default=", ".join(str(scale) for scale in OCTAVES),
+            tooltip="FreeLong++ only: lengths of its windows in native lengths, ascending from 1. Those beyond the "
+            "first one that covers the clip are left out.",
+        ),
+        io.Int.Input(
+            "key_stride",
+            default=1,
+            min=1,
+            max=64,
+            tooltip="For the whole clip, every n-th frame is looked at. 1: all; 2: half the cost of that part, "
+            "slightly less consistent.",
+        ),
+        io.String.Input(
+            "blocks",
+            default="all",
+            tooltip="Which blocks of the model: all, or a comma list of patterns: mid,up or down.1.* in a U-Net, "
+            "block.1* in a transformer, double in HunyuanVideo.",
+        ),
+    ]
+
+
+def checked_settings(
+    family: Family, network: Any, *, variant: str, window: int, bands: str, blocks: str, **others: Any
+) -> FreeLongSettings:
+    """Make FreeLong's settings of the widgets' values.
+
+    Args:
+        family: of the model.
+        network: its diffusion model.
+        variant, window, bands, blocks: as in ``free_long_inputs``.
+        others: further values of ``FreeLong`` by name.
+
+    Raises:
+        ValueError: a value makes no sense, or a pattern fits no block.
+    """
+    from .guidance import check_blocks
+
+    check_blocks(blocks, family.block_names(network))
+    native = window or family.native_frames(network)
+    scales = parsed_bands(bands) if variant == FREE_LONG_BANDS else ()
+    settings = FreeLongSettings(window=native, bands=scales, blocks=blocks, **others)
+    pixel_frames = (native - 1) * family.time_factor + 1
+    logger.info("%s: windows of %d latent frames (%d frames of %s).", variant, native, pixel_frames, family.name)
+    return settings
+
+
+def parsed_bands(text: str) -> tuple[int, ...]:
+    """Read window lengths from a comma list.
+
+    Raises:
+        ValueError: an entry is no whole number, or there is none at all.
+    """
+    entries = [entry.strip() for entry in text.split(",") if entry.strip()]
+    if not entries or not all(entry.isascii() and entry.isdigit() for entry in entries):
+        raise ValueError(f"bands is {text!r}; write whole numbers that ascend from 1, such as 1, 2, 4.")
+    return tuple(int(entry) for entry in entries)
 
 
 NODES = [FreeLong, FreeLongWindows]
