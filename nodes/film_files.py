@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-from comfy_api.latest import io
+import folder_paths
+from comfy_api.input_impl import VideoFromFile
+from comfy_api.latest import io, ui
+from torch import Tensor
 
-from .types import CATEGORY
+from .types import CATEGORY, display_range
 
 
 class SaveLongVideo(io.ComfyNode):
@@ -18,13 +24,161 @@ class SaveLongVideo(io.ComfyNode):
             node_id="MGV_SaveLongVideo",
             display_name="Save Long Video",
             category=f"{CATEGORY}/video",
-            inputs=[],
-            outputs=[],
+            description=(
+                "Decodes latents a few frames at a time and writes each slice into an MP4 at once, so that a long film "
+                "is never in memory. Takes the place of VAE Decode, Create Video and Save Video."
+            ),
+            is_output_node=True,
+            inputs=[
+                io.Latent.Input(
+                    "samples",
+                    tooltip="The film's latents, of any length. Several films in a batch become a file each; of a VAE "
+                    "of pictures (AnimateDiff), a batch of latents is one film.",
+                ),
+                io.Vae.Input("vae", tooltip="The VAE of the model that made the latents."),
+                io.String.Input(
+                    "filename_prefix",
+                    default="video/long",
+                    tooltip="Folder and beginning of the file's name, inside of ComfyUI's output folder; a number "
+                    "follows. %width%, %height%, %year%, %month%, %day% and so on are filled in.",
+                ),
+                io.Float.Input(
+                    "fps",
+                    default=8.0,
+                    min=0.1,
+                    max=1000.0,
+                    tooltip="Frames per second: Toybox and LaVie 8, interpolated LaVie 24 to 32, Wan 16, LTX 24.",
+                    **display_range(0.01),
+                ),
+                io.Int.Input(
+                    "frames_per_part",
+                    default=16,
+                    min=1,
+                    max=4096,
+                    tooltip="Frames of the film that are decoded at once. Fewer take less memory; of VAEs that compress "
+                    "time, more are faster, since neighbouring slices share frames.",
+                ),
+                io.Int.Input(
+                    "overlap",
+                    default=8,
+                    min=0,
+                    max=1024,
+                    tooltip="Frames that two slices share, of VAEs that look across frames (Wan, LTX, Hunyuan, Stable "
+                    "Video Diffusion): the slices fade into each other. More hide seams better and cost time; VAEs of "
+                    "single pictures need none and take none.",
+                ),
+                io.Int.Input(
+                    "crf",
+                    default=14,
+                    min=0,
+                    max=51,
+                    tooltip="Constant rate factor of H.264: 0 is the largest file, 14 looks like the original, 23 is "
+                    "small, 51 the worst.",
+                ),
+            ],
+            outputs=[
+                io.Video.Output(
+                    display_name="video",
+                    is_output_list=True,
+                    tooltip="The written file, one for each film of the batch; it is read when something needs it.",
+                )
+            ],
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
         )
 
     @classmethod
-    def execute(cls, **inputs: Any) -> io.NodeOutput:
-        raise NotImplementedError("this node is being written.")
+    def execute(
+        cls,
+        samples: dict[str, Any],
+        vae: Any,
+        filename_prefix: str,
+        fps: float,
+        frames_per_part: int,
+        overlap: int,
+        crf: int,
+    ) -> io.NodeOutput:
+        from ..backbones.film_decoding import decode_parts, decoded_frames
+        from ..recipes.films import write_pictures
+        from .host import progress
+
+        films = films_of(samples["samples"], vae)
+        counts = [decoded_frames(vae, latents) for latents in films]
+        paths, subfolder = new_paths(filename_prefix, films[0], vae, len(films))
+        report, total = progress(sum(counts)), sum(counts)
+        done = 0
+        for path, latents, count in zip(paths, films, counts, strict=True):
+            parts = decode_parts(vae, latents, frames_per_part, overlap)
+            pictures = counted(parts, lambda frames, before=done: report(before + frames, total))
+            write_pictures(path, pictures, fps, crf, saved_metadata(cls.hidden))
+            done += count
+        entries = [ui.SavedResult(path.name, subfolder, io.FolderType.output) for path in paths]
+        return io.NodeOutput([VideoFromFile(str(path)) for path in paths], ui=ui.PreviewVideo(entries))
+
+
+def films_of(latents: Tensor, vae: Any) -> list[Tensor]:
+    """Split a batch of films; frames in the batch are one film.
+
+    Args:
+        latents: [B, C, T, h, w], or [T, C, h, w].
+        vae: ComfyUI's.
+
+    Raises:
+        ValueError: no VAE, latents of no film, or without a frame or pixel.
+    """
+    if vae is None:
+        raise ValueError("there is no VAE on the wire: the loaded file holds none; connect Load VAE.")
+    if latents.ndim not in (4, 5) or 0 in latents.shape:
+        raise ValueError(
+            f"latents have shape {tuple(latents.shape)}; connect those of a film, [batch, channels, frames, height, "
+            "width], or of pictures, [frames, channels, height, width]."
+        )
+    return list(latents.split(1)) if latents.ndim == 5 else [latents]
+
+
+def new_paths(prefix: str, latents: Tensor, vae: Any, count: int) -> tuple[list[Path], str]:
+    """Files that do not exist yet in ComfyUI's output folder, and their folder within it.
+
+    Args:
+        prefix: of the user, with ComfyUI's place holders.
+        latents: of a film; the size of its pictures can be a part of the name.
+        vae: ComfyUI's.
+        count: of the files.
+
+    Raises:
+        ValueError: no name. Names outside of the output folder are refused by the host.
+    """
+    if not prefix.strip(" ./\\"):
+        raise ValueError(f"filename_prefix is {prefix!r}; give a name, such as video/long.")
+    factor = vae.spacial_compression_decode()
+    height, width = (side * factor for side in latents.shape[-2:])
+    folder, name, number, subfolder, _ = folder_paths.get_save_image_path(
+        prefix, folder_paths.get_output_directory(), width, height
+    )
+    return [Path(folder) / f"{name}_{number + place:05}_.mp4" for place in range(count)], subfolder
+
+
+def counted(parts: Iterator[Tensor], report: Any) -> Iterator[Tensor]:
+    """The pictures of slices of frames one by one, as bytes; says after each slice how many there were so far."""
+    from ..recipes.films import to_bytes
+
+    done = 0
+    for part in parts:
+        for frame in part:
+            yield to_bytes(frame)
+        done += len(part)
+        # Not beside the next slice in memory.
+        del part, frame
+        report(done)
+
+
+def saved_metadata(hidden: Any) -> dict[str, str]:
+    """The graph, as ComfyUI keeps it in what it saves; nothing where the user does not want that."""
+    from comfy.cli_args import args
+
+    if args.disable_metadata or hidden is None:
+        return {}
+    values = {**(hidden.extra_pnginfo or {}), **({"prompt": hidden.prompt} if hidden.prompt is not None else {})}
+    return {name: json.dumps(value) for name, value in values.items()}
 
 
 NODES = [SaveLongVideo]

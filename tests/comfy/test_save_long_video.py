@@ -1,0 +1,216 @@
+"""Save Long Video: the film of VAE Decode, in a file, without ever being in memory."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mask_guided_video.recipes.films import read_film, to_bytes
+
+pytestmark = [pytest.mark.comfy, pytest.mark.usefixtures("as_in_a_node")]
+
+
+@pytest.fixture
+def output(tmp_path, monkeypatch):
+    import folder_paths
+
+    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def vae(native):
+    return native[2]
+
+
+def latents(frames=10, batch=1, height=4, width=6):
+    return torch.randn(batch, 4, frames, height, width, generator=torch.Generator().manual_seed(0))
+
+
+def save(samples, vae, **values):
+    from mask_guided_video.nodes.film_files import SaveLongVideo
+
+    settings = {"filename_prefix": "video/long", "fps": 8.0, "frames_per_part": 4, "overlap": 8, "crf": 1}
+    return SaveLongVideo.execute({"samples": samples}, vae, **{**settings, **values})
+
+
+def test_it_writes_what_vae_decode_gives(vae, output):
+    from nodes import VAEDecode
+
+    samples = latents()
+    answer = save(samples, vae)
+    (video,) = answer.args[0]
+    assert [path.relative_to(output).as_posix() for path in output.rglob("*.mp4")] == ["video/long_00001_.mp4"]
+    assert answer.ui.as_dict()["images"] == [{"filename": "long_00001_.mp4", "subfolder": "video", "type": "output"}]
+    assert video.get_dimensions() == (24, 16) and video.get_duration() == pytest.approx(10 / 8)
+    decoded = VAEDecode().decode(vae, {"samples": samples})[0]
+    written = read_film(Path(video.get_stream_source()))
+    # The file has a quarter of the colours' pixels.
+    assert written.shape == decoded.shape and (written.mean(-1) - decoded.mean(-1)).abs().mean() < 0.05
+    assert torch.equal(video.get_components().images, written)
+
+
+def test_pictures_are_those_of_vae_decode_to_the_bit(vae, output, monkeypatch):
+    from mask_guided_video.recipes import films
+    from nodes import VAEDecode
+
+    written = []
+    monkeypatch.setattr(films, "write_pictures", lambda path, pictures, *_: written.extend(pictures))
+    samples = latents(frames=7)
+    save(samples, vae, frames_per_part=3)
+    assert torch.equal(torch.stack(written), to_bytes(VAEDecode().decode(vae, {"samples": samples})[0]))
+
+
+def test_a_batch_is_a_file_for_each_film_and_numbers_go_on(vae, output):
+    assert len(save(latents(frames=2, batch=2), vae, filename_prefix="a").args[0]) == 2
+    save(latents(frames=1), vae, filename_prefix="a")
+    assert sorted(path.name for path in output.iterdir()) == ["a_00001_.mp4", "a_00002_.mp4", "a_00003_.mp4"]
+    assert len(read_film(output / "a_00003_.mp4")) == 1
+
+
+def test_frames_in_the_batch_are_one_film(vae, output):
+    """As AnimateDiff has them."""
+    (video,) = save(latents(frames=5)[0].transpose(0, 1), vae).args[0]
+    assert len(video.get_components().images) == 5
+
+
+def test_progress_counts_frames_of_all_films(vae, output, monkeypatch):
+    from mask_guided_video.nodes import host
+
+    seen = []
+    monkeypatch.setattr(host, "progress", lambda total: lambda done, of: seen.append((done, of)))
+    save(latents(frames=5, batch=2), vae)
+    assert seen == [(4, 10), (5, 10), (9, 10), (10, 10)]
+
+
+def test_cancel_leaves_no_file(vae, output, monkeypatch):
+    import comfy.model_management as management
+
+    from mask_guided_video.nodes import host
+
+    def cancel(done, of):
+        raise management.InterruptProcessingException
+
+    monkeypatch.setattr(host, "progress", lambda total: cancel)
+    with pytest.raises(management.InterruptProcessingException):
+        save(latents(), vae)
+    assert [path for path in output.rglob("*") if path.is_file()] == []
+
+
+def test_the_graph_is_in_the_file_unless_the_user_objects(vae, output, monkeypatch):
+    import av
+    from comfy.cli_args import args
+    from comfy_api.latest import io
+
+    from mask_guided_video.nodes.film_files import SaveLongVideo
+
+    graph = {"extra_pnginfo": {"workflow": {"nodes": [1]}}, "prompt": {"1": {"inputs": {}}}}
+    hidden = io.HiddenHolder.from_dict({getattr(io.Hidden, name): value for name, value in graph.items()})
+    monkeypatch.setattr(SaveLongVideo, "hidden", hidden)
+    for disabled in (False, True):
+        monkeypatch.setattr(args, "disable_metadata", disabled)
+        (video,) = save(latents(frames=1), vae).args[0]
+        with av.open(video.get_stream_source()) as film:
+            found = {name: json.loads(film.metadata[name]) for name in ("workflow", "prompt") if name in film.metadata}
+        assert found == ({} if disabled else {"workflow": {"nodes": [1]}, "prompt": {"1": {"inputs": {}}}})
+
+
+BROKEN = latents()
+BROKEN[0, 0, 3] = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("samples", "values", "message"),
+    [
+        (BROKEN, {}, "NaN"),
+        (torch.zeros(1, 4, 0, 4, 4), {}, r"\(1, 4, 0, 4, 4\)"),
+        (torch.zeros(4, 8, 8), {}, r"\(4, 8, 8\)"),
+        (torch.zeros(1, 16, 2, 4, 4), {}, "16 channels but this VAE decodes 4"),
+        (latents(), {"filename_prefix": " "}, "filename_prefix is ' '"),
+        (latents(), {"filename_prefix": "./"}, "filename_prefix is './'"),
+        (latents(), {"fps": 0.0}, "frames_per_second is 0"),
+        (latents(), {"frames_per_part": 0}, "frames_per_part is 0"),
+        (latents(), {"overlap": -1}, "overlap is -1"),
+        (latents(), {"crf": 99}, "crf is 99"),
+    ],
+)
+def test_bad_input_is_named_and_leaves_nothing(vae, output, samples, values, message):
+    with pytest.raises(ValueError, match=message):
+        save(samples, vae, **values)
+    assert [path for path in output.rglob("*") if path.is_file()] == []
+
+
+def test_a_missing_vae_is_named(output):
+    with pytest.raises(ValueError, match="no VAE"):
+        save(latents(), None)
+
+
+def test_files_stay_in_the_output_folder(vae, output):
+    with pytest.raises(Exception, match="outside the output folder"):
+        save(latents(frames=1), vae, filename_prefix="../elsewhere/film")
+    assert not (output.parent / "elsewhere").exists()
+
+
+MEASURE = """
+import resource, sys
+root, comfy, folder, way = sys.argv[1:]
+sys.argv = sys.argv[:1]
+sys.path[:0] = [root, comfy]
+import comfy.options
+import bootstrap
+bootstrap.import_package()
+import torch
+torch.set_num_threads(1)
+import comfy.cli_args
+comfy.cli_args.args.cpu = True
+import folder_paths
+folder_paths.output_directory = folder
+import mask_guided_video.nodes.film_files as film_files
+from mask_guided_video.recipes.films import write_film
+from comfy_api.input_impl import VideoFromFile
+from mask_guided_video.backbones.native_vae import FramewiseAutoencoder, _vae_class
+
+
+class Enlarge(torch.nn.Module):
+    def forward(self, latents):
+        return torch.nn.functional.interpolate(latents[:, :3], scale_factor=8)
+
+
+module = Enlarge()
+vae = _vae_class()(FramewiseAutoencoder(module, module, module), 8, 4, [torch.float32])
+samples = torch.zeros(1, 4, 96, 32, 40)
+
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+with torch.inference_mode():
+    film_files.SaveLongVideo.execute({"samples": samples[:, :, :4]}, vae, "first", 8.0, 4, 0, 14)
+    before = peak()
+    if way == "streamed":
+        film_files.SaveLongVideo.execute({"samples": samples}, vae, "film", 8.0, 4, 0, 14)
+    else:
+        from pathlib import Path
+        write_film(Path(folder) / "whole.mp4", vae.decode(samples)[0])
+sys.stdout.write(str(peak() - before))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not say how much memory a process had")
+@pytest.mark.slow
+def test_memory_is_that_of_a_slice(root, comfy_folder, tmp_path):
+    """96 frames of 256 x 320 pixels are 94 MB as floats."""
+    taken = {}
+    for way in ("whole", "streamed"):
+        command = [sys.executable, "-c", MEASURE, str(root), str(comfy_folder), str(tmp_path), way]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+        assert done.returncode == 0, done.stderr
+        taken[way] = int(done.stdout)
+    film = 96 * 256 * 320 * 3 * 4
+    assert taken["whole"] > film and taken["streamed"] < film / 4, taken
