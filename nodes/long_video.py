@@ -121,7 +121,8 @@ class FreeLongWindows(io.ComfyNode):
         fuse_method: str,
         **settings: Any,
     ) -> io.NodeOutput:
-        from ..backbones.long_clips import ContextWindows, install_context_windows, install_free_long
+        from ..backbones.host_windows import ContextWindows, install_context_windows
+        from ..backbones.long_clips import install_free_long
         from ..backbones.registry import require_supported
 
         family, network = require_supported(model)
@@ -129,7 +130,7 @@ class FreeLongWindows(io.ComfyNode):
         windows = ContextWindows.in_native_lengths(
             family.native_frames(network), context_length, context_overlap, context_schedule, fuse_method
         )
-        return io.NodeOutput(install_context_windows(install_free_long(model, checked), family, windows))
+        return io.NodeOutput(install_context_windows(install_free_long(model, checked), family.frame_axis, windows))
 
 
 def _model_input() -> io.Input:
