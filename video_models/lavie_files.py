@@ -1,21 +1,43 @@
-"""Reading LaVie-shaped U-Net files: which tensors, and which sizes they imply."""
+"""Reading files of LaVie's U-Nets: which stage, which tensors, and which sizes they imply.
+
+Works on what any reader of weight files returns; ``open_unet`` reads a file by itself.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .lavie_config import LaVieConfig
+from ..weight_files.reading import read_metadata, read_state
+from .lavie_config import LaVieConfig, Stage, UpscalerConfig, config_from_dict
 from .lavie_unet import LaVieUNet
+from .lavie_upscaler import UpscalerUNet
 
-# Every LaVie-shaped U-Net has it and no other model does.
-DETECTION_KEY = (
-    "down_blocks.0.attentions.0.transformer_blocks.0.attn_temp.time_rel_pos_bias.relative_attention_bias.weight"
-)
-PREFIXES = ("", "model.diffusion_model.", "diffusion_model.", "unet.")
+_FIRST_BLOCK = "down_blocks.0.attentions.0.transformer_blocks.0."
+# Base models have this table of relative positions and no other model does.
+DETECTION_KEY = f"{_FIRST_BLOCK}attn_temp.time_rel_pos_bias.relative_attention_bias.weight"
+# The interpolation model's attention over time has no positions.
+INTERPOLATION_KEY = f"{_FIRST_BLOCK}attn_temp.to_q.weight"
+UPSCALER_KEY = "down_temporal_blocks.0.resblocks_3d_t.conv1.weight"
+PREFIXES = ("", "model.diffusion_model.", "diffusion_model.", "unet.", "module.")
+
+STAGE_NAMES: dict[str, str] = {
+    "base": "base model",
+    "interpolation": "interpolation model",
+    "upscaling": "upscaler",
+}
+PUBLISHED_FILES: dict[str, str] = {
+    "base": "lavie_base.pt",
+    "interpolation": "lavie_interpolation.pt",
+    "upscaling": "lavie_vsr.pt",
+}
+# Clips that the models were trained on, which no tensor tells.
+NATIVE_FRAMES: dict[str, int] = {"base": 16, "interpolation": 61, "upscaling": 8}
 
 
 def unet_state(contents: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -31,56 +53,195 @@ def unet_state(contents: Mapping[str, Any]) -> dict[str, Tensor]:
         Tensors by the U-Net's own names.
 
     Raises:
-        ValueError: if this is no LaVie-shaped U-Net.
+        ValueError: if this is none of LaVie's U-Nets.
     """
     for key in ("ema", "state_dict", "model"):
         if isinstance(contents.get(key), Mapping):
             contents = contents[key]
             break
     for prefix in PREFIXES:
-        if prefix + DETECTION_KEY in contents:
+        if any(prefix + key in contents for key in (DETECTION_KEY, INTERPOLATION_KEY, UPSCALER_KEY)):
             return {
                 name[len(prefix) :]: value
                 for name, value in contents.items()
                 if name.startswith(prefix) and isinstance(value, Tensor) and not name.endswith("rotary_emb.freqs")
             }
     raise ValueError(
-        f"the file holds {len(contents)} entries but not {DETECTION_KEY}, so it is no LaVie-shaped U-Net; "
-        "choose lavie_base.pt or a file trained with this pack."
+        f"the file holds {len(contents)} entries but neither {DETECTION_KEY} nor {UPSCALER_KEY}, so it is none of "
+        f"LaVie's U-Nets; choose {', '.join(PUBLISHED_FILES.values())} or a file trained with this pack."
     )
 
 
-def infer_config(state: Mapping[str, Tensor], **overrides: Any) -> LaVieConfig:
-    """Sizes of the U-Net that a state dict belongs to.
+def stage_of(state: Mapping[str, Tensor]) -> Stage:
+    """Which of LaVie's three models a state dict belongs to.
 
-    What shapes cannot tell (how the prediction is meant, schedule, native length) takes LaVie's values unless given.
+    Args:
+        state: from :func:`unet_state`.
+
+    Raises:
+        ValueError: if it is none of them, though it has names in common with them.
+    """
+    if UPSCALER_KEY in state:
+        return "upscaling"
+    stage: Stage = "base" if DETECTION_KEY in state else "interpolation"
+    if "conv_in.weight" not in state or "conv_out.weight" not in state:
+        raise ValueError(
+            "the U-Net file lacks its first or last convolution (conv_in.weight, conv_out.weight); get the complete "
+            "file again."
+        )
+    taken, made = state["conv_in.weight"].shape[1], state["conv_out.weight"].shape[0]
+    wanted = made * (2 if stage == "interpolation" else 1)
+    if taken != wanted:
+        raise ValueError(
+            f"the U-Net has the names of LaVie's {STAGE_NAMES[stage]} but takes {taken} input channels where that takes "
+            f"{wanted}; it is a model derived from it that this pack does not know, so choose {PUBLISHED_FILES[stage]}."
+        )
+    return stage
+
+
+def require_stage(found: Stage, wanted: Stage, name: str) -> None:
+    """Make sure that a file is the model that is asked for.
+
+    Args:
+        found: from :func:`stage_of` or a config.
+        wanted: what the place needs.
+        name: of the file, for the error.
+
+    Raises:
+        ValueError: if they differ; names both.
+    """
+    if found != wanted:
+        raise ValueError(
+            f"{name} is LaVie's {STAGE_NAMES[found]}, but here the {STAGE_NAMES[wanted]} is wanted; choose "
+            f"{PUBLISHED_FILES[wanted]} or a file made from it."
+        )
+
+
+def infer_config(state: Mapping[str, Tensor], **overrides: Any) -> LaVieConfig | UpscalerConfig:
+    """Stage and sizes of the U-Net that a state dict belongs to.
+
+    What shapes cannot tell (how the prediction is meant, schedule, native length, groups of norms, heads of the
+    interpolation model) takes LaVie's values unless given.
 
     Args:
         state: from :func:`unet_state`.
         overrides: fields that win over what was found.
+
+    Raises:
+        ValueError: if it is none of LaVie's models, or tensors that tell the sizes are missing.
     """
+    stage = stage_of(state)
+    try:
+        values = _sizes(state, stage)
+    except KeyError as error:
+        raise ValueError(f"the U-Net file lacks tensor {error.args[0]}; get the complete file again.") from error
+    kind = UpscalerConfig if stage == "upscaling" else LaVieConfig
+    return kind(**{**values, "stage": stage, "native_frames": NATIVE_FRAMES[stage], **overrides})
+
+
+def _sizes(state: Mapping[str, Tensor], stage: Stage) -> dict[str, Any]:
     levels = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("down_blocks."))
     layers = 1 + max(int(name.split(".")[3]) for name in state if name.startswith("down_blocks.0.resnets."))
-    table = state[DETECTION_KEY]
-    first = "down_blocks.0.attentions.0.transformer_blocks.0."
+    attends = tuple(f"down_blocks.{level}.attentions.0.proj_in.weight" in state for level in range(levels))
+    # The middle block always attends.
+    block = "mid_block.attentions.0.transformer_blocks.0."
     values: dict[str, Any] = {
         "in_channels": state["conv_in.weight"].shape[1],
         "out_channels": state["conv_out.weight"].shape[0],
         "block_out_channels": tuple(
             state[f"down_blocks.{level}.resnets.0.conv1.weight"].shape[0] for level in range(levels)
         ),
-        "attention_levels": tuple(
-            f"down_blocks.{level}.attentions.0.proj_in.weight" in state for level in range(levels)
-        ),
+        "attention_levels": attends,
         "layers_per_block": layers,
-        "num_heads": table.shape[1],
-        "relative_buckets": table.shape[0],
-        "cross_attention_dim": state[f"{first}attn2.to_k.weight"].shape[1],
+        "cross_attention_dim": state[f"{block}attn2.to_k.weight"].shape[1],
     }
-    return LaVieConfig(**{**values, **overrides})
+    if stage == "upscaling":
+        values["noise_levels"] = state["class_embedding.weight"].shape[0]
+        values["only_cross_attention"] = tuple(_looks_at_text_only(state, level, attends) for level in range(levels))
+    if stage != "interpolation":
+        name = "attn_temporal" if stage == "upscaling" else "attn_temp"
+        table = state[f"{block}{name}.time_rel_pos_bias.relative_attention_bias.weight"]
+        values["relative_buckets"], values["num_heads"] = table.shape
+    return values
 
 
-def check_unet_state(state: Mapping[str, Tensor], config: LaVieConfig) -> None:
+def _looks_at_text_only(state: Mapping[str, Tensor], level: int, attends: tuple[bool, ...]) -> bool:
+    """Whether the first attention of a level's transformers takes its keys from the text; open without transformers."""
+    if not attends[level]:
+        return True
+    block = f"down_blocks.{level}.attentions.0.transformer_blocks.0."
+    keys, queries = state[f"{block}attn1.to_k.weight"], state[f"{block}attn1.to_q.weight"]
+    text = state[f"{block}attn2.to_k.weight"]
+    # Where text and tokens have as many channels, LaVie's own rule decides: all but the coarsest level.
+    if text.shape[1] == queries.shape[1]:
+        return level < len(attends) - 1
+    return keys.shape[1] == text.shape[1]
+
+
+def find_config(
+    state: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str] | None = None
+) -> LaVieConfig | UpscalerConfig:
+    """The config of a U-Net file: ``<name>.json`` beside it, else the header's key ``config``, else its shapes.
+
+    Args:
+        state: from :func:`unet_state`.
+        path: of the file.
+        metadata: the header of a safetensors file.
+
+    Raises:
+        ValueError: if the config cannot be read, or is another stage's than the tensors.
+    """
+    path = Path(path)
+    written = path.with_suffix(".json")
+    if written.is_file():
+        source, text = written.name, written.read_text(encoding="utf-8")
+    elif metadata and "config" in metadata:
+        source, text = f"the header of {path.name}", metadata["config"]
+    else:
+        return infer_config(state)
+    try:
+        config = config_from_dict(json.loads(text))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{source} holds no config of a U-Net ({error}); correct or delete it.") from error
+    found = stage_of(state)
+    if config.stage != found:
+        raise ValueError(
+            f"{source} describes LaVie's {STAGE_NAMES[config.stage]} but the tensors are the {STAGE_NAMES[found]}'s; "
+            "correct or delete it."
+        )
+    return config
+
+
+def open_unet(path: str | Path) -> tuple[dict[str, Tensor], LaVieConfig | UpscalerConfig]:
+    """Read the tensors and the config of a U-Net file and compare them.
+
+    Args:
+        path: ``lavie_base.pt`` or another file of LaVie's, in its original form or as safetensors.
+
+    Returns:
+        Tensors by the U-Net's own names, mapped to the file where its format allows, and sizes.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        RuntimeError: when it is empty, cut short, or no weight file at all.
+        ValueError: when it is none of LaVie's U-Nets, incomplete, or does not fit the config beside it.
+    """
+    path = Path(path)
+    try:
+        state = unet_state(read_state(path))
+        config = find_config(state, path, read_metadata(path))
+        check_unet_state(state, config)
+    except ValueError as error:
+        raise ValueError(f"{path.name}: {error}") from error
+    return state, config
+
+
+def make_unet(config: LaVieConfig | UpscalerConfig, **kwargs: Any) -> LaVieUNet | UpscalerUNet:
+    """Build the U-Net of a config; ``kwargs`` are those of both classes (operations, dtype, device ...)."""
+    return (UpscalerUNet if isinstance(config, UpscalerConfig) else LaVieUNet)(config, **kwargs)
+
+
+def check_unet_state(state: Mapping[str, Tensor], config: LaVieConfig | UpscalerConfig) -> None:
     """Compare the tensors of a file with those of a U-Net.
 
     Args:
@@ -91,7 +252,7 @@ def check_unet_state(state: Mapping[str, Tensor], config: LaVieConfig) -> None:
         ValueError: tensors are missing, unknown or of another shape.
     """
     with torch.device("meta"):
-        tensors = LaVieUNet(config).state_dict()
+        tensors = make_unet(config).state_dict()
     expected = {name: value.shape for name, value in tensors.items() if not name.endswith("rotary_emb.freqs")}
     missing, unknown = sorted(set(expected) - set(state)), sorted(set(state) - set(expected))
     if missing or unknown:

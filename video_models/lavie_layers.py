@@ -1,23 +1,38 @@
-"""Attention layers of the LaVie U-Net: self, cross and temporal, in LaVie's order.
+"""Attention layers of the LaVie U-Nets: self, cross and temporal, in LaVie's order.
 
 Tensors between layers are [B * T, C, H, W], frames inside the batch; names of submodules are those of
-``lavie_base.pt``. Source of the structure: Vchitect/LaVie, base/models/attention.py.
+``lavie_base.pt`` and ``lavie_interpolation.pt``. Source of the structure: Vchitect/LaVie, base/models/attention.py and
+interpolation/models/attention.py.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from ..attention_patches.attention import OVERRIDE_KEY
 from ..attention_patches.site import SITE_KEY, AttentionKind, AttentionSite, BatchRows
 from .lavie_config import LaVieConfig
 
 AttentionFunction = Callable[..., Tensor]
+
+# Temporal attention works on so many spatial cells at a time that its tensors take no more than this: at 128 frames
+# those of all cells would take several gigabytes.
+TEMPORAL_BYTES = 2**28
+
+
+class TemporalSizes(Protocol):
+    """What temporal attention reads of a model's config."""
+
+    num_heads: int
+    rotary_dim: int
+    relative_buckets: int
+    relative_max_distance: int
 
 
 @dataclass(frozen=True)
@@ -42,6 +57,41 @@ class ClipContext:
     progress: float
     sigma: float
     transformer_options: dict[str, Any]
+
+    @classmethod
+    def of(
+        cls, latents: Tensor, timesteps: Tensor, options: dict[str, Any] | None, train_timesteps: int
+    ) -> ClipContext:
+        """Read the caller's options for latents [B, C, T, H, W].
+
+        Args:
+            latents: of the call.
+            timesteps: [B], 0 .. train_timesteps - 1.
+            options: ComfyUI's ``transformer_options``; read here: ``cond_or_uncond``, ``sigmas``, ``context_window``
+                and ``clip_frames`` (of the whole clip, when the call sees a window of it).
+            train_timesteps: length of the noise schedule.
+        """
+        options = options or {}
+        frames = latents.shape[2]
+        window = options.get("context_window")
+        indices = tuple(window.index_list) if window is not None else tuple(range(frames))
+        sigmas = options.get("sigmas")
+        return cls(
+            batch=latents.shape[0],
+            frames=frames,
+            frame_indices=indices,
+            clip_frames=options.get("clip_frames")
+            or getattr(window, "total_frames", None)
+            or max(frames, max(indices) + 1),
+            chunks=tuple(options.get("cond_or_uncond", (0,))),
+            progress=1.0 - float(timesteps.flatten()[0]) / (train_timesteps - 1),
+            sigma=float(sigmas.flatten()[0]) if sigmas is not None else float("nan"),
+            transformer_options=options,
+        )
+
+    def options_without_site(self) -> dict[str, Any]:
+        """The caller's options for a call whose keys no site can describe; patches leave it alone."""
+        return {name: value for name, value in self.transformer_options.items() if name != SITE_KEY}
 
     def options_at(
         self, kind: AttentionKind, place: BlockPlace, height: int, width: int, text_length: int = 0
@@ -81,9 +131,6 @@ class BlockPlace:
     total: int
     level: int
 
-    def with_total(self, total: int) -> BlockPlace:
-        return replace(self, total=total)
-
 
 class Attention(nn.Module):
     """Multi-head attention with the projections of diffusers' naming.
@@ -118,6 +165,22 @@ class Attention(nn.Module):
         key, value = self.to_k(context), self.to_v(context)
         if repeats > 1:
             key, value = key.repeat_interleave(repeats, dim=0), value.repeat_interleave(repeats, dim=0)
+        out = self.attention_function(self.to_q(hidden), key, value, self.num_heads, transformer_options=options)
+        return self.to_out[0](out)
+
+
+class FirstFrameAttention(Attention):
+    """Self-attention of the interpolation model: each frame attends to the first frame and to the one before it."""
+
+    def forward(self, hidden: Tensor, frames: int, options: dict[str, Any]) -> Tensor:  # type: ignore[override]
+        """[B * T, L, C] to the same; the first frame stands before itself."""
+
+        def earlier(projected: Tensor) -> Tensor:
+            clip = projected.unflatten(0, (-1, frames))
+            first = clip[:, :1]
+            return torch.cat([first.expand_as(clip), torch.cat([first, clip[:, :-1]], dim=1)], dim=2).flatten(0, 1)
+
+        key, value = earlier(self.to_k(hidden)), earlier(self.to_v(hidden))
         out = self.attention_function(self.to_q(hidden), key, value, self.num_heads, transformer_options=options)
         return self.to_out[0](out)
 
@@ -175,28 +238,57 @@ class RelativePositionBias(nn.Module):
 
 
 class TemporalAttention(Attention):
-    """Attention of one spatial cell over time, with rotary and relative positions."""
+    """Attention of one spatial cell over time, with rotary and relative positions or, as in the interpolation model,
+    with none."""
 
     def __init__(
-        self, channels: int, config: LaVieConfig, operations: Any, attention_function: AttentionFunction, **factory: Any
+        self,
+        channels: int,
+        config: TemporalSizes,
+        operations: Any,
+        attention_function: AttentionFunction,
+        positions: bool = True,
+        **factory: Any,
     ) -> None:
         super().__init__(channels, channels, config.num_heads, operations, attention_function, **factory)
-        head_dim = channels // config.num_heads
-        self.time_rel_pos_bias = RelativePositionBias(
-            config.relative_buckets, config.relative_max_distance, config.num_heads, operations, **factory
-        )
-        self.rotary_emb = RotaryEmbedding(min(config.rotary_dim, head_dim), factory.get("device"))
+        self.time_rel_pos_bias, self.rotary_emb = None, None
+        if positions:
+            self.time_rel_pos_bias = RelativePositionBias(
+                config.relative_buckets, config.relative_max_distance, config.num_heads, operations, **factory
+            )
+            head_dim = channels // config.num_heads
+            self.rotary_emb = RotaryEmbedding(min(config.rotary_dim, head_dim), factory.get("device"))
 
     def forward(self, hidden: Tensor, options: dict[str, Any]) -> Tensor:  # type: ignore[override]
-        """Attend over T: [B * positions, T, C] to the same."""
-        batch, length, channels = hidden.shape
+        """Attend over T: [B * positions, T, C] to the same.
 
-        def heads(projected: Tensor) -> Tensor:
-            return projected.view(batch, length, self.num_heads, channels // self.num_heads).transpose(1, 2)
+        Where nothing overrides the attention function, cells are taken in turns within ``TEMPORAL_BYTES``; an override
+        may need all of them in one call.
+        """
+        bias = None
+        if self.time_rel_pos_bias is not None:
+            bias = self.time_rel_pos_bias(hidden.shape[1], hidden.device).to(hidden.dtype)
+        turn = self._cells_at_a_time(hidden)
+        if options.get(OVERRIDE_KEY) is not None or turn >= hidden.shape[0]:
+            return self._attend(hidden, bias, options)
+        out = torch.empty_like(hidden)
+        for begin in range(0, hidden.shape[0], turn):
+            out[begin : begin + turn] = self._attend(hidden[begin : begin + turn], bias, options)
+        return out
 
-        query, key = self.rotary_emb(heads(self.to_q(hidden))), self.rotary_emb(heads(self.to_k(hidden)))
-        value = heads(self.to_v(hidden))
-        bias = self.time_rel_pos_bias(length, hidden.device).to(query.dtype)
+    def _cells_at_a_time(self, hidden: Tensor) -> int:
+        """How many cells fit: queries, keys, values, result, rotary in float32, logits of attention that keeps them."""
+        length, channels = hidden.shape[1:]
+        size = hidden.element_size()
+        return max(1, TEMPORAL_BYTES // (length * channels * (6 * size + 8) + self.num_heads * length**2 * size))
+
+    def _attend(self, hidden: Tensor, bias: Tensor | None, options: dict[str, Any]) -> Tensor:
+        query, key, value = (
+            projection(hidden).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            for projection in (self.to_q, self.to_k, self.to_v)
+        )
+        if self.rotary_emb is not None:
+            query, key = self.rotary_emb(query), self.rotary_emb(key)
         out = self.attention_function(
             query, key, value, self.num_heads, mask=bias, skip_reshape=True, transformer_options=options
         )
@@ -234,19 +326,22 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Self, cross, temporal attention and feed-forward, in this order (the temporal one comes third)."""
+    """Self, cross and temporal attention and feed-forward, in this order; in the interpolation model time comes last."""
 
     def __init__(
         self, channels: int, config: LaVieConfig, operations: Any, attention_function: AttentionFunction, **factory: Any
     ) -> None:
         super().__init__()
-        self.attn1 = Attention(channels, channels, config.num_heads, operations, attention_function, **factory)
+        heads = config.num_heads
+        self.interpolates = config.stage == "interpolation"
+        self_attention = FirstFrameAttention if self.interpolates else Attention
+        self.attn1 = self_attention(channels, channels, heads, operations, attention_function, **factory)
         self.norm1 = operations.LayerNorm(channels, **factory)
-        self.attn2 = Attention(
-            channels, config.cross_attention_dim, config.num_heads, operations, attention_function, **factory
-        )
+        self.attn2 = Attention(channels, config.cross_attention_dim, heads, operations, attention_function, **factory)
         self.norm2 = operations.LayerNorm(channels, **factory)
-        self.attn_temp = TemporalAttention(channels, config, operations, attention_function, **factory)
+        self.attn_temp = TemporalAttention(
+            channels, config, operations, attention_function, positions=not self.interpolates, **factory
+        )
         self.norm_temp = operations.LayerNorm(channels, **factory)
         self.ff = FeedForward(channels, operations, **factory)
         self.norm3 = operations.LayerNorm(channels, **factory)
@@ -256,17 +351,25 @@ class TransformerBlock(nn.Module):
     ) -> Tensor:
         """[B * T, H * W, C] to the same; ``context`` is [B, S, C']."""
         normed = self.norm1(hidden)
-        hidden = hidden + self.attn1(normed, normed, 1, clip.options_at("self", place, height, width))
+        if self.interpolates:
+            hidden = hidden + self.attn1(normed, clip.frames, clip.options_without_site())
+        else:
+            hidden = hidden + self.attn1(normed, normed, 1, clip.options_at("self", place, height, width))
         options = clip.options_at("cross", place, height, width, context.shape[1])
         hidden = hidden + self.attn2(self.norm2(hidden), context, clip.frames, options)
-
-        cells, channels = hidden.shape[1:]
-        over_time = self.norm_temp(hidden).view(clip.batch, clip.frames, cells, channels).transpose(1, 2)
-        over_time = over_time.reshape(clip.batch * cells, clip.frames, channels)
-        moved = self.attn_temp(over_time, clip.options_at("temporal", place, height, width))
-        moved = moved.view(clip.batch, cells, clip.frames, channels).transpose(1, 2)
-        hidden = hidden + moved.reshape(hidden.shape)
+        options = clip.options_at("temporal", place, height, width)
+        if self.interpolates:
+            hidden = hidden + self.ff(self.norm3(hidden))
+            return hidden + over_time(self.attn_temp, self.norm_temp(hidden), clip, options)
+        hidden = hidden + over_time(self.attn_temp, self.norm_temp(hidden), clip, options)
         return hidden + self.ff(self.norm3(hidden))
+
+
+def over_time(attention: TemporalAttention, normed: Tensor, clip: ClipContext, options: dict[str, Any]) -> Tensor:
+    """Temporal attention of tokens [B * T, H * W, C] to the same."""
+    cells = normed.unflatten(0, (clip.batch, clip.frames)).transpose(1, 2)
+    moved = attention(cells.flatten(0, 1), options).unflatten(0, (clip.batch, -1))
+    return moved.transpose(1, 2).flatten(0, 1)
 
 
 class VideoTransformer(nn.Module):

@@ -44,5 +44,5 @@ def test_wrappers_and_prefixes_are_taken_off(full, wrap, prefix):
 
 
 def test_other_files_are_refused():
-    with pytest.raises(ValueError, match="holds 1 entries but not .* no LaVie-shaped U-Net"):
+    with pytest.raises(ValueError, match="holds 1 entries but neither .* none of LaVie"):
         unet_state({"conv_in.weight": torch.zeros(1)})

@@ -7,9 +7,10 @@ import torch
 
 from mask_guided_video.attention_patches.attention import OVERRIDE_KEY
 from mask_guided_video.attention_patches.site import SITE_KEY
+from mask_guided_video.video_models.lavie_blocks import joint_group_norm
 from mask_guided_video.video_models.lavie_config import LaVieConfig
 from mask_guided_video.video_models.lavie_layers import RelativePositionBias, RotaryEmbedding, TemporalAttention
-from mask_guided_video.video_models.lavie_unet import LaVieUNet, joint_group_norm
+from mask_guided_video.video_models.lavie_unet import LaVieUNet
 
 TINY = LaVieConfig(
     block_out_channels=(16, 32),

@@ -1,0 +1,181 @@
+"""LaVie's x4 upscaler: a Stable Diffusion upscaler U-Net that sees several frames, every size from a config.
+
+With the default config its state dict has the names and shapes of ``lavie_vsr.pt``. Beside what the base model has:
+convolutions over time before every transformer and after every level, a class embedding for the noise that was added to
+the small pictures, linear projections, and levels where both attentions of a frame look at the text. Source of the
+structure: Vchitect/LaVie, vsr/models and vsr/configs/unet_3d_config.json.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+from ..attention_patches.attention import attention
+from .lavie_blocks import Level, Resample, ResNetBlock, TimestepEmbedding, joint_group_norm, timestep_embedding
+from .lavie_config import UpscalerConfig
+from .lavie_layers import AttentionFunction, ClipContext, RotaryEmbedding
+from .lavie_upscaler_layers import TemporalModule, TransformerPlaces, UpscalerTransformer
+
+
+class UpscalerUNet(nn.Module):
+    """Denoiser of the latents of a large film, beside the small film.
+
+    Args:
+        config: all sizes.
+        operations: where layers come from: ``torch.nn``, or one of ComfyUI's ``comfy.ops`` classes.
+        attention_function: ``attention_patches.attention.attention`` or ComfyUI's ``optimized_attention``.
+        dtype, device: of the parameters.
+    """
+
+    def __init__(
+        self,
+        config: UpscalerConfig | None = None,
+        operations: Any = nn,
+        attention_function: AttentionFunction = attention,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = config = config or UpscalerConfig()
+        self.dtype = dtype or torch.float32
+        factory = {"dtype": dtype, "device": device}
+        widths = config.block_out_channels
+        time_channels, groups = 4 * widths[0], config.norm_num_groups
+        last = len(widths) - 1
+        places = iter(TransformerPlaces.of_model(config))
+
+        def resnet(channels: int, out_channels: int) -> ResNetBlock:
+            return ResNetBlock(channels, out_channels, time_channels, groups, operations, **factory)
+
+        def transformer(channels: int) -> UpscalerTransformer:
+            return UpscalerTransformer(channels, next(places), config, operations, attention_function, **factory)
+
+        def over_time(channels: int) -> TemporalModule:
+            return TemporalModule(channels, time_channels, groups, operations, **factory)
+
+        self.conv_in = operations.Conv2d(config.in_channels, widths[0], kernel_size=3, padding=1, **factory)
+        self.time_embedding = TimestepEmbedding(widths[0], operations, **factory)
+        self.class_embedding = operations.Embedding(config.noise_levels, time_channels, **factory)
+        # Computed anew at every use; the file has it here as well as in every attention over time.
+        self.temporal_rotary_emb = RotaryEmbedding(config.rotary_dim, device)
+
+        self.down_blocks, self.down_temporal_blocks = nn.ModuleList(), nn.ModuleList()
+        skips, channels = [widths[0]], widths[0]
+        for level, width in enumerate(widths):
+            resnets, attentions = [], []
+            for _ in range(config.layers_per_block):
+                resnets.append(resnet(channels, width))
+                channels = width
+                skips.append(width)
+                if config.attention_levels[level]:
+                    attentions.append(transformer(width))
+            resample = Resample(width, 2, operations, **factory) if level < last else None
+            if resample is not None:
+                skips.append(width)
+            self.down_blocks.append(Level(resnets, attentions, resample, up=False))
+            self.down_temporal_blocks.append(over_time(width))
+
+        self.mid_block = Level(
+            [resnet(channels, channels), resnet(channels, channels)], [transformer(channels)], None, up=False
+        )
+        self.mid_temporal_block = over_time(channels)
+
+        self.up_blocks, self.up_temporal_blocks = nn.ModuleList(), nn.ModuleList()
+        for level in reversed(range(len(widths))):
+            width = widths[level]
+            resnets, attentions = [], []
+            for _ in range(config.layers_per_block + 1):
+                resnets.append(resnet(channels + skips.pop(), width))
+                channels = width
+                if config.attention_levels[level]:
+                    attentions.append(transformer(width))
+            resample = Resample(width, 1, operations, **factory) if level > 0 else None
+            self.up_blocks.append(Level(resnets, attentions, resample, up=True))
+            self.up_temporal_blocks.append(over_time(width))
+
+        self.conv_norm_out = operations.GroupNorm(groups, widths[0], eps=1e-5, **factory)
+        self.conv_out = operations.Conv2d(widths[0], config.out_channels, kernel_size=3, padding=1, **factory)
+
+    def forward(
+        self,
+        x: Tensor,
+        timesteps: Tensor,
+        context: Tensor,
+        class_labels: Tensor | None = None,
+        transformer_options: dict[str, Any] | None = None,
+        **_: Any,
+    ) -> Tensor:
+        """Predict noise or velocity.
+
+        Args:
+            x: noisy latents and, after them, the noisy small pictures (-1..1) of the same height and width:
+                [B, C, T, H, W].
+            timesteps: [B], 0 .. num_train_timesteps - 1, fractions allowed.
+            context: text embedding [B, S, cross_attention_dim].
+            class_labels: [B] whole numbers, how noisy the small pictures are, 0 .. max_noise_level.
+            transformer_options: as ``LaVieUNet.forward``.
+
+        Returns:
+            [B, out_channels, T, H, W].
+
+        Raises:
+            ValueError: if x has not the axes or channels, or the noise levels are missing or out of range.
+        """
+        batch, frames, labels = self._check(x, class_labels)
+        clip = ClipContext.of(x, timesteps, transformer_options, self.config.num_train_timesteps)
+        embedding = timestep_embedding(timesteps, self.config.block_out_channels[0]).to(x.dtype)
+        time = self.time_embedding(embedding.expand(batch, -1))
+        time = time + self.class_embedding(labels).to(time.dtype).expand(batch, -1)
+        hidden = self.conv_in(x.transpose(1, 2).flatten(0, 1))
+
+        skips = [hidden]
+        for block, over_time in zip(self.down_blocks, self.down_temporal_blocks, strict=True):
+            for layer, resnet in enumerate(block.resnets):
+                hidden = resnet(hidden, time, frames)
+                if len(block.attentions):
+                    hidden = block.attentions[layer](hidden, context, clip)
+                skips.append(hidden)
+            for downsampler in block.downsamplers:
+                hidden = downsampler(hidden)
+                skips.append(hidden)
+            hidden = over_time(hidden, time, frames)
+
+        hidden = self.mid_block.resnets[0](hidden, time, frames)
+        hidden = self.mid_block.attentions[0](hidden, context, clip)
+        hidden = self.mid_block.resnets[1](hidden, time, frames)
+        hidden = self.mid_temporal_block(hidden, time, frames)
+
+        for block, over_time in zip(self.up_blocks, self.up_temporal_blocks, strict=True):
+            for layer, resnet in enumerate(block.resnets):
+                hidden = resnet(torch.cat([hidden, skips.pop()], dim=1), time, frames)
+                if len(block.attentions):
+                    hidden = block.attentions[layer](hidden, context, clip)
+            for upsampler in block.upsamplers:
+                hidden = upsampler(hidden, tuple(skips[-1].shape[-2:]))
+            hidden = over_time(hidden, time, frames)
+
+        hidden = self.conv_out(silu(joint_group_norm(self.conv_norm_out, hidden, frames)))
+        return hidden.unflatten(0, (batch, frames)).transpose(1, 2)
+
+    def _check(self, x: Tensor, class_labels: Tensor | None) -> tuple[int, int, Tensor]:
+        config = self.config
+        if x.ndim != 5 or x.shape[1] != config.in_channels:
+            raise ValueError(
+                f"the upscaler's input has shape {tuple(x.shape)}; it wants [B, {config.in_channels}, T, H, W]: "
+                f"{config.out_channels} channels of latents and, after them, the small pictures."
+            )
+        if class_labels is None:
+            raise ValueError(
+                "the upscaler was given no noise level (class_labels); give one per sample, the noise in the small "
+                f"pictures, 0 to {config.max_noise_level}."
+            )
+        low, high = (int(value) for value in class_labels.aminmax())
+        if low < 0 or high > config.max_noise_level:
+            raise ValueError(
+                f"the noise level is {low if low < 0 else high}; give a value from 0 to {config.max_noise_level}."
+            )
+        return x.shape[0], x.shape[2], class_labels.to(x.device, torch.long).flatten()
