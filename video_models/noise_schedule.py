@@ -5,15 +5,44 @@ ComfyUI calls this ``sqrt_linear``; its ``linear`` is Stable Diffusion's, whose 
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
-from .lavie_config import LaVieConfig
+
+class NoiseSchedule(Protocol):
+    """What a model's config says of its schedule."""
+
+    @property
+    def num_train_timesteps(self) -> int:
+        """Steps that it was trained on."""
+
+    @property
+    def beta_start(self) -> float:
+        """Of the first step."""
+
+    @property
+    def beta_end(self) -> float:
+        """Of the last step."""
+
+    @property
+    def prediction_type(self) -> str:
+        """``epsilon`` or ``v_prediction``."""
 
 
-def alphas_cumprod(config: LaVieConfig) -> Tensor:
+def alphas_cumprod(config: NoiseSchedule) -> Tensor:
     """Share of signal power left at each training step: float64 [num_train_timesteps]."""
     betas = torch.linspace(config.beta_start, config.beta_end, config.num_train_timesteps, dtype=torch.float64)
+    return torch.cumprod(1.0 - betas, dim=0)
+
+
+def square_root_alphas_cumprod(config: NoiseSchedule) -> Tensor:
+    """As ``alphas_cumprod`` where the betas' square roots are linear, as in Stable Diffusion: the small frames that an
+    upscaler is given are noised by it, whatever schedule its own latents have.
+    """
+    ends = config.beta_start**0.5, config.beta_end**0.5
+    betas = torch.linspace(*ends, config.num_train_timesteps, dtype=torch.float64) ** 2
     return torch.cumprod(1.0 - betas, dim=0)
 
 

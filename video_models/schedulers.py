@@ -8,16 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .lavie_config import LaVieConfig
-from .noise_schedule import alphas_cumprod
+from .noise_schedule import NoiseSchedule, alphas_cumprod
 
 SAMPLERS = ("ddim", "euler")
 
 
-def make_scheduler(sampler: str, config: LaVieConfig, steps: int) -> Any:
+def make_scheduler(sampler: str, config: NoiseSchedule, steps: int) -> Any:
     """A diffusers scheduler with its timesteps set: 1, 1 + 1000 // steps, ... from the highest down.
 
-    The last step ends in clean latents, as in ComfyUI; diffusers' own default for LaVie ends at alpha_bar[0].
+    The last step ends in clean latents, as in ComfyUI; diffusers' own default for LaVie ends at alpha_bar[0]. All
+    stages of LaVie are sampled so; its own interpolation takes 999 to 0 in equal steps, which differs by little.
 
     Raises:
         ValueError: an unknown sampler.
@@ -69,7 +69,7 @@ class NoiseLevels:
         return clean * alpha_bar**0.5 + noise * (1 - alpha_bar) ** 0.5
 
 
-def noise_levels(sampler: str, scheduler: Any, first: int, config: LaVieConfig) -> NoiseLevels:
+def noise_levels(sampler: str, scheduler: Any, first: int, config: NoiseSchedule) -> NoiseLevels:
     """The levels of a scheduler's steps from ``first`` on."""
     chosen = alphas_cumprod(config)[scheduler.timesteps[first:].long()]
     return NoiseLevels(torch.cat([chosen, torch.ones(1, dtype=chosen.dtype)]), scaled=sampler == "euler")
