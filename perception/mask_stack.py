@@ -200,8 +200,14 @@ def _is_hard(mask: Tensor) -> bool:
     return bool(((mask == 0) | (mask == 255)).all())
 
 
-def reserve(file: int, size: int, folder: str | Path) -> None:
+def reserve(file: int, size: int, folder: str | Path, what: str = "these masks") -> None:
     """Make an open file ``size`` bytes long, all of it on disk: a mapped page without room would end the process.
+
+    Args:
+        file: its descriptor.
+        size: in bytes.
+        folder: that it lies in.
+        what: shall lie in it, for the message.
 
     Raises:
         OSError: when the disk has too little room.
@@ -209,7 +215,7 @@ def reserve(file: int, size: int, folder: str | Path) -> None:
     room = shutil.disk_usage(folder).free
     if room < size:
         raise OSError(
-            f"{folder} has room for {room / 2**20:.0f} MiB and these masks take {size / 2**20:.0f} MiB; "
+            f"{folder} has room for {room / 2**20:.0f} MiB and {what} take {size / 2**20:.0f} MiB; "
             "free some, or choose another folder."
         )
     if hasattr(os, "posix_fallocate"):
