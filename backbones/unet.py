@@ -2,15 +2,14 @@
 
 Spatial self-attention and cross-attention see one frame each; Stable Video Diffusion also has temporal attention, one
 cell over all frames. Every attention call of a transformer block is announced by the host's own ``attn1_patch`` and
-``attn2_patch`` and its end by ``attn1_output_patch`` and ``attn2_output_patch``, so that calls in between (motion
-modules, adapters) are nobody's. Frames of AnimateDiff-Evolved's context windows come from ``ad_params``.
+``attn2_patch`` and its end by ``attn1_output_patch`` and ``attn2_output_patch``, so that calls in between (adapters) are
+nobody's. Motion modules are ``animatediff``'s. Frames of AnimateDiff-Evolved's context windows come from ``ad_params``.
 
 Source: Comfy-Org/ComfyUI, comfy/ldm/modules/attention.py and diffusionmodules/openaimodel.py.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,9 +18,10 @@ import torch
 from torch import Tensor
 
 from ..attention_patches.site import SITE_KEY, AttentionSite
+from .animatediff import LAYERS_KEY, MotionSites, note_still_film
 from .family import Family, ModelCall, TokenGrid, has_parts, places
-
-HostBlock = tuple[str, int]
+from .override_chain import STACKS_KEY
+from .unet_blocks import HostBlock, unet_blocks, unet_grid
 
 
 @dataclass(frozen=True)
@@ -50,27 +50,16 @@ class UNetTransformer:
 def unet_transformers(network: Any) -> list[UNetTransformer]:
     """All spatial transformers in the order of the forward pass."""
     found: list[UNetTransformer] = []
-    level = 0
-    for side, blocks in (("input", network.input_blocks), ("middle", [network.middle_block]), ("output", None)):
-        steps = 0
-        counts: dict[int, int] = {}
-        for index, block in enumerate(network.output_blocks if blocks is None else blocks):
-            changes = 0
-            for layer in block if block is not None else ():
-                name = type(layer).__name__
-                if side != "middle" and ("Downsample" in name or "Upsample" in name):
-                    changes = 1 if side == "input" else -1
-                if not has_parts(layer, "transformer_blocks", "proj_in"):
-                    continue
-                place = level if side == "input" else steps
-                name = "mid.0" if side == "middle" else f"{'down' if side == 'input' else 'up'}.{place}"
-                if side != "middle":
-                    name = f"{name}.{counts.setdefault(place, 0)}"
-                    counts[place] += 1
-                depth = len(layer.transformer_blocks)
-                found.append(UNetTransformer((side, index), name, level, depth, hasattr(layer, "time_stack")))
-            level += changes
-            steps += abs(changes)
+    counts: dict[str, int] = {}
+    for block in unet_blocks(network):
+        for layer in block.layers:
+            if not has_parts(layer, "transformer_blocks", "proj_in"):
+                continue
+            number = counts.setdefault(block.place, 0)
+            counts[block.place] += 1
+            depth = len(layer.transformer_blocks)
+            has_time = hasattr(layer, "time_stack")
+            found.append(UNetTransformer(block.host, f"{block.place}.{number}", block.level, depth, has_time))
     return found
 
 
@@ -109,6 +98,11 @@ class StableDiffusion(Family):
         for name in ("attn1_patch", "attn2_patch", "attn1_output_patch", "attn2_output_patch"):
             patches[name] = [*patches.get(name, []), getattr(sites, name)]
         options["patches"] = patches
+        stacks = options.get(STACKS_KEY, ())
+        motion = MotionSites(self, network, call, stacks)
+        patches[LAYERS_KEY] = motion.runners(patches.get(LAYERS_KEY, ()))
+        if not motion.found and not sites.has_time:
+            note_still_film(call, stacks)
 
 
 class StableVideoDiffusion(StableDiffusion):
@@ -125,21 +119,18 @@ class StableVideoDiffusion(StableDiffusion):
         return any(transformer.has_time for transformer in unet_transformers(network))
 
 
-def unet_grid(level: int, frames: int, height: int, width: int) -> TokenGrid:
-    """Grid of a level of a U-Net that halves its size, rounding up, from level to level."""
-    extent = (height / 2**level, width / 2**level)
-    for _ in range(level):
-        height, width = math.ceil(height / 2), math.ceil(width / 2)
-    return TokenGrid(level, frames, height, width, extent)
-
-
 class UNetSites:
-    """Finds the site of the attention call that is announced."""
+    """Finds the site of the attention call that is announced.
+
+    Attributes:
+        has_time: whether the transformers look over time.
+    """
 
     def __init__(self, family: StableDiffusion, network: Any, call: ModelCall) -> None:
         self._family = family
         self._call = call
         transformers = unet_transformers(network)
+        self.has_time = any(transformer.has_time for transformer in transformers)
         self._by_block = {transformer.host: transformer for transformer in transformers}
         self._places = {place.name: place for place in places(transformer_block_names(transformers))}
         # Lengths and site of the call that is announced, and in which block we are how often.
