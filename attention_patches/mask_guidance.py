@@ -240,7 +240,7 @@ class MaskGuidancePatch:
         text = None if site.text is None else (site.text.start, site.text.stop)
         key = (
             *(site.kind, site.grid, site.extent, site.frames, site.clip_frames, site.time_factor),
-            *(site.video.start, site.video.stop, text, site.rows, site.query_frames),
+            *(site.video.start, site.video.stop, text, site.text_part, site.rows, site.query_frames),
             None if site.key_video is None else (site.key_video.start, site.key_video.stop),
             *(lengths, q.shape[3], q.dtype, q.device, attend.last),
         )
@@ -269,7 +269,7 @@ class MaskGuidancePatch:
                 for index, chunk in enumerate(chunks)
                 if chunk == CONDITIONAL and self.text_spans.holds_for(prompts, index)
             ]
-            spans = self.text_spans.repeated(text_length(site, lengths[1])) if worded else None
+            spans = self.text_spans.in_part(text_length(site, lengths[1]), site.text_part) if worded else None
         shares = [(tuple(worded), spans)]
         if site.kind != "cross" and guide.mode != "cross_text":
             shares.append((tuple(index for index in guided if index not in worded), None))

@@ -69,6 +69,8 @@ class AttentionSite:
         query_frames: index in the whole clip of the frames whose video tokens are queries, where a patch lets some
             frames meet others; ``grid`` and ``frames`` then count those of the keys. None where they are the same.
         key_video: slice of the key sequence that holds video tokens; None where it is ``video``.
+        text_part: where a patch lets frames meet a part of the text only: the number of its first token in the whole
+            text, and how many tokens the whole text has; ``text`` then is that part. None where the text is whole.
     """
 
     kind: AttentionKind
@@ -88,6 +90,7 @@ class AttentionSite:
     time_factor: int | None = None
     query_frames: tuple[int, ...] | None = None
     key_video: slice | None = None
+    text_part: tuple[int, int] | None = None
 
 
 # Called with the lengths of the query and the key sequence of each attention call, in the order in which a model makes

@@ -88,6 +88,24 @@ class TextSpans:
                 )
         return spans
 
+    def in_part(self, key_length: int, part: tuple[int, int] | None) -> tuple[tuple[int, ...], ...]:
+        """Return the positions for a call that sees a part of the text.
+
+        Args:
+            key_length: number of text keys in the attention call.
+            part: as ``AttentionSite.text_part``; None as ``repeated``.
+
+        Raises:
+            ValueError: a position does not exist in the whole text.
+        """
+        if part is None:
+            return self.repeated(key_length)
+        first, whole = part
+        return tuple(
+            tuple(position - first for position in positions if first <= position < first + key_length)
+            for positions in self.repeated(whole)
+        )
+
 
 @dataclass(frozen=True)
 class Word:

@@ -24,6 +24,7 @@ class CogVideoX(Family):
     time_factor = 4
     trained_frames = 13
     encoders = ("t5xxl",)
+    joint_text = True
 
     def fits(self, network: Any) -> bool:
         blocks = children(network, "blocks")

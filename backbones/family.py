@@ -102,6 +102,7 @@ class Family(ABC):
             wanted first; empty for models without text.
         finds_sites: whether sites are found by ``prepare``; models of our own make them themselves.
         block_list: name of the list of blocks in the network.
+        joint_text: whether text and film attend to each other in one sequence; else cross-attention reads the text.
     """
 
     name: str
@@ -111,6 +112,7 @@ class Family(ABC):
     encoders: tuple[str, ...] = ()
     finds_sites: bool = True
     block_list: str = "blocks"
+    joint_text: bool = False
 
     @abstractmethod
     def fits(self, network: Any) -> bool:

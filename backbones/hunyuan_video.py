@@ -34,6 +34,7 @@ class HunyuanVideo(MarkedFamily):
     time_factor = 4
     trained_frames = 33
     encoders = ("llama",)
+    joint_text = True
 
     def fits(self, network: Any) -> bool:
         if not children(network, "double_blocks") or not has_parts(network, "txt_in", "img_in"):

@@ -21,6 +21,7 @@ class Mochi(MarkedFamily):
     time_factor = 6
     trained_frames = 28
     encoders = ("t5xxl",)
+    joint_text = True
 
     def fits(self, network: Any) -> bool:
         blocks = children(network, "blocks")

@@ -1,0 +1,340 @@
+"""Several prompts one after the other in one film: each frame meets the words of its own prompt.
+
+The prompts' text sequences stand one behind the other in the text that the model is given. At cross-attention each
+frame attends to the part of its prompt only, so that it is conditioned exactly as by that prompt alone; where one prompt
+fades into the next, the results of both are mixed.
+
+Source of the idea: FreeNoise (arXiv 2310.15169), which injects prompts by frames; the mixing of results is ours.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .mask_guidance import check_site
+from .regions import latent_frame_groups
+from .rows import RowSet, bias_part, empty_result
+from .site import CONDITIONAL, AttentionSite
+from .stack import Attend
+
+# Plans that a patch keeps: grids of a model times its context windows; all are dropped when there are more.
+MAX_PLANS = 64
+
+
+@dataclass(frozen=True)
+class PromptSchedule:
+    """Which prompt holds in which frames.
+
+    Attributes:
+        starts: the frame of the film (pixel frames, from 0) with which each prompt begins, ascending from 0.
+        lengths: tokens of each prompt in the joined text sequence, in the same order.
+        overlap: frames over which a prompt fades into the next one, half of them before its start and half after; 0
+            changes at once.
+        prompts: names of the joined text, as in ``BatchRows.prompts``; None is every conditional one.
+
+    Raises:
+        ValueError: the numbers of starts and lengths differ, or a value is out of its range.
+    """
+
+    starts: tuple[int, ...]
+    lengths: tuple[int, ...]
+    overlap: int = 0
+    prompts: frozenset[str] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "starts", tuple(self.starts))
+        object.__setattr__(self, "lengths", tuple(self.lengths))
+        if not self.starts or len(self.starts) != len(self.lengths):
+            raise ValueError(f"{len(self.starts)} starts for {len(self.lengths)} texts; give one start per prompt.")
+        check_starts(self.starts)
+        if min(self.lengths) < 1:
+            raise ValueError(f"a prompt has {min(self.lengths)} tokens; every text sequence has at least one.")
+        if self.overlap < 0:
+            raise ValueError(f"overlap is {self.overlap}; give the frames of a fade, 0 or more.")
+
+    @property
+    def total(self) -> int:
+        """Tokens of the joined text sequence."""
+        return sum(self.lengths)
+
+    def span(self, prompt: int) -> slice:
+        """Where a prompt stands in the joined text sequence."""
+        first = sum(self.lengths[:prompt])
+        return slice(first, first + self.lengths[prompt])
+
+    def weights(self, clip_frames: int, time_factor: int | None = None) -> Tensor:
+        """How much of each prompt each frame gets.
+
+        Args:
+            clip_frames: (latent) frames of the whole clip.
+            time_factor: see ``AttentionSite``. A latent frame has the mean of the frames that it stands for.
+
+        Returns:
+            float64 [clip_frames, prompts] in 0..1 that add up to 1 in every frame.
+
+        Raises:
+            ValueError: a prompt begins after the end of the film.
+        """
+        factor = time_factor or 1
+        film_frames = factor * (clip_frames - 1) + 1
+        if self.starts[-1] >= film_frames:
+            raise ValueError(
+                f"a prompt begins at frame {self.starts[-1]} but the film has {film_frames} frames, 0 to "
+                f"{film_frames - 1}; make the film longer, or let the prompt begin earlier."
+            )
+        weights = frame_weights(self.starts, self.overlap, film_frames)
+        groups = latent_frame_groups(film_frames, clip_frames, factor)
+        return torch.stack([weights[group.start : group.stop].mean(dim=0) for group in groups])
+
+
+def check_starts(starts: Sequence[int]) -> None:
+    """Check the frames with which prompts begin.
+
+    Raises:
+        ValueError: the first is not 0, or they do not ascend.
+    """
+    if starts[0] != 0:
+        raise ValueError(f"the first prompt begins at frame {starts[0]}; let it begin at 0.")
+    for before, after in itertools.pairwise(starts):
+        if after <= before:
+            raise ValueError(f"a prompt that begins at frame {after} follows one of frame {before}; let them ascend.")
+
+
+def frame_weights(starts: Sequence[int], overlap: int, frames: int) -> Tensor:
+    """How much of each prompt each frame of a film gets, before anything is said of latent frames.
+
+    The fade to a prompt rises linearly from 0 to 1 between ``start - overlap / 2`` and ``start + overlap / 2`` and is
+    read in the middle of each frame. Fades that are longer than a prompt lasts pass into each other.
+
+    Returns:
+        float64 [frames, prompts].
+    """
+    middle = torch.arange(frames, dtype=torch.float64)[:, None] + 0.5
+    borders = torch.tensor(starts[1:], dtype=torch.float64)
+    risen = ((middle - borders) / overlap + 0.5).clamp(0.0, 1.0) if overlap else (middle > borders).double()
+    first, last = torch.ones_like(middle), torch.zeros_like(middle)
+    return torch.cat((first, risen), dim=1) - torch.cat((risen, last), dim=1)
+
+
+@dataclass(frozen=True, eq=False)
+class PromptPart:
+    """The frames of a call that one prompt holds for.
+
+    Attributes:
+        prompt: its number.
+        frames: their places in the call.
+        index: the same, as a slice where they are neighbours.
+        weights: [n] float32, how much of the prompt each of them gets.
+        mean: of the weights over all frames of the call: for tokens that are of no frame.
+    """
+
+    prompt: int
+    frames: tuple[int, ...]
+    index: slice | Tensor
+    weights: Tensor
+    mean: float
+
+
+class PromptSchedulePatch:
+    """A prompt schedule as an attention patch; plans are made once per kind of call and stay until ``release``."""
+
+    def __init__(self, schedule: PromptSchedule) -> None:
+        self.schedule = schedule
+        self._plans: dict[tuple[Any, ...], tuple[PromptPart, ...]] = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PromptSchedulePatch:
+        return self
+
+    def release(self) -> None:
+        """Drop all weights, on devices too."""
+        self._plans = {}
+
+    def check_clip(self, clip_frames: int, height: int, width: int, time_factor: int | None = None) -> None:
+        """Compare the schedule with the clip that is about to be sampled; arguments as for a guide of masks.
+
+        Raises:
+            ValueError: a prompt begins after the end of the film.
+        """
+        self.schedule.weights(clip_frames, time_factor)
+
+    def check_text(self, prompts: Mapping[str, int]) -> None:
+        """Compare the schedule with the prompts that are about to be sampled.
+
+        Args:
+            prompts: for each positive prompt, by its name, how many tokens its text has.
+
+        Raises:
+            ValueError: the joined text is not among them.
+        """
+        count, names = len(self.schedule.starts), self.schedule.prompts
+        if count > 1 and prompts and names is not None and not names & set(prompts):
+            raise ValueError(
+                f"the model has a schedule of {count} prompts, but their joined text is not among the "
+                "positive prompts that are sampled; connect the conditioning of Prompt Schedule to the sampler, or the "
+                "model from before that node."
+            )
+
+    def acts_at(self, site: AttentionSite) -> bool:
+        """Say whether a call is changed: cross-attention of the joined text, with more than one prompt in it."""
+        if site.kind != "cross" or site.rows.folded == "positions" or len(self.schedule.starts) == 1:
+            return False
+        return any(self._holds_for(site, chunk) for chunk in range(len(site.rows.chunks)))
+
+    def _holds_for(self, site: AttentionSite, chunk: int) -> bool:
+        rows, names = site.rows, self.schedule.prompts
+        return rows.chunks[chunk] == CONDITIONAL and (names is None or not rows.prompts or rows.prompts[chunk] in names)
+
+    def __call__(self, attend: Attend, q: Tensor, k: Tensor, v: Tensor, site: AttentionSite) -> Tensor:
+        """Let each frame meet its prompt; tensors [B, heads, L, d].
+
+        Raises:
+            ValueError: the text is not the joined one, a prompt begins after the end of the film, or the tensors do not
+                have the sizes that the site says.
+        """
+        if not self.acts_at(site):
+            return attend(q, k, v, site)
+        if k.shape[2] % self.schedule.total:
+            raise ValueError(
+                f"the prompt schedule is of {self.schedule.total} text tokens but the model sees {k.shape[2]}; sample "
+                "with the joined text of this very schedule."
+            )
+        check_site(q, site)
+        out = empty_result(q, v)
+        group = site.rows.samples * site.rows.folded_size
+        for chunk in range(len(site.rows.chunks)):
+            rows = slice(chunk * group, (chunk + 1) * group)
+            part = attend.with_bias(bias_part(attend.bias, rows))
+            of_chunk = chunk_site(site, chunk)
+            if self._holds_for(site, chunk):
+                self._write(part, q[rows], k[rows], v[rows], of_chunk, out[rows])
+            else:
+                out[rows] = part(q[rows], k[rows], v[rows], of_chunk)
+        return out
+
+    def _write(self, attend: Attend, q: Tensor, k: Tensor, v: Tensor, site: AttentionSite, out: Tensor) -> None:
+        """Write the attention of one chunk's rows into ``out`` [rows, heads, Lq, dv]."""
+        out.zero_()
+        for part in self._parts(site, q.device):
+            span = self.schedule.span(part.prompt)
+            keys, values = (_rows_of(tensor, site, part.index)[:, :, span] for tensor in (k, v))
+            bias = _bias_of(attend.bias, site, part.index, span)
+            place = part_site(site, part.frames, (span.start, self.schedule.total), span.stop - span.start)
+            result = attend.with_bias(bias)(_queries_of(q, site, part.index), keys, values, place)
+            _add(out, result, site, part)
+
+    def _parts(self, site: AttentionSite, device: Any) -> tuple[PromptPart, ...]:
+        key = (site.frames, site.clip_frames, site.time_factor, device)
+        parts = self._plans.get(key)
+        if parts is None:
+            if len(self._plans) >= MAX_PLANS:
+                self._plans = {}
+            parts = self._plans[key] = tuple(prompt_parts(self.schedule, site, device))
+        return parts
+
+
+def prompt_parts(schedule: PromptSchedule, site: AttentionSite, device: Any) -> Iterator[PromptPart]:
+    """Say for each prompt which frames of a call it holds for; prompts of other frames are left out."""
+    clip = schedule.weights(site.clip_frames, site.time_factor)
+    weights = clip[list(site.frames)]
+    for prompt, column in enumerate(weights.T):
+        frames = tuple(int(place) for place in column.nonzero())
+        if frames:
+            rows = RowSet.of(frames, device)
+            chosen = column[list(frames)].to(device, torch.float32)
+            yield PromptPart(prompt, frames, rows.part(0, len(rows)), chosen, float(column.mean()))
+
+
+def chunk_site(site: AttentionSite, chunk: int) -> AttentionSite:
+    """Describe the rows of one chunk of a call."""
+    rows = site.rows
+    return replace(
+        site, rows=replace(rows, chunks=(rows.chunks[chunk],), prompts=rows.prompts[chunk : chunk + 1] or rows.prompts)
+    )
+
+
+def part_site(site: AttentionSite, frames: Sequence[int], text_part: tuple[int, int], length: int) -> AttentionSite:
+    """Describe a cross-attention in which some frames of a call meet a part of its text.
+
+    Args:
+        site: of the call, its rows folded by ``frames`` or not at all.
+        frames: their places in the call.
+        text_part: see ``AttentionSite``.
+        length: tokens of that part.
+    """
+    grid, video, rows = (len(frames), *site.grid[1:]), site.video, site.rows
+    if rows.folded == "frames":
+        rows = replace(rows, folded_size=len(frames))
+    else:
+        video = slice(video.start, video.start + grid[0] * grid[1] * grid[2])
+    return replace(
+        site,
+        grid=grid,
+        frames=tuple(site.frames[place] for place in frames),
+        video=video,
+        rows=rows,
+        text=slice(0, length),
+        text_part=text_part,
+    )
+
+
+def _rows_of(tensor: Tensor, site: AttentionSite, index: slice | Tensor) -> Tensor:
+    """Rows of some frames; all rows where frames are not folded. Views where frames are neighbours in one sample."""
+    if site.rows.folded != "frames":
+        return tensor
+    return tensor.unflatten(0, (-1, site.grid[0]))[:, index].flatten(0, 1)
+
+
+def _queries_of(tensor: Tensor, site: AttentionSite, index: slice | Tensor) -> Tensor:
+    """Queries of some frames, and those of no frame; [rows, heads, Lq, n] in and out."""
+    if site.rows.folded == "frames":
+        return _rows_of(tensor, site, index)
+    begin, end, _ = site.video.indices(tensor.shape[2])
+    video = tensor[:, :, begin:end].unflatten(2, (site.grid[0], -1))[:, :, index].flatten(2, 3)
+    if begin == 0 and end == tensor.shape[2]:
+        return video
+    return torch.cat((tensor[:, :, :begin], video, tensor[:, :, end:]), dim=2)
+
+
+def _bias_of(bias: Tensor | None, site: AttentionSite, index: slice | Tensor, span: slice) -> Tensor | None:
+    """The part of a bias [B or 1, heads or 1, Lq or 1, Lk or 1] for some frames and the text tokens of a span."""
+    if bias is None:
+        return None
+    if bias.shape[0] > 1:
+        bias = _rows_of(bias, site, index)
+    if bias.shape[2] > 1:
+        bias = bias if site.rows.folded == "frames" else _queries_of(bias, site, index)
+    return bias if bias.shape[3] == 1 else bias[:, :, :, span]
+
+
+def _add(out: Tensor, result: Tensor, site: AttentionSite, part: PromptPart) -> None:
+    """Add the weighted result for some frames (and for what is of no frame) to [rows, heads, Lq, dv]."""
+    weights, count = part.weights.to(out.dtype), len(part.frames)
+    if site.rows.folded == "frames":
+        out.unflatten(0, (-1, site.grid[0]))[:, part.index] += (
+            result.unflatten(0, (-1, count)) * weights[:, None, None, None]
+        )
+        return
+    begin, end, _ = site.video.indices(out.shape[2])
+    stop = begin + result.shape[2] - (out.shape[2] - (end - begin))
+    video = result[:, :, begin:stop].unflatten(2, (count, -1)) * weights[:, None, None]
+    out[:, :, begin:end].unflatten(2, (site.grid[0], -1))[:, :, part.index] += video
+    out[:, :, :begin] += result[:, :, :begin] * part.mean
+    out[:, :, end:] += result[:, :, stop:] * part.mean
+
+
+def prompt_schedule_patch(schedule: PromptSchedule) -> PromptSchedulePatch:
+    """Make the patch for a ``PatchStack``.
+
+    Args:
+        schedule: of the joined text that is sampled as the positive prompt.
+
+    Returns:
+        The patch. With a single prompt every call goes through to the bit, and so do rows of other prompts.
+    """
+    return PromptSchedulePatch(schedule)
