@@ -132,6 +132,8 @@ class Interpolator(Protocol):
     ) -> Iterator[Tensor]:
         """A film [T, H, W, 3] of at least two frames with those in between, a few frames [n, H, W, 3] at a time.
 
+        It is sampled when this returns, and decoded as the frames are taken.
+
         Raises:
             ValueError: a film or settings that the model cannot work on.
         """
@@ -160,6 +162,8 @@ class Upscaler(Protocol):
         callback: SampleCallback | None = None,
     ) -> Iterator[Tensor]:
         """A film [T, H, W, 3] enlarged, a few frames [n, H * factor, W * factor, 3] at a time.
+
+        It is sampled when this returns, and decoded as the frames are taken.
 
         Raises:
             ValueError: a film or settings that the model cannot work on.
