@@ -198,7 +198,7 @@ def load_perception(folder: Path | None) -> tuple[Any, Any]:
 def fingerprint(model: Any) -> str:
     """SHA-256 of the U-Net's and the VAE's weights, so that figures of other weights are not mixed in."""
     digest = hashlib.sha256()
-    for part in (model.unet, model.frames.vae):
+    for part in (model.unet, model.coder.vae):
         for value in part.state_dict().values():
             digest.update(value.contiguous().numpy().tobytes())
     return digest.hexdigest()

@@ -72,5 +72,21 @@ class FrameCoder:
             yield (pictures / 2 + 0.5).clamp(0, 1).movedim(1, -1)
 
 
+def check_frames(frames: Tensor, least: int) -> None:
+    """Refuse what is no film of ``least`` frames or more.
+
+    Raises:
+        ValueError: another shape, too few frames, or values that are not finite.
+    """
+    if frames.ndim != 4 or frames.shape[-1] != 3 or not frames.is_floating_point() or not all(frames.shape[1:3]):
+        raise ValueError(
+            f"the film is {frames.dtype} of shape {tuple(frames.shape)}; give floating-point frames [T, H, W, 3] in 0..1."
+        )
+    if len(frames) < least:
+        raise ValueError(f"the film has {len(frames)} frame{'' if len(frames) == 1 else 's'}; give at least {least}.")
+    if not bool(frames.isfinite().all()):
+        raise ValueError("the film holds NaN or infinite values; give frames in 0..1.")
+
+
 def _frames_at_once(height: int, width: int) -> int:
     return max(1, min(MOST_FRAMES, MOST_PIXELS // (height * width)))

@@ -15,6 +15,7 @@ from .background_lock import BackgroundLock
 from .denoising import Conditions, SampleCallback, sample_latents
 from .frame_coding import FrameCoder
 from .lavie_unet import LaVieUNet
+from .model_parts import ModelParts
 from .noise import plain_noise
 from .text_encoding import PromptEncoder, TextEmbedding
 
@@ -56,7 +57,7 @@ class VideoGeometry:
         return (batch, self.channels, frames, height // factor, width // factor)
 
 
-class StandaloneVideoModel:
+class StandaloneVideoModel(ModelParts):
     """The recipes' ``VideoModel`` on our own U-Net, without ComfyUI.
 
     Args:
@@ -79,16 +80,8 @@ class StandaloneVideoModel:
         device: torch.device | str | None = None,
         padding_is_read: bool = False,
     ) -> None:
-        self.unet = unet.eval().requires_grad_(False)
-        self.text = PromptEncoder(text_encoder, tokenizer, padding_is_read)
-        self.frames = FrameCoder(vae)
+        super().__init__(unet, PromptEncoder(text_encoder, tokenizer, padding_is_read), FrameCoder(vae), device)
         self.geometry = geometry
-        self.device = torch.device(device or "cpu")
-
-    def release(self) -> None:
-        """Move the weights off the device; the next call brings back what it needs."""
-        for module in (self.unet, self.frames.vae, self.text.encoder):
-            module.to("cpu")
 
     def encode_prompt(self, prompt: str) -> TextEmbedding:
         """Encode a prompt, which may be empty."""
@@ -114,7 +107,7 @@ class StandaloneVideoModel:
 
     def encode(self, frames: Tensor) -> Tensor:
         """Frames [T, H, W, 3] in 0..1 to latents [1, C, T, h, w] as the U-Net sees them."""
-        return self.frames.encode(frames, self.device)
+        return self.coder.encode(frames, self.device)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents [1, C, T, h, w] to frames [T, H, W, 3] in 0..1 on the CPU.
@@ -126,7 +119,7 @@ class StandaloneVideoModel:
 
     def decode_parts(self, latents: Tensor) -> Iterator[Tensor]:
         """As ``decode``, a few frames [n, H, W, 3] at a time, so that a long film need not be in memory."""
-        return self.frames.decode_parts(latents, self.device)
+        return self.coder.decode_parts(latents, self.device)
 
     def sample(
         self,
