@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..video_models.lavie_config import LaVieConfig
 from ..video_models.lavie_files import check_unet_state
+from ..video_models.lavie_sites import transformer_places
 from ..video_models.lavie_unet import LaVieUNet
 from .family import Family, ModelCall, TokenGrid
 
@@ -36,7 +37,7 @@ class LaVie(Family):
         return isinstance(network, LaVieUNet)
 
     def block_names(self, network: LaVieUNet) -> list[str]:
-        return [place.name for place in LaVieUNet._places(network.config)]
+        return [place.name for place in transformer_places(network.config)]
 
     def native_frames(self, network: LaVieUNet) -> int:
         return network.config.native_frames

@@ -17,7 +17,8 @@ from torch.nn.functional import silu
 from ..attention_patches.attention import attention
 from .lavie_blocks import Level, Resample, ResNetBlock, TimestepEmbedding, joint_group_norm, timestep_embedding
 from .lavie_config import LaVieConfig
-from .lavie_layers import AttentionFunction, BlockPlace, ClipContext, VideoTransformer
+from .lavie_layers import AttentionFunction, VideoTransformer
+from .lavie_sites import ClipContext, transformer_places
 
 
 class LaVieUNet(nn.Module):
@@ -44,7 +45,7 @@ class LaVieUNet(nn.Module):
         factory = {"dtype": dtype, "device": device}
         widths = config.block_out_channels
         last = len(widths) - 1
-        places = iter(self._places(config))
+        places = iter(transformer_places(config))
 
         def resnet(channels: int, out_channels: int) -> ResNetBlock:
             return ResNetBlock(channels, out_channels, 4 * widths[0], config.norm_num_groups, operations, **factory)
@@ -89,20 +90,6 @@ class LaVieUNet(nn.Module):
 
         self.conv_norm_out = operations.GroupNorm(config.norm_num_groups, widths[0], eps=1e-5, **factory)
         self.conv_out = operations.Conv2d(widths[0], config.out_channels, kernel_size=3, padding=1, **factory)
-
-    @staticmethod
-    def _places(config: LaVieConfig) -> list[BlockPlace]:
-        """Every transformer in the order of the forward pass."""
-        last = len(config.block_out_channels) - 1
-        names: list[tuple[str, int]] = []
-        for level in range(last + 1):
-            if config.attention_levels[level]:
-                names += [(f"down.{level}.{layer}", level) for layer in range(config.layers_per_block)]
-        names.append(("mid.0", last))
-        for number, level in enumerate(reversed(range(last + 1))):
-            if config.attention_levels[level]:
-                names += [(f"up.{number}.{layer}", level) for layer in range(config.layers_per_block + 1)]
-        return [BlockPlace(name, index, len(names), level) for index, (name, level) in enumerate(names)]
 
     def forward(
         self,

@@ -17,7 +17,8 @@ from torch.nn.functional import silu
 from ..attention_patches.attention import attention
 from .lavie_blocks import Level, Resample, ResNetBlock, TimestepEmbedding, joint_group_norm, timestep_embedding
 from .lavie_config import UpscalerConfig
-from .lavie_layers import AttentionFunction, ClipContext, RotaryEmbedding
+from .lavie_layers import AttentionFunction, RotaryEmbedding
+from .lavie_sites import ClipContext
 from .lavie_upscaler_layers import TemporalModule, TransformerPlaces, UpscalerTransformer
 
 

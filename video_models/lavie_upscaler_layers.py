@@ -17,12 +17,11 @@ from .lavie_config import UpscalerConfig
 from .lavie_layers import (
     Attention,
     AttentionFunction,
-    BlockPlace,
-    ClipContext,
     FeedForward,
     TemporalAttention,
     over_time,
 )
+from .lavie_sites import BlockPlace, ClipContext, transformer_places
 
 # What the norms of convolutions over time add to variances; the U-Net's others have 1e-5.
 TEMPORAL_EPS = 1e-6
@@ -47,30 +46,19 @@ class TransformerPlaces:
     @classmethod
     def of_model(cls, config: UpscalerConfig) -> list[TransformerPlaces]:
         """Every transformer of a U-Net in the order of its forward pass."""
-        last = len(config.block_out_channels) - 1
-        found: list[tuple[str, int, bool]] = []
-        for level in range(last + 1):
-            if config.attention_levels[level]:
-                for layer in range(config.layers_per_block):
-                    found.append((f"down.{level}.{layer}", level, config.only_cross_attention[level]))
+        transformers = transformer_places(config)
         # The middle block's first attention always looks at its own frame.
-        found.append(("mid.0", last, False))
-        for number, level in enumerate(reversed(range(last + 1))):
-            if config.attention_levels[level]:
-                for layer in range(config.layers_per_block + 1):
-                    found.append((f"up.{number}.{layer}", level, config.only_cross_attention[level]))
-        total = len(found)
-        text_totals = total + sum(text_only for _, _, text_only in found)
+        text_only = [place.name != "mid.0" and config.only_cross_attention[place.level] for place in transformers]
+        total, text_totals = len(transformers), len(transformers) + sum(text_only)
         places, selves, texts = [], 0, 0
-        for index, (name, level, text_only) in enumerate(found):
-            if text_only:
-                first = BlockPlace(name, texts, text_totals, level)
+        for place, looks_at_text in zip(transformers, text_only, strict=True):
+            if looks_at_text:
+                first = BlockPlace(place.name, texts, text_totals, place.level)
             else:
-                first = BlockPlace(name, selves, 2 * total - text_totals, level)
-            selves, texts = selves + (not text_only), texts + text_only
-            text = BlockPlace(name, texts, text_totals, level)
+                first = BlockPlace(place.name, selves, 2 * total - text_totals, place.level)
+            selves, texts = selves + (not looks_at_text), texts + looks_at_text
+            places.append(cls(first, BlockPlace(place.name, texts, text_totals, place.level), place, looks_at_text))
             texts += 1
-            places.append(cls(first, text, BlockPlace(name, index, total, level), text_only))
         return places
 
 
