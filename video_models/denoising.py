@@ -15,6 +15,7 @@ from ..attention_patches.site import CONDITIONAL, UNCONDITIONAL
 from ..attention_patches.stack import Patch, PatchStack
 from .background_lock import BackgroundLock
 from .context_windows import ContextWindow, blend_windows, context_windows
+from .noise_schedule import NoiseSchedule
 from .schedulers import make_scheduler, noise_levels
 from .text_encoding import TextEmbedding
 
@@ -108,6 +109,18 @@ def sample_latents(
     return sample
 
 
+def check_settings(config: NoiseSchedule, steps: int, cfg: float) -> None:
+    """Refuse numbers that no model can be sampled with.
+
+    Raises:
+        ValueError: steps beyond the schedule, or a scale that is negative or not finite.
+    """
+    if not 1 <= steps <= config.num_train_timesteps:
+        raise ValueError(f"steps is {steps}; choose 1 to {config.num_train_timesteps}.")
+    if not math.isfinite(cfg) or cfg < 0:
+        raise ValueError(f"cfg is {cfg}; choose 0 or more (1 = no guidance by the prompt).")
+
+
 def same_lengths(embeddings: Sequence[Tensor]) -> list[Tensor]:
     """Repeat text sequences [1, L, C] up to their least common length, which attention does not notice."""
     common = math.lcm(*(text.shape[1] for text in embeddings))
@@ -160,7 +173,8 @@ def _check(
     unet: nn.Module, noise: Tensor, conditions: Conditions, steps: int, start_percent: float, latents: Tensor | None
 ) -> None:
     """Refuse settings out of range."""
-    config, cfg = unet.config, conditions.cfg
+    config = unet.config
+    check_settings(config, steps, conditions.cfg)
     if noise.ndim != 5 or noise.shape[1] != config.out_channels:
         raise ValueError(f"noise has shape {tuple(noise.shape)}; give [B, {config.out_channels}, T, h, w].")
     given = noise.shape[1] + (0 if conditions.channels is None else conditions.channels.shape[1])
@@ -168,10 +182,6 @@ def _check(
         raise ValueError(
             f"the U-Net takes {config.in_channels} channels and would be given {given}; it is of another stage."
         )
-    if not 1 <= steps <= config.num_train_timesteps:
-        raise ValueError(f"steps is {steps}; choose 1 to {config.num_train_timesteps}.")
-    if not math.isfinite(cfg) or cfg < 0:
-        raise ValueError(f"cfg is {cfg}; choose 0 or more (1 = no guidance by the prompt).")
     if not 0.0 <= start_percent < 1.0:
         raise ValueError(f"start_percent is {start_percent}; choose 0 to less than 1.")
     if start_percent > 0.0 and latents is None:

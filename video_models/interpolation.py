@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..attention_patches.stack import Patch
-from .denoising import Conditions, SampleCallback, sample_latents
+from .denoising import Conditions, SampleCallback, check_settings, sample_latents
 from .frame_coding import check_frames
 from .model_parts import ModelParts
 from .noise import plain_noise
@@ -88,6 +88,7 @@ class Interpolator(ModelParts):
             ValueError: a film of one frame or none, or settings out of range; before any work.
         """
         check_frames(frames, least=2)
+        check_settings(self.unet.config, steps, cfg)
         length, shared = self._windows(len(frames), window, overlap)
         height, width = frames.shape[1:3]
         sources = self.coder.encode(frames, self.device)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..attention_patches.stack import Patch
-from .denoising import Conditions, SampleCallback, sample_latents
+from .denoising import Conditions, SampleCallback, check_settings, sample_latents
 from .frame_coding import check_frames
 from .lavie_config import UpscalerConfig
 from .model_parts import ModelParts
@@ -101,6 +101,7 @@ class Upscaler(ModelParts):
             ValueError: no film, or settings out of range; before any work.
         """
         check_frames(frames, least=1)
+        check_settings(self.unet.config, steps, cfg)
         if window < 0 or (0 < window < len(frames) and not 0 <= overlap < window):
             raise ValueError(
                 f"window is {window} and overlap {overlap}; choose a window of 1 or more (0: the whole film) and an "
