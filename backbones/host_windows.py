@@ -54,6 +54,10 @@ class ContextWindows:
         cls, native_frames: int, length: float, overlap: float, schedule: str, fuse_method: str
     ) -> ContextWindows:
         """Build from lengths that are given in native lengths of the model, rounded to latent frames."""
+        if overlap >= length:
+            raise ValueError(
+                f"context_overlap is {overlap:g} and context_length {length:g}, in native lengths; make the overlap less."
+            )
         return cls(round(native_frames * length), round(native_frames * overlap), schedule, fuse_method)
 
 

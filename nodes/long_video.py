@@ -71,8 +71,8 @@ class FreeLongWindows(io.ComfyNode):
                     default=2.0,
                     min=1.0,
                     max=MAX_NATIVE_LENGTHS,
-                    tooltip="Length of a context window in native lengths of the model. 1: plain context windows, "
-                    "where FreeLong has nothing to do; 2 to 4: what FreeLong holds together well. Longer takes more "
+                    tooltip="Length of a context window in native lengths of the model (in windows, when window is "
+                    "set). 1: plain context windows, where FreeLong has nothing to do; 2 to 4: what FreeLong holds together well. Longer takes more "
                     "memory.",
                     **display_range(0.25),
                 ),
@@ -128,7 +128,7 @@ class FreeLongWindows(io.ComfyNode):
         family, network = require_supported(model)
         checked = checked_settings(family, network, **settings)
         windows = ContextWindows.in_native_lengths(
-            family.native_frames(network), context_length, context_overlap, context_schedule, fuse_method
+            checked.window, context_length, context_overlap, context_schedule, fuse_method
         )
         return io.NodeOutput(install_context_windows(install_free_long(model, checked), family.frame_axis, windows))
 

@@ -129,6 +129,7 @@ class DirectFreeLong:
         plain = within(everything)
         whole = torch.zeros_like(everything)
         whole[:, :: settings.key_stride] = True
+        blends = blends and not (call == "T0" and settings.largest_level == "local")
         scales, results = [1], [within(seen_frames(frames, settings, 1))]
         if blends and not settings.bands:
             scales, results = [1, 2], [*results, within(whole)]
