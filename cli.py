@@ -8,7 +8,7 @@ import logging
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -77,6 +77,8 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     add_refine(commands.add_parser("refine", help="make a film, find its objects, make it again guided by their masks"))
     add_follow(commands.add_parser("follow", help="find objects in a film of your own by words and follow their masks"))
+    add_generate(commands.add_parser("generate", help="make a film that is longer than those a model was trained on"))
+    add_convert(commands.add_parser("convert", help="write a LaVie model file as safetensors"))
     for kind, words in (("train", "train a Toybox model"), ("evaluate", "measure a Toybox model")):
         script = commands.add_parser(kind, help=words, add_help=False)
         script.add_argument("name", help=f"one of: {', '.join(script_names(kind)) or 'none yet'}")
@@ -151,6 +153,64 @@ def add_follow(parser: argparse.ArgumentParser) -> None:
     add_common(parser)
 
 
+def add_generate(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``generate``."""
+    what = parser.add_argument_group("what to make")
+    what.add_argument("--prompt", help="of the film")
+    what.add_argument(
+        "--schedule", type=Path, metavar="FILE", help="prompts over time, lines such as '32: a blue ball'"
+    )
+    what.add_argument("--schedule-overlap", type=int, metavar="FRAMES", help="of a fade between prompts (default: 8)")
+    what.add_argument("--negative-prompt", metavar="TEXT", help="of the film (default: empty)")
+    what.add_argument("--frames", type=int, help="length (default: four times the model's native length)")
+    what.add_argument("--height", type=int, help="in pixels (default: the model's)")
+    what.add_argument("--width", type=int, help="in pixels (default: the model's)")
+    what.add_argument("--seed", type=int, help="of the noise (default: 0)")
+    what.add_argument("--steps", type=int, help="sampling steps (default: 25)")
+    what.add_argument("--cfg", type=float, help="classifier-free guidance scale (default: 4; LaVie 7.5)")
+    what.add_argument("--sampler", help="ddim or euler (default: ddim)")
+    long = parser.add_argument_group("what holds a long film together")
+    long.add_argument("--free-long", dest="technique", help="freelong, freelong++ or none (default: freelong)")
+    long.add_argument("--window", type=int, metavar="FRAMES", help="that a frame sees (default: the native length)")
+    long.add_argument("--temporal-cutoff", type=float, help="of the low frequencies over time (default: 0.25)")
+    long.add_argument("--spatial-cutoff", type=float, help="of the low frequencies over space (default: 0.25)")
+    long.add_argument("--strength", type=float, help="0 (plain attention) to 1 (default: 1)")
+    long.add_argument("--end-percent", type=float, help="of the schedule, the whole film counts (default: 0.5)")
+    long.add_argument("--largest-level", help="local or blend (default: local)")
+    long.add_argument("--key-stride", type=int, help="of the whole film every n-th frame counts (default: 1)")
+    long.add_argument("--blocks", help="all, or a comma list such as mid,up (default: all)")
+    long.add_argument(
+        "--noise", help="plain, freenoise, specmix or shared (default: freenoise; plain with several prompts)"
+    )
+    long.add_argument("--noise-stride", type=int, metavar="FRAMES", help="shuffled together by freenoise (default: 4)")
+    models = parser.add_argument_group("models")
+    models.add_argument("--model", default="toybox", help="toybox, or a file of LaVie's base model (default: toybox)")
+    models.add_argument("--parts", type=Path, metavar="PATH", help="Stable Diffusion 1 checkpoint or folder, for LaVie")
+    models.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="where the parts are a single file")
+    models.add_argument("--interpolate", type=Path, metavar="FILE", help="LaVie's interpolation model: fill in frames")
+    models.add_argument("--upscale", type=Path, metavar="FILE", help="LaVie's upscaler: four times the size")
+    models.add_argument("--upscale-parts", type=Path, metavar="PATH", help="x4 upscaler checkpoint or folder")
+    for stage, words in (("interpolation", "filling in frames"), ("upscaling", "enlarging")):
+        models.add_argument(f"--{stage}-steps", type=int, metavar="STEPS", help=f"of {words} (default: 50)")
+        models.add_argument(f"--{stage}-cfg", type=float, metavar="CFG", help=f"of {words}")
+    models.add_argument("--upscaling-noise-level", type=int, metavar="LEVEL", help="0 to 350 (default: 50)")
+    models.add_argument("--upscaling-window", type=int, metavar="FRAMES", help="enlarged at once (default: 8)")
+    models.add_argument("--upscaling-overlap", type=int, metavar="FRAMES", help="shared by windows (default: 4)")
+    add_common(parser)
+    parser.add_argument("--fps", type=float, dest="frames_per_second", help="of the film (default: 8)")
+
+
+def add_convert(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``convert``."""
+    parser.add_argument(
+        "source", type=Path, help="lavie_base.pt, lavie_interpolation.pt, lavie_vsr.pt or a copy of one"
+    )
+    parser.add_argument("--out", type=Path, metavar="FILE", help="default: the source's name with .safetensors")
+    parser.add_argument("--precision", help="float32, float16 or bfloat16 (default: as in the source)")
+    parser.add_argument("--overwrite", action="store_true", help="replace a file of the same name")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
 def add_common(parser: argparse.ArgumentParser) -> None:
     """Arguments of every command that runs models."""
     parser.add_argument("--out", type=Path, default=Path("output"), metavar="FOLDER", help="default: output")
@@ -209,6 +269,59 @@ def follow(options: argparse.Namespace) -> int:
     return 0
 
 
+def generate(options: argparse.Namespace) -> int:
+    """Make a long film, with frames in between and enlarged where there are models for it."""
+    settings, long_video = generate_settings(options), module("recipes.long_video_models")
+    model_files = long_video.ModelFiles(
+        options.model, options.interpolate, options.upscale, options.parts, options.upscale_parts, options.tokenizer
+    )
+    if options.threads is not None:
+        set_threads(options.threads)
+    files = module("recipes.long_video_files")
+    with module("recipes.files").staged_folder(options.out) as stage:
+        started = time.perf_counter()
+        models = load(long_video.open_long_video_models, model_files, options.device)
+        loading = time.perf_counter() - started
+        with StageBars(options.quiet) as bars:
+            result = module("recipes.long_video").long_video(
+                models.model, settings, stage, models.interpolator, models.upscaler, bars
+            )
+        result.report["model"] = models.name
+        result.report["timings"]["loading models"] = loading
+        files.write_long_video(stage, result)
+    write("\n" + files.long_video_summary(result.report) + "\n\n")
+    for name in files.files_of(result):
+        write(f"{(options.out / name).resolve()}\n")
+    return 0
+
+
+# Options of ``generate`` that name files, not settings of the film.
+MODEL_FILES = {"interpolate", "upscale", "parts", "upscale_parts", "tokenizer"}
+
+
+def generate_settings(options: argparse.Namespace) -> Any:
+    """The settings of ``generate``; what was not given is the recipe's own."""
+    given = {key: value for key, value in vars(options).items() if value is not None}
+    given = {key: value for key, value in given.items() if key not in NOT_SETTINGS | MODEL_FILES}
+    if options.schedule is not None:
+        given["schedule"] = options.schedule.read_text(encoding="utf-8")
+    room = module("recipes.long_video_settings")
+    for stage, kind in (("interpolation", room.InterpolationSettings), ("upscaling", room.UpscalingSettings)):
+        own = [key for key in given if key.startswith(f"{stage}_")]
+        given[stage] = kind(**{key[len(stage) + 1 :]: given.pop(key) for key in own})
+    return room.LongVideoSettings(**given)
+
+
+def convert(options: argparse.Namespace) -> int:
+    """Write a LaVie model file as safetensors."""
+    with StageBars(options.quiet) as bars:
+        result = module("recipes.convert_weights").convert_weights(
+            options.source, options.out, options.precision, options.overwrite, bars
+        )
+    write(f"{result.summary()}\n{result.target.resolve()}\n")
+    return 0
+
+
 def follow_settings(options: argparse.Namespace) -> Any:
     """The settings of ``follow``; what was not given is the recipe's own."""
 
@@ -235,14 +348,16 @@ def set_threads(count: int) -> None:
     torch.set_num_threads(count)
 
 
-def load(function: str, *arguments: Any) -> Any:
-    """Call a loader of recipes/model_sets.py; what is wrong with the files becomes one kind of error."""
+def load(function: str | Callable[..., Any], *arguments: Any) -> Any:
+    """Call a loader (by name: of recipes/model_sets.py); what is wrong with the files becomes one kind of error."""
     from transformers.utils.logging import disable_progress_bar
 
     # The run has bars of its own.
     disable_progress_bar()
     try:
-        return getattr(module("recipes.model_sets"), function)(*arguments)
+        if isinstance(function, str):
+            function = getattr(module("recipes.model_sets"), function)
+        return function(*arguments)
     except (OSError, RuntimeError, ImportError) as error:
         raise ValueError(f"the models cannot be loaded: {error}") from error
 
@@ -266,8 +381,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     options = build_parser().parse_args(arguments)
     try:
-        if options.command in ("refine", "follow"):
-            return {"refine": refine, "follow": follow}[options.command](options)
+        commands = {"refine": refine, "follow": follow, "generate": generate, "convert": convert}
+        if options.command in commands:
+            return commands[options.command](options)
         return run_script(options.command, options.name, options.arguments)
     except KeyboardInterrupt:
         sys.stderr.write("\ncli.py: cancelled; no file was left half-written.\n")

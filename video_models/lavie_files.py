@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..weight_files.reading import read_metadata, read_state
+from ..weight_files.reading import WRAPPERS, read_metadata, read_state
 from .lavie_config import LaVieConfig, Stage, UpscalerConfig, config_from_dict
 from .lavie_unet import LaVieUNet
 from .lavie_upscaler import UpscalerUNet
@@ -40,11 +40,10 @@ PUBLISHED_FILES: dict[str, str] = {
 NATIVE_FRAMES: dict[str, int] = {"base": 16, "interpolation": 61, "upscaling": 8}
 
 
-def unet_state(contents: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The U-Net's own tensors out of what a checkpoint file holds.
+def own_tensors(contents: Mapping[str, Any]) -> dict[str, Tensor]:
+    """All tensors of a U-Net out of what a checkpoint file holds, without wrapping and prefix.
 
-    Published LaVie files keep the averaged weights under ``ema``; other tools add a prefix. Rotary frequencies are
-    left out: they are computed, and files of other versions hold rounded values.
+    Published LaVie files keep the averaged weights under ``ema``; other tools add a prefix.
 
     Args:
         contents: what the file's loader returned.
@@ -55,7 +54,7 @@ def unet_state(contents: Mapping[str, Any]) -> dict[str, Tensor]:
     Raises:
         ValueError: if this is none of LaVie's U-Nets.
     """
-    for key in ("ema", "state_dict", "model"):
+    for key in WRAPPERS:
         if isinstance(contents.get(key), Mapping):
             contents = contents[key]
             break
@@ -64,12 +63,34 @@ def unet_state(contents: Mapping[str, Any]) -> dict[str, Tensor]:
             return {
                 name[len(prefix) :]: value
                 for name, value in contents.items()
-                if name.startswith(prefix) and isinstance(value, Tensor) and not name.endswith("rotary_emb.freqs")
+                if name.startswith(prefix) and isinstance(value, Tensor)
             }
     raise ValueError(
         f"the file holds {len(contents)} entries but neither {DETECTION_KEY} nor {UPSCALER_KEY}, so it is none of "
         f"LaVie's U-Nets; choose {', '.join(PUBLISHED_FILES.values())} or a file trained with this pack."
     )
+
+
+def unet_state(contents: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a U-Net that are loaded, out of what a checkpoint file holds.
+
+    Rotary frequencies are left out: they are computed, and files of other versions hold rounded values.
+
+    Args:
+        contents: what the file's loader returned.
+
+    Returns:
+        Tensors by the U-Net's own names.
+
+    Raises:
+        ValueError: if this is none of LaVie's U-Nets.
+    """
+    return {name: value for name, value in own_tensors(contents).items() if not is_computed(name)}
+
+
+def is_computed(name: str) -> bool:
+    """Whether a tensor is in the published files though the models compute it: frequencies of rotary positions."""
+    return name.endswith("rotary_emb.freqs")
 
 
 def stage_of(state: Mapping[str, Tensor]) -> Stage:
@@ -166,16 +187,14 @@ def _sizes(state: Mapping[str, Tensor], stage: Stage) -> dict[str, Any]:
 
 
 def _looks_at_text_only(state: Mapping[str, Tensor], level: int, attends: tuple[bool, ...]) -> bool:
-    """Whether the first attention of a level's transformers takes its keys from the text; open without transformers."""
-    if not attends[level]:
-        return True
+    """Whether the first attention of a level's transformers takes its keys from the text."""
     block = f"down_blocks.{level}.attentions.0.transformer_blocks.0."
-    keys, queries = state[f"{block}attn1.to_k.weight"], state[f"{block}attn1.to_q.weight"]
-    text = state[f"{block}attn2.to_k.weight"]
-    # Where text and tokens have as many channels, LaVie's own rule decides: all but the coarsest level.
-    if text.shape[1] == queries.shape[1]:
-        return level < len(attends) - 1
-    return keys.shape[1] == text.shape[1]
+    if attends[level]:
+        text, tokens = state[f"{block}attn2.to_k.weight"].shape[1], state[f"{block}attn2.to_q.weight"].shape[1]
+        if text != tokens:
+            return state[f"{block}attn1.to_k.weight"].shape[1] == text
+    # Shapes do not tell, so LaVie's own rule decides: all levels but the coarsest.
+    return level < len(attends) - 1
 
 
 def find_config(
@@ -253,7 +272,7 @@ def check_unet_state(state: Mapping[str, Tensor], config: LaVieConfig | Upscaler
     """
     with torch.device("meta"):
         tensors = make_unet(config).state_dict()
-    expected = {name: value.shape for name, value in tensors.items() if not name.endswith("rotary_emb.freqs")}
+    expected = {name: value.shape for name, value in tensors.items() if not is_computed(name)}
     missing, unknown = sorted(set(expected) - set(state)), sorted(set(state) - set(expected))
     if missing or unknown:
         raise ValueError(
