@@ -95,7 +95,6 @@ def add_refine(parser: argparse.ArgumentParser) -> None:
         help="words of the prompt that name an object to find and guide; give it once per object",
     )  # fmt: skip
     what.add_argument("--negative-prompt", metavar="TEXT", help="of both films (default: empty)")
-    what.add_argument("--model", default="toybox", help="set of models (default: toybox, the tiny demo models)")
     what.add_argument("--seed", type=int, help="of the noise (default: 0)")
     what.add_argument("--frames", type=int, help="length (default: the model's native length)")
     what.add_argument("--height", type=int, help="in pixels (default: the model's)")
@@ -103,6 +102,7 @@ def add_refine(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--steps", type=int, help="sampling steps (default: 25)")
     what.add_argument("--cfg", type=float, help="classifier-free guidance scale (default: 4)")
     what.add_argument("--sampler", help="ddim or euler (default: ddim)")
+    add_refine_models(parser.add_argument_group("models"))
     guide = parser.add_argument_group("guidance")
     guide.add_argument("--mode", help="focus, focus_fg, separate or cross_text (default: focus_fg)")
     guide.add_argument("--strength", type=float, help="0 (none) upwards (default: the mode's own)")
@@ -122,6 +122,17 @@ def add_refine(parser: argparse.ArgumentParser) -> None:
     )
     add_common(parser)
     parser.add_argument("--fps", type=float, default=8.0, help="of the films (default: 8)")
+
+
+def add_refine_models(models: Any) -> None:
+    """Which models ``refine`` runs on."""
+    models.add_argument(
+        "--model", default="toybox", help="toybox (tiny demo models), or a file of LaVie's base model (default: toybox)"
+    )
+    models.add_argument("--parts", metavar="PATH", help="Stable Diffusion 1 checkpoint or folder, for LaVie")
+    models.add_argument("--tokenizer", metavar="FOLDER", help="where the parts are a single file")
+    models.add_argument("--detector", metavar="PATH", help="as in follow (default: the Toybox detector)")
+    models.add_argument("--segmenter", metavar="PATH", help="as in follow (default: the Toybox one)")
 
 
 def add_follow(parser: argparse.ArgumentParser) -> None:
@@ -219,7 +230,8 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
 
 
-NOT_SETTINGS = {"command", "debug", "model", "masks", "out", "device", "threads", "fps", "quiet"}
+MODELS = ("model", "device", "parts", "tokenizer", "detector", "segmenter")
+NOT_SETTINGS = {"command", "debug", "masks", "out", "threads", "fps", "quiet", *MODELS}
 
 
 def refine(options: argparse.Namespace) -> int:
@@ -235,7 +247,7 @@ def refine(options: argparse.Namespace) -> int:
     files = module("recipes.mask_refine_files")
     with module("recipes.files").staged_folder(options.out) as stage:
         started = time.perf_counter()
-        models = load("load_model_set", options.model, options.device)
+        models = load("load_model_set", *(getattr(options, name) for name in MODELS))
         loading = time.perf_counter() - started
         with StageBars(options.quiet) as bars:
             result = module("recipes.mask_refine").mask_refine(
