@@ -10,13 +10,12 @@ import pytest
 import torch
 from dense_reference import CALLS, Calls
 from direct_free_long import DirectFreeLong
-from native_guides import dense, guide_of, masks_of, patched, relative, spans_of
+from native_guides import relative
 from native_models import TinyModel, sample, tiny
 from test_cogvideox import CALLS as TEXT_FIRST
 from test_cogvideox import cogvideox
 from torch import Tensor
 
-from mask_guided_video.attention_patches import guidance_plan
 from mask_guided_video.attention_patches.free_long import OCTAVES, FreeLong, FreeLongPatch
 from mask_guided_video.backbones.long_clips import install_free_long
 from mask_guided_video.backbones.registry import require_supported
@@ -200,37 +199,6 @@ def test_after_an_exception_nothing_is_left() -> None:
     patch = patcher.model_options["transformer_options"]["attention_patch_stacks"][0].patches[0]
     assert not patch._plans
     assert torch.equal(sample(model, patcher), before)
-
-
-# --- with guidance ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kernel", ["as it comes", "channels", "partition"])
-@pytest.mark.parametrize("order", ["guide first", "FreeLong first"])
-@pytest.mark.parametrize(
-    ("name", "mode"),
-    [("wan", "separate"), ("wan", "separate hard"), ("ltx", "focus_fg"), ("hunyuan", "separate"), ("mochi", "focus")],
-)
-def test_with_patch_attention_in_either_order(
-    name: str, mode: str, order: str, kernel: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """FreeLong of attention that has the guide's bias."""
-    if kernel != "as it comes":
-        monkeypatch.setattr(guidance_plan, "DENSE_PAIRS", 0)
-        monkeypatch.setattr(guidance_plan, "PARTITION_TOKENS", 1 if kernel == "partition" else 10**9)
-    model, settings = long_model(name), SETTINGS["FreeLong"]
-    guide, spans = guide_of(name, mode, masks=masks_of(tiny(name), FRAMES)), spans_of(name)
-    if order == "guide first":
-        patcher = free_long(model, settings, patched(model, guide, spans))
-    else:
-        patcher = patched(model, guide, spans, free_long(model, settings))
-    film = sample(model, patcher)
-    explicit = dense(model, guide, spans)
-    explicit.guides[0].calls = calls_of(name)
-    expected = sample(model, explicit.hang(direct(name, settings).hang(model.patcher)))
-    assert relative(film, expected) < EXACT
-    for one in (free_long(model, settings), patched(model, guide, spans)):
-        assert relative(film, sample(model, one)) > CLEAR
 
 
 # --- errors -----------------------------------------------------------------------------------------------------------
