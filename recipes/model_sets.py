@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -121,15 +121,73 @@ def load_finders(
     )
 
 
+def load_lavie_set(
+    path: str | Path,
+    parts: str | Path | None,
+    device: str | None = None,
+    tokenizer: str | Path | None = None,
+    detector: str | Path | None = None,
+    tracker: str | Path | None = None,
+) -> ModelSet:
+    """LaVie's base model out of a file, with what finds and follows objects.
+
+    Args:
+        path: ``lavie_base.pt`` or a file made from it.
+        parts: Stable Diffusion 1 checkpoint or folder, for text encoder and VAE.
+        device: of the computation; None is the CPU.
+        tokenizer: folder of the tokenizer where the parts are a single file; None looks beside it and in the cache.
+        detector, tracker: as in ``load_finders``; the Toybox's know its own world of coloured shapes only.
+
+    Raises:
+        ValueError, OSError, RuntimeError, ImportError: as the files or this installation lack something.
+    """
+    from ..video_models.lavie_models import open_lavie
+
+    if parts is None:
+        raise ValueError(
+            f"{Path(path).name} holds LaVie's U-Net only; give the Stable Diffusion 1 checkpoint or folder that its text "
+            "encoder and VAE come from (--parts PATH)."
+        )
+    model = open_lavie(path, parts, check_device(device), tokenizer=tokenizer)
+    return ModelSet(Path(path).name, model, *load_finders(detector, tracker, device))
+
+
 MODEL_SETS: dict[str, Callable[[str | None], ModelSet]] = {"toybox": load_toybox_set}
 
 
-def load_model_set(name: str, device: str | None = None) -> ModelSet:
-    """Load a set by its name.
+def load_model_set(
+    name: str,
+    device: str | None = None,
+    parts: str | Path | None = None,
+    tokenizer: str | Path | None = None,
+    detector: str | Path | None = None,
+    tracker: str | Path | None = None,
+) -> ModelSet:
+    """Load a set by its name, or around a file of LaVie's base model.
+
+    Args:
+        name: one of ``MODEL_SETS``, or the path of a model file.
+        device: of the computation; None is the CPU.
+        parts, tokenizer: of a model file, as in ``load_lavie_set``.
+        detector, tracker: as in ``load_finders``; None takes those of the set.
 
     Raises:
-        ValueError: an unknown name; and as the loaders do.
+        ValueError: an unknown name, or parts for a set that has its own; and as the loaders do.
     """
     if name not in MODEL_SETS:
-        raise ValueError(f"model is {name!r}; choose one of {', '.join(MODEL_SETS)}.")
-    return MODEL_SETS[name](device)
+        if not Path(name).suffix and not Path(name).exists():
+            raise ValueError(
+                f"model is {name!r}; choose one of {', '.join(MODEL_SETS)}, or give a file of LaVie's base model."
+            )
+        return load_lavie_set(name, parts, device, tokenizer, detector, tracker)
+    if parts is not None or tokenizer is not None:
+        raise ValueError(f"the set {name!r} has its own text encoder and VAE; leave the parts and the tokenizer out.")
+    models = MODEL_SETS[name](device)
+    if detector is not None or tracker is not None:
+        finders = load_finders(detector, tracker, device)
+        models = replace(
+            models,
+            detector=models.detector if detector is None else finders[0],
+            tracker=models.tracker if tracker is None else finders[1],
+        )
+    return models
