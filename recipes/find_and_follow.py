@@ -14,9 +14,7 @@ from ..perception.tracking.track_settings import TrackSettings
 from ..perception.tracks import Tracks
 from .protocols import Detector, Tracker
 from .report import environment, peak_memory_bytes
-
-# Called with (stage, done, total); it may raise to cancel.
-StageProgress = Callable[[str, int, int], None]
+from .stages import StageProgress
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,7 @@ asked otherwise, the first film's noise, so that the masks belong to the film th
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,10 +22,8 @@ from .films import check_frames
 from .given_masks import fit_masks
 from .mask_refine_report import build_report
 from .mask_refine_settings import MaskRefineSettings
-from .protocols import Detector, Progress, PromptEmbedding, Releasable, Tracker, VideoModel
-
-# (stage, done, total); may raise to cancel.
-StageProgress = Callable[[str, int, int], None]
+from .protocols import Detector, Progress, PromptEmbedding, Tracker, VideoModel
+from .stages import StageProgress, Stages, release
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +45,7 @@ class MaskRefineResult:
     report: dict[str, Any]
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class _Run:
     """The models of one run, its clock and its notes."""
 
@@ -58,27 +53,7 @@ class _Run:
     detector: Detector | None
     tracker: Tracker | None
     settings: MaskRefineSettings
-    progress: StageProgress | None
-    timings: dict[str, float] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[Progress]:
-        """Time a stage; yields the stage's own progress function."""
-
-        def report(done: int, total: int) -> None:
-            if self.progress is not None:
-                self.progress(name, done, total)
-
-        started = time.perf_counter()
-        yield report
-        self.timings[name] = self.timings.get(name, 0.0) + time.perf_counter() - started
-
-    def release(self, *models: object) -> None:
-        """Free the device for the next stage."""
-        for model in models:
-            if isinstance(model, Releasable):
-                model.release()
+    stages: Stages
 
 
 def mask_refine(
@@ -108,7 +83,7 @@ def mask_refine(
         ValueError: a phrase that is not in the prompt, masks that do not fit, or sizes that the model cannot make;
             all of it before the first film is begun.
     """
-    run = _Run(model, detector, tracker, settings, progress)
+    run = _Run(model, detector, tracker, settings, Stages(progress))
     frames, height, width = settings.film_size(model.geometry)
     # Before any work: a phrase that is not in the prompt ends here.
     model.token_spans(settings.prompt, settings.phrases)
@@ -120,10 +95,10 @@ def mask_refine(
         positive = model.encode_prompt(settings.prompt)
         negative = model.encode_prompt(settings.negative_prompt)
         noise = model.noise(frames, height, width, settings.seed)
-        with run.stage("first film") as report:
+        with run.stages.stage("first film") as report:
             first_latents = _sample(run, noise, positive, negative, report)
             first = model.decode(first_latents)
-        run.release(model)
+        release(model)
         check_frames(first, "frames of the first film")
         if given is None:
             detections, found = _find_objects(run, first)
@@ -131,17 +106,17 @@ def mask_refine(
         else:
             detections, found, tracks = [[] for _ in range(len(first))], None, given
         guide = _guide(run, tracks)
-        with run.stage("second film") as report:
+        with run.stages.stage("second film") as report:
             second = _regenerate(run, guide, first_latents, noise, positive, negative, report)
-        run.release(model)
+        release(model)
         check_frames(second, "frames of the second film")
-        with run.stage("measuring") as report:
+        with run.stages.stage("measuring") as report:
             found_first = found if found is not None else _find_again(run, first, report)
             found_second = _find_again(run, second, report)
-    run.timings["total"] = sum(run.timings.values())
+    run.stages.timings["total"] = sum(run.stages.timings.values())
     content = build_report(settings, first, second, tracks, guide, found_first, found_second, given is not None)
-    content["notes"] = run.notes + content["notes"]
-    content["timings"] = run.timings
+    content["notes"] = run.stages.notes + content["notes"]
+    content["timings"] = run.stages.timings
     return MaskRefineResult(first, second, tracks, detections, content)
 
 
@@ -164,7 +139,7 @@ def _sample(
 
 def _find_objects(run: _Run, frames: Tensor) -> tuple[list[list[Box]], Tracks]:
     settings = run.settings
-    with run.stage("detecting") as report:
+    with run.stages.stage("detecting") as report:
         detections = run.detector.detect(
             frames,
             settings.phrases,
@@ -173,10 +148,10 @@ def _find_objects(run: _Run, frames: Tensor) -> tuple[list[list[Box]], Tracks]:
             settings.nms_threshold,
             progress=report,
         )
-    run.release(run.detector)
-    with run.stage("tracking") as report:
+    release(run.detector)
+    with run.stages.stage("tracking") as report:
         tracks = run.tracker.track(frames, detections, progress=report)
-    run.release(run.tracker)
+    release(run.tracker)
     return detections, tracks
 
 
@@ -188,9 +163,9 @@ def _find_again(run: _Run, frames: Tensor, report: Progress) -> Tracks | None:
     detections = run.detector.detect(
         frames, settings.phrases, settings.box_threshold, settings.text_threshold, settings.nms_threshold
     )
-    run.release(run.detector)
+    release(run.detector)
     tracks = run.tracker.track(frames, detections, progress=report)
-    run.release(run.tracker)
+    release(run.tracker)
     return tracks
 
 
@@ -198,13 +173,13 @@ def _refined(run: _Run, tracks: Tracks) -> Tracks:
     settings = run.settings
     for phrase in settings.phrases:
         if phrase not in tracks.labels and tracks.ids:
-            run.notes.append(f"no {phrase!r} was found in the first film; it is not guided.")
+            run.stages.notes.append(f"no {phrase!r} was found in the first film; it is not guided.")
     if not tracks.ids:
         return tracks
     changes = RefinementSettings(
         median_frames=settings.median_frames, grow=settings.grow, feather=float(settings.feather)
     )
-    with run.stage("refining masks") as report:
+    with run.stages.stage("refining masks") as report:
         return refine_tracks(tracks, changes, progress=report)
 
 
@@ -214,7 +189,7 @@ def _guide(run: _Run, tracks: Tracks) -> MaskGuidance | None:
     if not tracks.ids or empty:
         named = ", ".join(repr(phrase) for phrase in settings.phrases)
         cause = f"no object ({named}) was found in the first film" if not tracks.ids else "the masks are empty"
-        run.notes.append(f"{cause}; the second film was made without guidance.")
+        run.stages.notes.append(f"{cause}; the second film was made without guidance.")
         return None
     # A phrase is one region: an object that the tracker lost and found again is still the same object.
     phrases = tuple(dict.fromkeys(tracks.labels))

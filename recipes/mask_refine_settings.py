@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
@@ -10,12 +9,10 @@ import torch
 from torch import Tensor
 
 from ..attention_patches.mask_guidance import GuidanceMode, GuidedRows, MaskGuidance
+from .checked_settings import MAX_FRAMES, MAX_SEED, MAX_SIDE, MAX_STEPS, check_choices, check_ranges, film_size
 from .protocols import Geometry, SamplerName
 
 RegenerateMode = Literal["fresh", "same_noise", "refine"]
-MAX_STEPS = 1000
-MAX_FRAMES = 4096
-MAX_SEED = 2**63 - 2
 
 
 @dataclass(frozen=True)
@@ -93,36 +90,33 @@ class MaskRefineSettings:
             )
         if len(set(self.phrases)) != len(self.phrases):
             raise ValueError(f"phrases are {list(self.phrases)}; name each object once.")
-        self._check_choices()
+        check_choices(
+            (
+                ("regenerate", self.regenerate, get_args(RegenerateMode)),
+                ("sampler", self.sampler, get_args(SamplerName)),
+            )
+        )
         self._check_ranges()
         # The guide checks its own fields; an empty mask is enough for that, and it happens before any work.
         self.guide(torch.zeros(len(self.phrases), 1, 1, 1), self.phrases)
 
-    def _check_choices(self) -> None:
-        for name, value, choices in (
-            ("regenerate", self.regenerate, get_args(RegenerateMode)),
-            ("sampler", self.sampler, get_args(SamplerName)),
-        ):
-            if value not in choices:
-                raise ValueError(f"{name} is {value!r}; choose one of {', '.join(choices)}.")
-
     def _check_ranges(self) -> None:
-        for name, value, low, high in (
-            ("frames", self.frames, 1, MAX_FRAMES),
-            ("height", self.height, 1, 1 << 14),
-            ("width", self.width, 1, 1 << 14),
-            ("seed", self.seed, 0, MAX_SEED),
-            ("steps", self.steps, 1, MAX_STEPS),
-            ("cfg", self.cfg, 1.0, 100.0),
-            ("refine_strength", self.refine_strength, 0.0, 1.0),
-            ("lock_dilate", self.lock_dilate, 0, 16),
-            ("lock_blur", self.lock_blur, 0, 16),
-            ("box_threshold", self.box_threshold, 0.0, 1.0),
-            ("text_threshold", self.text_threshold, 0.0, 1.0),
-            ("nms_threshold", self.nms_threshold, 0.0, 1.0),
-        ):
-            if value is not None and not (math.isfinite(value) and low <= value <= high):
-                raise ValueError(f"{name} is {value}; give a value from {low} to {high}.")
+        check_ranges(
+            (
+                ("frames", self.frames, 1, MAX_FRAMES),
+                ("height", self.height, 1, MAX_SIDE),
+                ("width", self.width, 1, MAX_SIDE),
+                ("seed", self.seed, 0, MAX_SEED),
+                ("steps", self.steps, 1, MAX_STEPS),
+                ("cfg", self.cfg, 1.0, 100.0),
+                ("refine_strength", self.refine_strength, 0.0, 1.0),
+                ("lock_dilate", self.lock_dilate, 0, 16),
+                ("lock_blur", self.lock_blur, 0, 16),
+                ("box_threshold", self.box_threshold, 0.0, 1.0),
+                ("text_threshold", self.text_threshold, 0.0, 1.0),
+                ("nms_threshold", self.nms_threshold, 0.0, 1.0),
+            )
+        )
 
     @property
     def second_seed(self) -> int:
@@ -136,19 +130,7 @@ class MaskRefineSettings:
             ValueError: a size that the model cannot make.
         """
         frames = geometry.native_frames if self.frames is None else self.frames
-        height = geometry.height if self.height is None else self.height
-        width = geometry.width if self.width is None else self.width
-        for name, value in (("height", height), ("width", width)):
-            factor = geometry.spatial_factor
-            if value % factor:
-                near = max(factor, round(value / factor) * factor)
-                raise ValueError(f"{name} is {value}, no multiple of {factor} as this model needs; take {near}.")
-        if (frames - 1) % geometry.temporal_factor:
-            near = (frames - 1) // geometry.temporal_factor * geometry.temporal_factor + 1
-            raise ValueError(
-                f"frames is {frames}; this model makes lengths of {geometry.temporal_factor} * n + 1: take {near}."
-            )
-        return frames, height, width
+        return film_size(geometry, frames, self.height, self.width)
 
     def guide(self, masks: Tensor, phrases: tuple[str, ...]) -> MaskGuidance:
         """The guide for these masks [N, T, H, W] and the phrases that name them."""
