@@ -98,7 +98,7 @@ def openclip_state(encoder) -> dict[str, Tensor]:
         "positional_embedding": state["embeddings.position_embedding.weight"],
         "ln_final.weight": state["final_layer_norm.weight"],
         "ln_final.bias": state["final_layer_norm.bias"],
-        "text_projection": torch.zeros(4, 4),
+        "text_projection": torch.zeros(encoder.config.hidden_size, encoder.config.hidden_size),
         "logit_scale": torch.zeros(()),
     }
     for layer in range(layers + 1):
