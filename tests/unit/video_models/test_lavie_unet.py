@@ -5,13 +5,30 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mask_guided_video.attention_patches.attention import OVERRIDE_KEY
+from mask_guided_video.attention_patches.attention import OVERRIDE_KEY, attention
 from mask_guided_video.attention_patches.site import SITE_KEY
+from mask_guided_video.video_models import lavie_layers
 from mask_guided_video.video_models.lavie_blocks import joint_group_norm
 from mask_guided_video.video_models.lavie_config import LaVieConfig
-from mask_guided_video.video_models.lavie_layers import RelativePositionBias, RotaryEmbedding, TemporalAttention
+from mask_guided_video.video_models.lavie_layers import (
+    FirstFrameAttention,
+    RelativePositionBias,
+    RotaryEmbedding,
+    TemporalAttention,
+)
 from mask_guided_video.video_models.lavie_unet import LaVieUNet
 
+INTERPOLATION = LaVieConfig(
+    stage="interpolation",
+    in_channels=8,
+    block_out_channels=(16, 32),
+    attention_levels=(True, False),
+    layers_per_block=1,
+    num_heads=2,
+    cross_attention_dim=12,
+    norm_num_groups=4,
+    native_frames=61,
+)
 TINY = LaVieConfig(
     block_out_channels=(16, 32),
     attention_levels=(True, False),
@@ -45,11 +62,11 @@ def expected_tensors() -> dict[str, tuple[int, ...]]:
         both(f"{name}.proj_in", width, width, 1, 1)
         both(f"{name}.proj_out", width, width, 1, 1)
         block = f"{name}.transformer_blocks.0"
-        for attention, source in (("attn1", width), ("attn2", 768), ("attn_temp", width)):
-            table[f"{block}.{attention}.to_q.weight"] = (width, width)
-            table[f"{block}.{attention}.to_k.weight"] = (width, source)
-            table[f"{block}.{attention}.to_v.weight"] = (width, source)
-            both(f"{block}.{attention}.to_out.0", width, width)
+        for layer, source in (("attn1", width), ("attn2", 768), ("attn_temp", width)):
+            table[f"{block}.{layer}.to_q.weight"] = (width, width)
+            table[f"{block}.{layer}.to_k.weight"] = (width, source)
+            table[f"{block}.{layer}.to_v.weight"] = (width, source)
+            both(f"{block}.{layer}.to_out.0", width, width)
         table[f"{block}.attn_temp.time_rel_pos_bias.relative_attention_bias.weight"] = (32, 8)
         table[f"{block}.attn_temp.rotary_emb.freqs"] = (16,)
         for norm in ("norm1", "norm2", "norm3", "norm_temp"):
@@ -92,6 +109,18 @@ def test_the_full_model_has_exactly_the_published_tensors() -> None:
     assert shapes == expected_tensors()
     assert len(shapes) == 830
     assert sum(value.numel() for value in state.values()) == 909_124_356
+
+
+def test_the_interpolation_model_has_the_same_without_positions_and_with_twice_the_input() -> None:
+    table = {
+        name: shape for name, shape in expected_tensors().items() if "rel_pos" not in name and "rotary" not in name
+    }
+    table["conv_in.weight"] = (320, 8, 3, 3)
+    with torch.device("meta"):
+        state = LaVieUNet(LaVieConfig(stage="interpolation", in_channels=8)).state_dict()
+    assert {name: tuple(value.shape) for name, value in state.items()} == table
+    assert len(table) == 798
+    assert sum(value.numel() for value in state.values()) == 909_131_524
 
 
 def test_relative_position_buckets() -> None:
@@ -155,8 +184,6 @@ def test_rotary_rotates_pairs_of_the_first_channels_only() -> None:
 )
 def test_temporal_attention_literal(with_bias: bool, expected: list[float]) -> None:
     config = LaVieConfig(block_out_channels=(32,), attention_levels=(True,), num_heads=1)
-    from mask_guided_video.attention_patches.attention import attention
-
     layer = TemporalAttention(32, config, torch.nn, attention)
     with torch.no_grad():
         for linear in (layer.to_q, layer.to_k, layer.to_v, layer.to_out[0]):
@@ -206,6 +233,85 @@ def test_sites_describe_every_call() -> None:
         assert length == (frames if site.kind == "temporal" else site.grid[1] * site.grid[2])
         assert site.text == (slice(0, 6) if site.kind == "cross" else None)
         assert key[0] == query[0]
+
+
+def test_frames_of_the_interpolation_model_see_the_first_one_and_the_one_before() -> None:
+    layer = FirstFrameAttention(8, 8, 2, torch.nn, attention)
+    hidden = torch.randn(2 * 4, 3, 8)
+    with torch.no_grad():
+        out = layer(hidden, 4, {}).unflatten(0, (2, 4))
+        clips = hidden.unflatten(0, (2, 4))
+        for frame, before in enumerate((0, 0, 1, 2)):
+            seen = torch.cat([clips[:, 0], clips[:, before]], dim=1)
+            expected = layer.to_out[0](attention(layer.to_q(clips[:, frame]), layer.to_k(seen), layer.to_v(seen), 2))
+            torch.testing.assert_close(out[:, frame], expected, atol=1e-6, rtol=0)
+
+
+def test_sites_of_the_interpolation_model_leave_out_what_no_site_describes() -> None:
+    unet = LaVieUNet(INTERPOLATION)
+    seen = []
+
+    def record(func, q, k, v, heads, mask=None, **kwargs):
+        seen.append(kwargs["transformer_options"].get(SITE_KEY))
+        return func(q, k, v, heads, mask=mask, **kwargs)
+
+    options = {OVERRIDE_KEY: record, "cond_or_uncond": [0], "sigmas": torch.tensor([2.5]), SITE_KEY: "of another call"}
+    with torch.no_grad():
+        out = unet(torch.randn(1, 8, 5, 4, 6), torch.tensor([10]), torch.randn(1, 6, 12), options)
+    assert out.shape == (1, 4, 5, 4, 6)
+    assert [site and site.kind for site in seen] == [None, "cross", "temporal"] * 4
+    assert [site.block for site in seen[2::3]] == ["down.0.0", "mid.0", "up.1.0", "up.1.1"]
+
+
+def temporal_layer(positions: bool) -> TemporalAttention:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return TemporalAttention(16, TINY, torch.nn, attention, positions=positions)
+
+
+@pytest.mark.parametrize("positions", [True, False])
+@pytest.mark.parametrize("cells", [1, 3, 7, 20])
+def test_cells_in_turns_give_what_all_at_once_give(monkeypatch, positions: bool, cells: int) -> None:
+    layer = temporal_layer(positions)
+    hidden = torch.randn(20, 6, 16)
+    turns = []
+    plain = layer._attend
+    with torch.no_grad():
+        expected = layer(hidden, {})
+        of_one = lavie_layers.TEMPORAL_BYTES // layer._cells_at_a_time(hidden)
+        monkeypatch.setattr(lavie_layers, "TEMPORAL_BYTES", of_one * cells)
+        monkeypatch.setattr(layer, "_attend", lambda part, *rest: turns.append(len(part)) or plain(part, *rest))
+        out = layer(hidden, {})
+    assert turns == [cells] * (20 // cells) + [20 % cells] * (20 % cells > 0)
+    torch.testing.assert_close(out, expected, atol=1e-6, rtol=0)
+
+
+def test_an_override_gets_all_cells_in_one_call(monkeypatch) -> None:
+    layer, rows = temporal_layer(True), []
+
+    def record(func, q, k, v, heads, mask=None, **kwargs):
+        rows.append(q.shape[0])
+        return func(q, k, v, heads, mask=mask, **kwargs)
+
+    monkeypatch.setattr(lavie_layers, "TEMPORAL_BYTES", 1)
+    with torch.no_grad():
+        layer(torch.randn(20, 6, 16), {OVERRIDE_KEY: record})
+    assert rows == [20]
+
+
+def test_a_cell_that_takes_more_than_all_memory_is_taken_alone(monkeypatch) -> None:
+    monkeypatch.setattr(lavie_layers, "TEMPORAL_BYTES", 1)
+    layer = temporal_layer(False)
+    assert layer._cells_at_a_time(torch.randn(2, 6, 16)) == 1
+    with torch.no_grad():
+        assert layer(torch.randn(0, 6, 16), {}).shape == (0, 6, 16)
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 1, 4, 4), (2, 8, 3, 5, 7), (1, 8, 61, 2, 3)])
+def test_any_size_is_interpolated(shape: tuple[int, ...]) -> None:
+    with torch.no_grad():
+        out = LaVieUNet(INTERPOLATION)(torch.randn(shape), torch.full((shape[0],), 10.0), torch.randn(shape[0], 6, 12))
+    assert out.shape == (shape[0], 4, *shape[2:]) and bool(out.isfinite().all())
 
 
 @pytest.mark.parametrize("shape", [(1, 4, 1, 4, 4), (2, 4, 3, 5, 7), (1, 4, 9, 2, 3)])
