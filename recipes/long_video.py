@@ -51,23 +51,26 @@ class LongVideoResult:
     report: dict[str, Any]
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class _Run:
     """The film that is being made.
 
     Attributes:
         window: the model's length in frames.
-        stored: the last stage's film on disk, where another stage follows.
+        sizes: frames, height and width of each stage's film, by its file.
+        stores: films that a later stage needs, on disk.
+        films: records of the films that are written.
+        rates: their frames per second.
     """
 
     settings: LongVideoSettings
     folder: Path
     stages: Stages
     window: int
-    rate: float
+    sizes: dict[str, tuple[int, int, int]]
+    stores: dict[str, Tensor]
     films: dict[str, FilmRecord] = field(default_factory=dict)
     rates: dict[str, float] = field(default_factory=dict)
-    stored: Tensor | None = None
 
 
 def long_video(
@@ -80,7 +83,8 @@ def long_video(
 ) -> LongVideoResult:
     """Sample a long film, fill in frames, enlarge it; write each stage's film frame by frame.
 
-    Nothing that grows with the film's length is in memory but latents: a film that a later stage needs lies on disk.
+    Nothing that grows with the film's length is in memory but latents (and the small film while it is enlarged): a film
+    that a later stage needs lies on disk.
 
     Args:
         model: makes the film.
@@ -94,36 +98,42 @@ def long_video(
     Raises:
         ValueError: before any work, sizes that the model cannot make, a prompt that begins after the end, or a film
             that is too short to fill in frames; later, films that are broken.
-        OSError: the disk has too little room for a film that a later stage needs.
+        OSError: before any work, the disk has too little room for the films that later stages need.
     """
     started = time.perf_counter()
     frames, height, width = settings.film_size(model.geometry)
     if interpolator is not None and frames < 2:
         raise ValueError(f"frames is {frames}; there is nothing in between to fill in, make at least 2.")
+    sizes = {FILM: (frames, height, width)}
+    if interpolator is not None:
+        sizes[INTERPOLATED] = (interpolator.factor * (frames - 1) + 1, height, width)
+    if upscaler is not None:
+        longest = max(size[0] for size in sizes.values())
+        sizes[UPSCALED] = (longest, height * upscaler.factor, width * upscaler.factor)
+    stores = {name: stored_film(folder, *sizes[name]) for name in list(sizes)[:-1]}
     window = settings.window or model.geometry.native_frames
-    run = _Run(settings, folder, Stages(progress), window, settings.frames_per_second)
+    run = _Run(settings, folder, Stages(progress), window, sizes, stores)
     with torch.inference_mode():
-        latents, facts = _sample(run, model, frames, height, width)
+        latents, facts = _sample(run, model)
         with run.stages.stage("writing film") as report:
-            more = interpolator is not None or upscaler is not None
-            _write(run, FILM, model.decode_parts(latents), (frames, height, width), more, report)
+            _write(run, FILM, model.decode_parts(latents), settings.frames_per_second, report)
         del latents
         release(model)
         if interpolator is not None:
-            _interpolate(run, interpolator, upscaler is not None)
+            _interpolate(run, interpolator)
         if upscaler is not None:
             _upscale(run, upscaler)
     run.stages.timings["total"] = time.perf_counter() - started
     return LongVideoResult(run.films, _lanes(settings, frames), _report(run, facts))
 
 
-def _sample(run: _Run, model: VideoModel, frames: int, height: int, width: int) -> tuple[Tensor, dict[str, Any]]:
+def _sample(run: _Run, model: VideoModel) -> tuple[Tensor, dict[str, Any]]:
     """The film's latents, and what the report says about how they came about."""
     settings = run.settings
     prompts = settings.prompts
     mode = settings.noise or ("freenoise" if len(prompts) == 1 else "plain")
     # It checks the size, and says what latents of it look like.
-    size = tuple(model.noise(frames, height, width, settings.seed).shape)
+    size = tuple(model.noise(*run.sizes[FILM], settings.seed).shape)
     window = settings.latent_window(model.geometry)
     noise = video_noise(size, settings.seed, mode, window=window, stride=min(settings.noise_stride, window))
     positive, patches = model.encode_prompt(prompts[0].text), ()
@@ -164,9 +174,9 @@ def _lanes(settings: LongVideoSettings, frames: int) -> tuple[Lane, ...]:
     return tuple(Lane(prompt.text, weights[:, number]) for number, prompt in enumerate(prompts))
 
 
-def _interpolate(run: _Run, interpolator: Interpolator, stored: bool) -> None:
-    settings, film = run.settings, run.stored
-    options = settings.interpolation
+def _interpolate(run: _Run, interpolator: Interpolator) -> None:
+    settings, options = run.settings, run.settings.interpolation
+    film = run.stores.pop(FILM)
     with run.stages.stage("interpolating") as report:
         parts = interpolator.interpolate_parts(
             film,
@@ -177,16 +187,16 @@ def _interpolate(run: _Run, interpolator: Interpolator, stored: bool) -> None:
             seed=settings.seed,
             callback=_steps(report),
         )
-    run.rate *= interpolator.factor
-    size = (interpolator.factor * (len(film) - 1) + 1, *film.shape[1:3])
+    del film
     with run.stages.stage("writing interpolated film") as report:
-        _write(run, INTERPOLATED, parts, size, stored, report)
+        _write(run, INTERPOLATED, parts, settings.frames_per_second * interpolator.factor, report)
     release(interpolator)
 
 
 def _upscale(run: _Run, upscaler: Upscaler) -> None:
-    settings, film = run.settings, run.stored
-    options = settings.upscaling
+    settings, options = run.settings, run.settings.upscaling
+    # Of the stage before: all others have taken theirs.
+    name, film = run.stores.popitem()
     with run.stages.stage("upscaling") as report:
         parts = upscaler.upscale_parts(
             film,
@@ -200,9 +210,9 @@ def _upscale(run: _Run, upscaler: Upscaler) -> None:
             overlap=options.overlap,
             callback=_steps(report),
         )
-    frames, height, width = film.shape[:3]
+    del film
     with run.stages.stage("writing upscaled film") as report:
-        _write(run, UPSCALED, parts, (frames, height * upscaler.factor, width * upscaler.factor), False, report)
+        _write(run, UPSCALED, parts, run.rates[name], report)
     release(upscaler)
 
 
@@ -210,17 +220,15 @@ def _steps(report: Progress) -> SampleCallback:
     return lambda step, total, _denoised: report(step, total)
 
 
-def _write(
-    run: _Run, name: str, parts: Iterator[Tensor], size: tuple[int, int, int], stored: bool, report: Progress
-) -> None:
-    """Write a stage's film; keep it on disk where another stage follows."""
-    film = stored_film(run.folder, *size) if stored else None
-    window = round(run.window * run.rate / run.settings.frames_per_second)
-    record = FilmRecord(size[0], window, SHOWN_LATER if run.films else SHOWN)
-    factor = shown_enlargement(*size[1:])
-    pictures = (enlarge(picture[None], factor)[0] for picture in record.watch(parts, report, film))
-    write_pictures(run.folder / name, pictures, run.rate)
-    run.films[name], run.rates[name], run.stored = record, run.rate, film
+def _write(run: _Run, name: str, parts: Iterator[Tensor], rate: float, report: Progress) -> None:
+    """Write a stage's film, and keep its frames on disk where another stage follows."""
+    frames, height, width = run.sizes[name]
+    window = round(run.window * rate / run.settings.frames_per_second)
+    record = FilmRecord(frames, window, SHOWN_LATER if run.films else SHOWN)
+    factor = shown_enlargement(height, width)
+    passing = record.watch(parts, report, run.stores.get(name))
+    write_pictures(run.folder / name, (enlarge(picture[None], factor)[0] for picture in passing), rate)
+    run.films[name], run.rates[name] = record, rate
 
 
 def _report(run: _Run, facts: dict[str, Any]) -> dict[str, Any]:

@@ -261,13 +261,16 @@ def test_broken_latents_leave_no_film(tiny_video_model_builder, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_too_little_room_for_the_next_stage(model, upscaler, tmp_path, monkeypatch):
+def test_too_little_room_for_the_next_stage_is_said_before_any_work(model, upscaler, tmp_path, monkeypatch):
     def no_room(*_):
         raise OSError("no room")
 
+    def never(*_):
+        raise AssertionError("work was begun")
+
     monkeypatch.setattr(module, "stored_film", no_room)
     with pytest.raises(OSError, match="no room"):
-        long_video(model, settings(frames=4), tmp_path, upscaler=upscaler)
+        long_video(model, settings(frames=4), tmp_path, upscaler=upscaler, progress=never)
     assert list(tmp_path.iterdir()) == []
 
 
