@@ -14,6 +14,7 @@ from torch import Tensor
 from ..attention_patches.text_spans import NOT_OF_PROMPT, TextSpans, locate_phrases, shorten
 from .family import Family
 from .host_hooks import prompt_name
+from .joined_prompts import JoinedPrompts, joined_prompts, named_prompts
 
 
 def token_spans(clip: Any, prompt: str, phrases: Sequence[str], family: Family, conditioning: Any = None) -> TextSpans:
@@ -21,7 +22,8 @@ def token_spans(clip: Any, prompt: str, phrases: Sequence[str], family: Family, 
 
     Args:
         clip: ComfyUI CLIP.
-        prompt: exactly the text of the positive prompt, weights in parentheses and embeddings included.
+        prompt: exactly the text of the positive prompt, weights in parentheses and embeddings included. Where
+            ``conditioning`` is of a prompt schedule: one of its prompts, or the text of the whole schedule.
         phrases: words of it, in upper or lower case; weights in them do not matter.
         family: of the model that will see the sequence.
         conditioning: CONDITIONING of this prompt, so that other prompts of a run are left alone; None steers these
@@ -34,14 +36,22 @@ def token_spans(clip: Any, prompt: str, phrases: Sequence[str], family: Family, 
         ValueError: the prompt or a phrase is empty, a phrase is not in the prompt or was cut off by the tokenizer, the
             CLIP is of another family, or ``conditioning`` does not come from this prompt.
     """
-    parts = plain_parts(prompt)
-    words = ["".join(plain_parts(phrase)) for phrase in phrases]
+    joined = joined_prompts(conditioning)
+    if joined is not None:
+        return _spans_over_time(clip, prompt, phrases, family, conditioning, joined)
     tokens = clip.tokenize(prompt, return_word_ids=True)
     names = None
     if conditioning is None:
         ids = family.text_ids(tokens)
     else:
         ids, names = _sampled_ids(tokens, family, conditioning, prompt)
+    return replace(_located(clip, family, ids, prompt, phrases), prompts=names)
+
+
+def _located(clip: Any, family: Family, ids: Sequence[int], prompt: str, phrases: Sequence[str]) -> TextSpans:
+    """Where phrases stand among the token ids of a prompt."""
+    parts = plain_parts(prompt)
+    words = ["".join(plain_parts(phrase)) for phrase in phrases]
 
     def read(text: str) -> list[int]:
         found = family.text_ids(clip.tokenize(text, return_word_ids=True))
@@ -55,7 +65,37 @@ def token_spans(clip: Any, prompt: str, phrases: Sequence[str], family: Family, 
         return read(f"({_escape(text)}:1.0)")
 
     spans = locate_phrases(ids, parts, (as_beginning, as_weighted), words)
-    return replace(spans, phrases=tuple(phrases), prompts=names)
+    return replace(spans, phrases=tuple(phrases))
+
+
+def _spans_over_time(
+    clip: Any, prompt: str, phrases: Sequence[str], family: Family, conditioning: Any, joined: JoinedPrompts
+) -> TextSpans:
+    """Where phrases stand in the joined text of several prompts: each of them in at least one that is meant."""
+    chosen = named_prompts(joined, prompt)
+    found: list[set[int]] = [set() for _ in phrases]
+    missing: list[ValueError | None] = [None] * len(phrases)
+    for number in chosen:
+        text, length, first = joined.texts[number], joined.lengths[number], sum(joined.lengths[:number])
+        own = conditioning[0][0][:, first : first + length]
+        ids = _fitting_ids(family, clip.tokenize(text, return_word_ids=True), own)
+        if ids is None:
+            raise ValueError(
+                f"the conditioning has {length} text tokens for the prompt {shorten(text)!r}, which this text encoder "
+                "cannot have made; give Patch Attention the CLIP of Prompt Schedule."
+            )
+        for place, phrase in enumerate(phrases):
+            try:
+                spans = _located(clip, family, ids, text, [phrase])
+            except ValueError as error:
+                missing[place] = error
+            else:
+                found[place].update(first + position for position in spans.positions[0])
+    for positions, error in zip(found, missing, strict=True):
+        if not positions and error is not None:
+            raise error
+    names = frozenset(prompt_name(embedding) for embedding, _ in conditioning)
+    return TextSpans(tuple(phrases), tuple(tuple(sorted(positions)) for positions in found), sum(joined.lengths), names)
 
 
 def plain_parts(prompt: str) -> list[str]:

@@ -269,8 +269,8 @@ class PatchAttention(io.ComfyNode):
                 io.Conditioning.Input(
                     "positive",
                     optional=True,
-                    tooltip="Only when several positive prompts are combined: the conditioning of the prompt above. "
-                    "The words of the others are then left alone.",
+                    tooltip="Only when several positive prompts are combined, or come from Prompt Schedule: the "
+                    "conditioning of the prompt above. The words of the others are then left alone.",
                 ),
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="The guided model, for any sampler.")],
@@ -281,6 +281,7 @@ class PatchAttention(io.ComfyNode):
         cls, model: Any, guide: MaskGuidance, prompt: str, clip: Any = None, positive: Any = None
     ) -> io.NodeOutput:
         from ..attention_patches.mask_guidance import mask_guidance_patch
+        from ..backbones.joined_prompts import check_words
         from ..backbones.registry import install_patches, require_supported
 
         family, network = require_supported(model)
@@ -289,7 +290,9 @@ class PatchAttention(io.ComfyNode):
             logger.warning(guide_report(guide))
             return io.NodeOutput(install_patches(model, []))
         bound = bind_phrases(guide, family, clip, prompt, positive)
-        return io.NodeOutput(install_patches(model, [mask_guidance_patch(*bound)]))
+        patched = install_patches(model, [mask_guidance_patch(*bound)])
+        check_words(patched)
+        return io.NodeOutput(patched)
 
 
 def check_blocks(patterns: str, names: list[str]) -> None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from comfy_api.latest import io
 
 from .types import CATEGORY
+
+logger = logging.getLogger(__name__)
+
+MAX_FRAMES = 4096
 
 
 class PromptSchedule(io.ComfyNode):
@@ -18,13 +23,66 @@ class PromptSchedule(io.ComfyNode):
             node_id="MGV_PromptSchedule",
             display_name="Prompt Schedule",
             category=f"{CATEGORY}/video",
-            inputs=[],
-            outputs=[],
+            description=(
+                "Several prompts one after the other in one film: each frame is conditioned by its own prompt, and one "
+                "prompt fades into the next. Sample the model that comes out with the conditioning that comes out."
+            ),
+            inputs=[
+                io.Model.Input(
+                    "model",
+                    tooltip="A video model whose cross-attention reads the text: Wan, LTX, Cosmos, SD1.5 or SDXL (with "
+                    "AnimateDiff), or one from Load Video Model.",
+                ),
+                io.Clip.Input("clip", tooltip="The text encoder of the model; it encodes each prompt by itself."),
+                io.String.Input(
+                    "schedule",
+                    default="0: a red ball moves right on sand\n16: a blue ball moves right on sand",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    tooltip="A line for each prompt: the frame of the film with which it begins (counted from 0, in "
+                    "frames of the finished film), a colon, the prompt. A line that begins with a space goes on with "
+                    "the prompt before it.",
+                ),
+                io.Int.Input(
+                    "overlap",
+                    default=8,
+                    min=0,
+                    max=MAX_FRAMES,
+                    tooltip="Frames over which a prompt fades into the next one, half of them before its start. 0: it "
+                    "changes from one frame to the next.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="The model with the schedule, for any sampler."),
+                io.Conditioning.Output(
+                    display_name="positive",
+                    tooltip="All prompts in one conditioning: the positive prompt of that model, and of no other.",
+                ),
+                io.String.Output(display_name="report", tooltip="Which prompt holds in which frames."),
+            ],
         )
 
     @classmethod
-    def execute(cls, **inputs: Any) -> io.NodeOutput:
-        raise NotImplementedError("this node is being written.")
+    def execute(cls, model: Any, clip: Any, schedule: str, overlap: int) -> io.NodeOutput:
+        from ..backbones.joined_prompts import schedule_prompts
+        from ..recipes.prompt_schedule_text import parse_schedule
+
+        prompts = parse_schedule(schedule)
+        starts, texts = [prompt.start for prompt in prompts], [prompt.text for prompt in prompts]
+        patched, positive = schedule_prompts(model, clip, starts, texts, overlap, schedule)
+        report = schedule_report(starts, texts, overlap)
+        logger.info(report)
+        return io.NodeOutput(patched, positive, report)
+
+
+def schedule_report(starts: list[int], texts: list[str], overlap: int) -> str:
+    """One line per prompt, and one for the fades."""
+    ends = [f"to {start - 1}" for start in starts[1:]] + ["to the end"]
+    lines = [f"frames {start} {end}: {text}" for start, end, text in zip(starts, ends, texts, strict=True)]
+    if len(starts) > 1:
+        fades = f"each fades into the next over {overlap} frames" if overlap > 1 else "each changes at once"
+        lines.append(f"{fades}.")
+    return "\n".join(lines)
 
 
 NODES = [PromptSchedule]

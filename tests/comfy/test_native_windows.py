@@ -61,7 +61,9 @@ def windowed(patcher: Any, name: str, schedule: str, loops: bool = False) -> Any
     return patcher
 
 
-def predictions_by_window(model: TinyModel, patcher: Any, noise: Tensor) -> dict[tuple[int, ...], dict[str, Tensor]]:
+def predictions_by_window(
+    model: TinyModel, patcher: Any, noise: Tensor, **settings: Any
+) -> dict[tuple[int, ...], dict[str, Tensor]]:
     """What the model predicts in the first step in each of core's windows."""
     found: dict[tuple[int, ...], dict[str, Tensor]] = {}
 
@@ -74,7 +76,7 @@ def predictions_by_window(model: TinyModel, patcher: Any, noise: Tensor) -> dict
 
     patcher = patcher.clone()
     patcher.set_model_unet_function_wrapper(keep)
-    sample(model, patcher, steps=1, noise=noise)
+    sample(model, patcher, steps=1, noise=noise, **settings)
     return found
 
 
