@@ -1,7 +1,7 @@
 """ComfyUI's context windows for every family: the host cuts a long clip into overlapping ones at each step.
 
 The host's handler is used as it is, with what it leaves out: conditions that have frames of their own (pictures, control
-films), batches of several clips, and models whose frames are the batch.
+films), batches of several clips, models whose frames are the batch, and samplers that call the model between steps.
 
 Source: Comfy-Org/ComfyUI, comfy/context_windows.py.
 """
@@ -19,6 +19,8 @@ from torch import Tensor
 CONTEXT_KEY = "context_handler"
 # Under this key the host limits its estimate of memory to one window.
 ESTIMATE_KEY = "ContextWindows_prepare_sampling"
+# Noise levels that differ by less than this part of them are the same.
+SAME_LEVEL = 1e-4
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,11 @@ def window_handler() -> type:
 
             # The host looks for one noise level and cuts along frames what has one entry per clip of the batch.
             return super().execute(of_window, model, conds, x_in, timestep[:1], model_options)
+
+        def set_step(self, timestep: Tensor, model_options: dict[str, Any]) -> None:
+            # Some samplers call the model between two steps too, which the host refuses.
+            sigmas = model_options["transformer_options"]["sample_sigmas"]
+            self._step = max(int((sigmas >= timestep * (1.0 - SAME_LEVEL)).sum()) - 1, 0)
 
         def get_resized_cond(self, cond_in: Any, x_in: Tensor, window: Any, device: Any = None) -> Any:
             resized = super().get_resized_cond(cond_in, x_in, window, device)

@@ -145,6 +145,15 @@ def test_frames_as_the_batch() -> None:
         assert relative(predictions["positive"], expected["positive"]) < EXACT
 
 
+@pytest.mark.parametrize("sampler", ["heun", "dpm_2", "dpmpp_sde"])
+def test_samplers_that_call_the_model_between_steps(sampler: str) -> None:
+    model, noise = tiny("wan"), noise_of(tiny("wan"))
+    windows = replace(WINDOWS, schedule="standard_uniform")
+    windowed = install_context_windows(model.patcher, 2, windows)
+    film = sample(model, windowed, noise=noise, steps=4, sampler=sampler)
+    assert bool(film.isfinite().all()) and relative(film, sample(model, noise=noise, steps=4, sampler=sampler)) > CLEAR
+
+
 def random_frames(channels: int, *size: int) -> Tensor:
     return torch.randn(1, channels, FRAMES, *size, generator=torch.Generator().manual_seed(11))
 
