@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +12,10 @@ from torch import Tensor
 from ..attention_patches.stack import Patch
 from ..attention_patches.text_spans import TextSpans
 from ..video_models.background_lock import BackgroundLock
+from ..video_models.lavie_files import require_stage
 from ..video_models.noise import plain_noise
 from ..video_models.video_model import VideoGeometry
+from .film_decoding import decode_parts
 from .prompt_tokens import token_spans
 from .registry import install_patches, require_supported
 
@@ -52,11 +54,13 @@ class ComfyVideoModel:
         width, height: native size of films in pixels.
 
     Raises:
-        ValueError: if the model's attention sites are not known.
+        ValueError: if the model's attention sites are not known, or it is LaVie's interpolation model or upscaler, which
+            make no film of a prompt alone.
     """
 
     def __init__(self, model: Any, clip: Any, vae: Any, width: int = 64, height: int = 64) -> None:
         family, network = require_supported(model)
+        require_stage(getattr(network.config, "stage", "base"), "base", "this model")
         self.family = family
         self.model = model
         self.clip = clip
@@ -84,7 +88,15 @@ class ComfyVideoModel:
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents [1, C, T, h, w] to frames [T, H, W, 3]."""
-        return self.vae.decode(self.model.model.process_latent_out(latents))[0]
+        return torch.cat(list(self.decode_parts(latents)))
+
+    def decode_parts(self, latents: Tensor) -> Iterator[Tensor]:
+        """As ``decode``, a few frames [n, H, W, 3] at a time, so that a long film need not be in memory.
+
+        Raises:
+            ValueError: more than one clip, or values that are not finite.
+        """
+        return decode_parts(self.vae, self.model.model.process_latent_out(latents))
 
     def noise(self, frames: int, height: int, width: int, seed: int, batch: int = 1) -> Tensor:
         """Unit starting noise [B, C, T, h, w], as ComfyUI's samplers draw it; arguments and errors as stand-alone."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .lavie import LatentScaling
+from .lavie_models import LatentScaling
 
 
 class FramewiseAutoencoder(nn.Module):

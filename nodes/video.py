@@ -43,6 +43,7 @@ class LoadVideoModel(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         import folder_paths
 
+        from .diffusers_folders import diffusers_folders
         from .model_files import weight_files
 
         return io.Schema(
@@ -50,29 +51,35 @@ class LoadVideoModel(io.ComfyNode):
             display_name="Load Video Model",
             category=f"{CATEGORY}/video",
             description=(
-                "Loads a LaVie-shaped text-to-video model as native MODEL, CLIP and VAE, so that every core sampler, "
-                "text encoder and VAE node works on it. Toybox is a tiny demo model that comes with the pack: it "
-                "knows coloured balls, squares and triangles, 64 x 64 pixels, 8 frames."
+                "Loads one of LaVie's models (text to video, interpolation, upscaler) as native MODEL, CLIP and VAE, so "
+                "that every core sampler, text encoder and VAE node works on it. Toybox is a tiny demo model that "
+                "comes with the pack: it knows coloured balls, squares and triangles, 64 x 64 pixels, 8 frames."
             ),
             inputs=[
                 io.Combo.Input(
                     "model_name",
                     options=weight_files(*MODEL_FOLDERS),
                     default=TOYBOX,
-                    tooltip="Toybox (bundled, a toy for trying the pack), or a LaVie file such as lavie_base.pt from "
-                    "models/diffusion_models or models/checkpoints.",
+                    tooltip="Toybox (bundled, a toy for trying the pack), or lavie_base.pt (text to video), "
+                    "lavie_interpolation.pt (for Interpolate Video) or lavie_vsr.pt (for Upscale Video) from "
+                    "models/diffusion_models or models/checkpoints; safetensors too, under any name.",
                 ),
                 io.Combo.Input(
                     "sd_checkpoint",
-                    options=[NO_CHECKPOINT, *folder_paths.get_filename_list("checkpoints")],
+                    options=[NO_CHECKPOINT, *folder_paths.get_filename_list("checkpoints"), *diffusers_folders()],
                     default=NO_CHECKPOINT,
                     optional=True,
-                    tooltip="For LaVie files only: the Stable Diffusion 1.x checkpoint whose text encoder and VAE "
-                    "belong to it. none: load these two with core nodes; Toybox brings its own.",
+                    tooltip="For LaVie files only: what their text encoder and VAE come from. A Stable Diffusion 1.x "
+                    "checkpoint for text to video and interpolation, Stable Diffusion's x4 upscaler for the upscaler; "
+                    "or a folder of models/diffusers. none: the model alone. Toybox brings its own.",
                 ),
             ],
             outputs=[
-                io.Model.Output(display_name="model", tooltip="The video model; works with KSampler and Sample Video."),
+                io.Model.Output(
+                    display_name="model",
+                    tooltip="The video model; works with KSampler and Sample Video, the interpolation model and the "
+                    "upscaler through Interpolate Video and Upscale Video.",
+                ),
                 io.Clip.Output(
                     display_name="clip",
                     tooltip="Its text encoder, for CLIP Text Encode (nothing for a LaVie file without SD checkpoint).",
@@ -87,13 +94,18 @@ class LoadVideoModel(io.ComfyNode):
 
     @classmethod
     def execute(cls, model_name: str, sd_checkpoint: str = NO_CHECKPOINT) -> io.NodeOutput:
+        import folder_paths
+
         from ..backbones.loading import load_lavie_file, load_native_toybox
+        from .diffusers_folders import diffusers_folders
         from .model_files import find_weight_file
 
         if model_name == TOYBOX:
             return io.NodeOutput(*load_native_toybox())
-        checkpoint = None if sd_checkpoint == NO_CHECKPOINT else find_weight_file(sd_checkpoint, "checkpoints")
-        return io.NodeOutput(*load_lavie_file(find_weight_file(model_name, *MODEL_FOLDERS), checkpoint))
+        path, parts = find_weight_file(model_name, *MODEL_FOLDERS), None
+        if sd_checkpoint != NO_CHECKPOINT:
+            parts = diffusers_folders().get(sd_checkpoint) or find_weight_file(sd_checkpoint, "checkpoints")
+        return io.NodeOutput(*load_lavie_file(path, parts, folder_paths.get_folder_paths("embeddings")))
 
 
 class VideoNoise(io.ComfyNode):
