@@ -14,7 +14,7 @@ Comfy-Org/ComfyUI, comfy/ldm/modules/diffusionmodules/openaimodel.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -27,10 +27,13 @@ from ..attention_patches.free_long import FreeLongPatch
 from ..attention_patches.site import SITE_KEY, AttentionSite
 from ..attention_patches.stack import Override, PatchStack
 from .family import BlockPlace, Family, ModelCall, has_parts
+from .override_chain import STACKS_KEY
 from .unet_blocks import unet_blocks, unet_grid
 
 # ComfyUI's list of (class, function) in ``patches``: the function runs layers of the class.
 LAYERS_KEY = "forward_timestep_embed_patch"
+# Where ComfyUI says which context window a call of the model is.
+WINDOW_KEY = "context_window"
 # What a motion module's attention holds its attention function under.
 FUNCTION_NAME = "actual_attention"
 
@@ -72,6 +75,17 @@ def motion_modules(network: Any) -> list[MotionModule]:
     return found
 
 
+def motion_block_names(network: Any) -> list[str]:
+    """Names of the blocks that motion modules may be put into, in the order of the forward pass."""
+    counts: dict[str, int] = {}
+    names = []
+    for block in unet_blocks(network):
+        if any(has_parts(layer, "in_layers", "emb_layers") for layer in block.layers):
+            names.append(f"{block.place}.{counts.setdefault(block.place, 0)}")
+            counts[block.place] += 1
+    return names
+
+
 def attentions_over_time(layer: Any) -> tuple[Any, ...]:
     """Attentions of a layer that look over time; none of layers that are no motion modules."""
     if not has_parts(layer, "temporal_transformer"):
@@ -83,14 +97,41 @@ def attentions_over_time(layer: Any) -> tuple[Any, ...]:
     )
 
 
-def note_still_film(call: ModelCall, stacks: Sequence[PatchStack]) -> None:
+def note_still_film(call: ModelCall, options: Mapping[str, Any]) -> None:
     """Say so when FreeLong is to act in a model without attention over time: its frames are pictures on their own."""
     frames = call.latents[0] // len(call.chunks)
-    long = [patch.settings for stack in stacks for patch in stack.patches if isinstance(patch, FreeLongPatch)]
+    long = [
+        patch.settings
+        for stack in options.get(STACKS_KEY, ())
+        for patch in stack.patches
+        if isinstance(patch, FreeLongPatch)
+    ]
     if any(settings.strength > 0.0 and settings.window < frames for settings in long):
         call.note(
             f"each of the {call.clip_frames} frames is made on its own, for there is no motion module in this model, so "
             "FreeLong has no effect; apply a motion model of AnimateDiff-Evolved, or take FreeLong out."
+        )
+
+
+def check_windows(modules: Sequence[MotionModule], frames: int, options: Mapping[str, Any]) -> None:
+    """Compare ComfyUI's context windows with what motion modules take for the length of a clip.
+
+    They cut the batch into clips of the length that the pack's own context options have set, so that in a window of
+    another length they would take frames of the negative prompt for frames of the positive one.
+
+    Args:
+        modules: of the network.
+        frames: of the film in this call.
+        options: ``transformer_options``.
+
+    Raises:
+        ValueError: ComfyUI's windows are of another length.
+    """
+    lengths = {getattr(module.layer, "video_length", frames) for module in modules}
+    if options.get(WINDOW_KEY) is not None and lengths - {frames}:
+        raise ValueError(
+            f"ComfyUI's context windows give the model {frames} frames at a time, but the motion modules take the batch "
+            f"for clips of {max(lengths)}; use AnimateDiff-Evolved's own context options instead."
         )
 
 
@@ -101,11 +142,16 @@ class MotionSites:
         family: of the model.
         network: the U-Net, with motion modules or without.
         call: of it.
-        stacks: of the patched model, in the order in which they were hung: the last is the outermost.
+        options: ``transformer_options``, with the stacks of the patched model in the order in which they were hung: the
+            last is the outermost.
+
+    Raises:
+        ValueError: see ``check_windows``.
     """
 
-    def __init__(self, family: Family, network: Any, call: ModelCall, stacks: Sequence[PatchStack]) -> None:
+    def __init__(self, family: Family, network: Any, call: ModelCall, options: Mapping[str, Any]) -> None:
         self._call = call
+        stacks: Sequence[PatchStack] = options.get(STACKS_KEY, ())
         self._patches = [patch for stack in stacks for patch in stack.patches]
         self._override: Override | None = None
         for stack in stacks:
@@ -114,6 +160,7 @@ class MotionSites:
         self._sites: dict[int, list[tuple[Any, AttentionSite]]] = {}
         total, index = sum(len(module.attentions) for module in self._modules), 0
         frames = call.latents[0] // len(call.chunks)
+        check_windows(self._modules, frames, options)
         for module in self._modules:
             grid = unet_grid(module.level, frames, *call.latents[-2:])
             sites = self._sites[id(module.layer)] = []

@@ -18,9 +18,8 @@ import torch
 from torch import Tensor
 
 from ..attention_patches.site import SITE_KEY, AttentionSite
-from .animatediff import LAYERS_KEY, MotionSites, note_still_film
+from .animatediff import LAYERS_KEY, MotionSites, motion_block_names, note_still_film
 from .family import Family, ModelCall, TokenGrid, has_parts, places
-from .override_chain import STACKS_KEY
 from .unet_blocks import HostBlock, unet_blocks, unet_grid
 
 
@@ -84,7 +83,8 @@ class StableDiffusion(Family):
         return bool(found) and not any(transformer.has_time for transformer in found)
 
     def block_names(self, network: Any) -> list[str]:
-        return transformer_block_names(unet_transformers(network))
+        names = transformer_block_names(unet_transformers(network))
+        return [*names, *(name for name in motion_block_names(network) if name not in names)]
 
     def grids(self, network: Any, latents: Sequence[int], extras: Mapping[str, Any]) -> list[TokenGrid]:
         frames, _, height, width = latents
@@ -98,11 +98,10 @@ class StableDiffusion(Family):
         for name in ("attn1_patch", "attn2_patch", "attn1_output_patch", "attn2_output_patch"):
             patches[name] = [*patches.get(name, []), getattr(sites, name)]
         options["patches"] = patches
-        stacks = options.get(STACKS_KEY, ())
-        motion = MotionSites(self, network, call, stacks)
+        motion = MotionSites(self, network, call, options)
         patches[LAYERS_KEY] = motion.runners(patches.get(LAYERS_KEY, ()))
         if not motion.found and not sites.has_time:
-            note_still_film(call, stacks)
+            note_still_film(call, options)
 
 
 class StableVideoDiffusion(StableDiffusion):
@@ -117,6 +116,9 @@ class StableVideoDiffusion(StableDiffusion):
         if not has_parts(network, "input_blocks", "middle_block", "output_blocks"):
             return False
         return any(transformer.has_time for transformer in unet_transformers(network))
+
+    def block_names(self, network: Any) -> list[str]:
+        return transformer_block_names(unet_transformers(network))
 
 
 class UNetSites:

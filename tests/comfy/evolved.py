@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
-from native_models import UNET, TinyModel, build
+from native_models import UNET, TinyModel, build, sample
+from torch import Tensor
+
+from mask_guided_video.attention_patches.free_long import FreeLong, FreeLongPatch, free_long_patch
+from mask_guided_video.attention_patches.site import AttentionSite
+from mask_guided_video.backbones.registry import install_patches
 
 FOLDER = "ComfyUI-AnimateDiff-Evolved"
 NAME = "animatediff_evolved"
@@ -52,7 +56,7 @@ def run_node(pack: ModuleType, node: str, **inputs: Any) -> Any:
     return getattr(instance, instance.FUNCTION)(**inputs)[0]
 
 
-def random_weight(name: str, shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
+def random_weight(name: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
     """A weight whose attention clearly prefers some frames to others."""
     noise = torch.randn(shape, generator=generator)
     if len(shape) == 1:
@@ -121,8 +125,7 @@ class Evolved:
         )
 
 
-@contextmanager
-def motion_model(pack: ModuleType, folder: Path, version: str = "SD1.5", **settings: Any) -> Iterator[Evolved]:
+def with_motion_model(pack: ModuleType, folder: Path, version: str = "SD1.5", **settings: Any) -> Evolved:
     """The nodes with a motion model of random weights, saved to a file and loaded by the pack.
 
     Args:
@@ -151,4 +154,36 @@ def motion_model(pack: ModuleType, folder: Path, version: str = "SD1.5", **setti
         name = f"{folder.name}.safetensors"
         save_file(state, folder / name)
         folder_paths.add_model_folder_path("animatediff_models", str(folder))
-        yield Evolved(pack, run_node(pack, "ADE_LoadAnimateDiffModel", model_name=name, **settings))
+        return Evolved(pack, run_node(pack, "ADE_LoadAnimateDiffModel", model_name=name, **settings))
+
+
+def step(model: TinyModel, patcher: Any = None, noise: Tensor | None = None) -> Tensor:
+    """One step of a film."""
+    return sample(model, patcher, steps=1, noise=noise)
+
+
+def lengthen(patcher: Any, settings: FreeLong) -> Any:
+    """A clone of a model with FreeLong."""
+    return install_patches(patcher, [free_long_patch(settings)])
+
+
+def take_for_attention(monkeypatch: pytest.MonkeyPatch, function: Callable[..., Tensor]) -> None:
+    """Let the motion modules take another function for attention, as they do at the beginning of a run."""
+    monkeypatch.setattr(part_of_pack("utils_motion"), "optimized_attention_mm", function)
+
+
+def change(one: Tensor, other: Tensor) -> float:
+    """Largest difference, as a part of the largest value."""
+    return float((one - other).abs().max() / other.abs().max())
+
+
+class Watched(FreeLongPatch):
+    """Notes the sites of the calls that it changes."""
+
+    def __init__(self, settings: FreeLong) -> None:
+        super().__init__(settings)
+        self.sites: list[AttentionSite] = []
+
+    def __call__(self, attend: Any, q: Tensor, k: Tensor, v: Tensor, site: AttentionSite) -> Tensor:
+        self.sites.append(site)
+        return super().__call__(attend, q, k, v, site)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from evolved import FRAMES, WINDOW, WINDOWS, Evolved, load_pack, motion_model, tiny_sd15
+from evolved import FRAMES, WINDOW, WINDOWS, Evolved, load_pack, tiny_sd15, with_motion_model
 from native_models import TinyModel, sample
 from torch import Tensor
 
@@ -23,10 +22,9 @@ POSITIONS = ((1, 2),)
 
 
 @pytest.fixture(scope="module")
-def evolved(comfy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Evolved]:
+def evolved(comfy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Evolved:
     """The nodes of the pack."""
-    with motion_model(load_pack(comfy_folder), tmp_path_factory.mktemp("animatediff_models")) as nodes:
-        yield nodes
+    return with_motion_model(load_pack(comfy_folder), tmp_path_factory.mktemp("animatediff_models"))
 
 
 @pytest.fixture(scope="module")
