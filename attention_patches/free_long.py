@@ -129,14 +129,16 @@ class BlendPlan:
         write_windows(attend, q, k, v, site, self.windows[0], out)
         video = out[:, :, begin:end]
         if self.blend is not None:
-            narrow, low = _on_grid(video, site), None
+            narrow = _on_grid(video, site)
+            # Several steps in half precision would be rounded as often.
+            blended = narrow.float() if len(self.blend.time) > 1 else narrow
             axes = (4, 1, 2) if site.rows.folded == "positions" else (2, 3, 4)
             for step in range(len(self.blend.time)):
                 wide = _on_grid(self._wide(step + 1, attend, q, k, v, site, out, plain), site)
-                values = self.blend.of_step(narrow, wide, step, axes[0])
-                low = values if low is None else low.add_(values)
+                self.blend.add_low_frequencies(blended, narrow, wide, step, axes)
                 narrow = wide
-            video.add_(self.blend.over_space(low, axes[1:]).view(video.shape))
+            if blended.dtype != video.dtype:
+                video.copy_(blended.view(video.shape))
         if self.strength < 1.0:
             video.copy_(plain[:, :, begin:end].lerp(video, self.strength))
 

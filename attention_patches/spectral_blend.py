@@ -11,7 +11,7 @@ Source: FreeLong (arXiv 2407.19918); FreeLong++ (arXiv 2507.00162) for several b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -20,6 +20,9 @@ from torch import Tensor
 
 # Beyond this many entries an FFT takes less time than a matrix on CPUs.
 MATRIX_AXIS = 256
+# What is filtered at a time: a part of a CPU's cache, and enough to keep a GPU busy.
+PART_BYTES_CPU = 2**21
+PART_BYTES_GPU = 2**27
 
 
 def gaussian_weights(size: int, cutoff: float) -> Tensor:
@@ -123,18 +126,45 @@ class SpectralBlend:
             AxisFilter.gaussian(grid[2], spatial_cutoff, device),
         )
 
-    def of_step(self, narrow: Tensor, wide: Tensor, step: int, time_axis: int) -> Tensor:
-        """Return the low frequencies over time of ``wide - narrow``, of any type, as new float32 values."""
-        values = torch.empty(wide.shape, dtype=torch.float32, device=wide.device)
-        if wide.dtype == narrow.dtype == torch.float32:
-            torch.sub(wide, narrow, out=values)
-        else:
-            values.copy_(wide).sub_(narrow)
-        return self.time[step].apply(values, time_axis)
+    def add_low_frequencies(
+        self, out: Tensor, narrow: Tensor, wide: Tensor, step: int, axes: tuple[int, int, int]
+    ) -> None:
+        """Add the low frequencies of ``wide - narrow`` to ``out``, a few frames and then a few rows at a time.
 
-    def over_space(self, values: Tensor, axes: tuple[int, int]) -> Tensor:
-        """Return the low frequencies over (height, width) of contiguous float32 values."""
-        return self.width.apply(self.height.apply(values, axes[0]), axes[1])
+        Filters along different axes commute, so that the space axes go first, frame by frame, while what they work on
+        is still in the cache of a CPU.
+
+        Args:
+            out: changed in place; may be ``narrow`` itself.
+            narrow, wide: of the shape of ``out``, any floating type and memory layout.
+            step: from which window to the next.
+            axes: where time, height and width are.
+        """
+        time, height, width = axes
+        low = torch.empty(wide.shape, dtype=torch.float32, device=wide.device)
+        for frames in _parts(wide, time):
+            values = _difference(wide.narrow(time, *frames), narrow.narrow(time, *frames))
+            values = self.width.apply(self.height.apply(values, height), width)
+            low.narrow(time, *frames).copy_(values)
+        for rows in _parts(wide, height):
+            values = self.time[step].apply(low.narrow(height, *rows).contiguous(), time)
+            out.narrow(height, *rows).add_(values)
+
+
+def _difference(wide: Tensor, narrow: Tensor) -> Tensor:
+    """``wide - narrow`` in contiguous float32, rounded once."""
+    if wide.dtype == narrow.dtype == torch.float32:
+        return torch.sub(wide, narrow).contiguous()
+    return wide.to(torch.float32, memory_format=torch.contiguous_format, copy=True).sub_(narrow)
+
+
+def _parts(tensor: Tensor, axis: int) -> Iterator[tuple[int, int]]:
+    """Cut an axis into parts (begin, length) of which one fits into a cache in float32."""
+    size = tensor.shape[axis]
+    most = PART_BYTES_CPU if tensor.device.type == "cpu" else PART_BYTES_GPU
+    turn = max(most // (4 * tensor.numel() // size), 1)
+    for begin in range(0, size, turn):
+        yield begin, min(turn, size - begin)
 
 
 def spectral_blend(
@@ -153,5 +183,7 @@ def spectral_blend(
     positive = tuple(axis % local.ndim for axis in axes)
     grid = tuple(local.shape[axis] for axis in positive)
     out = local.clone()
-    blend = SpectralBlend.gaussian(grid, cutoffs[:1], cutoffs[1], local.device)
-    return out.add_(blend.over_space(blend.of_step(local, wide, 0, positive[0]), positive[1:]))
+    SpectralBlend.gaussian(grid, cutoffs[:1], cutoffs[1], local.device).add_low_frequencies(
+        out, local, wide, 0, positive
+    )
+    return out

@@ -13,26 +13,31 @@ from __future__ import annotations
 
 import argparse
 import gc
-import importlib.util
 import json
-import os
-import platform
 import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from measuring import (
+    RESULTS,
+    ROOT,
+    can_measure_memory,
+    describe,
+    devices,
+    module,
+    peak_of,
+    peaks_in_children,
+    ratios_of,
+    resident,
+    time_in_turns,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
 KERNELS = ("plain", "channels", "partition", "dense")
 SHARES = (0.1, 0.3, 0.5)
 
@@ -56,14 +61,6 @@ class Case:
 
 # LaVie's finest level (8 heads of 40) for one or two dozen frames, and a clip in one sequence with more heads.
 CASES = (Case(16, 32, 32, 8, 40, 9), Case(8, 40, 64, 8, 40, 4), Case(1, 80, 128, 16, 40, 2))
-
-
-def import_engine() -> None:
-    """Import the package under its fixed name, wherever this script is started."""
-    spec = importlib.util.spec_from_file_location("bootstrap", ROOT / "bootstrap.py")
-    bootstrap = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(bootstrap)
-    bootstrap.import_package()
 
 
 def make_tensors(case: Case, device: str) -> list[Tensor]:
@@ -120,30 +117,13 @@ def make_call(kernel: str, case: Case, share: float, qkv: list[Tensor]) -> Calla
     return lambda: attention(*qkv, case.heads, transformer_options=options)
 
 
-def seconds(call: Callable[[], Tensor], device: str) -> tuple[float, float]:
-    """Wall time and processor time of one call; the second one does not count other programs on a busy machine."""
-    if device != "cpu":
-        torch.cuda.synchronize()
-    begin, busy = time.perf_counter(), time.process_time()
-    call()
-    if device != "cpu":
-        torch.cuda.synchronize()
-    return time.perf_counter() - begin, time.process_time() - busy
-
-
 def time_case(case: Case, share: float, device: str) -> dict[str, Any]:
     """Time all kernels in turns."""
     qkv = make_tensors(case, device)
     calls = {kernel: make_call(kernel, case, share, qkv) for kernel in KERNELS}
     repeats = case.repeats if device == "cpu" else 5 * case.repeats
-    wall: dict[str, list[float]] = {kernel: [] for kernel in KERNELS}
-    busy: dict[str, list[float]] = {kernel: [] for kernel in KERNELS}
-    for turn in range(repeats + 1):
-        for kernel, call in calls.items():
-            taken = seconds(call, device)
-            if turn:  # the first turn warms up and makes the tables
-                wall[kernel].append(round(taken[0], 6))
-                busy[kernel].append(round(taken[1], 6))
+    # The first turn makes the tables.
+    wall, busy = time_in_turns(calls, device, repeats)
     covered = float(make_masks(case, share).mean())
     found: dict[str, Any] = {"share": share, "covered": round(covered, 4), "seconds": wall, "ratio": ratios_of(wall)}
     if device == "cpu":
@@ -151,63 +131,20 @@ def time_case(case: Case, share: float, device: str) -> dict[str, Any]:
     return found
 
 
-def ratios_of(times: dict[str, list[float]]) -> dict[str, float]:
-    """Median of the ratios to the plain call of the same turn."""
-    return {
-        kernel: round(statistics.median(a / b for a, b in zip(own, times["plain"], strict=True)), 4)
-        for kernel, own in times.items()
-    }
-
-
 def peak_bytes(kernel: str, case: Case, share: float, device: str) -> int:
     """Peak memory of one call in this process, q, k, v and the result included."""
-    if device != "cpu":
-        qkv = make_tensors(case, device)
-        call = make_call(kernel, case, share, qkv)
-        torch.cuda.reset_peak_memory_stats()
-        call()
-        return torch.cuda.max_memory_allocated()
-    small = Case(2, 8, 8, case.heads, case.head_dim, 1)
-    for warm in KERNELS:
-        make_call(warm, small, share, make_tensors(small, device))()
-    gc.collect()
-    before = resident("VmRSS")
-    qkv = make_tensors(case, device)
-    call = make_call(kernel, case, share, qkv)
-    # Linux starts a new high-water mark here; making the tensors shall not count.
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    out = call()
-    peak = resident("VmHWM") - before
-    del out
-    return peak
-
-
-def resident(field: str) -> int:
-    """Bytes of a memory field of this process."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
+    if device == "cpu":
+        small = Case(2, 8, 8, case.heads, case.head_dim, 1)
+        for warm in KERNELS:
+            make_call(warm, small, share, make_tensors(small, device))()
+        gc.collect()
+    before = resident("VmRSS") if device == "cpu" else 0
+    return peak_of(make_call(kernel, case, share, make_tensors(case, device)), device, before)
 
 
 def measure_peaks(index: int, device: str) -> dict[str, int]:
     """Peak memory of each kernel at 30 % foreground, each in a process of its own."""
-    peaks = {}
-    for kernel in KERNELS:
-        command = [sys.executable, str(Path(__file__).resolve()), "--peak", kernel, str(index), device]
-        # Have freed tensors go back to the system at once: memory that the C library keeps for later is not in use.
-        environment = dict(os.environ, MALLOC_MMAP_THRESHOLD_="65536")
-        done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-        peaks[kernel] = int(done.stdout)
-    return peaks
-
-
-def describe(device: str) -> dict[str, Any]:
-    """What the numbers depend on, without naming a machine."""
-    found = {"device": device, "torch": torch.__version__, "system": platform.system(), "cores": os.cpu_count()}
-    found["threads"] = torch.get_num_threads()
-    found["dtype"] = "float32" if device == "cpu" else "float16"
-    if device != "cpu":
-        found["gpu"] = torch.cuda.get_device_name()
-    return found
+    return peaks_in_children(__file__, {kernel: ("--peak", kernel, str(index), device) for kernel in KERNELS})
 
 
 def run_device(device: str, cases: int) -> dict[str, Any]:
@@ -228,7 +165,7 @@ def run_device(device: str, cases: int) -> dict[str, Any]:
             sys.stdout.write(f"{case.tokens:6d} {share:6.0%} {plain:9.4f} {columns}   {more}\n")
             sys.stdout.flush()
         entry: dict[str, Any] = {"tokens": case.tokens, **asdict(case), "timed": timed}
-        if device != "cpu" or Path("/proc/self/clear_refs").exists():
+        if can_measure_memory(device):
             peaks = measure_peaks(index, device)
             entry["peak_bytes"] = peaks
             columns = " ".join(f"{peaks[kernel] / peaks['plain']:9.3f}" for kernel in KERNELS[1:])
@@ -246,14 +183,14 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    import_engine()
+    module("attention_patches")
     with torch.inference_mode():
         if arguments.peak:
             kernel, index, device = arguments.peak
             sys.stdout.write(str(peak_bytes(kernel, CASES[int(index)], 0.3, device)))
             return
         RESULTS.mkdir(parents=True, exist_ok=True)
-        for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+        for device in devices():
             results = run_device(device, 2 if arguments.quick else len(CASES))
             path = RESULTS / f"attention_{device}.json"
             path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")

@@ -16,26 +16,31 @@ from __future__ import annotations
 
 import argparse
 import gc
-import importlib.util
 import json
-import os
-import platform
 import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from measuring import (
+    RESULTS,
+    ROOT,
+    can_measure_memory,
+    describe,
+    devices,
+    module,
+    peak_of,
+    peaks_in_children,
+    ratios_of,
+    resident,
+    time_in_turns,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
 HEADS = 8
 KINDS = ("plain", "free_long", "windows", "free_long_plus", "original")
 
@@ -61,14 +66,6 @@ class Case:
 
 
 CASES = (Case(64, 20, 32, 640), Case(64, 40, 64, 320), Case(128, 20, 32, 640))
-
-
-def import_engine() -> None:
-    """Import the package under its fixed name, wherever this script is started."""
-    spec = importlib.util.spec_from_file_location("bootstrap", ROOT / "bootstrap.py")
-    bootstrap = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(bootstrap)
-    bootstrap.import_package()
 
 
 def options_of(kind: str, case: Case) -> dict[str, Any]:
@@ -171,86 +168,31 @@ def make_call(kind: str, case: Case, call: Callable[[dict[str, Any]], Tensor]) -
     return lambda: blend_as_published(call(masked), call({}), case)
 
 
-def seconds(call: Callable[[], Tensor], device: str) -> tuple[float, float]:
-    """Wall time and processor time of one call; the second one does not count other programs on a busy machine."""
-    if device != "cpu":
-        torch.cuda.synchronize()
-    begin, busy = time.perf_counter(), time.process_time()
-    call()
-    if device != "cpu":
-        torch.cuda.synchronize()
-    return time.perf_counter() - begin, time.process_time() - busy
-
-
 def time_case(case: Case, device: str, of_layer: bool, repeats: int) -> dict[str, Any]:
     """Time all kinds in turns."""
     attend = make_attention(case, device, of_layer)
     calls = {kind: make_call(kind, case, attend) for kind in case.kinds}
-    wall: dict[str, list[float]] = {kind: [] for kind in calls}
-    busy: dict[str, list[float]] = {kind: [] for kind in calls}
     # The first turn makes the plans; on a CPU a layer takes so long that this does not show.
-    warm_up = device != "cpu" or not of_layer
-    for turn in range(repeats + warm_up):
-        for kind, call in calls.items():
-            taken = seconds(call, device)
-            if turn >= warm_up:
-                wall[kind].append(round(taken[0], 6))
-                busy[kind].append(round(taken[1], 6))
-    chosen = busy if device == "cpu" else wall
-    ratio = {
-        kind: round(statistics.median(a / b for a, b in zip(times, chosen["plain"], strict=True)), 3)
-        for kind, times in chosen.items()
-    }
-    return {"seconds": wall, "processor_seconds": busy, "ratio": ratio}
+    wall, busy = time_in_turns(calls, device, repeats, int(device != "cpu" or not of_layer))
+    return {"seconds": wall, "processor_seconds": busy, "ratio": ratios_of(busy if device == "cpu" else wall)}
 
 
 def peak_bytes(kind: str, case: Case, device: str) -> int:
     """Peak memory of one attention call in this process, q, k, v and the result included."""
-    if device != "cpu":
-        call = make_call(kind, case, make_attention(case, device, False))
-        torch.cuda.reset_peak_memory_stats()
-        call()
-        return torch.cuda.max_memory_allocated()
-    small = Case(24, 2, 4, 64)
-    make_call(kind, small, make_attention(small, device, False))()
-    gc.collect()
-    before = resident("VmRSS")
-    call = make_call(kind, case, make_attention(case, device, False))
-    # Linux starts a new high-water mark here; making the tensors shall not count.
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    out = call()
-    peak = resident("VmHWM") - before
-    del out
-    return peak
-
-
-def resident(field: str) -> int:
-    """Bytes of a memory field of this process."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
+    if device == "cpu":
+        small = Case(24, 2, 4, 64)
+        make_call(kind, small, make_attention(small, device, False))()
+        gc.collect()
+    before = resident("VmRSS") if device == "cpu" else 0
+    return peak_of(make_call(kind, case, make_attention(case, device, False)), device, before)
 
 
 def measure_peaks(index: int, device: str, threads: int) -> dict[str, int]:
     """Peak memory of each kind, each in a process of its own."""
-    peaks = {}
-    for kind in CASES[index].kinds:
-        command = [sys.executable, str(Path(__file__).resolve()), "--peak", kind, str(index), device]
-        # Have freed tensors go back to the system at once: memory that the C library keeps for later is not in use.
-        environment = dict(os.environ, MALLOC_MMAP_THRESHOLD_="65536")
-        command += ["--threads", str(threads)]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-        peaks[kind] = int(done.stdout)
-    return peaks
-
-
-def describe(device: str) -> dict[str, Any]:
-    """What the numbers depend on, without naming a machine."""
-    found = {"device": device, "torch": torch.__version__, "system": platform.system(), "cores": os.cpu_count()}
-    found["threads"] = torch.get_num_threads()
-    found["dtype"] = "float32" if device == "cpu" else "float16"
-    if device != "cpu":
-        found["gpu"] = torch.cuda.get_device_name()
-    return found
+    options = ("--threads", str(threads))
+    return peaks_in_children(
+        __file__, {kind: ("--peak", kind, str(index), device, *options) for kind in CASES[index].kinds}
+    )
 
 
 def run_device(device: str, cases: tuple[Case, ...], repeats: int, layer_repeats: int) -> dict[str, Any]:
@@ -266,7 +208,7 @@ def run_device(device: str, cases: tuple[Case, ...], repeats: int, layer_repeats
             entry[name] = time_case(case, device, of_layer, layer_repeats if of_layer else repeats)
             plain = statistics.median(entry[name]["seconds"]["plain"])
             write_line(case, name, f"{plain:.4f} s", entry[name]["ratio"])
-        if device != "cpu" or Path("/proc/self/clear_refs").exists():
+        if can_measure_memory(device):
             peaks = entry["peak_bytes"] = measure_peaks(index, device, torch.get_num_threads())
             write_line(
                 case,
@@ -297,7 +239,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    import_engine()
+    module("attention_patches")
     with torch.inference_mode():
         if arguments.peak:
             kind, index, device = arguments.peak
@@ -305,7 +247,7 @@ def main() -> None:
             return
         RESULTS.mkdir(parents=True, exist_ok=True)
         cases = CASES[:2] if arguments.quick else CASES
-        for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+        for device in devices():
             results = run_device(device, cases, arguments.repeats, arguments.layer_repeats)
             path = RESULTS / f"free_long_{device}.json"
             path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import importlib
-import importlib.util
 import json
 import math
 import os
@@ -27,12 +25,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from measuring import RESULTS as RESULTS_FOLDER
+from measuring import ROOT, module
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results" / "guidance.json"
+RESULTS = RESULTS_FOLDER / "guidance.json"
 UNGUIDED = "none"
 
 # Every variant is one or more guides at once; values left out are the mode's own.
@@ -56,17 +55,6 @@ MEASURES = {
     "background": True,
     "shape": True,
 }
-
-
-def module(name: str) -> Any:
-    """Import a module of the package under its fixed name."""
-    if "bootstrap" not in sys.modules:
-        spec = importlib.util.spec_from_file_location("bootstrap", ROOT / "bootstrap.py")
-        bootstrap = importlib.util.module_from_spec(spec)
-        sys.modules["bootstrap"] = bootstrap
-        spec.loader.exec_module(bootstrap)
-    sys.modules["bootstrap"].import_package()
-    return importlib.import_module(f"mask_guided_video.{name}")
 
 
 @dataclass(frozen=True)

@@ -70,15 +70,30 @@ def colour_segmentation(frames: np.ndarray, colour: str, background: str | None 
         colour: a word of ``world.COLOURS``.
         background: a word of ``world.BACKGROUNDS``; measured where it is not given.
     """
-    ground = world.background_image(background or measure_background(frames))
-    to_ground = np.linalg.norm(frames - ground, axis=-1)
-    to_colours = {
+    ground, to_colours = _distances(frames, background or measure_background(frames))
+    nearest = np.min(np.stack(list(to_colours.values())), axis=0)
+    wanted = (to_colours[colour] <= nearest) & (to_colours[colour] + FOREGROUND_MARGIN < ground)
+    return np.stack([largest_piece(frame) for frame in wanted])
+
+
+def object_pixels(frames: np.ndarray, background: str) -> np.ndarray:
+    """The pixels that are nearer to some object colour than to the background: bool [T, 64, 64].
+
+    Args:
+        frames: float [T, 64, 64, 3] in 0..1.
+        background: a word of ``world.BACKGROUNDS``.
+    """
+    ground, to_colours = _distances(frames, background)
+    return np.min(np.stack(list(to_colours.values())), axis=0) + FOREGROUND_MARGIN < ground
+
+
+def _distances(frames: np.ndarray, background: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Distance [T, 64, 64] of every pixel to the background, and to each colour."""
+    ground = np.linalg.norm(frames - world.background_image(background), axis=-1)
+    return ground, {
         name: np.linalg.norm(frames - np.array(value, dtype=np.float32), axis=-1)
         for name, value in world.COLOURS.items()
     }
-    nearest = np.min(np.stack(list(to_colours.values())), axis=0)
-    wanted = (to_colours[colour] <= nearest) & (to_colours[colour] + FOREGROUND_MARGIN < to_ground)
-    return np.stack([_largest_piece(frame) for frame in wanted])
 
 
 def measure_object(frames: np.ndarray, colour: str, background: str | None = None) -> ObjectMeasurement:
@@ -157,7 +172,8 @@ def intersection_over_union(first: np.ndarray, second: np.ndarray) -> float:
     return float(np.where(union > 0, both / np.maximum(union, 1), 1.0).mean())
 
 
-def _largest_piece(mask: np.ndarray) -> np.ndarray:
+def largest_piece(mask: np.ndarray) -> np.ndarray:
+    """The largest connected piece of a mask [H, W]; nothing where it is empty."""
     import cv2
 
     count, labels, statistics, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)

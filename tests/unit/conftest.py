@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -61,3 +63,11 @@ def tiny_video_model():
 def tiny_video_model_builder() -> Callable:
     """Makes tiny random video models."""
     return build_tiny_video_model
+
+
+@pytest.fixture(scope="session")
+def open_benchmark(root):
+    """Import a script of benchmarks/ by its name, with what lies beside it within reach."""
+    sys.path.append(str(root / "benchmarks"))
+    yield importlib.import_module
+    sys.path.remove(str(root / "benchmarks"))

@@ -1,21 +1,12 @@
 """The FreeLong benchmark on a tiny clip: what it compares does the same, and every column is filled."""
 
-import importlib.util
-import sys
-
 import pytest
 import torch
 
 
 @pytest.fixture(scope="module")
-def benchmark(root):
-    spec = importlib.util.spec_from_file_location("benchmark_free_long", root / "benchmarks" / "free_long.py")
-    module = importlib.util.module_from_spec(spec)
-    # Dataclasses look their module up by name.
-    sys.modules["benchmark_free_long"] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["benchmark_free_long"]
+def benchmark(open_benchmark):
+    return open_benchmark("free_long")
 
 
 @pytest.mark.parametrize("of_layer", [False, True])

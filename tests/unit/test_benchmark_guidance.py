@@ -1,8 +1,6 @@
 """The arithmetic of the guidance benchmark, on numbers that can be checked by hand."""
 
-import importlib.util
 import json
-import sys
 
 import pytest
 import torch
@@ -11,14 +9,8 @@ from mask_guided_video.toybox import metrics, world
 
 
 @pytest.fixture(scope="module")
-def benchmark(root):
-    spec = importlib.util.spec_from_file_location("benchmark_guidance", root / "benchmarks" / "guidance.py")
-    module = importlib.util.module_from_spec(spec)
-    # Dataclasses look their module up by name.
-    sys.modules["benchmark_guidance"] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["benchmark_guidance"]
+def benchmark(open_benchmark):
+    return open_benchmark("guidance")
 
 
 def film(iou, **values):

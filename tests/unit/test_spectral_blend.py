@@ -144,6 +144,13 @@ def test_half_precision_is_rounded_once(dtype: torch.dtype) -> None:
     assert torch.equal(out, expected.to(dtype))
 
 
+def test_parts_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    local, wide = random(2, 3, 9, 5, 4, 6), random(2, 3, 9, 5, 4, 6, seed=1)
+    whole = spectral_blend(local, wide, CUTOFFS, (2, 3, 4))
+    monkeypatch.setattr(module, "PART_BYTES_CPU", 2000)
+    torch.testing.assert_close(spectral_blend(local, wide, CUTOFFS, (2, 3, 4)), whole)
+
+
 def test_wide_cutoff_takes_all_of_the_wide() -> None:
     local, wide = random(6, 4, 5), random(6, 4, 5, seed=1)
     torch.testing.assert_close(spectral_blend(local, wide, (1e6, 1e6)), wide)
@@ -174,8 +181,9 @@ def test_several_bands_equal_their_weights() -> None:
     grid, scales = (12, 5, 4), (1, 2, 4)
     results = [random(3, *grid, seed=seed) for seed in range(3)]
     blend = SpectralBlend.gaussian(grid, band_cutoffs(scales), 0.25)
-    low = sum(blend.of_step(results[step], results[step + 1], step, 1) for step in range(2))
-    out = results[0] + blend.over_space(low, (2, 3))
+    out = results[0].clone()
+    for step in range(2):
+        blend.add_low_frequencies(out, results[step], results[step + 1], step, (1, 2, 3))
     time = band_weights(12, scales)
     space = gaussian_weights(5, 0.25)[:, None] * gaussian_weights(4, 0.25)
     shares = [1.0 - (1.0 - time[0])[:, None, None] * space, *(band[:, None, None] * space for band in time[1:])]
