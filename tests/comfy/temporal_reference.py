@@ -52,13 +52,24 @@ def scales_of(settings: FreeLong, frames: int) -> tuple[list[int | None], list[f
     return scales, cutoffs
 
 
-def attend_over_time(settings: FreeLong, q: Tensor, k: Tensor, v: Tensor, heads: int, grid: Grid, level: int) -> Tensor:
+def attend_over_time(
+    settings: FreeLong,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    heads: int,
+    grid: Grid,
+    level: int,
+    bias: Tensor | None = None,
+) -> Tensor:
     """FreeLong on one call [films * cells, frames, heads * d], at every step of the schedule.
 
     Args:
         settings: windows, cut-offs and strength.
+        q, k, v, heads: of the call.
         grid: rows and columns of the cells.
         level: 0 at the finest grid, where ``local`` has windows only.
+        bias: [frames, frames], added to all scores.
     """
     rows, frames, _ = q.shape
     if frames <= settings.window:
@@ -67,6 +78,7 @@ def attend_over_time(settings: FreeLong, q: Tensor, k: Tensor, v: Tensor, heads:
 
     def attend(scale: int | None) -> Tensor:
         scores = parts[0] @ parts[1].mT / parts[0].shape[-1] ** 0.5
+        scores = scores if bias is None else scores + bias
         scores = scores.masked_fill(~seen_frames(frames, settings, scale), -torch.inf)
         return scores.softmax(-1) @ parts[2]
 
@@ -86,13 +98,15 @@ def attend_over_time(settings: FreeLong, q: Tensor, k: Tensor, v: Tensor, heads:
     return out.transpose(1, 2).flatten(2).to(q)
 
 
-def attention_of_motion_modules(settings: FreeLong, grids: Sequence[Grid], chunks: int = 2) -> Callable[..., Tensor]:
+def attention_of_motion_modules(
+    settings: FreeLong, grids: Sequence[Grid], chunks: int = 2, bias: Tensor | None = None
+) -> Callable[..., Tensor]:
     """Make the attention function of motion modules, which tells levels apart by the number of cells."""
     levels = {rows * columns: (level, (rows, columns)) for level, (rows, columns) in enumerate(grids)}
 
     def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
         assert mask is None
         level, grid = levels[q.shape[0] // chunks]
-        return attend_over_time(settings, q, k, v, heads, grid, level)
+        return attend_over_time(settings, q, k, v, heads, grid, level, bias)
 
     return attend
