@@ -54,13 +54,24 @@ LATENT_FRAMES = {"wan": 3, "ltx": 3, "hunyuan": 3, "sd15": 10}
 # Nodes that the test adds.
 FIRST, SECOND, FIRST_FILM, SECOND_FILM = "first", "second", "first_film", "second_film"
 # Combos that list what lies in the user's model folders.
-FILE_WIDGETS = ("unet_name", "clip_name", "clip_name1", "clip_name2", "vae_name", "ckpt_name", "model_name")
+FILE_WIDGETS = (
+    "unet_name",
+    "clip_name",
+    "clip_name1",
+    "clip_name2",
+    "vae_name",
+    "ckpt_name",
+    "model_name",
+    "sd_checkpoint",
+)
 
 # It starts from a film of the user's; how it runs is tested in a module of its own.
 FIND_FOLLOW = "find_follow_mask"
+# How these run is tested in a module of its own, too.
+LAVIE = ("lavie_16_frames", "lavie_128_frames_free_long", "lavie_interpolate_upscale")
 
 workflows = pytest.mark.parametrize("name", FAMILIES)
-all_workflows = pytest.mark.parametrize("name", (*FAMILIES, FIND_FOLLOW))
+all_workflows = pytest.mark.parametrize("name", (*FAMILIES, FIND_FOLLOW, *LAVIE))
 
 
 def read(name):
@@ -380,7 +391,7 @@ class TestRun:
     @pytest.mark.browser
     def test_browser_makes_the_same_prompts(self, plain_server, to_prompt, chromium_path):
         info = plain_server.get("/object_info")
-        names = [name for name in (*FAMILIES, FIND_FOLLOW) if name != ANIMATEDIFF]
+        names = [name for name in (*FAMILIES, FIND_FOLLOW, *LAVIE) if name != ANIMATEDIFF]
         found = asyncio.run(prompts_in_browser(plain_server.url, chromium_path, [read(name) for name in names]))
         for name, prompt in zip(names, found, strict=True):
             # Preview Any sends its own text along, and Load Video its player; the server knows neither.
