@@ -12,6 +12,7 @@ from comfy_api.input_impl import VideoFromFile
 from comfy_api.latest import io, ui
 from torch import Tensor
 
+from ..backbones.film_decoding import FRAMES_PER_PART, OVERLAP
 from .types import CATEGORY, display_range
 
 
@@ -52,7 +53,7 @@ class SaveLongVideo(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "frames_per_part",
-                    default=16,
+                    default=FRAMES_PER_PART,
                     min=1,
                     max=4096,
                     tooltip="Frames of the film that are decoded at once. Fewer take less memory; of VAEs that compress "
@@ -60,7 +61,7 @@ class SaveLongVideo(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "overlap",
-                    default=8,
+                    default=OVERLAP,
                     min=0,
                     max=1024,
                     tooltip="Frames that two slices share, of VAEs that look across frames (Wan, LTX, Hunyuan, Stable "
@@ -101,7 +102,7 @@ class SaveLongVideo(io.ComfyNode):
         from ..recipes.films import write_pictures
         from .host import progress
 
-        films = films_of(samples["samples"], vae)
+        films = films_of(samples["samples"])
         counts = [decoded_frames(vae, latents) for latents in films]
         paths, subfolder = new_paths(filename_prefix, films[0], vae, len(films))
         report, total = progress(sum(counts)), sum(counts)
@@ -115,18 +116,15 @@ class SaveLongVideo(io.ComfyNode):
         return io.NodeOutput([VideoFromFile(str(path)) for path in paths], ui=ui.PreviewVideo(entries))
 
 
-def films_of(latents: Tensor, vae: Any) -> list[Tensor]:
+def films_of(latents: Tensor) -> list[Tensor]:
     """Split a batch of films; frames in the batch are one film.
 
     Args:
         latents: [B, C, T, h, w], or [T, C, h, w].
-        vae: ComfyUI's.
 
     Raises:
-        ValueError: no VAE, latents of no film, or without a frame or pixel.
+        ValueError: latents of no film, or without a frame or pixel.
     """
-    if vae is None:
-        raise ValueError("there is no VAE on the wire: the loaded file holds none; connect Load VAE.")
     if latents.ndim not in (4, 5) or 0 in latents.shape:
         raise ValueError(
             f"latents have shape {tuple(latents.shape)}; connect those of a film, [batch, channels, frames, height, "
