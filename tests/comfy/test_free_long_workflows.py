@@ -1,0 +1,202 @@
+"""The bundled workflows of long video: well formed, and run by a real ComfyUI.
+
+The Toybox graph runs as bundled but for frames and steps; Wan's loaders are replaced by tiny random models.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import json
+from typing import Any
+
+import pytest
+import test_workflows as bundled
+import torch
+
+pytestmark = pytest.mark.comfy
+
+TOYBOX, WAN = "long_video_toybox", "wan_2_1_long_video"
+names = pytest.mark.parametrize("name", [TOYBOX, WAN])
+# Latents that the tests save.
+DIRECT, LONG = "direct", "long"
+OTHER_OUTPUTS = ("MGV_SaveLongVideo", "SaveVideo", "PreviewImage")
+
+
+@pytest.fixture(scope="module")
+def host(start_server, tmp_path_factory):
+    packs = {"mask-guided-video": bundled.ROOT}
+    packs["stand_in_models.py"] = bundled.ROOT / "tests" / "comfy" / "stand_in_models.py"
+    with start_server(tmp_path_factory.mktemp("long_video"), packs) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def info(host):
+    return host.get("/object_info")
+
+
+@names
+def test_form(name, info, named_values):
+    form = bundled.TestForm()
+    form.test_nodes_are_core_and_ours(name, info)
+    form.test_links_match(name, info)
+    form.test_widgets_are_complete_and_in_range(name, info, named_values)
+    form.test_nothing_overlaps(name)
+    if name == WAN:
+        form.test_loaders_list_their_models(name, info, named_values)
+
+
+@names
+def test_free_noise_and_free_long_share_a_window(name, info, to_prompt):
+    """That of the model: 21 latent frames of Wan, the 8 of the Toybox's config."""
+    prompt = to_prompt(bundled.read(name), info)
+    noise = prompt[bundled.only(bundled.nodes_of(prompt, "MGV_VideoNoise"))]["inputs"]
+    long = prompt[bundled.only(bundled.nodes_of(prompt, "MGV_FreeLong"))]["inputs"]
+    assert noise["mode"] == "freenoise" and noise["window"] == {TOYBOX: 8, WAN: 21}[name]
+    assert (long["window"], long["strength"]) == (0, 1.0)
+    latent_frames = noise["frames"] if name == TOYBOX else (noise["frames"] - 1) // 4 + 1
+    assert latent_frames > noise["window"]
+    assert bundled.nodes_of(prompt, "MGV_SaveLongVideo")
+
+
+def changed(prompt: dict[str, Any], kind: str, **values: Any) -> dict[str, Any]:
+    """A copy in which all nodes of a kind have other values."""
+    other = copy.deepcopy(prompt)
+    for number in bundled.nodes_of(other, kind):
+        other[number]["inputs"].update(values)
+    return other
+
+
+def saving_latents(prompt: dict[str, Any]) -> dict[str, Any]:
+    """A graph that also saves what each sampler makes."""
+    other = copy.deepcopy(prompt)
+    for number in bundled.nodes_of(prompt, "MGV_SampleVideo"):
+        model = prompt[prompt[number]["inputs"]["model"][0]]
+        name = LONG if model["class_type"] == "MGV_FreeLong" else DIRECT
+        other[name] = {"class_type": "SaveLatent", "inputs": {"samples": [number, 0], "filename_prefix": name}}
+    return other
+
+
+def latents(host, run, name):
+    assert run.succeeded, run.error
+    return bundled.latents(host, run, name)
+
+
+def frames_of(path):
+    import av
+
+    with av.open(str(path)) as film:
+        return sum(1 for _ in film.decode(video=0))
+
+
+@pytest.fixture(scope="module")
+def prompt(info, to_prompt):
+    """The Toybox graph with few frames and steps."""
+    if not (bundled.ROOT / "toybox" / "text_to_video" / "unet.safetensors").is_file():
+        pytest.skip("this checkout has no Toybox weights")
+    prompt = to_prompt(bundled.read(TOYBOX), info)
+    prompt = changed(changed(prompt, "MGV_VideoNoise", frames=11), "MGV_SampleVideo", steps=2)
+    return saving_latents(prompt)
+
+
+@pytest.fixture(scope="module")
+def first_run(host, prompt):
+    return host.run(prompt)
+
+
+class TestToybox:
+    def test_runs_to_the_end(self, host, prompt, first_run):
+        direct, long = latents(host, first_run, DIRECT), latents(host, first_run, LONG)
+        assert direct.shape == long.shape == (1, 4, 11, 16, 16) and bool(long.isfinite().all())
+        assert float((direct - long).abs().max()) > 0.01
+        for kind in ("MGV_SaveLongVideo", "SaveVideo"):
+            saved = first_run.outputs[bundled.only(bundled.nodes_of(prompt, kind))]["images"]
+            assert [frames_of(host.path_of(entry)) for entry in saved] == [11]
+        for number in bundled.nodes_of(prompt, "PreviewImage"):
+            assert len(first_run.outputs[number]["images"]) == 11
+
+    def test_strength_zero_and_short_clips_are_the_direct_film(self, host, prompt, first_run):
+        zero = host.run(changed(prompt, "MGV_FreeLong", strength=0.0))
+        assert torch.equal(latents(host, zero, LONG), latents(host, zero, DIRECT))
+        short = host.run(changed(prompt, "MGV_VideoNoise", frames=8))
+        assert torch.equal(latents(host, short, LONG), latents(host, short, DIRECT))
+
+    def test_cancelled_and_queued_again(self, host, prompt, first_run):
+        before = latents(host, first_run, LONG)
+        endless = changed(changed(prompt, "MGV_SampleVideo", steps=500), "MGV_FreeLong", end_percent=1.0)
+        del endless[DIRECT]
+        # Only the film with FreeLong is left to make.
+        endless = {key: node for key, node in endless.items() if node["class_type"] not in OTHER_OUTPUTS}
+        stopped = asyncio.run(cancelled_after_some_steps(host, endless))
+        assert "execution_interrupted" in stopped.messages
+        again = host.run(changed(prompt, "MGV_VideoNoise", seed=7))
+        assert not torch.equal(latents(host, again, LONG), before)
+        again = host.run(prompt)
+        sampler = prompt[LONG]["inputs"]["samples"][0]
+        assert sampler not in again.cached
+        assert torch.equal(latents(host, again, LONG), before)
+
+    def test_errors_are_one_clear_sentence(self, host, prompt, first_run):
+        run = host.run(changed(prompt, "MGV_FreeLong", blocks="block.3"))
+        assert "'block.3', which fits no block of this model" in run.error
+        run = host.run(changed(prompt, "MGV_FreeLong", variant="FreeLong++", bands="2, 4"))
+        assert "give window lengths that ascend from 1" in run.error
+
+    def test_in_context_windows(self, host, prompt, first_run):
+        """The node that is named in Wan's note, in place of FreeLong."""
+        windows = copy.deepcopy(prompt)
+        node = windows[bundled.only(bundled.nodes_of(windows, "MGV_FreeLong"))]
+        node["class_type"] = "MGV_FreeLongWindows"
+        node["inputs"] |= {"context_length": 1.25, "context_overlap": 0.5}
+        node["inputs"] |= {"context_schedule": "standard_static", "fuse_method": "pyramid"}
+        sampler = windows[bundled.nodes_of(windows, "MGV_SampleVideo")[-1]]
+        windows[LONG] = prompt[LONG]
+        assert sampler["inputs"]["model"][0] in windows
+        run = host.run(windows)
+        film = latents(host, run, LONG)
+        assert bool(film.isfinite().all()) and not torch.equal(film, latents(host, first_run, LONG))
+
+
+async def cancelled_after_some_steps(host, prompt):
+    import aiohttp
+
+    address = host.url.replace("http", "ws") + "/ws?clientId=long"
+    async with aiohttp.ClientSession() as session, session.ws_connect(address) as socket:
+        answer = await session.post(host.url + "/prompt", json={"prompt": prompt, "client_id": "long"})
+        prompt_id = (await answer.json())["prompt_id"]
+        async for message in socket:
+            if message.type != aiohttp.WSMsgType.TEXT:
+                continue
+            event = json.loads(message.data)
+            if event["type"] == "progress" and event["data"]["value"] >= 2:
+                await session.post(host.url + "/interrupt")
+                break
+    return await asyncio.to_thread(host.wait, prompt_id)
+
+
+class TestWan:
+    def test_runs_with_a_tiny_model(self, host, info, to_prompt):
+        prompt = to_prompt(bundled.read(WAN), info)
+        for seed, node in enumerate(prompt.values()):
+            kind, inputs = node["class_type"], node["inputs"]
+            if kind in bundled.STAND_INS:
+                stand_in = bundled.STAND_INS[kind]
+                known = bundled.inputs_of(info[stand_in])
+                own = {"family": "wan", "seed": seed} if "family" in known else {}
+                node["class_type"] = stand_in
+                node["inputs"] = {**{key: value for key, value in inputs.items() if key in known}, **own}
+        prompt = changed(prompt, "MGV_VideoNoise", width=96, height=64, frames=21, window=2, stride=1)
+        # Six latent frames in windows of two.
+        prompt = changed(prompt, "MGV_FreeLong", window=2)
+        prompt = saving_latents(changed(prompt, "MGV_SampleVideo", steps=2))
+        run = host.run(prompt)
+        film = latents(host, run, LONG)
+        assert film.shape == (1, 16, 6, 8, 12) and bool(film.isfinite().all())
+        saved = run.outputs[bundled.only(bundled.nodes_of(prompt, "MGV_SaveLongVideo"))]["images"]
+        assert [frames_of(host.path_of(entry)) for entry in saved] == [21]
+        zero = latents(host, host.run(changed(prompt, "MGV_FreeLong", strength=0.0)), LONG)
+        assert float((film - zero).abs().max()) > 1e-3 * float(zero.abs().max())
+        # The model's own 21 latent frames are more than this film has.
+        own = latents(host, host.run(changed(prompt, "MGV_FreeLong", window=0)), LONG)
+        assert torch.equal(own, zero)
