@@ -7,11 +7,15 @@ the structure: Vchitect/LaVie, base/models and vsr/models.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, silu
+
+from .lavie_config import LaVieConfig, UpscalerConfig
+from .lavie_sites import ClipContext
 
 
 def timestep_embedding(timesteps: Tensor, dim: int) -> Tensor:
@@ -99,3 +103,96 @@ class Level(nn.Module):
             self.upsamplers = samplers
         else:
             self.downsamplers = samplers
+
+
+class LevelledUNet(nn.Module):
+    """Levels down, a middle and levels up, which all of LaVie's U-Nets have."""
+
+    down_blocks: nn.ModuleList
+    mid_block: Level
+    up_blocks: nn.ModuleList
+
+    def build_levels(
+        self,
+        config: LaVieConfig | UpscalerConfig,
+        resnet: Callable[[int, int], nn.Module],
+        transformer: Callable[[int], nn.Module],
+        resample: Callable[[int, int], Resample],
+    ) -> None:
+        """Make them in the order of the forward pass.
+
+        Args:
+            config: widths, layers and which levels attend.
+            resnet: makes one of (channels in, channels out).
+            transformer: makes the next one, of so many channels.
+            resample: makes a change of size of (channels, stride).
+        """
+        widths, last = config.block_out_channels, len(config.block_out_channels) - 1
+        self.down_blocks, self.up_blocks = nn.ModuleList(), nn.ModuleList()
+        skips, channels = [widths[0]], widths[0]
+        for level, width in enumerate(widths):
+            resnets, attentions = [], []
+            for _ in range(config.layers_per_block):
+                resnets.append(resnet(channels, width))
+                channels = width
+                skips.append(width)
+                if config.attention_levels[level]:
+                    attentions.append(transformer(width))
+            smaller = resample(width, 2) if level < last else None
+            if smaller is not None:
+                skips.append(width)
+            self.down_blocks.append(Level(resnets, attentions, smaller, up=False))
+
+        resnets = [resnet(channels, channels), resnet(channels, channels)]
+        self.mid_block = Level(resnets, [transformer(channels)], None, up=False)
+
+        for level in reversed(range(len(widths))):
+            width = widths[level]
+            resnets, attentions = [], []
+            for _ in range(config.layers_per_block + 1):
+                resnets.append(resnet(channels + skips.pop(), width))
+                channels = width
+                if config.attention_levels[level]:
+                    attentions.append(transformer(width))
+            larger = resample(width, 1) if level > 0 else None
+            self.up_blocks.append(Level(resnets, attentions, larger, up=True))
+
+    def run_levels(self, hidden: Tensor, time: Tensor, context: Tensor, clip: ClipContext) -> Tensor:
+        """From the first convolution's result to that of the last level: [B * T, C, H, W] to the same.
+
+        Args:
+            hidden: result of the first convolution.
+            time: embedding of the timesteps [B, 4 C].
+            context: text embedding [B, S, C'].
+            clip: what the layers know about the clip.
+        """
+        frames, skips = clip.frames, [hidden]
+        for number, block in enumerate(self.down_blocks):
+            for layer, resnet in enumerate(block.resnets):
+                hidden = resnet(hidden, time, frames)
+                if len(block.attentions):
+                    hidden = block.attentions[layer](hidden, context, clip)
+                skips.append(hidden)
+            for downsampler in block.downsamplers:
+                hidden = downsampler(hidden)
+                skips.append(hidden)
+            hidden = self.after_level("down", number, hidden, time, frames)
+
+        hidden = self.mid_block.resnets[0](hidden, time, frames)
+        hidden = self.mid_block.attentions[0](hidden, context, clip)
+        hidden = self.mid_block.resnets[1](hidden, time, frames)
+        hidden = self.after_level("mid", 0, hidden, time, frames)
+
+        for number, block in enumerate(self.up_blocks):
+            for layer, resnet in enumerate(block.resnets):
+                hidden = resnet(torch.cat([hidden, skips.pop()], dim=1), time, frames)
+                if len(block.attentions):
+                    hidden = block.attentions[layer](hidden, context, clip)
+            for upsampler in block.upsamplers:
+                hidden = upsampler(hidden, tuple(skips[-1].shape[-2:]))
+            hidden = self.after_level("up", number, hidden, time, frames)
+        return hidden
+
+    def after_level(self, part: str, number: int, hidden: Tensor, time: Tensor, frames: int) -> Tensor:
+        """What follows a level (``down`` or ``up`` and its number, or ``mid``); nothing in the base model."""
+        return hidden

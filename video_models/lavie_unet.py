@@ -15,13 +15,20 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from ..attention_patches.attention import attention
-from .lavie_blocks import Level, Resample, ResNetBlock, TimestepEmbedding, joint_group_norm, timestep_embedding
+from .lavie_blocks import (
+    LevelledUNet,
+    Resample,
+    ResNetBlock,
+    TimestepEmbedding,
+    joint_group_norm,
+    timestep_embedding,
+)
 from .lavie_config import LaVieConfig
 from .lavie_layers import AttentionFunction, VideoTransformer
 from .lavie_sites import ClipContext, transformer_places
 
 
-class LaVieUNet(nn.Module):
+class LaVieUNet(LevelledUNet):
     """Denoiser of video latents.
 
     Args:
@@ -44,7 +51,6 @@ class LaVieUNet(nn.Module):
         self.dtype = dtype or torch.float32
         factory = {"dtype": dtype, "device": device}
         widths = config.block_out_channels
-        last = len(widths) - 1
         places = iter(transformer_places(config))
 
         def resnet(channels: int, out_channels: int) -> ResNetBlock:
@@ -53,41 +59,13 @@ class LaVieUNet(nn.Module):
         def transformer(channels: int) -> VideoTransformer:
             return VideoTransformer(channels, next(places), config, operations, attention_function, **factory)
 
+        def resample(channels: int, stride: int) -> Resample:
+            return Resample(channels, stride, operations, **factory)
+
         self.conv_in = operations.Conv2d(config.in_channels, widths[0], kernel_size=3, padding=1, **factory)
         self.time_embedding = TimestepEmbedding(widths[0], operations, **factory)
 
-        self.down_blocks = nn.ModuleList()
-        skips = [widths[0]]
-        channels = widths[0]
-        for level, width in enumerate(widths):
-            resnets, attentions = [], []
-            for _ in range(config.layers_per_block):
-                resnets.append(resnet(channels, width))
-                channels = width
-                skips.append(width)
-                if config.attention_levels[level]:
-                    attentions.append(transformer(width))
-            resample = Resample(width, 2, operations, **factory) if level < last else None
-            if resample is not None:
-                skips.append(width)
-            self.down_blocks.append(Level(resnets, attentions, resample, up=False))
-
-        self.mid_block = Level(
-            [resnet(channels, channels), resnet(channels, channels)], [transformer(channels)], None, up=False
-        )
-
-        self.up_blocks = nn.ModuleList()
-        for level in reversed(range(len(widths))):
-            width = widths[level]
-            resnets, attentions = [], []
-            for _ in range(config.layers_per_block + 1):
-                resnets.append(resnet(channels + skips.pop(), width))
-                channels = width
-                if config.attention_levels[level]:
-                    attentions.append(transformer(width))
-            resample = Resample(width, 1, operations, **factory) if level > 0 else None
-            self.up_blocks.append(Level(resnets, attentions, resample, up=True))
-
+        self.build_levels(config, resnet, transformer, resample)
         self.conv_norm_out = operations.GroupNorm(config.norm_num_groups, widths[0], eps=1e-5, **factory)
         self.conv_out = operations.Conv2d(widths[0], config.out_channels, kernel_size=3, padding=1, **factory)
 
@@ -122,28 +100,6 @@ class LaVieUNet(nn.Module):
         time = self.time_embedding(embedding.expand(batch, -1))
         hidden = self.conv_in(x.transpose(1, 2).flatten(0, 1))
 
-        skips = [hidden]
-        for block in self.down_blocks:
-            for layer, resnet in enumerate(block.resnets):
-                hidden = resnet(hidden, time, frames)
-                if len(block.attentions):
-                    hidden = block.attentions[layer](hidden, context, clip)
-                skips.append(hidden)
-            for downsampler in block.downsamplers:
-                hidden = downsampler(hidden)
-                skips.append(hidden)
-
-        hidden = self.mid_block.resnets[0](hidden, time, frames)
-        hidden = self.mid_block.attentions[0](hidden, context, clip)
-        hidden = self.mid_block.resnets[1](hidden, time, frames)
-
-        for block in self.up_blocks:
-            for layer, resnet in enumerate(block.resnets):
-                hidden = resnet(torch.cat([hidden, skips.pop()], dim=1), time, frames)
-                if len(block.attentions):
-                    hidden = block.attentions[layer](hidden, context, clip)
-            for upsampler in block.upsamplers:
-                hidden = upsampler(hidden, tuple(skips[-1].shape[-2:]))
-
+        hidden = self.run_levels(hidden, time, context, clip)
         hidden = self.conv_out(silu(joint_group_norm(self.conv_norm_out, hidden, frames)))
         return hidden.unflatten(0, (batch, frames)).transpose(1, 2)

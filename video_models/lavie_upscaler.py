@@ -15,14 +15,21 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from ..attention_patches.attention import attention
-from .lavie_blocks import Level, Resample, ResNetBlock, TimestepEmbedding, joint_group_norm, timestep_embedding
+from .lavie_blocks import (
+    LevelledUNet,
+    Resample,
+    ResNetBlock,
+    TimestepEmbedding,
+    joint_group_norm,
+    timestep_embedding,
+)
 from .lavie_config import UpscalerConfig
 from .lavie_layers import AttentionFunction, RotaryEmbedding
 from .lavie_sites import ClipContext
 from .lavie_upscaler_layers import TemporalModule, TransformerPlaces, UpscalerTransformer
 
 
-class UpscalerUNet(nn.Module):
+class UpscalerUNet(LevelledUNet):
     """Denoiser of the latents of a large film, beside the small film.
 
     Args:
@@ -46,7 +53,6 @@ class UpscalerUNet(nn.Module):
         factory = {"dtype": dtype, "device": device}
         widths = config.block_out_channels
         time_channels, groups = 4 * widths[0], config.norm_num_groups
-        last = len(widths) - 1
         places = iter(TransformerPlaces.of_model(config))
 
         def resnet(channels: int, out_channels: int) -> ResNetBlock:
@@ -54,6 +60,9 @@ class UpscalerUNet(nn.Module):
 
         def transformer(channels: int) -> UpscalerTransformer:
             return UpscalerTransformer(channels, next(places), config, operations, attention_function, **factory)
+
+        def resample(channels: int, stride: int) -> Resample:
+            return Resample(channels, stride, operations, **factory)
 
         def over_time(channels: int) -> TemporalModule:
             return TemporalModule(channels, time_channels, groups, operations, **factory)
@@ -64,40 +73,10 @@ class UpscalerUNet(nn.Module):
         # Computed anew at every use; the file has it here as well as in every attention over time.
         self.temporal_rotary_emb = RotaryEmbedding(config.rotary_dim, device)
 
-        self.down_blocks, self.down_temporal_blocks = nn.ModuleList(), nn.ModuleList()
-        skips, channels = [widths[0]], widths[0]
-        for level, width in enumerate(widths):
-            resnets, attentions = [], []
-            for _ in range(config.layers_per_block):
-                resnets.append(resnet(channels, width))
-                channels = width
-                skips.append(width)
-                if config.attention_levels[level]:
-                    attentions.append(transformer(width))
-            resample = Resample(width, 2, operations, **factory) if level < last else None
-            if resample is not None:
-                skips.append(width)
-            self.down_blocks.append(Level(resnets, attentions, resample, up=False))
-            self.down_temporal_blocks.append(over_time(width))
-
-        self.mid_block = Level(
-            [resnet(channels, channels), resnet(channels, channels)], [transformer(channels)], None, up=False
-        )
-        self.mid_temporal_block = over_time(channels)
-
-        self.up_blocks, self.up_temporal_blocks = nn.ModuleList(), nn.ModuleList()
-        for level in reversed(range(len(widths))):
-            width = widths[level]
-            resnets, attentions = [], []
-            for _ in range(config.layers_per_block + 1):
-                resnets.append(resnet(channels + skips.pop(), width))
-                channels = width
-                if config.attention_levels[level]:
-                    attentions.append(transformer(width))
-            resample = Resample(width, 1, operations, **factory) if level > 0 else None
-            self.up_blocks.append(Level(resnets, attentions, resample, up=True))
-            self.up_temporal_blocks.append(over_time(width))
-
+        self.build_levels(config, resnet, transformer, resample)
+        self.down_temporal_blocks = nn.ModuleList(over_time(width) for width in widths)
+        self.mid_temporal_block = over_time(widths[-1])
+        self.up_temporal_blocks = nn.ModuleList(over_time(width) for width in reversed(widths))
         self.conv_norm_out = operations.GroupNorm(groups, widths[0], eps=1e-5, **factory)
         self.conv_out = operations.Conv2d(widths[0], config.out_channels, kernel_size=3, padding=1, **factory)
 
@@ -133,34 +112,16 @@ class UpscalerUNet(nn.Module):
         time = time + self.class_embedding(labels).to(time.dtype).expand(batch, -1)
         hidden = self.conv_in(x.transpose(1, 2).flatten(0, 1))
 
-        skips = [hidden]
-        for block, over_time in zip(self.down_blocks, self.down_temporal_blocks, strict=True):
-            for layer, resnet in enumerate(block.resnets):
-                hidden = resnet(hidden, time, frames)
-                if len(block.attentions):
-                    hidden = block.attentions[layer](hidden, context, clip)
-                skips.append(hidden)
-            for downsampler in block.downsamplers:
-                hidden = downsampler(hidden)
-                skips.append(hidden)
-            hidden = over_time(hidden, time, frames)
-
-        hidden = self.mid_block.resnets[0](hidden, time, frames)
-        hidden = self.mid_block.attentions[0](hidden, context, clip)
-        hidden = self.mid_block.resnets[1](hidden, time, frames)
-        hidden = self.mid_temporal_block(hidden, time, frames)
-
-        for block, over_time in zip(self.up_blocks, self.up_temporal_blocks, strict=True):
-            for layer, resnet in enumerate(block.resnets):
-                hidden = resnet(torch.cat([hidden, skips.pop()], dim=1), time, frames)
-                if len(block.attentions):
-                    hidden = block.attentions[layer](hidden, context, clip)
-            for upsampler in block.upsamplers:
-                hidden = upsampler(hidden, tuple(skips[-1].shape[-2:]))
-            hidden = over_time(hidden, time, frames)
-
+        hidden = self.run_levels(hidden, time, context, clip)
         hidden = self.conv_out(silu(joint_group_norm(self.conv_norm_out, hidden, frames)))
         return hidden.unflatten(0, (batch, frames)).transpose(1, 2)
+
+    def after_level(self, part: str, number: int, hidden: Tensor, time: Tensor, frames: int) -> Tensor:
+        """Convolutions over time."""
+        if part == "mid":
+            return self.mid_temporal_block(hidden, time, frames)
+        blocks = self.down_temporal_blocks if part == "down" else self.up_temporal_blocks
+        return blocks[number](hidden, time, frames)
 
     def _check(self, x: Tensor, class_labels: Tensor | None) -> tuple[int, int, Tensor]:
         config = self.config
