@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from stand_in_models import make_vae
 
 from mask_guided_video.recipes.films import read_film, to_bytes
 
@@ -71,6 +72,17 @@ def test_a_batch_is_a_file_for_each_film_and_numbers_go_on(vae, output):
     save(latents(frames=1), vae, filename_prefix="a")
     assert sorted(path.name for path in output.iterdir()) == ["a_00001_.mp4", "a_00002_.mp4", "a_00003_.mp4"]
     assert len(read_film(output / "a_00003_.mp4")) == 1
+
+
+def test_vaes_that_compress_time(output):
+    """The frames of all slices, none of them twice; the decoder is a stand-in of Wan's sizes."""
+    samples = torch.linspace(-2.0, 2.0, 5)[None, None, :, None, None].expand(1, 16, 5, 2, 3)
+    vae = make_vae("wan")
+    (video,) = save(samples, vae, frames_per_part=5, overlap=4).args[0]
+    assert video.get_dimensions() == (24, 16)
+    levels = video.get_components().images.mean((1, 2, 3))
+    assert len(levels) == 17
+    assert (levels - vae.decode(samples)[0].mean((1, 2, 3))).abs().max() < 0.2
 
 
 def test_frames_in_the_batch_are_one_film(vae, output):
