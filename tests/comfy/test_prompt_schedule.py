@@ -386,3 +386,70 @@ def test_real_tokenizers_find_words_in_joined_prompts(comfy_folder) -> None:
     word = clip.tokenize("ball")["l"][0][1][0]
     assert list(spans.positions[0]) == [place for place, token in enumerate(ids) if token == word]
     assert len(spans.positions[0]) == 14 and spans.length == 308
+
+
+# --- in a running ComfyUI ---------------------------------------------------------------------------------------------
+
+
+def graph(positive_from: str = "schedule", schedule: str = SCHEDULE) -> dict[str, Any]:
+    """The Toybox with FreeLong, a guide of words and prompts over time, twelve small frames, two steps."""
+    free_long = {
+        "model": ["schedule", 0], "variant": "FreeLong", "window": 0, "strength": 1.0, "end_percent": 0.5,
+        "temporal_cutoff": 0.25, "spatial_cutoff": 0.25, "largest_level": "local", "bands": "1, 2", "key_stride": 1,
+        "blocks": "all",
+    }  # fmt: skip
+    noise = {
+        "seed": 1, "frames": 12, "width": 32, "height": 32, "mode": "plain", "window": 8, "stride": 4, "shared": 0.2,
+        "batch_size": 1, "vae": ["load", 2],
+    }  # fmt: skip
+    bias = {
+        "mask": ["mask", 0], "phrases": "red ball", "mode": "cross_text", "strength": 1.0, "start_percent": 0.0,
+        "end_percent": 1.0, "blocks": "all", "rows": "both", "hard": False,
+    }  # fmt: skip
+    guide = {"model": ["long", 0], "guide": ["bias", 0], "clip": ["load", 1], "prompt": schedule}
+    positive = [positive_from, 1 if positive_from == "schedule" else 0]
+    sampling = {
+        "model": ["guide", 0], "positive": positive, "negative": ["empty", 0], "noise": ["noise", 0],
+        "latent": ["noise", 1], "steps": 2, "cfg": 4.0, "sampler_name": "ddim", "scheduler": "ddim_uniform",
+        "denoise": 1.0,
+    }  # fmt: skip
+    nodes = {
+        "load": ("MGV_LoadVideoModel", {"model_name": "Toybox"}),
+        "empty": ("CLIPTextEncode", {"clip": ["load", 1], "text": ""}),
+        "schedule": (
+            "MGV_PromptSchedule",
+            {"model": ["load", 0], "clip": ["load", 1], "schedule": schedule, "overlap": 4},
+        ),
+        "long": ("MGV_FreeLong", free_long),
+        "mask": ("SolidMask", {"value": 1.0, "width": 32, "height": 32}),
+        "bias": ("MGV_MaskToAttentionBias", bias),
+        "guide": ("MGV_PatchAttention", {**guide, "positive": ["schedule", 1]}),
+        "noise": ("MGV_VideoNoise", noise),
+        "film": ("MGV_SampleVideo", sampling),
+        "save": ("SaveLatent", {"samples": ["film", 0], "filename_prefix": "scheduled"}),
+        "report": ("PreviewAny", {"source": ["schedule", 2]}),
+    }
+    return {name: {"class_type": kind, "inputs": inputs} for name, (kind, inputs) in nodes.items()}
+
+
+def test_the_nodes_work_together_in_comfyui(server, toybox_folder) -> None:
+    from safetensors.torch import load_file
+
+    run = server.run(graph())
+    assert run.succeeded, run.error
+    assert run.outputs["report"]["text"][0].splitlines()[1] == f"frames 5 to the end: {BLUE}"
+    latents = load_file(server.path_of(run.outputs["save"]["latents"][0]))["latent_tensor"]
+    assert latents.shape == (1, 4, 12, 8, 8) and bool(latents.isfinite().all())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"positive_from": "empty"}, "connect the conditioning of Prompt Schedule to the sampler"),
+        ({"schedule": f"0: {RED}\n12: {BLUE}"}, "begins at frame 12 but the film has 12 frames, 0 to 11"),
+        ({"schedule": RED}, "begin it with a frame and a colon"),
+    ],
+)
+def test_comfyui_shows_what_is_wrong(server, toybox_folder, changes: dict[str, str], message: str) -> None:
+    run = server.run(graph(**changes))
+    assert not run.succeeded and message in run.error
