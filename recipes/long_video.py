@@ -115,7 +115,7 @@ def long_video(
     run = _Run(settings, folder, Stages(progress), window, sizes, stores)
     with torch.inference_mode():
         latents, facts = _sample(run, model)
-        with run.stages.stage("writing film") as report:
+        with run.stages.stage("writing films") as report:
             _write(run, FILM, model.decode_parts(latents), settings.frames_per_second, report)
         del latents
         release(model)
@@ -188,7 +188,7 @@ def _interpolate(run: _Run, interpolator: Interpolator) -> None:
             callback=_steps(report),
         )
     del film
-    with run.stages.stage("writing interpolated film") as report:
+    with run.stages.stage("writing films") as report:
         _write(run, INTERPOLATED, parts, settings.frames_per_second * interpolator.factor, report)
     release(interpolator)
 
@@ -211,7 +211,7 @@ def _upscale(run: _Run, upscaler: Upscaler) -> None:
             callback=_steps(report),
         )
     del film
-    with run.stages.stage("writing upscaled film") as report:
+    with run.stages.stage("writing films") as report:
         _write(run, UPSCALED, parts, run.rates[name], report)
     release(upscaler)
 

@@ -127,7 +127,7 @@ def test_wrong_input_is_one_sentence_and_leaves_nothing(cli, tiny, tmp_path, cap
 
 def test_cancel_leaves_nothing(cli, tiny, tmp_path, capsys, monkeypatch):
     def interrupt(self, stage, done, total):
-        if stage == "writing film":
+        if stage == "writing films":
             raise KeyboardInterrupt
 
     monkeypatch.setattr(cli.StageBars, "__call__", interrupt)
