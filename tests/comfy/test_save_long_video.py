@@ -226,3 +226,33 @@ def test_memory_is_that_of_a_slice(root, comfy_folder, tmp_path):
         taken[way] = int(done.stdout)
     film = 96 * 256 * 320 * 3 * 4
     assert taken["whole"] > film and taken["streamed"] < film / 4, taken
+
+
+def test_in_a_real_comfyui(server, toybox_folder):
+    """The node shows its film, keeps the graph in it, and hands it on."""
+    import av
+
+    noise = {
+        "seed": 1, "frames": 9, "width": 32, "height": 24, "mode": "plain", "window": 8, "stride": 4, "shared": 0.2,
+        "batch_size": 2, "vae": ["1", 2],
+    }  # fmt: skip
+    saving = {"filename_prefix": "films/long", "fps": 12.5, "frames_per_part": 4, "overlap": 0, "crf": 14}
+    prompt = {
+        "1": {"class_type": "MGV_LoadVideoModel", "inputs": {"model_name": "Toybox"}},
+        "2": {"class_type": "MGV_VideoNoise", "inputs": noise},
+        "3": {"class_type": "MGV_SaveLongVideo", "inputs": {"samples": ["2", 1], "vae": ["1", 2], **saving}},
+        "4": {"class_type": "GetVideoComponents", "inputs": {"video": ["3", 0]}},
+        "5": {"class_type": "PreviewImage", "inputs": {"images": ["4", 0]}},
+    }
+    run = server.run(prompt)
+    assert run.succeeded, run.error
+    shown = run.outputs["3"]
+    assert shown["animated"] == [True]
+    assert [entry["filename"] for entry in shown["images"]] == ["long_00001_.mp4", "long_00002_.mp4"]
+    for entry in shown["images"]:
+        path = server.path_of(entry)
+        with av.open(str(path)) as film:
+            assert json.loads(film.metadata["prompt"])["2"]["inputs"]["frames"] == 9
+            assert float(film.streams.video[0].average_rate) == 12.5
+        assert read_film(path).shape == (9, 24, 32, 3)
+    assert len(run.outputs["5"]["images"]) == 18
