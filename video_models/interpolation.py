@@ -59,7 +59,7 @@ class Interpolator(ModelParts):
         cfg: float = 4.0,
         seed: int = 0,
         window: int | None = None,
-        overlap: int = 4,
+        overlap: int | None = None,
         prompt_suffix: str = PROMPT_SUFFIX,
         patches: Sequence[Patch] = (),
         callback: SampleCallback | None = None,
@@ -75,7 +75,7 @@ class Interpolator(ModelParts):
             seed: of the noise.
             window: given frames that the model sees at once; None is the model's native length (16), 0 the whole film,
                 which FreeLong patches want.
-            overlap: given frames that neighbouring windows share, 1 or more.
+            overlap: given frames that neighbouring windows share, 1 or more; None is a quarter of the window.
             prompt_suffix: words behind the prompt.
             patches: attention patches, outermost first.
             callback: called after every step with (step, total, denoised latents); may raise to cancel.
@@ -106,12 +106,14 @@ class Interpolator(ModelParts):
         latents = sample_latents(self.unet, noise, conditions, self.device, steps=steps, callback=callback)
         return self.coder.decode_parts(latents, self.device, (height, width))
 
-    def _windows(self, frames: int, window: int | None, overlap: int) -> tuple[int, int]:
+    def _windows(self, frames: int, window: int | None, overlap: int | None) -> tuple[int, int]:
         """Length and overlap of windows in frames of the result; every window begins at a given frame."""
         if window is None:
             window = (self.unet.config.native_frames - 1) // FACTOR + 1
         if window == 0 or frames <= window:
             return 0, 0
+        if overlap is None:
+            overlap = max(1, window // 4)
         if window < 2 or not 1 <= overlap < window:
             raise ValueError(
                 f"window is {window} and overlap {overlap} given frames; choose a window of 2 or more (0: the whole "

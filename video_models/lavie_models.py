@@ -101,8 +101,11 @@ def _open(
 
 
 def _filled(state: dict[str, Tensor], unet: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Put checked tensors into a U-Net on the meta device, one by one, so that a large file is in memory once."""
-    unet.load_state_dict({name: value.to(dtype, copy=True) for name, value in state.items()}, strict=False, assign=True)
+    """Move checked tensors into a U-Net on the meta device; ``state`` is emptied, so that nothing is in memory twice."""
+    copies = {}
+    for name in list(state):
+        copies[name] = state.pop(name).to(dtype, copy=True)
+    unet.load_state_dict(copies, strict=False, assign=True)
     for module in unet.modules():
         # Not read from files; see the class.
         if isinstance(module, RotaryEmbedding):

@@ -14,7 +14,8 @@ from typing import Any
 from torch import Tensor
 
 VAE_PREFIX = "first_stage_model."
-OPENCLIP_PREFIX = "cond_stage_model.model."
+# The second is that of files written by Stability's later code.
+OPENCLIP_PREFIXES = ("cond_stage_model.model.", "conditioner.embedders.0.model.")
 CLIP_PREFIXES = ("cond_stage_model.transformer.text_model.", "cond_stage_model.transformer.")
 # Scale of the latents, which no tensor tells: Stable Diffusion's VAE makes one cell of 8 x 8 pixels, the upscaler's of
 # 4 x 4.

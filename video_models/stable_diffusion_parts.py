@@ -75,12 +75,15 @@ def load_parts(path: str | Path, tokenizer: str | Path | None = None) -> StableD
 
 def _file_encoder(state: Mapping[str, Tensor], path: Path) -> tuple[nn.Module, str | None]:
     """The text encoder of a checkpoint, and its padding token where that is not the tokenizer's own."""
-    openclip = names.without_prefix(state, names.OPENCLIP_PREFIX)
-    found = next((part for part in (names.without_prefix(state, p) for p in names.CLIP_PREFIXES) if part), {})
+
+    def under(prefixes: tuple[str, ...]) -> dict[str, Tensor]:
+        return next((part for part in (names.without_prefix(state, prefix) for prefix in prefixes) if part), {})
+
+    openclip, found = under(names.OPENCLIP_PREFIXES), under(names.CLIP_PREFIXES)
     if not openclip and not found:
         raise ValueError(
             f"{path.name} holds no text encoder of Stable Diffusion 1 or 2 (nothing under {names.CLIP_PREFIXES[1]} or "
-            f"{names.OPENCLIP_PREFIX}); choose a full checkpoint, or a folder with text_encoder, vae and tokenizer."
+            f"{names.OPENCLIP_PREFIXES[0]}); choose a full checkpoint, or a folder with text_encoder, vae and tokenizer."
         )
     try:
         if openclip:

@@ -99,6 +99,10 @@ def test_long_films_go_in_windows_that_begin_at_given_frames(interpolator, monke
     assert [len(part) for part in parts] == [8, 8, 8, 8, 1]
     assert [(frames[0], frames[-1]) for frames in seen] == [(0, 12), (8, 20), (16, 28), (20, 32)]
     assert all(frames[0] % 4 == 0 for frames in seen)
+    seen.clear()
+    # A quarter of the window is shared where nothing is said.
+    interpolator.interpolate(film(9), "a red ball", steps=1)
+    assert [frames[0] for frames in seen] == [0, 12, 20]
 
 
 def test_the_whole_film_at_once_where_that_is_asked(interpolator, monkeypatch) -> None:

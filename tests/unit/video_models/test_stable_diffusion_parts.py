@@ -122,6 +122,15 @@ def test_the_upscalers_parts(tmp_path) -> None:
     assert parts.text.spans("a ball! red", ["ball!"]).positions == ((2, 3),)
 
 
+def test_openclip_under_its_later_prefix(tmp_path) -> None:
+    path = write_checkpoint(tmp_path / "x4.safetensors", tiny_clip(activation="gelu"), tiny_vae(3), openclip=True)
+    write_tokenizer(tmp_path / "tokenizer")
+    expected = load_parts(path)
+    state = load_file(path)
+    save_file({name.replace("cond_stage_model.", "conditioner.embedders.0."): v for name, v in state.items()}, path)
+    same(load_parts(path), expected)
+
+
 @pytest.mark.parametrize("levels", [3, 4])
 def test_vae_names_agree_with_diffusers(levels: int) -> None:
     single_file = pytest.importorskip("diffusers.loaders.single_file_utils")
