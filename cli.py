@@ -201,9 +201,9 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
     models.add_argument("--interpolate", type=Path, metavar="FILE", help="LaVie's interpolation model: fill in frames")
     models.add_argument("--upscale", type=Path, metavar="FILE", help="LaVie's upscaler: four times the size")
     models.add_argument("--upscale-parts", type=Path, metavar="PATH", help="x4 upscaler checkpoint or folder")
-    for stage, words in (("interpolation", "filling in frames"), ("upscaling", "enlarging")):
+    for stage, words, cfg in (("interpolation", "filling in frames", 4), ("upscaling", "enlarging", 5)):
         models.add_argument(f"--{stage}-steps", type=int, metavar="STEPS", help=f"of {words} (default: 50)")
-        models.add_argument(f"--{stage}-cfg", type=float, metavar="CFG", help=f"of {words}")
+        models.add_argument(f"--{stage}-cfg", type=float, metavar="CFG", help=f"of {words} (default: {cfg})")
     models.add_argument("--upscaling-noise-level", type=int, metavar="LEVEL", help="0 to 350 (default: 50)")
     models.add_argument("--upscaling-window", type=int, metavar="FRAMES", help="enlarged at once (default: 8)")
     models.add_argument("--upscaling-overlap", type=int, metavar="FRAMES", help="shared by windows (default: 4)")
@@ -315,9 +315,9 @@ def generate_settings(options: argparse.Namespace) -> Any:
     """The settings of ``generate``; what was not given is the recipe's own."""
     given = {key: value for key, value in vars(options).items() if value is not None}
     given = {key: value for key, value in given.items() if key not in NOT_SETTINGS | MODEL_FILES}
-    if options.schedule is not None:
-        given["schedule"] = options.schedule.read_text(encoding="utf-8")
     room = module("recipes.long_video_settings")
+    if options.schedule is not None:
+        given["schedule"] = room.read_schedule(options.schedule)
     for stage, kind in (("interpolation", room.InterpolationSettings), ("upscaling", room.UpscalingSettings)):
         own = [key for key in given if key.startswith(f"{stage}_")]
         given[stage] = kind(**{key[len(stage) + 1 :]: given.pop(key) for key in own})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ..attention_patches.free_long import OCTAVES, FreeLong, LargestLevel
@@ -208,3 +209,19 @@ class LongVideoSettings:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         return asdict(self)
+
+
+def read_schedule(path: Path) -> str:
+    """The text of a prompt schedule.
+
+    Raises:
+        ValueError: no such file, or one that is no text.
+    """
+    if not path.is_file():
+        raise ValueError(f"there is no prompt schedule {str(path)!r}; check the path.")
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"the prompt schedule {str(path)!r} is no UTF-8 text ({error.reason}); save it as such."
+        ) from error

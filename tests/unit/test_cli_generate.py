@@ -96,6 +96,12 @@ def test_prompts_over_time_come_from_a_file(cli, tiny, tmp_path):
     assert report["settings"]["schedule_overlap"] == 2
 
 
+def test_a_schedule_that_is_no_text_is_named(cli, tiny, tmp_path, capsys):
+    (tmp_path / "film.txt").write_bytes(b"0: \xff\xfe")
+    assert cli.main(arguments(tmp_path / "out", schedule=tmp_path / "film.txt")) == 2
+    assert "is no UTF-8 text" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -108,7 +114,8 @@ def test_prompts_over_time_come_from_a_file(cli, tiny, tmp_path):
         ({"strength": "-1"}, "strength is -1"),
         ({"fps": "0"}, "frames_per_second is 0"),
         ({"threads": "0"}, "threads is 0"),
-        ({"schedule": "none.txt"}, "none.txt"),
+        ({"schedule": "none.txt"}, "there is no prompt schedule 'none.txt'"),
+        ({"schedule": __file__.replace("test_cli_generate.py", "")}, "there is no prompt schedule"),
         ({"model": "large"}, "the model is 'large', which does not exist; take toybox or a file"),
         ({"interpolate": "none.pt"}, "the interpolation model is 'none.pt', which does not exist"),
         ({"interpolation_steps": "0"}, "interpolation steps is 0"),
