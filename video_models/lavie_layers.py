@@ -164,19 +164,22 @@ class TemporalAttention(Attention):
     def forward(self, hidden: Tensor, options: dict[str, Any]) -> Tensor:  # type: ignore[override]
         """Attend over T: [B * cells, T, C] to the same.
 
-        Where nothing overrides the attention function, cells are taken in turns within ``TEMPORAL_BYTES``; an override
-        may need all of them in one call.
+        Cells are taken in turns within ``TEMPORAL_BYTES``. Where the attention function is overridden, which may need
+        all of them in one call, this holds for queries, keys and values only.
         """
         bias = None
         if self.time_rel_pos_bias is not None:
             bias = self.time_rel_pos_bias(hidden.shape[1], hidden.device).to(hidden.dtype)
-        turn = self._cells_at_a_time(hidden)
-        if options.get(OVERRIDE_KEY) is not None or turn >= hidden.shape[0]:
-            return self._attend(hidden, bias, options)
-        out = torch.empty_like(hidden)
-        for begin in range(0, hidden.shape[0], turn):
-            out[begin : begin + turn] = self._attend(hidden[begin : begin + turn], bias, options)
-        return out
+        cells, size = hidden.shape[0], self._cells_at_a_time(hidden)
+        if size >= cells:
+            return self._attend(*self._project(hidden), bias, options)
+        turns = [slice(begin, begin + size) for begin in range(0, cells, size)]
+        if options.get(OVERRIDE_KEY) is None:
+            out = torch.empty_like(hidden)
+            for turn in turns:
+                out[turn] = self._attend(*self._project(hidden[turn]), bias, options)
+            return out
+        return self._attend(*self._project_in_turns(hidden, turns), bias, options)
 
     def _cells_at_a_time(self, hidden: Tensor) -> int:
         """How many cells fit: queries, keys, values, result, rotary in float32, logits of attention that keeps them."""
@@ -184,17 +187,42 @@ class TemporalAttention(Attention):
         size = hidden.element_size()
         return max(1, TEMPORAL_BYTES // (length * channels * (6 * size + 8) + self.num_heads * length**2 * size))
 
-    def _attend(self, hidden: Tensor, bias: Tensor | None, options: dict[str, Any]) -> Tensor:
+    def _project(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of some cells, each [cells, heads, T, d]."""
         query, key, value = (
             projection(hidden).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for projection in (self.to_q, self.to_k, self.to_v)
         )
         if self.rotary_emb is not None:
             query, key = self.rotary_emb(query), self.rotary_emb(key)
+        return query, key, value
+
+    def _project_in_turns(self, hidden: Tensor, turns: list[slice]) -> list[Tensor]:
+        """Queries, keys and values of all cells, with the room that some of them take beside them."""
+        tensors: list[Tensor] = []
+        for turn in turns:
+            parts = self._project(hidden[turn])
+            # Memory is laid out as without turns, so that what follows sums in the same order.
+            tensors = tensors or [_room_like(part, hidden.shape[0]) for part in parts]
+            for tensor, part in zip(tensors, parts, strict=True):
+                tensor[turn] = part
+        return tensors
+
+    def _attend(
+        self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, options: dict[str, Any]
+    ) -> Tensor:
         out = self.attention_function(
             query, key, value, self.num_heads, mask=bias, skip_reshape=True, transformer_options=options
         )
         return self.to_out[0](out)
+
+
+def _room_like(part: Tensor, rows: int) -> Tensor:
+    """Memory for ``rows`` rows [heads, T, d], laid out as those of ``part``."""
+    _, heads, length, dim = part.shape
+    if part.is_contiguous():
+        return part.new_empty(rows, heads, length, dim)
+    return part.new_empty(rows, length, heads, dim).transpose(1, 2)
 
 
 class GEGLU(nn.Module):

@@ -275,28 +275,33 @@ def test_cells_in_turns_give_what_all_at_once_give(monkeypatch, positions: bool,
     layer = temporal_layer(positions)
     hidden = torch.randn(20, 6, 16)
     turns = []
-    plain = layer._attend
+    plain = layer._project
     with torch.no_grad():
         expected = layer(hidden, {})
         of_one = lavie_layers.TEMPORAL_BYTES // layer._cells_at_a_time(hidden)
         monkeypatch.setattr(lavie_layers, "TEMPORAL_BYTES", of_one * cells)
-        monkeypatch.setattr(layer, "_attend", lambda part, *rest: turns.append(len(part)) or plain(part, *rest))
+        monkeypatch.setattr(layer, "_project", lambda part: turns.append(len(part)) or plain(part))
         out = layer(hidden, {})
     assert turns == [cells] * (20 // cells) + [20 % cells] * (20 % cells > 0)
     torch.testing.assert_close(out, expected, atol=1e-6, rtol=0)
 
 
-def test_an_override_gets_all_cells_in_one_call(monkeypatch) -> None:
-    layer, rows = temporal_layer(True), []
+@pytest.mark.parametrize("positions", [True, False])
+def test_an_override_gets_all_cells_in_one_call(monkeypatch, positions: bool) -> None:
+    layer, rows = temporal_layer(positions), []
 
     def record(func, q, k, v, heads, mask=None, **kwargs):
         rows.append(q.shape[0])
         return func(q, k, v, heads, mask=mask, **kwargs)
 
-    monkeypatch.setattr(lavie_layers, "TEMPORAL_BYTES", 1)
+    hidden = torch.randn(20, 6, 16)
     with torch.no_grad():
-        layer(torch.randn(20, 6, 16), {OVERRIDE_KEY: record})
+        expected = layer(hidden, {})
+        of_one = lavie_layers.TEMPORAL_BYTES // layer._cells_at_a_time(hidden)
+        monkeypatch.setattr(lavie_layers, "TEMPORAL_BYTES", of_one * 7)
+        out = layer(hidden, {OVERRIDE_KEY: record})
     assert rows == [20]
+    torch.testing.assert_close(out, expected, atol=1e-6, rtol=0)
 
 
 def test_a_cell_that_takes_more_than_all_memory_is_taken_alone(monkeypatch) -> None:
