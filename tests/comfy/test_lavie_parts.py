@@ -21,28 +21,54 @@ def folder(tmp_path_factory):
     return place
 
 
+@pytest.fixture(scope="module")
+def tokenizer(comfy_folder):
+    return comfy_folder / "comfy" / "sd1_tokenizer"
+
+
 def check(clip, vae, width, factor):
-    text = clip.encode_from_tokens_scheduled(clip.tokenize("a red ball"))[0][0]
-    other = clip.encode_from_tokens_scheduled(clip.tokenize("a blue dog"))[0][0]
-    assert text.shape == (1, 77, width) and text.isfinite().all() and not torch.equal(text, other)
+    text = encoded(clip, "a red ball")
+    assert text.shape == (1, 77, width) and text.isfinite().all() and not torch.equal(text, encoded(clip, "a dog"))
     pictures = vae.decode(torch.randn(1, 4, 4, 4))
     assert pictures.shape == (1, 4 * factor, 4 * factor, 3) and pictures.std() > 0
 
 
+def encoded(clip, prompt):
+    return clip.encode_from_tokens_scheduled(clip.tokenize(prompt))[0][0]
+
+
+def check_stand_alone(path, tokenizer, clip, vae):
+    """The same files read without ComfyUI give the same texts, films and latents."""
+    from mask_guided_video.backbones.native_vae import framewise_vae
+    from mask_guided_video.video_models import stable_diffusion_parts
+
+    alone = stable_diffusion_parts.load_parts(path, tokenizer)
+    device, scale = torch.device("cpu"), alone.coder.vae.config.scaling_factor
+    for prompt in ("a red ball", ""):
+        # ComfyUI's text encoders are half precision.
+        expected = alone.text.encode(prompt, device).embedding
+        torch.testing.assert_close(encoded(clip, prompt).float(), expected, atol=0.02, rtol=0)
+    latents, frames, vae = torch.randn(1, 4, 2, 4, 4), torch.rand(2, 32, 32, 3), framewise_vae(vae)
+    films = torch.cat(list(alone.coder.decode_parts(latents * scale, device)))
+    torch.testing.assert_close(vae.decode(latents)[0], films, atol=1e-3, rtol=0)
+    torch.testing.assert_close(vae.encode(frames), alone.coder.encode(frames, device) / scale, atol=1e-3, rtol=0)
+
+
 @pytest.mark.parametrize("name", ["sd1.ckpt", "stable-diffusion-v1-4"])
-def test_stable_diffusion_1(folder, name):
+def test_stable_diffusion_1(folder, name, tokenizer):
     clip, vae = load_parts(folder / name, LaVieConfig())
     check(clip, vae, 768, 8)
+    if name.endswith(".ckpt"):
+        check_stand_alone(folder / name, tokenizer, clip, vae)
     with pytest.raises(ValueError, match=f"{name} holds the text encoder l but LaVie's upscaler reads h; choose.*x4"):
         load_parts(folder / name, UpscalerConfig())
 
 
-def test_x4_upscaler(folder):
+def test_x4_upscaler(folder, tokenizer):
     clip, vae = load_parts(folder / "x4.ckpt", UpscalerConfig())
     check(clip, vae, 1024, 4)
-    narrow = UpscalerConfig(cross_attention_dim=32)
-    # Of another width, only the VAE can tell.
-    assert load_parts(folder / "x4.ckpt", narrow)[1].spacial_compression_decode() == 4
+    check_stand_alone(folder / "x4.ckpt", tokenizer, clip, vae)
+    # Where the width of the text does not tell, the VAE does.
     with pytest.raises(ValueError, match="makes 4 pixels of a latent cell.*base model; choose a Stable Diffusion 1.x"):
         load_parts(folder / "x4.ckpt", LaVieConfig(cross_attention_dim=32))
 
