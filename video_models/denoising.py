@@ -16,7 +16,7 @@ from ..attention_patches.stack import Patch, PatchStack
 from .background_lock import BackgroundLock
 from .context_windows import ContextWindow, blend_windows, context_windows
 from .noise_schedule import NoiseSchedule
-from .schedulers import make_scheduler, noise_levels
+from .schedulers import first_step, make_scheduler, noise_levels
 from .text_encoding import TextEmbedding
 
 SampleCallback = Callable[[int, int, Tensor], None]
@@ -81,10 +81,7 @@ def sample_latents(
     """
     _check(unet, noise, conditions, steps, start_percent, latents)
     scheduler = make_scheduler(sampler, unet.config, steps)
-    # At least the last step is taken.
-    last = unet.config.num_train_timesteps - 1
-    later = [n for n, timestep in enumerate(scheduler.timesteps) if 1.0 - float(timestep) / last >= start_percent]
-    first = later[0] if later else steps - 1
+    first = first_step(scheduler, unet.config, start_percent)
     timesteps = scheduler.timesteps[first:]
     if sampler == "euler":
         scheduler.set_begin_index(first)

@@ -45,6 +45,13 @@ def make_scheduler(sampler: str, config: NoiseSchedule, steps: int) -> Any:
     return scheduler
 
 
+def first_step(scheduler: Any, config: NoiseSchedule, start_percent: float) -> int:
+    """Index of the first timestep of a later start; at least the last step is taken."""
+    last = config.num_train_timesteps - 1
+    later = [n for n, timestep in enumerate(scheduler.timesteps) if 1.0 - float(timestep) / last >= start_percent]
+    return later[0] if later else len(scheduler.timesteps) - 1
+
+
 @dataclass(frozen=True, eq=False)
 class NoiseLevels:
     """The noise level before each step, and 0 after the last.

@@ -108,7 +108,6 @@ class Upscaler(ModelParts):
                 "overlap of 0 to one less than it."
             )
         pictures = noised_pictures(frames, noise_level, seed, self.unet.config)
-        size = (1, self.coder.channels, *pictures.shape[2:])
         conditions = Conditions(
             self.text.encode(prompt, self.device),
             self.text.encode(negative_prompt, self.device),
@@ -119,6 +118,6 @@ class Upscaler(ModelParts):
             window=min(window, len(frames)),
             overlap=overlap if 0 < window < len(frames) else 0,
         )
-        noise = plain_noise(size, torch.Generator().manual_seed(seed))
+        noise = plain_noise((1, self.coder.channels, *pictures.shape[2:]), torch.Generator().manual_seed(seed))
         latents = sample_latents(self.unet, noise, conditions, self.device, steps=steps, callback=callback)
         return self.coder.decode_parts(latents, self.device)

@@ -9,6 +9,7 @@ import torch
 from tiny_lavie_files import CONFIGS, tiny_unet
 from tiny_stable_diffusion import tiny_clip, tiny_vae, write_tokenizer
 
+from mask_guided_video.attention_patches.mask_guidance import MaskGuidance, mask_guidance_patch
 from mask_guided_video.video_models.denoising import Conditions, sample_latents
 from mask_guided_video.video_models.frame_coding import FrameCoder
 from mask_guided_video.video_models.noise_schedule import square_root_alphas_cumprod
@@ -91,6 +92,20 @@ def test_the_noise_level_counts(upscaler) -> None:
     frames = film(2)
     levels = [upscaler.upscale(frames, steps=1, noise_level=level) for level in (0, 50, 350)]
     assert not torch.equal(levels[0], levels[1]) and not torch.equal(levels[1], levels[2])
+
+
+def test_guidance_works_inside_of_windows(upscaler) -> None:
+    frames = film(11)
+    masks = torch.zeros(1, 11, 8, 8)
+    masks[:, :, :4] = 1.0
+    plain = upscaler.upscale(frames, steps=1)
+
+    def guided(strength: float) -> torch.Tensor:
+        patch = mask_guidance_patch(MaskGuidance(masks=masks, mode="separate", strength=strength, end_percent=1.0))
+        return upscaler.upscale(frames, steps=1, patches=[patch])
+
+    assert torch.equal(plain, guided(0.0))
+    assert not torch.equal(plain, guided(4.0)) and bool(guided(4.0).isfinite().all())
 
 
 def jumps(latents: torch.Tensor) -> torch.Tensor:
