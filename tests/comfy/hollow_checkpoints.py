@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 # Neighbours along the axes of a tensor are so far apart in the vector; coprime, so that rows differ.
-STRIDES = (1, 7, 3, 5)
+STRIDES = (1, 7, 3, 5, 2)
 VECTOR = 2**17
 PICTURE_VAE = {
     "double_z": True,
