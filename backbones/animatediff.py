@@ -1,7 +1,7 @@
 """Attention over time in the motion modules that AnimateDiff-Evolved puts into Stable Diffusion.
 
-A motion module is a layer of its own in a block of the U-Net. Its attention calls ComfyUI's function without the options
-of the model call, so that no override hears of it. How such a layer is run, ComfyUI asks
+A motion module is a layer of its own in a block of the U-Net. Its attention calls ComfyUI's function without the
+options of the model call, so that no override hears of it. How such a layer is run, ComfyUI asks
 ``forward_timestep_embed_patch``: there, and for as long as the layer runs, each of its attentions is given a function
 that lays our stacks around the pack's own. Overrides of other packs stay out of motion modules, as they do without us.
 
@@ -108,8 +108,8 @@ def note_still_film(call: ModelCall, options: Mapping[str, Any]) -> None:
     ]
     if any(settings.strength > 0.0 and settings.window < frames for settings in long):
         call.note(
-            f"each of the {call.clip_frames} frames is made on its own, for there is no motion module in this model, so "
-            "FreeLong has no effect; apply a motion model of AnimateDiff-Evolved, or take FreeLong out."
+            f"each of the {call.clip_frames} frames is made on its own, for there is no motion module in this model, "
+            "so FreeLong has no effect; apply a motion model of AnimateDiff-Evolved, or take FreeLong out."
         )
 
 
@@ -130,8 +130,8 @@ def check_windows(modules: Sequence[MotionModule], frames: int, options: Mapping
     lengths = {getattr(module.layer, "video_length", frames) for module in modules}
     if options.get(WINDOW_KEY) is not None and lengths - {frames}:
         raise ValueError(
-            f"ComfyUI's context windows give the model {frames} frames at a time, but the motion modules take the batch "
-            f"for clips of {max(lengths)}; use AnimateDiff-Evolved's own context options instead."
+            f"ComfyUI's context windows give the model {frames} frames at a time, but the motion modules take the "
+            f"batch for clips of {max(lengths)}; use AnimateDiff-Evolved's own context options instead."
         )
 
 

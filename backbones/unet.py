@@ -2,8 +2,9 @@
 
 Spatial self-attention and cross-attention see one frame each; Stable Video Diffusion also has temporal attention, one
 cell over all frames. Every attention call of a transformer block is announced by the host's own ``attn1_patch`` and
-``attn2_patch`` and its end by ``attn1_output_patch`` and ``attn2_output_patch``, so that calls in between (adapters) are
-nobody's. Motion modules are ``animatediff``'s. Frames of AnimateDiff-Evolved's context windows come from ``ad_params``.
+``attn2_patch`` and its end by ``attn1_output_patch`` and ``attn2_output_patch``, so that calls in between (adapters)
+are nobody's. Motion modules are ``animatediff``'s. Frames of AnimateDiff-Evolved's context windows come from
+``ad_params``.
 
 Source: Comfy-Org/ComfyUI, comfy/ldm/modules/attention.py and diffusionmodules/openaimodel.py.
 """

@@ -1,4 +1,4 @@
-"""Runs with FreeLong in the motion modules of AnimateDiff-Evolved: what they leave behind, and what goes beside them."""
+"""Runs with FreeLong in AnimateDiff-Evolved's motion modules: what they leave behind, and what goes beside them."""
 
 from __future__ import annotations
 

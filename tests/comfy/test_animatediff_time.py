@@ -1,4 +1,4 @@
-"""FreeLong in the motion modules of AnimateDiff-Evolved, against a direct implementation in the pack's own attention."""
+"""FreeLong in AnimateDiff-Evolved's motion modules, against a direct implementation in the pack's own attention."""
 
 from __future__ import annotations
 
