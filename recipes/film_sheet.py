@@ -115,6 +115,7 @@ def _draw_section(picture: Image.Image, draw: ImageDraw.ImageDraw, section: _Sec
     y = top + section.rows * (section.height + LINE)
     draw.text((MARGIN, y + SLICE // 2 - 16), "middle row", INK, font=small)
     draw.text((MARGIN, y + SLICE // 2), "over time", INK, font=small)
+    draw.text((MARGIN, y + SLICE // 2 + 18), "its left end is up", FAINT, font=font_of(12))
     over_time = torch.stack(record.middle_rows, dim=1).contiguous()
     picture.paste(Image.fromarray(over_time.numpy()).resize((across, SLICE), Image.Resampling.NEAREST), (left, y))
 
