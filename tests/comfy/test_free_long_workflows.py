@@ -43,6 +43,8 @@ def test_form(name, info, named_values):
     form.test_links_match(name, info)
     form.test_widgets_are_complete_and_in_range(name, info, named_values)
     form.test_nothing_overlaps(name)
+    prompts = [node for node in bundled.read(name)["nodes"] if node["type"] == "PrimitiveStringMultiline"]
+    assert len(prompts) == 1
     if name == WAN:
         form.test_loaders_list_their_models(name, info, named_values)
 
@@ -51,12 +53,14 @@ def test_form(name, info, named_values):
 def test_free_noise_and_free_long_share_a_window(name, info, to_prompt):
     """That of the model: 21 latent frames of Wan, the 8 of the Toybox's config."""
     prompt = to_prompt(bundled.read(name), info)
-    noise = prompt[bundled.only(bundled.nodes_of(prompt, "MGV_VideoNoise"))]["inputs"]
-    long = prompt[bundled.only(bundled.nodes_of(prompt, "MGV_FreeLong"))]["inputs"]
+    number = bundled.only(bundled.nodes_of(prompt, "MGV_FreeLong"))
+    long = prompt[number]["inputs"]
+    sampler = bundled.only(node for node in prompt.values() if node["inputs"].get("model") == [number, 0])
+    noise = prompt[sampler["inputs"]["noise"][0]]["inputs"]
+    frames = noise["frames"] if name == WAN else prompt[noise["frames"][0]]["inputs"]["value"]
     assert noise["mode"] == "freenoise" and noise["window"] == {TOYBOX: 8, WAN: 21}[name]
     assert (long["window"], long["strength"]) == (0, 1.0)
-    latent_frames = noise["frames"] if name == TOYBOX else (noise["frames"] - 1) // 4 + 1
-    assert latent_frames > noise["window"]
+    assert (frames if name == TOYBOX else (frames - 1) // 4 + 1) > noise["window"]
     assert bundled.nodes_of(prompt, "MGV_SaveLongVideo")
 
 
@@ -117,8 +121,10 @@ class TestToybox:
             assert len(first_run.outputs[number]["images"]) == 11
 
     def test_strength_zero_and_short_clips_are_the_direct_film(self, host, prompt, first_run):
-        zero = host.run(changed(prompt, "MGV_FreeLong", strength=0.0))
+        same_noise = changed(prompt, "MGV_VideoNoise", mode="freenoise")
+        zero = host.run(changed(same_noise, "MGV_FreeLong", strength=0.0))
         assert torch.equal(latents(host, zero, LONG), latents(host, zero, DIRECT))
+        # FreeNoise, too, leaves clips of the model's own length as they are.
         short = host.run(changed(prompt, "MGV_VideoNoise", frames=8))
         assert torch.equal(latents(host, short, LONG), latents(host, short, DIRECT))
 
@@ -150,9 +156,6 @@ class TestToybox:
         node["class_type"] = "MGV_FreeLongWindows"
         node["inputs"] |= {"context_length": 1.25, "context_overlap": 0.5}
         node["inputs"] |= {"context_schedule": "standard_static", "fuse_method": "pyramid"}
-        sampler = windows[bundled.nodes_of(windows, "MGV_SampleVideo")[-1]]
-        windows[LONG] = prompt[LONG]
-        assert sampler["inputs"]["model"][0] in windows
         run = host.run(windows)
         film = latents(host, run, LONG)
         assert bool(film.isfinite().all()) and not torch.equal(film, latents(host, first_run, LONG))
