@@ -277,3 +277,24 @@ def test_files_of_every_stage_load(stage_name, tmp_path):
     assert model.model.latent_format.scale_factor == scale and len(model.model.latent_format.latent_rgb_factors) == 4
     noisy = model.model.process_latent_in(torch.ones(1, 4, 1, 2, 2))
     assert noisy.mean().item() == pytest.approx(scale)
+
+
+@both_stages
+@pytest.mark.parametrize("dtype,cast", [("bfloat16", None), ("float16", "float32"), ("bfloat16", "float32")])
+def test_half_precision_is_near_full(stage, dtype, cast, monkeypatch):
+    """Weights and work in half precision, as on a GPU, or half the memory for the weights alone."""
+    from comfy import model_management
+
+    from mask_guided_video.backbones.lavie_models import native_model
+
+    config = stage.model.model.diffusion_model.config
+    make = upscale if config.stage == "upscaling" else interpolate
+    full = sample(make(stage, film(3)))
+    monkeypatch.setattr(model_management, "unet_dtype", lambda **_: getattr(torch, dtype))
+    monkeypatch.setattr(model_management, "unet_manual_cast", lambda *_: getattr(torch, cast) if cast else None)
+    half = native_model(stage_state(config), config)
+    half.model.latent_format = stage.model.model.latent_format
+    assert half.model.diffusion_model.conv_in.weight.dtype == getattr(torch, dtype)
+    found = sample(make(stage, film(3), model=half))
+    assert found.isfinite().all()
+    assert (found - full).abs().mean() < 0.1 * full.abs().mean()
