@@ -1,6 +1,6 @@
 """Write a U-Net of LaVie's as safetensors: smaller where wanted, quick to open, and with nothing but tensors in it.
 
-Tensors go from file to file one by one, so that a model of several gigabytes needs the memory of its largest tensor.
+Tensors go from file to file one by one, so that a model of several gigabytes needs a few hundred megabytes of memory.
 """
 
 from __future__ import annotations

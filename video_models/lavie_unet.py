@@ -80,7 +80,8 @@ class LaVieUNet(LevelledUNet):
         """Predict noise or velocity.
 
         Args:
-            x: noisy latents [B, C, T, H, W].
+            x: noisy latents [B, C, T, H, W]; the interpolation model's have those of the given frames after them, one
+                for each frame that is made.
             timesteps: [B], 0 .. num_train_timesteps - 1, fractions allowed.
             context: text embedding [B, S, cross_attention_dim].
             transformer_options: ComfyUI's options; read here: what ``ClipContext.of`` names, and by the attention
@@ -90,10 +91,13 @@ class LaVieUNet(LevelledUNet):
             [B, out_channels, T, H, W].
 
         Raises:
-            ValueError: if x has no five axes.
+            ValueError: if x has not five axes, the config's channels and at least one frame.
         """
-        if x.ndim != 5:
-            raise ValueError(f"latents have shape {tuple(x.shape)}; this model wants [B, C, T, H, W].")
+        if x.ndim != 5 or x.shape[1] != self.config.in_channels or x.shape[2] == 0:
+            more = ": noisy latents and, after them, those of the given frames" if self.config.stage != "base" else ""
+            raise ValueError(
+                f"latents have shape {tuple(x.shape)}; this model wants [B, {self.config.in_channels}, T, H, W]{more}."
+            )
         batch, _, frames = x.shape[:3]
         clip = ClipContext.of(x, timesteps, transformer_options, self.config.num_train_timesteps)
         embedding = timestep_embedding(timesteps, self.config.block_out_channels[0]).to(x.dtype)

@@ -125,7 +125,7 @@ class UpscalerUNet(LevelledUNet):
 
     def _check(self, x: Tensor, class_labels: Tensor | None) -> tuple[int, int, Tensor]:
         config = self.config
-        if x.ndim != 5 or x.shape[1] != config.in_channels:
+        if x.ndim != 5 or x.shape[1] != config.in_channels or x.shape[2] == 0:
             raise ValueError(
                 f"the upscaler's input has shape {tuple(x.shape)}; it wants [B, {config.in_channels}, T, H, W]: "
                 f"{config.out_channels} channels of latents and, after them, the small pictures."

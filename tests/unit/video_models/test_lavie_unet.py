@@ -327,9 +327,18 @@ def test_any_size_comes_back_as_it_went_in(shape: tuple[int, ...]) -> None:
     assert out.shape == shape and bool(out.isfinite().all())
 
 
-def test_wrong_rank_is_named() -> None:
-    with pytest.raises(ValueError, match=r"\(1, 4, 8, 8\)"):
-        LaVieUNet(TINY)(torch.randn(1, 4, 8, 8), torch.zeros(1), torch.randn(1, 6, 12))
+@pytest.mark.parametrize(
+    ("config", "shape", "wanted"),
+    [
+        (TINY, (1, 4, 8, 8), r"\(1, 4, 8, 8\); this model wants \[B, 4, T, H, W\]\."),
+        (TINY, (1, 8, 2, 8, 8), r"wants \[B, 4, T, H, W\]\."),
+        (TINY, (1, 4, 0, 8, 8), r"\(1, 4, 0, 8, 8\)"),
+        (INTERPOLATION, (1, 4, 2, 8, 8), r"wants \[B, 8, T, H, W\]: noisy latents and, after them, those of the given"),
+    ],
+)
+def test_wrong_shapes_are_named(config: LaVieConfig, shape: tuple[int, ...], wanted: str) -> None:
+    with pytest.raises(ValueError, match=wanted):
+        LaVieUNet(config)(torch.randn(shape), torch.zeros(1), torch.randn(1, 6, 12))
 
 
 def test_config_refuses_what_cannot_work(tmp_path) -> None:
