@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ..attention_patches.text_spans import NOT_OF_PROMPT, TextSpans, locate_phrases
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +57,9 @@ class PromptEncoder:
         self.length = min(tokenizer.model_max_length, positions or tokenizer.model_max_length)
 
     def encode(self, prompt: str, device: torch.device) -> TextEmbedding:
-        """Encode a prompt, which may be empty; what is beyond the encoder's length is cut."""
+        """Encode a prompt, which may be empty; what is beyond the encoder's length is cut, with a warning."""
+        if len(self.tokenizer(prompt, truncation=True, max_length=self.length + 1)["input_ids"]) > self.length:
+            logger.warning("the prompt has more than %d tokens; the text encoder does not read its end.", self.length)
         tokens = torch.tensor([self.tokens(prompt)], device=device)
         encoder = self.encoder.to(device)
         with torch.inference_mode():

@@ -169,6 +169,13 @@ def test_phrases_are_found_among_clips_tokens(folder) -> None:
         text.spans("a " * 80 + "red ball", ["red ball"])
 
 
+def test_a_prompt_that_is_cut_is_warned_of(folder, caplog) -> None:
+    text = load_parts(folder).text
+    assert text.encode("a " * 75, CPU).embedding.shape == (1, 77, 64) and not caplog.messages
+    assert text.encode("a " * 76, CPU).embedding.shape == (1, 77, 64)
+    assert caplog.messages == ["the prompt has more than 77 tokens; the text encoder does not read its end."]
+
+
 def test_a_missing_scale_is_that_of_the_kind(tmp_path) -> None:
     write_folder(tmp_path / "x4", tiny_clip(), tiny_vae(3))
     path = tmp_path / "x4" / "vae" / "config.json"
