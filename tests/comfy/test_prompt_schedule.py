@@ -103,8 +103,11 @@ def test_the_same_prompt_throughout_is_the_plain_film(name: str) -> None:
         assert relative(first_predictions(model, patched, positive=joined)["positive"], expected) < EXACT / 10
 
 
-@pytest.mark.parametrize("name", WINDOWED)
-@pytest.mark.parametrize(("schedule", "loops"), [("standard_static", False), ("looped_uniform", True)])
+@pytest.mark.parametrize(
+    ("name", "schedule", "loops"),
+    [(name, "standard_static", False) for name in WINDOWED]
+    + [(name, "looped_uniform", True) for name in ("wan", "ltx", "sd15")],
+)
 def test_context_windows_have_the_prompts_of_their_frames(name: str, schedule: str, loops: bool) -> None:
     model, frames = tiny(name), film_frames(name)
     starts, parts, noise = starts_of(name, frames), prompts_of(model), model.noise(frames=frames)
