@@ -169,7 +169,7 @@ def test_files_stay_in_the_output_folder(vae, output):
 
 
 MEASURE = """
-import resource, sys
+import re, sys
 root, comfy, folder, way = sys.argv[1:]
 sys.argv = sys.argv[:1]
 sys.path[:0] = [root, comfy]
@@ -195,15 +195,16 @@ class Enlarge(torch.nn.Module):
 
 module = Enlarge()
 vae = _vae_class()(FramewiseAutoencoder(module, module, module), 8, 4, [torch.float32])
-samples = torch.zeros(1, 4, 96, 32, 40)
+samples = torch.zeros(1, 4, 160, 32, 40)
 
 
 def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # Of this program alone; getrusage counts the process that started it.
+    return int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) * 1024
 
 
 with torch.inference_mode():
-    film_files.SaveLongVideo.execute({"samples": samples[:, :, :4]}, vae, "first", 8.0, 4, 0, 14)
+    film_files.SaveLongVideo.execute({"samples": samples[:, :, :64]}, vae, "first", 8.0, 4, 0, 14)
     before = peak()
     if way == "streamed":
         film_files.SaveLongVideo.execute({"samples": samples}, vae, "film", 8.0, 4, 0, 14)
@@ -214,17 +215,17 @@ sys.stdout.write(str(peak() - before))
 """
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not say how much memory a process had")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux says how much memory a program had")
 @pytest.mark.slow
 def test_memory_is_that_of_a_slice(root, comfy_folder, tmp_path):
-    """96 frames of 256 x 320 pixels are 94 MB as floats."""
+    """160 frames of 256 x 320 pixels are 157 MB as floats. An encoder keeps some dozens of them, which 64 have filled."""
     taken = {}
     for way in ("whole", "streamed"):
         command = [sys.executable, "-c", MEASURE, str(root), str(comfy_folder), str(tmp_path), way]
         done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
         assert done.returncode == 0, done.stderr
         taken[way] = int(done.stdout)
-    film = 96 * 256 * 320 * 3 * 4
+    film = 160 * 256 * 320 * 3 * 4
     assert taken["whole"] > film and taken["streamed"] < film / 4, taken
 
 
