@@ -149,7 +149,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("clone", type=Path, help="folder of a clone of Vchitect/LaVie")
     parser.add_argument("--stages", nargs="+", choices=tuple(FOLDERS), default=list(FOLDERS))
-    parser.add_argument("--full", action="store_true", help="published sizes: some 8 GB of memory and minutes a stage")
+    parser.add_argument(
+        "--full", action="store_true", help="published sizes: 8 GB of memory, 4 GB of disk and minutes a stage"
+    )
     options = parser.parse_args()
     files, attention = our_modules()
     worst = max(compare(options.clone, stage, options.full, files, attention.attention) for stage in options.stages)
