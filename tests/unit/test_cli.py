@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from mask_guided_video.commands.progress_bars import StageBars
 from mask_guided_video.recipes.mask_refine_files import FILES
 from mask_guided_video.recipes.model_sets import MODEL_SETS, TOYBOX, ModelSet, check_device, load_model_set
 
@@ -119,7 +120,7 @@ def test_cancel_leaves_nothing(cli, tiny, mask_file, tmp_path, capsys, monkeypat
         if stage == "second film":
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli.StageBars, "__call__", interrupt)
+    monkeypatch.setattr(StageBars, "__call__", interrupt)
     assert cli.main(arguments(tmp_path / "out", masks=str(mask_file))) == 130
     assert not (tmp_path / "out").exists()
     assert "cancelled" in capsys.readouterr().err

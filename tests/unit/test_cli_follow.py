@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from mask_guided_video.commands.progress_bars import StageBars
 from mask_guided_video.recipes.films import read_film_bytes, write_film
 from mask_guided_video.recipes.find_and_follow import FollowSettings
 from mask_guided_video.recipes.find_and_follow_files import FILES
@@ -100,7 +101,7 @@ def test_cancel_leaves_nothing(cli, film, tmp_path, capsys, monkeypatch):
         if stage == "track" and done == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli.StageBars, "__call__", interrupt)
+    monkeypatch.setattr(StageBars, "__call__", interrupt)
     assert cli.main(["follow", str(film), "--object", "red ball", "--out", str(tmp_path / "out")]) == 130
     assert not (tmp_path / "out").exists()
     assert "cancelled" in capsys.readouterr().err

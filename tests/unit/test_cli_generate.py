@@ -7,6 +7,7 @@ import pytest
 import torch
 from tiny_stable_diffusion import tiny_clip, tiny_vae, write_checkpoint, write_folder
 
+from mask_guided_video.commands.progress_bars import StageBars
 from mask_guided_video.recipes import long_video_models
 from mask_guided_video.recipes.long_video_models import LongVideoModels
 from mask_guided_video.video_models.lavie_config import LaVieConfig, UpscalerConfig
@@ -137,7 +138,7 @@ def test_cancel_leaves_nothing(cli, tiny, tmp_path, capsys, monkeypatch):
         if stage == "writing films":
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli.StageBars, "__call__", interrupt)
+    monkeypatch.setattr(StageBars, "__call__", interrupt)
     assert cli.main(arguments(tmp_path / "out")) == 130
     assert not (tmp_path / "out").exists()
     assert "cancelled" in capsys.readouterr().err

@@ -1,0 +1,91 @@
+"""Make a film, find its objects, make it again guided by their masks."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+from .progress_bars import StageBars
+from .running import add_common, given_settings, load, set_threads, write_result
+
+MODELS = ("model", "device", "parts", "tokenizer", "detector", "segmenter")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``refine``."""
+    what = parser.add_argument_group("what to make")
+    what.add_argument("--prompt", required=True, help="of both films")
+    what.add_argument(
+        "--object", required=True, action="append", dest="phrases", metavar="PHRASE",
+        help="words of the prompt that name an object to find and guide; give it once per object",
+    )  # fmt: skip
+    what.add_argument("--negative-prompt", metavar="TEXT", help="of both films (default: empty)")
+    what.add_argument("--seed", type=int, help="of the noise (default: 0)")
+    what.add_argument("--frames", type=int, help="length (default: the model's native length)")
+    what.add_argument("--height", type=int, help="in pixels (default: the model's)")
+    what.add_argument("--width", type=int, help="in pixels (default: the model's)")
+    what.add_argument("--steps", type=int, help="sampling steps (default: 25)")
+    what.add_argument("--cfg", type=float, help="classifier-free guidance scale (default: 4)")
+    what.add_argument("--sampler", help="ddim or euler (default: ddim)")
+    _add_models(parser.add_argument_group("models"))
+    guide = parser.add_argument_group("guidance")
+    guide.add_argument("--mode", help="focus, focus_fg, separate or cross_text (default: focus_fg)")
+    guide.add_argument("--strength", type=float, help="0 (none) upwards (default: the mode's own)")
+    guide.add_argument("--start-percent", type=float, help="of the schedule, guidance begins (default: 0)")
+    guide.add_argument("--end-percent", type=float, help="of the schedule, guidance ends (default: 0.52)")
+    guide.add_argument("--blocks", help="all, or a comma list such as mid,up (default: all)")
+    guide.add_argument("--hard", action="store_true", default=None, help="cut the masks at one half")
+    guide.add_argument("--masks", type=Path, metavar="FILE", help="your own guide masks (.npy, .png or a film)")
+    guide.add_argument("--grow", type=int, metavar="PIXELS", help="grow the found masks (below 0: shrink)")
+    guide.add_argument("--box-threshold", type=float, help="of the detector (default: 0.35)")
+    guide.add_argument("--text-threshold", type=float, help="of the detector (default: 0.25)")
+    second = parser.add_argument_group("the second film")
+    second.add_argument("--regenerate", help="same_noise, fresh or refine (default: same_noise)")
+    second.add_argument("--refine-strength", type=float, help="for refine: 0 the first film .. 1 all noise (0.6)")
+    second.add_argument(
+        "--background-lock", action="store_true", default=None, help="keep the first film outside of the objects"
+    )
+    add_common(parser)
+    parser.add_argument("--fps", type=float, default=8.0, help="of the films (default: 8)")
+
+
+def _add_models(models: Any) -> None:
+    """Which models ``refine`` runs on."""
+    models.add_argument(
+        "--model", default="toybox", help="toybox (tiny demo models), or a file of LaVie's base model (default: toybox)"
+    )
+    models.add_argument("--parts", metavar="PATH", help="Stable Diffusion 1 checkpoint or folder, for LaVie")
+    models.add_argument("--tokenizer", metavar="FOLDER", help="where the parts are a single file")
+    models.add_argument("--detector", metavar="PATH", help="as in follow (default: the Toybox detector)")
+    models.add_argument("--segmenter", metavar="PATH", help="as in follow (default: the Toybox one)")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run Mask Refine and write its films, sheet and report."""
+    from ..recipes.files import staged_folder
+    from ..recipes.given_masks import read_masks
+    from ..recipes.mask_refine import mask_refine
+    from ..recipes.mask_refine_files import FILES, write_mask_refine
+    from ..recipes.mask_refine_settings import MaskRefineSettings
+    from ..recipes.model_sets import load_model_set
+    from ..recipes.report import summary
+
+    given = given_settings(options, (*MODELS, "masks", "fps"))
+    settings = MaskRefineSettings(**given | {"phrases": tuple(given["phrases"])})
+    if not 0.0 < options.fps <= 1000.0:
+        raise ValueError(f"fps is {options.fps:g}; give a value above 0, up to 1000.")
+    set_threads(options.threads)
+    masks = read_masks(options.masks) if options.masks else None
+    with staged_folder(options.out) as stage:
+        started = time.perf_counter()
+        models = load(load_model_set, *(getattr(options, name) for name in MODELS))
+        loading = time.perf_counter() - started
+        with StageBars(options.quiet) as bars:
+            result = mask_refine(models.model, models.detector, models.tracker, settings, masks, bars)
+        result.report["model"] = models.name
+        result.report["timings"]["loading models"] = loading
+        write_mask_refine(stage, result, options.fps)
+    write_result(summary(result.report), options.out, FILES)
+    return 0
