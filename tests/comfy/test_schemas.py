@@ -35,6 +35,12 @@ NODE_IDS = {
     "MGV_BBOXToBoxes",
     "MGV_ToSEGS",
     "MGV_FromSEGS",
+    "MGV_FreeLong",
+    "MGV_FreeLongWindows",
+    "MGV_PromptSchedule",
+    "MGV_InterpolateVideo",
+    "MGV_UpscaleVideo",
+    "MGV_SaveLongVideo",
 }
 # Nodes that the graph of the Toybox has no use for.
 NOT_IN_THE_TOYBOX_WORKFLOW = {
@@ -47,6 +53,12 @@ NOT_IN_THE_TOYBOX_WORKFLOW = {
     "MGV_BBOXToBoxes",
     "MGV_ToSEGS",
     "MGV_FromSEGS",
+    "MGV_FreeLong",
+    "MGV_FreeLongWindows",
+    "MGV_PromptSchedule",
+    "MGV_InterpolateVideo",
+    "MGV_UpscaleVideo",
+    "MGV_SaveLongVideo",
 }
 
 
