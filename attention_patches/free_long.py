@@ -9,6 +9,7 @@ Source: FreeLong (arXiv 2407.19918, aniki-ly/FreeLong); FreeLong++ (arXiv 2507.0
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ from .rows import bias_part, empty_result
 from .site import AttentionSite
 from .spectral_blend import SpectralBlend, band_cutoffs
 from .stack import Attend
+
+logger = logging.getLogger(__name__)
 
 LargestLevel = Literal["local", "blend"]
 
@@ -200,6 +203,14 @@ class FreeLongPatch:
     def release(self) -> None:
         """Drop all windows and filters, on devices too."""
         self._plans = {}
+
+    def check_clip(self, clip_frames: int, height: int, width: int, time_factor: int | None = None) -> None:
+        """Say so when a clip of so many latent frames is too short for FreeLong to do anything."""
+        if 0.0 < self.settings.strength and clip_frames <= self.settings.window:
+            logger.info(
+                "the clip has %d latent frames, no more than the window of %d: FreeLong leaves it as it is.",
+                *(clip_frames, self.settings.window),
+            )
 
     def acts_at(self, site: AttentionSite) -> bool:
         """Say whether a call is changed: attention over time, of more frames than a window has, not split yet."""

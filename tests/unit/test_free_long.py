@@ -496,3 +496,13 @@ def test_site_that_does_not_fit_is_named() -> None:
 def test_bad_settings_are_named(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         FreeLong(**settings)
+
+
+def test_short_clips_are_named_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    patch = free_long_patch(FreeLong(window=8))
+    with caplog.at_level("INFO"):
+        patch.check_clip(9, 4, 4, 1)
+        free_long_patch(FreeLong(window=8, strength=0.0)).check_clip(8, 4, 4, 1)
+        assert not caplog.records
+        patch.check_clip(8, 4, 4, 1)
+    assert "8 latent frames, no more than the window of 8" in caplog.text
