@@ -10,8 +10,6 @@ The Toybox detector finds, the Toybox segmenter draws, optical flow carries. Fig
 from __future__ import annotations
 
 import argparse
-import importlib
-import importlib.util
 import json
 import sys
 import time
@@ -19,21 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from measuring import RESULTS as RESULTS_FOLDER
+from measuring import ROOT, module
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results" / "tracking_quality.json"
+RESULTS = RESULTS_FOLDER / "tracking_quality.json"
 WAYS = {1: "boxes in every frame", 4: "boxes in every 4th frame", 0: "one prompt per object"}
-
-
-def module(name: str) -> Any:
-    """Import a module of the package under its fixed name."""
-    if "bootstrap" not in sys.modules:
-        spec = importlib.util.spec_from_file_location("bootstrap", ROOT / "bootstrap.py")
-        bootstrap = importlib.util.module_from_spec(spec)
-        sys.modules["bootstrap"] = bootstrap
-        spec.loader.exec_module(bootstrap)
-    sys.modules["bootstrap"].import_package()
-    return importlib.import_module(f"mask_guided_video.{name}")
 
 
 def rounded(figures: dict[str, float]) -> dict[str, float]:

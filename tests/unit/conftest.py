@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import sys
 from collections.abc import Callable
 
@@ -63,6 +64,15 @@ def tiny_video_model():
 def tiny_video_model_builder() -> Callable:
     """Makes tiny random video models."""
     return build_tiny_video_model
+
+
+@pytest.fixture(scope="session")
+def cli(root):
+    """The command line as a module."""
+    spec = importlib.util.spec_from_file_location("cli", root / "cli.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 """The command line: results and refusals, in process on a tiny model and as a process of its own."""
 
-import importlib.util
 import json
 import os
 import signal
@@ -16,14 +15,6 @@ from PIL import Image
 from mask_guided_video.commands.progress_bars import StageBars
 from mask_guided_video.recipes.mask_refine_files import FILES
 from mask_guided_video.recipes.model_sets import MODEL_SETS, TOYBOX, ModelSet, check_device, load_model_set
-
-
-@pytest.fixture(scope="module")
-def cli(root):
-    spec = importlib.util.spec_from_file_location("cli", root / "cli.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture

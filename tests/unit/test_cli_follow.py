@@ -1,6 +1,5 @@
 """Finding and following from the command line, on a Toybox film and the Toybox models."""
 
-import importlib.util
 import json
 
 import numpy as np
@@ -17,14 +16,6 @@ SCENE = world.Scene(
     "sand", (world.SceneObject("red", "ball", "right", 11.0, (16.0, 32.0), 28.0),
              world.SceneObject("blue", "square", "still", 10.0, (48.0, 12.0), 0.0))
 )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def cli(root):
-    spec = importlib.util.spec_from_file_location("cli", root / "cli.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """``cli.py generate``: what it leaves, and what it says about bad input; with tiny files of all three LaVie models."""
 
-import importlib.util
 import json
 
 import pytest
@@ -21,14 +20,6 @@ SMALL = {
     "cross_attention_dim": 64,
     "rotary_dim": 8,
 }
-
-
-@pytest.fixture(scope="module")
-def cli(root):
-    spec = importlib.util.spec_from_file_location("cli", root / "cli.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture

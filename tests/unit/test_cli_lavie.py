@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 
@@ -12,14 +11,6 @@ from tiny_lavie_files import write_unet
 from tiny_stable_diffusion import tiny_clip, tiny_vae, write_checkpoint, write_tokenizer
 
 from mask_guided_video.recipes.mask_refine_files import FILES
-
-
-@pytest.fixture(scope="module")
-def cli(root):
-    spec = importlib.util.spec_from_file_location("cli", root / "cli.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
