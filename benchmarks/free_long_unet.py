@@ -112,7 +112,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=1, help="turns that count")
     parser.add_argument("--kinds", nargs="+", default=["free_long", "windows", "free_long_plus"])
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves torch's choice")
-    parser.add_argument("--no-memory", action="store_true", help="leave out peak memory, which takes a process a call")
+    parser.add_argument(
+        "--memory", type=int, nargs="*", help="lengths whose peak memory is measured, a process a call (default: all)"
+    )
     parser.add_argument("--peak", nargs=3, metavar=("KIND", "FRAMES", "DEVICE"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.threads:
@@ -129,7 +131,8 @@ def main() -> None:
             for frames in arguments.frames:
                 names = ["plain", *arguments.kinds]
                 entries.append(measure(unet, device, frames, GRIDS[device], names, arguments.repeats))
-                if can_measure_memory(device) and not arguments.no_memory:
+                wanted = arguments.memory is None or frames in arguments.memory
+                if wanted and can_measure_memory(device):
                     threads = ("--threads", str(torch.get_num_threads()))
                     options = {name: ("--peak", name, str(frames), device, *threads) for name in names}
                     entries[-1]["peak_bytes"] = peaks_in_children(__file__, options)
