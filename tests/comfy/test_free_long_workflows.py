@@ -1,6 +1,6 @@
 """The bundled workflows of long video: well formed, and run by a real ComfyUI.
 
-The Toybox graph runs as bundled but for frames and steps; Wan's loaders are replaced by tiny random models.
+The Toybox graphs run as bundled but for frames and steps; Wan's loaders are replaced by tiny random models.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ import torch
 
 pytestmark = pytest.mark.comfy
 
-TOYBOX, WAN = "long_video_toybox", "wan_2_1_long_video"
-names = pytest.mark.parametrize("name", [TOYBOX, WAN])
+TOYBOX, WAN, PROMPTS = "long_video_toybox", "wan_2_1_long_video", "prompts_over_time_toybox"
+names = pytest.mark.parametrize("name", [TOYBOX, WAN, PROMPTS])
+with_free_long = pytest.mark.parametrize("name", [TOYBOX, WAN])
 # Latents that the tests save.
 DIRECT, LONG = "direct", "long"
 OTHER_OUTPUTS = ("MGV_SaveLongVideo", "SaveVideo", "PreviewImage")
@@ -44,12 +45,13 @@ def test_form(name, info, named_values):
     form.test_widgets_are_complete_and_in_range(name, info, named_values)
     form.test_nothing_overlaps(name)
     prompts = [node for node in bundled.read(name)["nodes"] if node["type"] == "PrimitiveStringMultiline"]
-    assert len(prompts) == 1
+    # Where prompts follow one another, they stand in their own node.
+    assert len(prompts) == (name != PROMPTS)
     if name == WAN:
         form.test_loaders_list_their_models(name, info, named_values)
 
 
-@names
+@with_free_long
 def test_free_noise_and_free_long_share_a_window(name, info, to_prompt):
     """That of the model: 21 latent frames of Wan, the 8 of the Toybox's config."""
     prompt = to_prompt(bundled.read(name), info)
@@ -95,10 +97,8 @@ def frames_of(path):
 
 
 @pytest.fixture(scope="module")
-def prompt(info, to_prompt):
+def prompt(info, to_prompt, toybox_folder):
     """The Toybox graph with few frames and steps."""
-    if not (bundled.ROOT / "toybox" / "text_to_video" / "unet.safetensors").is_file():
-        pytest.skip("this checkout has no Toybox weights")
     prompt = to_prompt(bundled.read(TOYBOX), info)
     prompt = changed(changed(prompt, "MGV_VideoNoise", frames=11), "MGV_SampleVideo", steps=2)
     return saving_latents(prompt)
@@ -203,3 +203,69 @@ class TestWan:
         # The model's own 21 latent frames are more than this film has.
         own = latents(host, host.run(changed(prompt, "MGV_FreeLong", window=0)), LONG)
         assert torch.equal(own, zero)
+
+
+@pytest.fixture(scope="module")
+def three_prompts(info, to_prompt, toybox_folder):
+    """The bundled graph with fewer steps and frames, so that two windows hold the film."""
+    prompt = to_prompt(bundled.read(PROMPTS), info)
+    prompt = changed(changed(prompt, "MGV_VideoNoise", frames=28), "MGV_SampleVideo", steps=8)
+    schedule = prompt[bundled.only(bundled.nodes_of(prompt, "MGV_PromptSchedule"))]["inputs"]
+    lines = [line.partition(": ")[2] for line in schedule["schedule"].splitlines()]
+    schedule["schedule"] = "\n".join(f"{9 * number}: {line}" for number, line in enumerate(lines))
+    schedule["overlap"] = 2
+    return prompt
+
+
+@pytest.fixture(scope="module")
+def film(host, three_prompts):
+    run = host.run(three_prompts)
+    assert run.succeeded, run.error
+    return run
+
+
+class TestPromptsOverTime:
+    """Three prompts in one film, in context windows with FreeLong."""
+
+    def test_what_stands_in_the_graph_fits_together(self, info, to_prompt):
+        prompt = to_prompt(bundled.read(PROMPTS), info)
+        noise, schedule, windows, sampler = (
+            bundled.only(bundled.nodes_of(prompt, kind))
+            for kind in ("MGV_VideoNoise", "MGV_PromptSchedule", "MGV_FreeLongWindows", "MGV_SampleVideo")
+        )
+        inputs = prompt[sampler]["inputs"]
+        assert (inputs["model"], inputs["positive"]) == ([windows, 0], [schedule, 1])
+        assert prompt[windows]["inputs"]["model"] == [schedule, 0]
+        starts = [int(line.partition(":")[0]) for line in prompt[schedule]["inputs"]["schedule"].splitlines()]
+        noise, windows = prompt[noise]["inputs"], prompt[windows]["inputs"]
+        # The Toybox's own length is 8.
+        assert (noise["frames"], noise["window"], windows["window"], windows["context_length"]) == (64, 8, 0, 2.0)
+        assert len(starts) == 3 and starts[-1] < 64
+
+    def test_runs_to_the_end(self, host, three_prompts, film):
+        for kind in ("MGV_SaveLongVideo", "SaveVideo"):
+            saved = film.outputs[bundled.only(bundled.nodes_of(three_prompts, kind))]["images"]
+            assert [frames_of(host.path_of(entry)) for entry in saved] == [28]
+        report = film.outputs[bundled.only(bundled.nodes_of(three_prompts, "PreviewAny"))]["text"][0]
+        assert "frames 0 to 8: a yellow" in report and "frames 18 to the end: a white" in report
+
+    def test_colours_change_where_the_schedule_says(self, host, three_prompts, film):
+        """The brightest reds of a picture are of the square: the sea has none."""
+        from PIL import Image
+
+        shown = film.outputs[bundled.only(bundled.nodes_of(three_prompts, "PreviewImage"))]["images"]
+        assert len(shown) == 28
+        colours = []
+        for entry in shown:
+            with Image.open(host.path_of(entry)) as picture:
+                pixels = torch.frombuffer(bytearray(picture.convert("RGB").tobytes()), dtype=torch.uint8).view(-1, 3)
+            brightest = pixels[:, 0].float().topk(len(pixels) // 50).indices
+            colours.append(pixels[brightest].float().mean(dim=0) / 255)
+        yellow, red, white = (torch.stack(colours[9 * place + 2 : 9 * place + 7]).mean(dim=0) for place in range(3))
+        assert yellow[0] > 0.6 and yellow[1] > 0.6 and yellow[2] < 0.4, yellow
+        assert red[0] > 0.6 and red[1] < 0.4 and red[2] < 0.4, red
+        assert float(white.min()) > 0.6, white
+
+    def test_a_prompt_behind_the_end_is_named(self, host, three_prompts):
+        run = host.run(changed(three_prompts, "MGV_VideoNoise", frames=17))
+        assert "a prompt begins at frame 18 but the film has 17 frames" in run.error

@@ -69,6 +69,8 @@ FILE_WIDGETS = (
 FIND_FOLLOW = "find_follow_mask"
 # How these run is tested in a module of its own, too.
 LAVIE = ("lavie_16_frames", "lavie_128_frames_free_long", "lavie_interpolate_upscale")
+# Of these all but what the browser makes of them.
+LONG_FILMS = ("long_video_toybox", "wan_2_1_long_video", "prompts_over_time_toybox")
 
 workflows = pytest.mark.parametrize("name", FAMILIES)
 all_workflows = pytest.mark.parametrize("name", (*FAMILIES, FIND_FOLLOW, *LAVIE))
@@ -391,7 +393,7 @@ class TestRun:
     @pytest.mark.browser
     def test_browser_makes_the_same_prompts(self, plain_server, to_prompt, chromium_path):
         info = plain_server.get("/object_info")
-        names = [name for name in (*FAMILIES, FIND_FOLLOW, *LAVIE) if name != ANIMATEDIFF]
+        names = [name for name in (*FAMILIES, FIND_FOLLOW, *LAVIE, *LONG_FILMS) if name != ANIMATEDIFF]
         found = asyncio.run(prompts_in_browser(plain_server.url, chromium_path, [read(name) for name in names]))
         for name, prompt in zip(names, found, strict=True):
             # Preview Any sends its own text along, and Load Video its player; the server knows neither.
