@@ -124,7 +124,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="A long film decoded whole, or streamed into its file.")
     parser.add_argument("--frames", type=int, nargs="+", default=list(FRAMES), help="lengths, the shortest first")
     parser.add_argument("--size", type=int, nargs=2, metavar=("WIDTH", "HEIGHT"), default=[WIDTH, HEIGHT])
-    parser.add_argument("--repeats", type=int, default=3, help="turns that count for the times")
+    parser.add_argument("--repeats", type=int, default=1, help="turns that count for the times")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--peak", nargs=2, metavar=("WAY", "FRAMES"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
