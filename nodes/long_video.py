@@ -72,8 +72,8 @@ class FreeLongWindows(io.ComfyNode):
                     min=1.0,
                     max=MAX_NATIVE_LENGTHS,
                     tooltip="Length of a context window in native lengths of the model (in windows, when window is "
-                    "set). 1: plain context windows, where FreeLong has nothing to do; 2 to 4: what FreeLong holds together well. Longer takes more "
-                    "memory.",
+                    "set). 1: plain context windows, where FreeLong has nothing to do; 2 to 4: a good place to start. "
+                    "Longer takes more memory.",
                     **display_range(0.25),
                 ),
                 io.Float.Input(
