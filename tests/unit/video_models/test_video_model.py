@@ -11,7 +11,7 @@ from mask_guided_video.attention_patches.mask_guidance import MaskGuidance, mask
 from mask_guided_video.video_models.background_lock import BackgroundLock
 from mask_guided_video.video_models.lavie_config import LaVieConfig
 from mask_guided_video.video_models.lavie_unet import LaVieUNet
-from mask_guided_video.video_models.noise_schedule import alphas_cumprod
+from mask_guided_video.video_models.noise_schedule import alphas_cumprod, square_root_alphas_cumprod
 from mask_guided_video.video_models.schedulers import make_scheduler
 from mask_guided_video.video_models.video_model import StandaloneVideoModel, VideoGeometry
 from mask_guided_video.video_models.word_tokenizer import make_word_tokenizer
@@ -193,6 +193,12 @@ def test_schedule_values() -> None:
     expected = {0: 0.9999, 1: 0.99978009, 21: 0.99322036, 481: 0.09395023, 981: 5.787793e-5, 999: 4.035830e-5}
     for timestep, value in expected.items():
         assert float(alpha_bar[timestep]) == pytest.approx(value, rel=2e-6)
+    for timestep, sigma in {481: 3.105468, 981: 131.441, 999: 157.407}.items():
+        level = alpha_bar[timestep]
+        assert float(((1 - level) / level).sqrt()) == pytest.approx(sigma, rel=1e-5)
+    # Stable Diffusion's own schedule, whose square roots are linear, ends far lower.
+    last = square_root_alphas_cumprod(LaVieConfig(beta_start=0.00085, beta_end=0.012))[-1]
+    assert float(((1 - last) / last).sqrt()) == pytest.approx(14.6146, rel=1e-5)
     assert make_scheduler("ddim", LaVieConfig(), 50).timesteps.tolist() == list(range(981, 0, -20))
 
 
