@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import importlib.util
 import itertools
 import json
 import os
@@ -32,31 +31,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import native_cases as cases
 import torch
+from measuring import RESULTS, ROOT, describe, module, ratios_of, seconds
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
 REPEATS = 5
 PROGRESS = 0.1
 WAN_FILM = {"grid": (21, 30, 52), "heads": 12, "head_dim": 128, "pixels": (81, 480, 832)}
 LONG_VARIANTS = ("plain", "channels", "partition", "dense")
-
-
-def load(name: str, path: Path) -> Any:
-    """Import a script by its path, once."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, path)
-        sys.modules[name] = module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules[name]
-
-
-# How a call is timed and memory is read is the same as for single attention calls.
-attention = load("benchmark_attention", ROOT / "benchmarks" / "attention.py")
-cases = load("benchmark_native_cases", ROOT / "benchmarks" / "native_cases.py")
 
 
 # --- measuring --------------------------------------------------------------------------------------------------------
@@ -122,12 +107,12 @@ def measure_times(calls: Mapping[str, Callable[[], Tensor]], device: str) -> tup
     results = {name: call() for name, call in calls.items()}
     for _ in range(REPEATS):
         for name, call in calls.items():
-            taken = attention.seconds(call, device)
+            taken = seconds(call, device)
             wall[name].append(round(taken[0], 6))
             busy[name].append(round(taken[1], 6))
-    found: dict[str, Any] = {"seconds": wall, "ratio": attention.ratios_of(wall)}
+    found: dict[str, Any] = {"seconds": wall, "ratio": ratios_of(wall)}
     if device == "cpu":
-        found.update(processor_seconds=busy, processor_ratio=attention.ratios_of(busy))
+        found.update(processor_seconds=busy, processor_ratio=ratios_of(busy))
     return found, results
 
 
@@ -152,9 +137,7 @@ def measure_tables(recorder: cases.Recorder, masks: Tensor, names: Sequence[str]
                 continue
             q = torch.zeros(shape, dtype=cases.data_type(device), device=device)
             k = torch.zeros(*shape[:2], keys, shape[3], dtype=q.dtype, device=device)
-            times = [
-                attention.seconds(lambda q=q, k=k, s=site, p=patch: run_empty(p, q, k, s), device)[0] for _ in "abc"
-            ]
+            times = [seconds(lambda q=q, k=k, s=site, p=patch: run_empty(p, q, k, s), device)[0] for _ in "abc"]
             total += times[0] - min(times[1:])
         found[name] = round(total, 4)
     return found
@@ -415,8 +398,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         torch.set_num_threads(options.threads)
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     cases.import_comfyui(device)
-    attention.import_engine()
-    machine = {**attention.describe(device), "dtype": str(cases.data_type(device)).removeprefix("torch.")}
+    module("attention_patches")
+    machine = {**describe(device), "dtype": str(cases.data_type(device)).removeprefix("torch.")}
     threads = machine.pop("threads")
     path = RESULTS / f"native_models_{device}.json"
     RESULTS.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import sys
 from collections.abc import Callable
@@ -78,6 +77,17 @@ def cli(root):
 @pytest.fixture(scope="session")
 def open_benchmark(root):
     """Import a script of benchmarks/ by its name, with what lies beside it within reach."""
-    sys.path.append(str(root / "benchmarks"))
-    yield importlib.import_module
-    sys.path.remove(str(root / "benchmarks"))
+    folder = root / "benchmarks"
+
+    def load(name: str):
+        # Not by the plain name: helpers of other tests have the same.
+        spec = importlib.util.spec_from_file_location(f"benchmark_{name}", folder / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        # Dataclasses look their module up by name.
+        sys.modules[spec.name] = module
+        spec.loader.exec_module(module)
+        return module
+
+    sys.path.append(str(folder))
+    yield load
+    sys.path.remove(str(folder))

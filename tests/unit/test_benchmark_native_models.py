@@ -1,6 +1,5 @@
 """What the benchmark of native models compares guidance with, and its arithmetic."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -19,15 +18,8 @@ TOKENS, TEXT = 3 * 6 * 8, 10
 
 
 @pytest.fixture(scope="module")
-def benchmark(root):
-    spec = importlib.util.spec_from_file_location("benchmark_native_models", root / "benchmarks" / "native_models.py")
-    module = importlib.util.module_from_spec(spec)
-    # Dataclasses look their module up by name.
-    sys.modules["benchmark_native_models"] = module
-    spec.loader.exec_module(module)
-    yield module
-    for name in ("benchmark_native_models", "benchmark_native_cases", "benchmark_attention"):
-        del sys.modules[name]
+def benchmark(open_benchmark):
+    return open_benchmark("native_models")
 
 
 def make_site(kind, folded="none"):
