@@ -12,7 +12,11 @@ def benchmark(open_benchmark):
 
 def film(seed, variant, value):
     return {"frames": 32, "seed": seed, "variant": variant} | {
-        name: value for name in ("colour_drift", "size_drift", "flicker", "jerk", "travel", "presence", "colour_right")
+        name: value
+        for name in (
+            *("colour_drift", "size_drift", "size_drift_inside", "split"),
+            *("flicker", "jerk", "travel", "presence", "colour_right"),
+        )
     }
 
 
