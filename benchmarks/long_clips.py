@@ -37,7 +37,6 @@ DIRECT = "direct"
 MEASURES: dict[str, bool | None] = {
     "colour_drift": False,
     "size_drift": False,
-    "size_drift_inside": False,
     "split": False,
     "flicker": False,
     "jerk": False,

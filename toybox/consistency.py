@@ -28,7 +28,6 @@ class FilmConsistency:
         colour_drift: mean distance (RGB, 0..1.73) of the object's mean colour in a frame from that of the film.
         colour_right: share of the frames with an object whose colour is nearest to the named one.
         size_drift: standard deviation of the object's diameter over frames, as a part of its mean.
-        size_drift_inside: the same over frames in which the border of the picture does not cut the object off.
         split: share of the frames that show a second object, or a piece that came off the first.
         flicker: mean change of a background pixel from frame to frame, 0..1.
         jerk: mean change of the velocity of the object's centre from frame to frame, pixels.
@@ -39,7 +38,6 @@ class FilmConsistency:
     colour_drift: float | None
     colour_right: float | None
     size_drift: float | None
-    size_drift_inside: float | None
     split: float
     flicker: float
     jerk: float | None
@@ -66,34 +64,22 @@ def film_consistency(frames: np.ndarray, background: str, colour: str) -> FilmCo
     flicker = background_flicker(frames, pixels)
     split = float(np.mean([largest_piece(rest).sum() >= SMALLEST_PIECE for rest in pixels & ~masks]))
     if seen.sum() < 3:
-        return FilmConsistency(float(seen.mean()), None, None, None, None, split, flicker, None, None)
+        return FilmConsistency(float(seen.mean()), None, None, None, split, flicker, None, None)
     colours = np.stack([frame[mask].mean(axis=0) for frame, mask in zip(frames[seen], masks[seen], strict=True)])
     palette = np.array(list(world.COLOURS.values()), dtype=np.float32)
     nearest = np.linalg.norm(colours[:, None] - palette, axis=-1).argmin(axis=1)
-    diameters, inside = np.sqrt(areas[seen]), ~touches_border(masks[seen])
+    diameters = np.sqrt(areas[seen])
     centres = mask_centres(masks, seen)
     return FilmConsistency(
         presence=float(seen.mean()),
         colour_drift=float(np.linalg.norm(colours - colours.mean(axis=0), axis=-1).mean()),
         colour_right=float((nearest == list(world.COLOURS).index(colour)).mean()),
-        size_drift=relative_spread(diameters),
-        size_drift_inside=relative_spread(diameters[inside]) if inside.sum() >= 3 else None,
+        size_drift=float(diameters.std() / diameters.mean()),
         split=split,
         flicker=flicker,
         jerk=mean_jerk(centres),
         travel=float(np.ptp(centres[seen], axis=0).max()),
     )
-
-
-def relative_spread(values: np.ndarray) -> float:
-    """Standard deviation as a part of the mean."""
-    return float(values.std() / values.mean())
-
-
-def touches_border(masks: np.ndarray) -> np.ndarray:
-    """Which masks [T, H, W] reach the border of the picture: bool [T]."""
-    rows, columns = masks[:, [0, -1]].any(axis=(1, 2)), masks[:, :, [0, -1]].any(axis=(1, 2))
-    return rows | columns
 
 
 def background_flicker(frames: np.ndarray, pixels: np.ndarray) -> float:

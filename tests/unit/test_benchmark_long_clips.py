@@ -14,7 +14,7 @@ def film(seed, variant, value):
     return {"frames": 32, "seed": seed, "variant": variant} | {
         name: value
         for name in (
-            *("colour_drift", "size_drift", "size_drift_inside", "split"),
+            *("colour_drift", "size_drift", "split"),
             *("flicker", "jerk", "travel", "presence", "colour_right"),
         )
     }
