@@ -11,13 +11,9 @@ from torch import Tensor
 
 from ..video_models.lavie_config import LaVieConfig, UpscalerConfig
 from ..video_models.lavie_files import STAGE_NAMES
+from ..video_models.stable_diffusion_parts import TEXT_FILES, VAE_FILES
 from .lavie_conditions import PARTS_NAMES
 
-# Weight files of folders in the diffusers layout, most wanted first.
-ENCODER_FILES = ("model.safetensors", "model.fp16.safetensors", "pytorch_model.bin", "pytorch_model.fp16.bin")
-VAE_FILES = tuple(
-    f"diffusion_pytorch_model{kind}" for kind in (".safetensors", ".fp16.safetensors", ".bin", ".fp16.bin")
-)
 # ComfyUI's names of text encoders, by the channels of what they write.
 ENCODERS = {768: "l", 1024: "h"}
 UPSCALER_FACTOR = 4
@@ -77,7 +73,7 @@ def _from_checkpoint(path: Path, embeddings: list[str] | None) -> tuple[Any | No
 def _from_folder(folder: Path, embeddings: list[str] | None) -> tuple[Any, Any]:
     import comfy.sd
 
-    encoder = read_weights(_first_file(folder / "text_encoder", ENCODER_FILES))[0]
+    encoder = read_weights(_first_file(folder / "text_encoder", TEXT_FILES))[0]
     clip = comfy.sd.load_text_encoder_state_dicts([dict(encoder)], embedding_directory=embeddings)
     state, metadata = read_weights(_first_file(folder / "vae", VAE_FILES))
     return clip, comfy.sd.VAE(sd=dict(state), metadata=metadata)

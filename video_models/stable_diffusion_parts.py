@@ -19,7 +19,7 @@ from .text_encoding import PromptEncoder
 # Where transformers keeps the tokenizer of Stable Diffusion 1 when it was used before; never fetched from here.
 CACHED_TOKENIZER = "openai/clip-vit-large-patch14"
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
-# In the order of preference.
+# Weight files of folders in diffusers' layout, in the order of preference.
 TEXT_FILES = ("model.safetensors", "model.fp16.safetensors", "pytorch_model.bin", "pytorch_model.fp16.bin")
 VAE_FILES = tuple(
     name.replace("pytorch_model", "model").replace("model", "diffusion_pytorch_model") for name in TEXT_FILES
