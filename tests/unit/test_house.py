@@ -33,7 +33,7 @@ ALLOWED = {
     "recipes": {"attention_patches", "weight_files", "video_models", "perception"},
     "commands": {"perception", "recipes"},
     "toybox": set(),
-    "nodes": {"attention_patches", "backbones", "video_models", "perception", "recipes", "toybox"},
+    "nodes": {"attention_patches", "backbones", "video_models", "perception", "recipes", "toybox", "training"},
     "training": {"attention_patches", "video_models", "perception", "recipes", "toybox"},
 }
 # The rooms of perception stand apart on what lies beside them in its root; this one draws with another.
