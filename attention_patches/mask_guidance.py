@@ -241,6 +241,7 @@ class MaskGuidancePatch:
         key = (
             *(site.kind, site.grid, site.extent, site.frames, site.clip_frames, site.time_factor),
             *(site.video.start, site.video.stop, text, site.text_part, site.rows, site.query_frames),
+            site.key_frames,
             None if site.key_video is None else (site.key_video.start, site.key_video.stop),
             *(lengths, q.shape[3], q.dtype, q.device, attend.last),
         )

@@ -56,6 +56,29 @@ def fold(values: Tensor, folded: FoldedAxis) -> Tensor:
     return rearrange(values, patterns[folded])
 
 
+def fold_keys(values: Tensor, site: AttentionSite) -> Tensor:
+    """Arrange [c, T, h, w], values of the frames ``site.frames``, as [groups, video keys, c].
+
+    As ``fold``, but where frames meet other frames (``AttentionSite.key_frames``) each group gets the values of those,
+    one frame behind the other.
+
+    Raises:
+        ValueError: a frame of the keys is not among the frames of the call.
+    """
+    folded = fold(values, site.rows.folded)
+    if site.key_frames is None:
+        return folded
+    place = {frame: index for index, frame in enumerate(site.frames)}
+    missing = [frame for row in site.key_frames for frame in row if frame not in place]
+    if missing or len(site.key_frames) != len(folded):
+        raise ValueError(
+            f"attention {site.kind} in block {site.block!r} has frames {site.frames} but takes its keys from "
+            f"{site.key_frames}; the backbone describes its sites wrongly."
+        )
+    index = torch.tensor([[place[frame] for frame in row] for row in site.key_frames])
+    return folded[index].flatten(1, 2)
+
+
 def video_terms(regions: Regions, mode: GuidanceMode, strength: float, hard: bool) -> tuple[Tensor, Tensor]:
     """Return query weights and key logits [c, T, h, w] of the bias among video tokens; see ``MaskGuidance.mode``.
 
@@ -132,7 +155,7 @@ def region_tables(
         weights, _ = video_terms(asking, mode, strength, hard)
         _, logits = video_terms(regions, mode, strength, hard)
         queries.append(fold(weights, folded))
-        keys.append(_place(fold(logits, folded), key_video, key_length))
+        keys.append(_place(fold_keys(logits, site), key_video, key_length))
     if spans is not None and site.kind in ("cross", "joint"):
         text = range(*(site.text or slice(None)).indices(key_length))
         weights, logits = text_terms(asking, spans, len(text), mode, strength, hard)

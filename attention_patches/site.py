@@ -71,6 +71,10 @@ class AttentionSite:
         key_video: slice of the key sequence that holds video tokens; None where it is ``video``.
         text_part: where a patch lets frames meet a part of the text only: the number of its first token in the whole
             text, and how many tokens the whole text has; ``text`` then is that part. None where the text is whole.
+        key_frames: where frames are folded into the batch and meet other frames than themselves: for each of the T
+            frames those whose tokens are its video keys, one behind the other, as indices in the whole clip. All are
+            among ``frames``, every row names equally many, and one that is named twice stands there twice. None where
+            each frame meets itself.
     """
 
     kind: AttentionKind
@@ -91,6 +95,7 @@ class AttentionSite:
     query_frames: tuple[int, ...] | None = None
     key_video: slice | None = None
     text_part: tuple[int, int] | None = None
+    key_frames: tuple[tuple[int, ...], ...] | None = None
 
 
 # Called with the lengths of the query and the key sequence of each attention call, in the order in which a model makes
