@@ -20,6 +20,29 @@ def box_of_mask(mask: Tensor, label: str = "") -> Box | None:
     return Box.from_corners(int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1, label)
 
 
+def moved_mask(mask: np.ndarray, box: Box, target: Box) -> np.ndarray:
+    """A mask moved and stretched from a box to another one: float32 [H, W], 0..1; what leaves the picture is cut.
+
+    Args:
+        mask: uint8 0..255 or float 0..1, [H, W].
+        box: around its shape.
+        target: box of the wanted mask, which may reach beyond the picture.
+    """
+    import cv2
+
+    height, width = mask.shape
+    x_scale, y_scale = box.width / target.width, box.height / target.height
+    # From a pixel's centre in the result to its place in the mask.
+    matrix = np.array(
+        [
+            [x_scale, 0.0, (0.5 - target.x) * x_scale + box.x - 0.5],
+            [0.0, y_scale, (0.5 - target.y) * y_scale + box.y - 0.5],
+        ]
+    )
+    shape = mask.astype(np.float32) / (255 if mask.dtype == np.uint8 else 1)
+    return cv2.warpAffine(shape, matrix, (width, height), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
+
+
 def moved_shape(masks: Sequence[Tensor], boxes: Sequence[Box], distances: Sequence[int], target: Box) -> Tensor:
     """Neighbouring masks moved and stretched from their boxes to another box, blended by nearness.
 
@@ -32,24 +55,10 @@ def moved_shape(masks: Sequence[Tensor], boxes: Sequence[Box], distances: Sequen
     Returns:
         uint8 [H, W], 0 or 255.
     """
-    import cv2
-
-    height, width = masks[0].shape
-    blended = np.zeros((height, width), dtype=np.float32)
+    blended = np.zeros(masks[0].shape, dtype=np.float32)
     nearness = [1.0 / distance for distance in distances]
     for mask, box, weight in zip(masks, boxes, nearness, strict=True):
-        x_scale, y_scale = box.width / target.width, box.height / target.height
-        # From a pixel's centre in the result to its place in the mask.
-        matrix = np.array(
-            [
-                [x_scale, 0.0, (0.5 - target.x) * x_scale + box.x - 0.5],
-                [0.0, y_scale, (0.5 - target.y) * y_scale + box.y - 0.5],
-            ]
-        )
-        moved = cv2.warpAffine(
-            mask.cpu().numpy(), matrix, (width, height), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-        )
-        blended += moved * np.float32(weight / sum(nearness) / 255)
+        blended += moved_mask(mask.cpu().numpy(), box, target) * np.float32(weight / sum(nearness))
     return torch.from_numpy((blended > 0.5).astype(np.uint8) * np.uint8(255))
 
 

@@ -17,18 +17,21 @@ FILM_SUFFIXES = (".mp4", ".mov", ".webm", ".mkv", ".gif")
 
 
 def read_masks(path: Path) -> Tensor:
-    """Read masks from a file: white or 1 is the object.
+    """Read masks from a file or a folder: white or 1 is the object.
 
     Args:
         path: a NumPy ``.npy`` file ([H, W], [T, H, W] or [N, T, H, W]; bool, 0..1 or uint8), a PNG (one mask for all
-            frames) or a film (one object).
+            frames), a film (one object), or a folder of PNGs (one object, a mask per frame in the order of their names).
 
     Returns:
         float [T, H, W] or [N, T, H, W], 0..1.
 
     Raises:
-        ValueError: no such file, another kind of file, or an array of another rank.
+        ValueError: no such file, another kind of file, an array of another rank, or a folder without PNGs or with some
+            of different sizes.
     """
+    if path.is_dir():
+        return _read_folder(path)
     if not path.is_file():
         raise ValueError(f"there is no mask file {str(path)!r}; check the path.")
     suffix = path.suffix.lower()
@@ -91,6 +94,20 @@ def fit_masks(masks: Tensor, phrases: Sequence[str], frames: int, height: int, w
     if tuple(masks.shape[2:]) != (height, width):
         masks = pool_area(masks, height, width).clamp(0.0, 1.0)
     return Tracks.from_masks(masks.expand(-1, frames, -1, -1), tuple(phrases))
+
+
+def _read_folder(folder: Path) -> Tensor:
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".png")
+    if not paths:
+        raise ValueError(f"the mask folder {str(folder)!r} holds no .png files; put one mask per frame into it.")
+    masks = [_read_picture(path)[0] for path in paths]
+    other = next((place for place, mask in enumerate(masks) if mask.shape != masks[0].shape), None)
+    if other is not None:
+        raise ValueError(
+            f"the masks {paths[0].name} and {paths[other].name} in {str(folder)!r} are {list(masks[0].shape)} and "
+            f"{list(masks[other].shape)} pixels high and wide; give one size."
+        )
+    return torch.stack(masks)
 
 
 def _read_picture(path: Path) -> Tensor:
