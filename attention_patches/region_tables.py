@@ -155,23 +155,23 @@ def region_tables(
         weights, _ = video_terms(asking, mode, strength, hard)
         _, logits = video_terms(regions, mode, strength, hard)
         queries.append(fold(weights, folded))
-        keys.append(_place(fold_keys(logits, site), key_video, key_length))
+        keys.append(place_tokens(fold_keys(logits, site), key_video, key_length))
     if spans is not None and site.kind in ("cross", "joint"):
         text = range(*(site.text or slice(None)).indices(key_length))
         weights, logits = text_terms(asking, spans, len(text), mode, strength, hard)
         queries.append(fold(weights, folded))
-        keys.append(_place(logits[None], text, key_length).expand(len(queries[-1]), -1, -1))
-    query = _place(torch.cat(queries, dim=2), video, query_length)
+        keys.append(place_tokens(logits[None], text, key_length).expand(len(queries[-1]), -1, -1))
+    query = place_tokens(torch.cat(queries, dim=2), video, query_length)
     key = torch.cat(keys, dim=2)
     acting = query.amax(dim=1) > 0.0
     uneven = key.amax(dim=1) > key.amin(dim=1)
     guided = (acting & uneven).any(dim=1).nonzero()[:, 0].tolist()
     if mode == "separate" and hard and site.kind in ("self", "joint"):
-        return RegionTables(query, key, tuple(guided), *_partition(query, key))
+        return RegionTables(query, key, tuple(guided), *partition_labels(query, key))
     return RegionTables(query, key, tuple(guided))
 
 
-def _place(values: Tensor, positions: range, length: int) -> Tensor:
+def place_tokens(values: Tensor, positions: range, length: int) -> Tensor:
     """Put [G, tokens, c] at ``positions`` of a sequence of ``length`` tokens; the rest is 0."""
     if len(positions) == length:
         return values
@@ -180,7 +180,7 @@ def _place(values: Tensor, positions: range, length: int) -> Tensor:
     return out
 
 
-def _partition(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+def partition_labels(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
     """Read region labels off the tables of a hard ``separate``: which keys a query does not close.
 
     Queries with the same weights see the same keys: those without a logit in any of their channels. Weights are 0 or 1.
