@@ -164,7 +164,7 @@ class BlendPlan:
             return wide[:, :, begin:end]
         if self.key_stride == 1:
             return plain[:, :, begin:end]
-        part = part_of_keys(site, k.shape[2], slice(None), step=self.key_stride)
+        part = part_of_keys(site, k.shape[2], range(site.grid[0])[:: self.key_stride])
         queries = slice(begin, end)
         bias = part.bias(attend.bias, queries)
         return attend.with_bias(bias)(

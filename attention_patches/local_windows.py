@@ -10,7 +10,7 @@ Source of the window rule: FreeLong (arXiv 2407.19918) and its code for LaVie; o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -123,7 +123,7 @@ def write_windows(
     start = site.video.indices(q.shape[2])[0]
     for block in blocks:
         queries = slice(start + size * block.queries.start, start + size * block.queries.stop)
-        of_block = part_of_keys(site, k.shape[2], block.keys, block.queries)
+        of_block = part_of_keys(site, k.shape[2], range(site.grid[0])[block.keys], block.queries)
         bias = of_block.bias(attend.bias, queries)
         if block.closed is not None:
             bias = close(bias, block.closed, of_block, q)
@@ -152,29 +152,19 @@ class KeyPart:
 
     Attributes:
         site: of a call in which some frames of queries meet these keys.
-        video: where those frames are in the whole key sequence, as a slice of it; ``step`` counts frames.
-        before, after: how many other keys stand before and after the video.
-        step: every how many frames one is taken.
-        size: tokens of a frame.
+        spans: where these keys are in the whole key sequence: runs of it, one behind the other.
+        before, after: how many keys stand before and after the video.
     """
 
     site: AttentionSite
-    video: slice
+    spans: tuple[slice, ...]
     before: int
     after: int
-    step: int
-    size: int
 
     def take(self, tensor: Tensor, axis: int) -> Tensor:
         """Take these keys along an axis of all keys; a view where they lie together."""
-        part = tensor.narrow(axis, self.video.start, self.video.stop - self.video.start)
-        if self.step > 1:
-            part = part.unflatten(axis, (-1, self.size))
-            part = part[(slice(None),) * axis + (slice(None, None, self.step),)].flatten(axis, axis + 1)
-        if not self.before and not self.after:
-            return part
-        ends = tensor.narrow(axis, 0, self.before), tensor.narrow(axis, tensor.shape[axis] - self.after, self.after)
-        return torch.cat((ends[0], part, ends[1]), dim=axis)
+        parts = [tensor.narrow(axis, span.start, span.stop - span.start) for span in self.spans]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=axis)
 
     def bias(self, bias: Tensor | None, queries: slice) -> Tensor | None:
         """Take the part of a bias [B or 1, heads or 1, Lq or 1, Lk or 1] for some queries and these keys."""
@@ -184,35 +174,43 @@ class KeyPart:
         return bias if bias.shape[3] == 1 else self.take(bias, 3)
 
 
-def part_of_keys(
-    site: AttentionSite, key_length: int, frames: slice, queries: slice = slice(None), step: int = 1
-) -> KeyPart:
+def part_of_keys(site: AttentionSite, key_length: int, frames: Sequence[int], queries: slice = slice(None)) -> KeyPart:
     """Describe a call in which the frames ``queries`` (video only) meet the frames ``frames`` and all other keys.
 
     Args:
         site: of the whole call.
         key_length: Lk of the whole call.
-        frames: of the keys, counted in the call.
+        frames: of the keys, in their order, counted in the call; one that is named twice is there twice.
         queries: frames that ask, counted in the call.
-        step: takes every n-th of ``frames``.
     """
-    size, total = frame_tokens(site), site.grid[0]
+    size = frame_tokens(site)
     begin, end, _ = (site.key_video or site.video).indices(key_length)
-    first, last, _ = frames.indices(total)
-    kept = site.frames[first:last:step]
     asking = site.frames[queries]
     text = site.text
     if text is not None and text.start >= end:
-        removed = end - begin - size * len(kept)
+        removed = end - begin - size * len(frames)
         text = slice(text.start - removed, text.stop - removed)
     part = replace(
         site,
-        grid=(len(kept), *site.grid[1:]),
-        frames=kept,
+        grid=(len(frames), *site.grid[1:]),
+        frames=tuple(site.frames[frame] for frame in frames),
         query_frames=asking,
         video=slice(0, size * len(asking)),
-        key_video=slice(begin, begin + size * len(kept)),
+        key_video=slice(begin, begin + size * len(frames)),
         text=text,
     )
-    video = slice(begin + size * first, begin + size * last)
-    return KeyPart(part, video, begin, key_length - end, step, size)
+    places = ((begin + size * frame, begin + size * (frame + 1)) for frame in frames)
+    return KeyPart(part, _runs(((0, begin), *places, (end, key_length))), begin, key_length - end)
+
+
+def _runs(places: Iterable[tuple[int, int]]) -> tuple[slice, ...]:
+    """Join places, first and last + 1, that follow each other in the sequence; empty ones are left out."""
+    runs: list[slice] = []
+    for first, last in places:
+        if first == last:
+            continue
+        if runs and runs[-1].stop == first:
+            runs[-1] = slice(runs[-1].start, last)
+        else:
+            runs.append(slice(first, last))
+    return tuple(runs)

@@ -20,7 +20,7 @@ from torch import Tensor
 from .mask_guidance import check_site
 from .regions import latent_frame_groups
 from .rows import RowSet, bias_part, empty_result
-from .site import CONDITIONAL, AttentionSite
+from .site import CONDITIONAL, AttentionSite, chunk_site
 from .stack import Attend
 
 # Plans that a patch keeps: grids of a model times its context windows; all are dropped when there are more.
@@ -248,14 +248,6 @@ def prompt_parts(schedule: PromptSchedule, site: AttentionSite, device: Any) -> 
             rows = RowSet.of(frames, device)
             chosen = column[list(frames)].to(device, torch.float32)
             yield PromptPart(prompt, frames, rows.part(0, len(rows)), chosen, float(column.mean()))
-
-
-def chunk_site(site: AttentionSite, chunk: int) -> AttentionSite:
-    """Describe the rows of one chunk of a call."""
-    rows = site.rows
-    return replace(
-        site, rows=replace(rows, chunks=(rows.chunks[chunk],), prompts=rows.prompts[chunk : chunk + 1] or rows.prompts)
-    )
 
 
 def part_site(site: AttentionSite, frames: Sequence[int], text_part: tuple[int, int], length: int) -> AttentionSite:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 AttentionKind = Literal["self", "cross", "temporal", "joint"]
@@ -96,6 +96,14 @@ class AttentionSite:
     key_video: slice | None = None
     text_part: tuple[int, int] | None = None
     key_frames: tuple[tuple[int, ...], ...] | None = None
+
+
+def chunk_site(site: AttentionSite, chunk: int) -> AttentionSite:
+    """Describe the rows of one chunk of a call."""
+    rows = site.rows
+    return replace(
+        site, rows=replace(rows, chunks=(rows.chunks[chunk],), prompts=rows.prompts[chunk : chunk + 1] or rows.prompts)
+    )
 
 
 # Called with the lengths of the query and the key sequence of each attention call, in the order in which a model makes

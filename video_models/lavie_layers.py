@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..attention_patches.attention import OVERRIDE_KEY
+from ..attention_patches.first_frame_keys import KeyPlaces, KeySource, key_places
 from .lavie_config import LaVieConfig
 from .lavie_sites import BlockPlace, ClipContext
 
@@ -72,17 +73,17 @@ class Attention(nn.Module):
 
 
 class FirstFrameAttention(Attention):
-    """Self-attention of the interpolation model: each frame attends to the first frame and to the one before it."""
+    """Self-attention in which frames look at the first frame, the one before them or themselves."""
 
-    def forward(self, hidden: Tensor, frames: int, options: dict[str, Any]) -> Tensor:  # type: ignore[override]
-        """[B * T, L, C] to the same; the first frame stands before itself."""
+    def forward(self, hidden: Tensor, places: KeyPlaces, options: dict[str, Any]) -> Tensor:  # type: ignore[override]
+        """[B * T, L, C] to the same; ``places`` are of ``key_places``."""
 
-        def earlier(projected: Tensor) -> Tensor:
-            clip = projected.unflatten(0, (-1, frames))
-            first = clip[:, :1]
-            return torch.cat([first.expand_as(clip), torch.cat([first, clip[:, :-1]], dim=1)], dim=2).flatten(0, 1)
+        def chosen(projected: Tensor) -> Tensor:
+            clips = projected.unflatten(0, (-1, len(places)))
+            columns = [clips[:, list(column)] for column in zip(*places, strict=True)]
+            return torch.cat(columns, dim=2).flatten(0, 1)
 
-        key, value = earlier(self.to_k(hidden)), earlier(self.to_v(hidden))
+        key, value = chosen(self.to_k(hidden)), chosen(self.to_v(hidden))
         out = self.attention_function(self.to_q(hidden), key, value, self.num_heads, transformer_options=options)
         return self.to_out[0](out)
 
@@ -256,23 +257,31 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Self, cross and temporal attention and feed-forward, in this order; in the interpolation model time comes last."""
+    """Self, cross and temporal attention and feed-forward, in this order; in the interpolation model time comes last.
+
+    In Stable Diffusion's U-Net (``picture_model``) time comes last too, and its attention and norm are None until a motion
+    file brings them.
+    """
 
     def __init__(
         self, channels: int, config: LaVieConfig, operations: Any, attention_function: AttentionFunction, **factory: Any
     ) -> None:
         super().__init__()
         heads = config.num_heads
-        self.interpolates = config.stage == "interpolation"
-        self_attention = FirstFrameAttention if self.interpolates else Attention
+        interpolates = config.stage == "interpolation"
+        self.time_is_last = interpolates or config.picture_model
+        self.key_source: KeySource = "first_prev" if interpolates else "first" if config.picture_model else "self"
+        self_attention = Attention if self.key_source == "self" else FirstFrameAttention
         self.attn1 = self_attention(channels, channels, heads, operations, attention_function, **factory)
         self.norm1 = operations.LayerNorm(channels, **factory)
         self.attn2 = Attention(channels, config.cross_attention_dim, heads, operations, attention_function, **factory)
         self.norm2 = operations.LayerNorm(channels, **factory)
-        self.attn_temp = TemporalAttention(
-            channels, config, operations, attention_function, positions=not self.interpolates, **factory
-        )
-        self.norm_temp = operations.LayerNorm(channels, **factory)
+        self.attn_temp, self.norm_temp = None, None
+        if not config.picture_model:
+            self.attn_temp = TemporalAttention(
+                channels, config, operations, attention_function, positions=not self.time_is_last, **factory
+            )
+            self.norm_temp = operations.LayerNorm(channels, **factory)
         self.ff = FeedForward(channels, operations, **factory)
         self.norm3 = operations.LayerNorm(channels, **factory)
 
@@ -281,14 +290,17 @@ class TransformerBlock(nn.Module):
     ) -> Tensor:
         """[B * T, H * W, C] to the same; ``context`` is [B, S, C']."""
         normed = self.norm1(hidden)
-        if self.interpolates:
-            hidden = hidden + self.attn1(normed, clip.frames, clip.options_without_site())
-        else:
+        if self.key_source == "self":
             hidden = hidden + self.attn1(normed, normed, 1, clip.options_at("self", place, height, width))
+        else:
+            places = key_places(self.key_source, clip.frame_indices)
+            hidden = hidden + self.attn1(normed, places, clip.options_at("self", place, height, width, places=places))
         options = clip.options_at("cross", place, height, width, context.shape[1])
         hidden = hidden + self.attn2(self.norm2(hidden), context, clip.frames, options)
+        if self.attn_temp is None:
+            return hidden + self.ff(self.norm3(hidden))
         options = clip.options_at("temporal", place, height, width)
-        if self.interpolates:
+        if self.time_is_last:
             hidden = hidden + self.ff(self.norm3(hidden))
             return hidden + over_time(self.attn_temp, self.norm_temp(hidden), clip, options)
         hidden = hidden + over_time(self.attn_temp, self.norm_temp(hidden), clip, options)

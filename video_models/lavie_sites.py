@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..attention_patches.first_frame_keys import KeyPlaces, folded_site
 from ..attention_patches.site import SITE_KEY, AttentionKind, AttentionSite, BatchRows
 from .lavie_config import LaVieConfig, UpscalerConfig
 
@@ -65,14 +66,24 @@ class ClipContext:
             transformer_options=options,
         )
 
-    def options_without_site(self) -> dict[str, Any]:
-        """The caller's options for a call whose keys no site can describe; patches leave it alone."""
-        return {name: value for name, value in self.transformer_options.items() if name != SITE_KEY}
-
     def options_at(
-        self, kind: AttentionKind, place: BlockPlace, height: int, width: int, text_length: int = 0
+        self,
+        kind: AttentionKind,
+        place: BlockPlace,
+        height: int,
+        width: int,
+        text_length: int = 0,
+        places: KeyPlaces | None = None,
     ) -> dict[str, Any]:
-        """The caller's options with the site of one attention call in them."""
+        """The caller's options with the site of one attention call in them.
+
+        Args:
+            kind: of the call.
+            place: of its transformer.
+            height, width: of the grid there.
+            text_length: tokens of the text, for cross-attention.
+            places: of ``key_places`` where frames look at other frames than themselves.
+        """
         samples = self.batch // len(self.chunks)
         if kind == "temporal":
             rows = BatchRows(self.chunks, samples, "positions", height * width)
@@ -95,6 +106,8 @@ class ClipContext:
             progress=self.progress,
             sigma=self.sigma,
         )
+        if places is not None:
+            site = folded_site(site, places, queries)
         return {**self.transformer_options, SITE_KEY: site}
 
 

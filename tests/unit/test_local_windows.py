@@ -233,7 +233,7 @@ def test_sites_of_blocks_describe_their_tensors() -> None:
 
 def test_text_before_the_video_keeps_its_place() -> None:
     site = replace(make_site("none", before=5), kind="joint", text=slice(0, 5))
-    part = part_of_keys(site, site.video.stop, slice(4, 9), slice(4, 5))
+    part = part_of_keys(site, site.video.stop, range(4, 9), slice(4, 5))
     assert part.site.text == slice(0, 5) and part.site.key_video == slice(5, 5 + 5 * 6)
     keys = torch.arange(site.video.stop)
     assert part.take(keys, 0).tolist() == [*range(5), *range(5 + 24, 5 + 54)]
@@ -241,7 +241,24 @@ def test_text_before_the_video_keeps_its_place() -> None:
 
 def test_every_other_frame_of_the_keys() -> None:
     site = make_site("none", before=1, after=2, grid=(5, 1, 2))
-    part = part_of_keys(site, 13, slice(None), step=2)
+    part = part_of_keys(site, 13, range(0, 5, 2))
     assert part.take(torch.arange(13), 0).tolist() == [0, 1, 2, 5, 6, 9, 10, 11, 12]
     assert part.site.frames == (0, 2, 4) and part.site.query_frames == (0, 1, 2, 3, 4)
     assert part.site.text == slice(7, 9) and part.site.grid == (3, 1, 2)
+
+
+def test_frames_of_the_keys_in_any_order_and_more_than_once() -> None:
+    site = replace(make_site("none", before=1, after=2, grid=(5, 1, 2)), frames=(7, 8, 9, 10, 11), clip_frames=20)
+    part = part_of_keys(site, 13, (0, 0, 2, 3, 1), slice(3, 4))
+    assert part.take(torch.arange(13), 0).tolist() == [0, 1, 2, 1, 2, 5, 6, 7, 8, 3, 4, 11, 12]
+    assert part.site.frames == (7, 7, 9, 10, 8) and part.site.query_frames == (10,)
+    assert part.site.key_video == slice(1, 11) and part.site.text == slice(11, 13)
+
+
+def test_keys_that_lie_together_are_not_copied() -> None:
+    keys = torch.randn(1, 2, 13, 4)
+    for before, after, frames in ((0, 3, range(5)), (3, 0, range(5)), (1, 2, range(5))):
+        part = part_of_keys(make_site("none", before=before, after=after, grid=(5, 1, 2)), 13, frames)
+        assert part.take(keys, 2).data_ptr() == keys.data_ptr()
+    alone = part_of_keys(make_site("none", grid=(5, 1, 2)), 10, (1, 2))
+    assert alone.take(keys[:, :, :10], 2).data_ptr() == keys[:, :, 2:].data_ptr()

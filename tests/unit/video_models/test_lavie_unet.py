@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mask_guided_video.attention_patches.attention import OVERRIDE_KEY, attention
+from mask_guided_video.attention_patches.first_frame_keys import key_places
 from mask_guided_video.attention_patches.site import SITE_KEY
 from mask_guided_video.video_models import lavie_layers
 from mask_guided_video.video_models.lavie_blocks import joint_group_norm
@@ -239,7 +240,7 @@ def test_frames_of_the_interpolation_model_see_the_first_one_and_the_one_before(
     layer = FirstFrameAttention(8, 8, 2, torch.nn, attention)
     hidden = torch.randn(2 * 4, 3, 8)
     with torch.no_grad():
-        out = layer(hidden, 4, {}).unflatten(0, (2, 4))
+        out = layer(hidden, key_places("first_prev", range(4)), {}).unflatten(0, (2, 4))
         clips = hidden.unflatten(0, (2, 4))
         for frame, before in enumerate((0, 0, 1, 2)):
             seen = torch.cat([clips[:, 0], clips[:, before]], dim=1)
@@ -247,20 +248,24 @@ def test_frames_of_the_interpolation_model_see_the_first_one_and_the_one_before(
             torch.testing.assert_close(out[:, frame], expected, atol=1e-6, rtol=0)
 
 
-def test_sites_of_the_interpolation_model_leave_out_what_no_site_describes() -> None:
+def test_sites_of_the_interpolation_model_name_the_frames_that_are_looked_at() -> None:
     unet = LaVieUNet(INTERPOLATION)
     seen = []
 
     def record(func, q, k, v, heads, mask=None, **kwargs):
-        seen.append(kwargs["transformer_options"].get(SITE_KEY))
+        seen.append((kwargs["transformer_options"][SITE_KEY], q.shape, k.shape))
         return func(q, k, v, heads, mask=mask, **kwargs)
 
     options = {OVERRIDE_KEY: record, "cond_or_uncond": [0], "sigmas": torch.tensor([2.5]), SITE_KEY: "of another call"}
     with torch.no_grad():
         out = unet(torch.randn(1, 8, 5, 4, 6), torch.tensor([10]), torch.randn(1, 6, 12), options)
     assert out.shape == (1, 4, 5, 4, 6)
-    assert [site and site.kind for site in seen] == [None, "cross", "temporal"] * 4
-    assert [site.block for site in seen[2::3]] == ["down.0.0", "mid.0", "up.1.0", "up.1.1"]
+    assert [site.kind for site, _, _ in seen] == ["self", "cross", "temporal"] * 4
+    assert [site.block for site, _, _ in seen[::3]] == ["down.0.0", "mid.0", "up.1.0", "up.1.1"]
+    for site, query, key in seen[::3]:
+        assert site.key_frames == ((0, 0), (0, 0), (0, 1), (0, 2), (0, 3))
+        assert site.video == slice(0, query[1]) and site.key_video == slice(0, key[1]) and key[1] == 2 * query[1]
+    assert {site.key_frames for site, _, _ in seen if site.kind != "self"} == {None}
 
 
 def temporal_layer(positions: bool) -> TemporalAttention:
