@@ -22,6 +22,7 @@ from .kernels import (
     region_channels,
     side_rows,
 )
+from .probability_edit import EditJob, ProbabilityEdit
 from .region_tables import RegionTables
 from .rows import RowSet, empty_result
 from .site import AttentionSite, BatchRows
@@ -84,11 +85,13 @@ class Plan:
         jobs: guided rows, for calls after which nobody reads the site.
         plain: rows that are left alone, or None when all are guided.
         whole: channels for every row of the batch, for calls that must keep the batch whole.
+        edits: rows that are attended explicitly, whoever reads the site.
     """
 
     jobs: tuple[Job, ...]
     plain: RowSet | None
     whole: tuple[Tensor, Tensor] | None = None
+    edits: tuple[EditJob, ...] = ()
 
     def run(self, attend: Attend, q: Tensor, k: Tensor, v: Tensor, site: AttentionSite) -> Tensor:
         """Return the attention [B, heads, Lq, dv] with the guided rows guided.
@@ -96,30 +99,37 @@ class Plan:
         Rows that are left alone go through the plain call and not through a kernel with zero weights: rounding would
         differ.
         """
-        if not self.jobs and self.whole is None:
+        if not self.jobs and self.whole is None and not self.edits:
             return attend(q, k, v, site)
 
         def kernel(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
             return attend.with_bias(bias)(q, k, v, site)
 
         if self.whole is not None:
-            guided = channel_attention(q, k, v, *self.whole, attend.bias, kernel)
-            if self.plain is None:
-                return guided
-            plain = attend(q, k, v, site)
-            guided = guided.clone()
-            guided[self.plain.index] = plain[self.plain.index]
-            return guided
-        out = empty_result(q, v)
-        if self.plain is not None:
-            plain_rows(q, k, v, self.plain, out, attend.bias, kernel)
-        for job in self.jobs:
-            job.write(q, k, v, out, attend.bias, kernel)
+            out = channel_attention(q, k, v, *self.whole, attend.bias, kernel)
+            if self.plain is not None:
+                plain = attend(q, k, v, site)
+                out = out.clone()
+                out[self.plain.index] = plain[self.plain.index]
+        elif not attend.last:
+            out = attend(q, k, v, site).clone()
+        else:
+            out = empty_result(q, v)
+            if self.plain is not None:
+                plain_rows(q, k, v, self.plain, out, attend.bias, kernel)
+            for job in self.jobs:
+                job.write(q, k, v, out, attend.bias, kernel)
+        for edit in self.edits:
+            edit.write(q, k, v, out, attend.bias)
         return out
 
 
 def make_plan(
-    tables: Sequence[tuple[tuple[int, ...], RegionTables]], rows: BatchRows, q: Tensor, partial: bool
+    tables: Sequence[tuple[tuple[int, ...], RegionTables]],
+    rows: BatchRows,
+    q: Tensor,
+    partial: bool,
+    edits: Sequence[tuple[tuple[int, ...], ProbabilityEdit]] = (),
 ) -> Plan:
     """Lay tables on the batch axis.
 
@@ -128,6 +138,7 @@ def make_plan(
         rows: how the batch axis is made.
         q: queries [B, heads, Lq, d] of the call, for sizes, dtype and device.
         partial: calls with a part of the rows, heads or tokens are allowed.
+        edits: for each other share of the chunks what is changed in its logits or probabilities.
     """
     guided: set[int] = set()
     jobs: list[Job] = []
@@ -145,9 +156,16 @@ def make_plan(
             spare = (0, count - table.query.shape[2])
             channels = _channels(pad(table.query, spare), pad(table.key, spare), table.guided, q)
             whole.append(([row for row, _ in pairs], [group for _, group in pairs], channels))
+    explicit = []
+    for chunks, edit in edits:
+        pairs = _batch_rows(chunks, edit.guided, rows)
+        if pairs:
+            guided.update(row for row, _ in pairs)
+            groups = torch.tensor([edit.guided[at] for _, at in pairs], device=q.device)
+            explicit.append(EditJob(RowSet.of([row for row, _ in pairs], q.device), groups, rows.folded_size, edit))
     rest = [row for row in range(rows.total) if row not in guided]
     plain = RowSet.of(rest, q.device) if rest else None
-    return Plan(tuple(jobs), plain, _whole_batch(whole, q) if whole else None)
+    return Plan(tuple(jobs), plain, _whole_batch(whole, q) if whole else None, tuple(explicit))
 
 
 def _job(pairs: Sequence[tuple[int, int]], table: RegionTables, q: Tensor) -> Job:

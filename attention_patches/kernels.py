@@ -351,6 +351,7 @@ def explicit_attention(
     v: Tensor,
     bias: Tensor | Callable[[slice, slice], Tensor] | None = None,
     *,
+    edit_logits: Callable[[Tensor, slice, slice], Tensor] | None = None,
     edit: Callable[[Tensor, slice, slice], Tensor] | None = None,
     max_elements: int = 2**24,
 ) -> Tensor:
@@ -362,8 +363,9 @@ def explicit_attention(
         v: [B, heads, Lk, dv].
         bias: additive, broadcastable to [B, heads, Lq, Lk], or a function of a slice of heads and a slice of queries
             that returns the part for them. Rows that it closes completely (-inf everywhere) keep their normal attention.
-        edit: called with the probabilities [B, heads of the slice, queries of the slice, Lk] and both slices; returns
-            the ones to use.
+        edit_logits: called with the logits [B, heads of the slice, queries of the slice, Lk] without the bias and with
+            both slices; returns the ones to use. Rows of keys are whole, so that it may look for their extremes.
+        edit: the same with the probabilities.
         max_elements: most probabilities that are held at a time.
 
     Returns:
@@ -379,6 +381,8 @@ def explicit_attention(
         for query in range(0, length, turn):
             of_queries = slice(query, min(query + turn, length))
             logits = (q[:, of_heads, of_queries].float() * q.shape[3] ** -0.5) @ keys.transpose(2, 3)
+            if edit_logits is not None:
+                logits = edit_logits(logits, of_heads, of_queries)
             if bias is not None:
                 added = bias(of_heads, of_queries) if callable(bias) else _bias_block(bias, of_heads, of_queries)
                 closed = torch.isneginf(added).all(dim=-1, keepdim=True)

@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 # The key in ``transformer_options`` under which stacks note that their patches are already around a call.
 APPLIED_KEY = "attention_patches_applied"
+# The key in ``transformer_options`` under which a stack hands its innermost patches on to the stacks behind it.
+INNERMOST_KEY = "attention_patches_innermost"
 # The call names of ComfyUI's attention functions after ``func``, in their positional order.
 _POSITIONAL = ("q", "k", "v", "heads", "mask", "attn_precision", "skip_reshape", "skip_output_reshape")
 # The sub-quadratic function names its tensors in full.
@@ -138,7 +140,9 @@ class PatchStack:
 
     Args:
         patches: called outermost first. A patch may have a method ``acts_at(site) -> bool``: where all patches of the
-            stack say no, the call goes through with its arguments untouched.
+            stack say no, the call goes through with its arguments untouched. A patch with a true attribute
+            ``innermost`` takes the place of the kernel: it comes after all others, those of the stacks behind this one
+            too, since what it would hand on to them has no keys any more.
         previous: the override that was installed before this one; it takes the place of the attention function.
     """
 
@@ -189,14 +193,20 @@ class PatchStack:
         """
         options = kwargs.get("transformer_options") or {}
         site, applied = options.get(SITE_KEY), options.get(APPLIED_KEY, ())
-        if self._identity in applied:
-            site = None
-        elif callable(site):
+        patches = () if self._identity in applied else self.patches
+        if callable(site):
             site = self._find(site, _Call.bind(args, kwargs))
             # A finder counts calls, so that it is asked once: the next stack in the chain gets the answer.
             options = {**options, SITE_KEY: site}
             kwargs = {**kwargs, "transformer_options": options}
-        active = [] if site is None else [patch for patch in self.patches if _acts_at(patch, site)]
+        active = [] if site is None else [patch for patch in patches if _acts_at(patch, site)]
+        inner = [*(patch for patch in active if _is_innermost(patch)), *options.get(INNERMOST_KEY, ())]
+        if inner:
+            active = [patch for patch in active if not _is_innermost(patch)]
+            behind = isinstance(getattr(self.previous, "__self__", None), PatchStack)
+            options = {**options, INNERMOST_KEY: tuple(inner) if behind else ()}
+            kwargs = {**kwargs, "transformer_options": options}
+            active += [] if behind else inner
         if not active:
             return func(*args, **kwargs) if self.previous is None else self.previous(func, *args, **kwargs)
         if self._marks_calls:
@@ -275,6 +285,10 @@ def _exact(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 def _acts_at(patch: Patch, site: AttentionSite) -> bool:
     decide = getattr(patch, "acts_at", None)
     return True if decide is None else decide(site)
+
+
+def _is_innermost(patch: Patch) -> bool:
+    return getattr(patch, "innermost", False)
 
 
 def _wrap(patch: Patch, following: Attend) -> Attend:

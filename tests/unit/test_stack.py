@@ -232,3 +232,35 @@ def test_wrong_calls_say_what_is_missing() -> None:
         stack.override(torch_attention, joined(), joined(), transformer_options={SITE_KEY: SITE})
     with pytest.raises(TypeError, match="at most 8 positional arguments"):
         stack.override(torch_attention, *([None] * 9), transformer_options={SITE_KEY: SITE})
+
+
+@pytest.mark.parametrize("chained", [False, True])
+def test_innermost_patches_come_last_in_any_order_of_stacks(chained: bool) -> None:
+    log: list[str] = []
+    outer, inner, explicit = Recorder("outer", log), Recorder("inner", log), Recorder("explicit", log)
+    explicit.innermost = True
+    stack = PatchStack([explicit, outer, inner])
+    if chained:
+        stack = PatchStack([explicit, outer]).chain(PatchStack([inner]).override)
+    q = joined()
+    attention(q, q, q, 3, transformer_options=options(stack))
+    assert log == ["outer", "inner", "explicit"]
+    # Nobody comes after it, and it is called with the site that the others hand on.
+    assert explicit.seen[0][0].last and not inner.seen[0][0].last
+
+
+def test_innermost_patches_run_once_before_another_packs_override() -> None:
+    log: list[str] = []
+    explicit, inner = Recorder("explicit", log), Recorder("inner", log)
+    explicit.innermost = True
+    behind = PatchStack([inner])
+
+    def another(func: Any, *args: Any, **kwargs: Any) -> Tensor:
+        log.append("another")
+        return behind.override(func, *args, **kwargs)
+
+    stack = PatchStack([Recorder("outer", log)]).chain(PatchStack([explicit]).chain(another).override)
+    q = joined()
+    attention(q, q, q, 3, transformer_options=options(stack))
+    assert log == ["outer", "explicit", "another", "inner"]
+    assert not explicit.seen[0][0].last
