@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,12 +12,16 @@ from torch import Tensor
 from ..attention_patches.stack import Patch
 from ..attention_patches.text_spans import TextSpans
 from ..video_models.background_lock import BackgroundLock
+from ..video_models.first_frame import FirstFrame
 from ..video_models.lavie_files import require_stage
 from ..video_models.noise import plain_noise
 from ..video_models.video_model import VideoGeometry
 from .film_decoding import decode_parts
+from .first_frame_lock import install_first_frame_lock
+from .lamp_sampler import match_statistics
 from .prompt_tokens import token_spans
 from .registry import install_patches, require_supported
+from .stepwise_sampler import Step, StepChange, stepwise_sampler
 
 SampleCallback = Callable[[int, int, Tensor], None]
 # Names of the samplers of the protocol, in ComfyUI.
@@ -117,6 +121,7 @@ class ComfyVideoModel:
         latents: Tensor | None = None,
         sampler: str = "ddim",
         background_lock: BackgroundLock | None = None,
+        first_frame: FirstFrame | None = None,
         callback: SampleCallback | None = None,
     ) -> Tensor:
         """Denoise to clean latents; arguments as in ``recipes.protocols.VideoModel``.
@@ -134,13 +139,20 @@ class ComfyVideoModel:
         if start_percent > 0.0 and latents is None:
             raise ValueError(f"start_percent is {start_percent} but there are no latents to start from; give them.")
         model = install_patches(self.model, patches)
+        changes: list[StepChange] = []
+        if first_frame is not None:
+            first_frame.check_film(noise.shape)
+            # The statistics are matched between the steps, as stand-alone, and not in the predictions.
+            model = install_first_frame_lock(model, replace(first_frame, match_statistics=False))
+            if first_frame.match_statistics:
+                changes.append(match_statistics(first_frame.switch))
+        if background_lock is not None:
+            changes.append(_keep_background(background_lock, noise))
         sampling = model.get_model_object("model_sampling")
         sigmas = comfy.samplers.calculate_sigmas(sampling, "ddim_uniform", steps)
         if start_percent > 0.0:
             sigmas = _later(sigmas, sampling, start_percent)
-        host_sampler = comfy.samplers.sampler_object(SAMPLERS[sampler])
-        if background_lock is not None:
-            host_sampler = _locked_sampler(background_lock, noise)
+        host_sampler = stepwise_sampler(changes) if changes else comfy.samplers.sampler_object(SAMPLERS[sampler])
         start = torch.zeros_like(noise) if latents is None else model.model.process_latent_out(latents.expand_as(noise))
 
         def report(step: int, denoised: Tensor, _: Tensor, total: int) -> None:
@@ -160,7 +172,8 @@ class ComfyVideoModel:
             disable_pbar=True,
             seed=seed,
         )
-        return model.model.process_latent_in(raw)
+        film = model.model.process_latent_in(raw)
+        return film if first_frame is None else first_frame.placed(film)
 
 
 def _later(sigmas: Tensor, sampling: Any, start_percent: float) -> Tensor:
@@ -171,21 +184,10 @@ def _later(sigmas: Tensor, sampling: Any, start_percent: float) -> Tensor:
     return sigmas[first:]
 
 
-def _locked_sampler(lock: BackgroundLock, noise: Tensor) -> Any:
-    """Euler steps (which DDIM is, in ComfyUI's scaling) with the surroundings put back after every one."""
-    from comfy.samplers import KSAMPLER
+def _keep_background(lock: BackgroundLock, noise: Tensor) -> StepChange:
+    """Put the surroundings back after every step, at the noise level that it reached."""
 
-    def steps(
-        model: Any, x: Tensor, sigmas: Tensor, extra_args: dict[str, Any], callback: Any = None, **_: Any
-    ) -> Tensor:
-        kept = lock.latents.to(x).expand_as(x)
-        rows = x.new_ones(x.shape[0])
-        for number, (sigma, following) in enumerate(zip(sigmas, sigmas[1:], strict=False)):
-            denoised = model(x, sigma * rows, **extra_args)
-            x = x + (x - denoised) / sigma * (following - sigma)
-            x = lock.blend(x, kept + noise.to(x) * following)
-            if callback is not None:
-                callback({"x": x, "i": number, "denoised": denoised})
-        return x
+    def change(x: Tensor, step: Step) -> Tensor:
+        return lock.blend(x, step.sampling.noise_scaling(step.sigma, noise.to(x), lock.latents.to(x).expand_as(x)))
 
-    return KSAMPLER(steps)
+    return change

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ..perception.tracking.track_settings import TrackSettings
     from ..perception.tracks import Tracks
     from ..video_models.background_lock import BackgroundLock
+    from ..video_models.first_frame import FirstFrame
 
 SamplerName = Literal["ddim", "euler"]
 
@@ -103,11 +104,13 @@ class VideoModel(Protocol):
         latents: Tensor | None = None,
         sampler: SamplerName = "ddim",
         background_lock: BackgroundLock | None = None,
+        first_frame: FirstFrame | None = None,
         callback: SampleCallback | None = None,
     ) -> Tensor:
         """Denoise to clean latents [B, C, T, h, w].
 
-        ``start_percent`` above 0 starts from ``latents`` noised to that part of the schedule.
+        ``start_percent`` above 0 starts from ``latents`` noised to that part of the schedule. ``first_frame`` is given
+        clean to every call of the model, and comes back bit by bit as the first frame of the result.
         """
 
 

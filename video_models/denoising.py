@@ -15,6 +15,7 @@ from ..attention_patches.site import CONDITIONAL, UNCONDITIONAL
 from ..attention_patches.stack import Patch, PatchStack
 from .background_lock import BackgroundLock
 from .context_windows import ContextWindow, blend_windows, context_windows
+from .first_frame import FirstFrame
 from .noise_schedule import NoiseSchedule
 from .schedulers import first_step, make_scheduler, noise_levels
 from .text_encoding import TextEmbedding
@@ -57,6 +58,7 @@ def sample_latents(
     start_percent: float = 0.0,
     latents: Tensor | None = None,
     background_lock: BackgroundLock | None = None,
+    first_frame: FirstFrame | None = None,
     callback: SampleCallback | None = None,
 ) -> Tensor:
     """Denoise to clean latents.
@@ -71,6 +73,8 @@ def sample_latents(
         start_percent: 0..1; above 0 the part of the schedule before it is skipped and ``latents`` are noised.
         latents: clean latents to start from; needed for a later start.
         background_lock: keeps the surroundings as they were, after every step.
+        first_frame: a clean frame that the model is given in place of its first one, and the film begins with. Context
+            windows see it where they hold the beginning of the clip.
         callback: called after every step with (step, total, denoised latents); may raise to cancel.
 
     Returns:
@@ -80,6 +84,8 @@ def sample_latents(
         ValueError: settings out of range; before any work.
     """
     _check(unet, noise, conditions, steps, start_percent, latents)
+    if first_frame is not None:
+        first_frame.check_film(noise.shape)
     scheduler = make_scheduler(sampler, unet.config, steps)
     first = first_step(scheduler, unet.config, start_percent)
     timesteps = scheduler.timesteps[first:]
@@ -93,17 +99,23 @@ def sample_latents(
     try:
         with torch.inference_mode():
             for number, timestep in enumerate(timesteps):
-                prediction = denoiser(scheduler.scale_model_input(sample, timestep), timestep, levels.sigma(number))
-                result = scheduler.step(prediction, timestep, sample)
-                sample = result.prev_sample
+                seen = scheduler.scale_model_input(sample, timestep)
+                if first_frame is not None:
+                    seen = first_frame.placed(seen)
+                result = scheduler.step(denoiser(seen, timestep, levels.sigma(number)), timestep, sample)
+                sample, denoised = result.prev_sample, result.pred_original_sample
+                if first_frame is not None:
+                    scale = levels.to_unit_variance(number + 1)
+                    sample = first_frame.matched(sample * scale, number, len(timesteps)) / scale
+                    denoised = first_frame.placed(denoised)
                 if background_lock is not None:
                     kept = background_lock.latents.to(noise).expand_as(noise)
                     sample = background_lock.blend(sample, levels.noised(kept, noise, number + 1))
                 if callback is not None:
-                    callback(number + 1, len(timesteps), result.pred_original_sample)
+                    callback(number + 1, len(timesteps), denoised)
     finally:
         denoiser.stack.release()
-    return sample
+    return sample if first_frame is None else first_frame.placed(sample)
 
 
 def check_settings(config: NoiseSchedule, steps: int, cfg: float) -> None:

@@ -28,7 +28,7 @@ def make_scheduler(sampler: str, config: NoiseSchedule, steps: int) -> Any:
         "num_train_timesteps": config.num_train_timesteps,
         "beta_start": config.beta_start,
         "beta_end": config.beta_end,
-        "beta_schedule": "linear",
+        "beta_schedule": config.beta_schedule,
         "prediction_type": config.prediction_type,
         "timestep_spacing": "leading",
         "steps_offset": 1,
@@ -67,6 +67,10 @@ class NoiseLevels:
     def sigma(self, number: int) -> float:
         """sqrt((1 - alpha_bar) / alpha_bar) before step ``number``."""
         return float(((1 - self.alpha_bar[number]) / self.alpha_bar[number]).sqrt())
+
+    def to_unit_variance(self, number: int) -> float:
+        """Factor from the sampler's scaling before step ``number`` to that in which the variance stays near one."""
+        return float(self.alpha_bar[number].sqrt()) if self.scaled else 1.0
 
     def noised(self, clean: Tensor, noise: Tensor, number: int) -> Tensor:
         """Clean latents at the level before step ``number``, in the sampler's scaling."""

@@ -13,6 +13,7 @@ from ..attention_patches.stack import Patch
 from ..attention_patches.text_spans import TextSpans
 from .background_lock import BackgroundLock
 from .denoising import Conditions, SampleCallback, sample_latents
+from .first_frame import FirstFrame
 from .frame_coding import FrameCoder
 from .lavie_unet import LaVieUNet
 from .model_parts import ModelParts
@@ -135,6 +136,7 @@ class StandaloneVideoModel(ModelParts):
         latents: Tensor | None = None,
         sampler: str = "ddim",
         background_lock: BackgroundLock | None = None,
+        first_frame: FirstFrame | None = None,
         callback: SampleCallback | None = None,
     ) -> Tensor:
         """Denoise to clean latents.
@@ -145,7 +147,7 @@ class StandaloneVideoModel(ModelParts):
             cfg: classifier-free guidance; at 1 the negative prompt is not computed.
             seed: unused by the deterministic samplers; part of the protocol.
             patches: attention patches, outermost first.
-            steps, start_percent, latents, sampler, background_lock, callback: as in ``sample_latents``.
+            steps, start_percent, latents, sampler, background_lock, first_frame, callback: as in ``sample_latents``.
 
         Returns:
             float32 [B, C, T, h, w].
@@ -163,5 +165,6 @@ class StandaloneVideoModel(ModelParts):
             start_percent=start_percent,
             latents=latents,
             background_lock=background_lock,
+            first_frame=first_frame,
             callback=callback,
         )
