@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -164,3 +165,22 @@ def read_film_bytes(path: Path) -> tuple[Tensor, float]:
         # Both copies together would be twice the film.
         pictures[frame] = None
     return film, float(rate or 8.0)
+
+
+def read_picture(path: Path, mode: Literal["RGB", "L"] = "RGB") -> Tensor:
+    """Read a picture file: float [H, W, 3] in 0..1, or [H, W] of its brightness for the mode ``L``.
+
+    Raises:
+        ValueError: no such file, or one that is no picture.
+    """
+    import numpy as np
+    from PIL import Image, UnidentifiedImageError
+
+    if not path.is_file():
+        raise ValueError(f"there is no picture {str(path)!r}; check the path.")
+    try:
+        with Image.open(path) as picture:
+            values = np.asarray(picture.convert(mode))
+    except (UnidentifiedImageError, OSError) as error:
+        raise ValueError(f"{str(path)!r} cannot be read as a picture ({error}); give a PNG.") from error
+    return torch.from_numpy(values.copy()).float() / 255.0

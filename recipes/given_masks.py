@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..attention_patches.regions import pool_area
 from ..perception.tracks import Tracks
-from .films import read_film
+from .films import read_film, read_picture
 
 FILM_SUFFIXES = (".mp4", ".mov", ".webm", ".mkv", ".gif")
 
@@ -38,7 +38,7 @@ def read_masks(path: Path) -> Tensor:
     if suffix in FILM_SUFFIXES:
         return read_film(path).mean(-1)
     if suffix == ".png":
-        return _read_picture(path)
+        return read_picture(path, "L")[None]
     if suffix != ".npy":
         known = ", ".join((".npy", ".png", *FILM_SUFFIXES))
         raise ValueError(f"the mask file {str(path)!r} is of the kind {suffix or 'without suffix'!r}; give {known}.")
@@ -72,6 +72,27 @@ def fit_masks(masks: Tensor, phrases: Sequence[str], frames: int, height: int, w
     Raises:
         ValueError: another number of objects or frames (both numbers are named), values not finite or not in 0..1.
     """
+    masks = checked_masks(masks)
+    if len(masks) != len(phrases):
+        raise ValueError(f"there are masks for {len(masks)} objects and {len(phrases)} phrases; give one per object.")
+    if masks.shape[1] not in (1, frames):
+        raise ValueError(
+            f"there are {masks.shape[1]} masks and the film has {frames} frames; give one mask per frame, or a single one."
+        )
+    if tuple(masks.shape[2:]) != (height, width):
+        masks = pool_area(masks, height, width).clamp(0.0, 1.0)
+    return Tracks.from_masks(masks.expand(-1, frames, -1, -1), tuple(phrases))
+
+
+def checked_masks(masks: Tensor) -> Tensor:
+    """Masks with their object axis: float [N, T, H, W] on the CPU.
+
+    Args:
+        masks: [H, W], [T, H, W] or [N, T, H, W].
+
+    Raises:
+        ValueError: another shape, values not finite or not in 0..1.
+    """
     masks = masks.detach().cpu().float()
     masks = masks[None] if masks.ndim == 2 else masks
     masks = masks[None] if masks.ndim == 3 else masks
@@ -85,22 +106,14 @@ def fit_masks(masks: Tensor, phrases: Sequence[str], frames: int, height: int, w
         raise ValueError(
             f"mask values reach from {float(masks.min()):g} to {float(masks.max()):g}; scale them to 0..1."
         )
-    if len(masks) != len(phrases):
-        raise ValueError(f"there are masks for {len(masks)} objects and {len(phrases)} phrases; give one per object.")
-    if masks.shape[1] not in (1, frames):
-        raise ValueError(
-            f"there are {masks.shape[1]} masks and the film has {frames} frames; give one mask per frame, or a single one."
-        )
-    if tuple(masks.shape[2:]) != (height, width):
-        masks = pool_area(masks, height, width).clamp(0.0, 1.0)
-    return Tracks.from_masks(masks.expand(-1, frames, -1, -1), tuple(phrases))
+    return masks
 
 
 def _read_folder(folder: Path) -> Tensor:
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".png")
     if not paths:
         raise ValueError(f"the mask folder {str(folder)!r} holds no .png files; put one mask per frame into it.")
-    masks = [_read_picture(path)[0] for path in paths]
+    masks = [read_picture(path, "L") for path in paths]
     other = next((place for place, mask in enumerate(masks) if mask.shape != masks[0].shape), None)
     if other is not None:
         raise ValueError(
@@ -108,14 +121,3 @@ def _read_folder(folder: Path) -> Tensor:
             f"{list(masks[other].shape)} pixels high and wide; give one size."
         )
     return torch.stack(masks)
-
-
-def _read_picture(path: Path) -> Tensor:
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as picture:
-            values = np.asarray(picture.convert("L"))
-    except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"{str(path)!r} cannot be read as a picture ({error}); give a PNG.") from error
-    return torch.from_numpy(values.copy())[None].float() / 255.0
