@@ -19,6 +19,7 @@ else:
     from .nodes.guidance import MaskToAttentionBias, PatchAttention, PreviewGuide
     from .nodes.lavie_stages import InterpolateVideo, UpscaleVideo
     from .nodes.long_video import FreeLong, FreeLongWindows
+    from .nodes.mask_sequences import MaskSequence, PathMasks
     from .nodes.model_files import register_folder
     from .nodes.object_masks import MaskToTracks, SplitTracks
     from .nodes.objects import PreviewTracks, SelectObjects
@@ -63,6 +64,8 @@ else:
         "MGV_InterpolateVideo": InterpolateVideo,
         "MGV_UpscaleVideo": UpscaleVideo,
         "MGV_SaveLongVideo": SaveLongVideo,
+        "MGV_PathMasks": PathMasks,
+        "MGV_MaskSequence": MaskSequence,
     }
     NODE_DISPLAY_NAME_MAPPINGS = {
         "MGV_LoadVideoModel": "Load Video Model",
@@ -92,4 +95,6 @@ else:
         "MGV_InterpolateVideo": "Interpolate Video",
         "MGV_UpscaleVideo": "Upscale Video",
         "MGV_SaveLongVideo": "Save Long Video",
+        "MGV_PathMasks": "Path Masks",
+        "MGV_MaskSequence": "Mask Sequence",
     }

@@ -41,6 +41,8 @@ NODE_IDS = {
     "MGV_InterpolateVideo",
     "MGV_UpscaleVideo",
     "MGV_SaveLongVideo",
+    "MGV_PathMasks",
+    "MGV_MaskSequence",
 }
 # Nodes that the graph of the Toybox has no use for.
 NOT_IN_THE_TOYBOX_WORKFLOW = {
@@ -59,6 +61,8 @@ NOT_IN_THE_TOYBOX_WORKFLOW = {
     "MGV_InterpolateVideo",
     "MGV_UpscaleVideo",
     "MGV_SaveLongVideo",
+    "MGV_PathMasks",
+    "MGV_MaskSequence",
 }
 
 
