@@ -19,6 +19,9 @@ from ..video_models.lavie_files import check_unet_state, make_unet
 from ..video_models.upscaling import noised_pictures
 from .lavie_conditions import FRAMES_KEY, LATENTS_KEY, NOISE_LEVEL_KEY, check_conditions
 
+# ComfyUI calls "linear" what others call scaled_linear: square roots of betas that are linear.
+HOST_SCHEDULES = {"linear": "sqrt_linear", "scaled_linear": "linear"}
+
 
 @dataclass(frozen=True)
 class LatentScaling:
@@ -110,9 +113,8 @@ def native_classes() -> dict[str, type]:
             super().__init__({"config": config, "attention_function": optimized_attention})
             self.latent_format = LaVieLatents(scaling)
             self.prediction_type = config.prediction_type
-            # "sqrt_linear" is ComfyUI's name for betas that are linear themselves.
             self.sampling_settings = {
-                "beta_schedule": "sqrt_linear",
+                "beta_schedule": HOST_SCHEDULES[config.beta_schedule],
                 "linear_start": config.beta_start,
                 "linear_end": config.beta_end,
                 "timesteps": config.num_train_timesteps,

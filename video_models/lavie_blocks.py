@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,9 @@ from torch.nn.functional import interpolate, silu
 
 from .lavie_config import LaVieConfig, UpscalerConfig
 from .lavie_sites import ClipContext
+
+# What the name of a place has after that of the convolution which it follows.
+OVER_TIME = "_over_time"
 
 
 def timestep_embedding(timesteps: Tensor, dim: int) -> Tensor:
@@ -45,8 +48,31 @@ class TimestepEmbedding(nn.Module):
         return self.linear_2(silu(self.linear_1(embedding)))
 
 
-class ResNetBlock(nn.Module):
+class TimedConvolutions(nn.Module):
+    """A module with two-dimensional convolutions, each of which another over time may follow.
+
+    Motion files bring those over time (see ``lamp.py``): the one after ``conv1`` stands in ``conv1_over_time`` and is
+    called with [B * T, C, H, W] and the number of frames. Without such a file these places hold None.
+    """
+
+    convolutions: ClassVar[tuple[str, ...]]
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in self.convolutions:
+            setattr(self, name + OVER_TIME, None)
+
+    def convolve(self, name: str, hidden: Tensor, frames: int) -> Tensor:
+        """Apply the convolution of a name, and what follows it over time."""
+        hidden = getattr(self, name)(hidden)
+        over_time = getattr(self, name + OVER_TIME)
+        return hidden if over_time is None else over_time(hidden, frames)
+
+
+class ResNetBlock(TimedConvolutions):
     """Two convolutions with joint norms, the time embedding added between them."""
+
+    convolutions = ("conv1", "conv2", "conv_shortcut")
 
     def __init__(
         self,
@@ -70,23 +96,25 @@ class ResNetBlock(nn.Module):
 
     def forward(self, hidden: Tensor, time: Tensor, frames: int) -> Tensor:
         """[B * T, C, H, W] and [B, time_channels] to [B * T, C_out, H, W]."""
-        out = self.conv1(silu(joint_group_norm(self.norm1, hidden, frames)))
+        out = self.convolve("conv1", silu(joint_group_norm(self.norm1, hidden, frames)), frames)
         out = out + self.time_emb_proj(silu(time)).repeat_interleave(frames, dim=0)[:, :, None, None]
-        out = self.conv2(silu(joint_group_norm(self.norm2, out, frames)))
-        return out + (hidden if self.conv_shortcut is None else self.conv_shortcut(hidden))
+        out = self.convolve("conv2", silu(joint_group_norm(self.norm2, out, frames)), frames)
+        return out + (hidden if self.conv_shortcut is None else self.convolve("conv_shortcut", hidden, frames))
 
 
-class Resample(nn.Module):
+class Resample(TimedConvolutions):
     """Halve (stride 2) or double (nearest, then a convolution) height and width."""
+
+    convolutions = ("conv",)
 
     def __init__(self, channels: int, stride: int, operations: Any, **factory: Any) -> None:
         super().__init__()
         self.conv = operations.Conv2d(channels, channels, kernel_size=3, stride=stride, padding=1, **factory)
 
-    def forward(self, hidden: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+    def forward(self, hidden: Tensor, frames: int, size: tuple[int, int] | None = None) -> Tensor:
         if size is not None:
             hidden = interpolate(hidden, size=size, mode="nearest")
-        return self.conv(hidden)
+        return self.convolve("conv", hidden, frames)
 
 
 class Level(nn.Module):
@@ -105,9 +133,10 @@ class Level(nn.Module):
             self.downsamplers = samplers
 
 
-class LevelledUNet(nn.Module):
-    """Levels down, a middle and levels up, which all of LaVie's U-Nets have."""
+class LevelledUNet(TimedConvolutions):
+    """A first convolution, levels down, a middle, levels up and a last one, which all of LaVie's U-Nets have."""
 
+    convolutions = ("conv_in", "conv_out")
     down_blocks: nn.ModuleList
     mid_block: Level
     up_blocks: nn.ModuleList
@@ -174,7 +203,7 @@ class LevelledUNet(nn.Module):
                     hidden = block.attentions[layer](hidden, context, clip)
                 skips.append(hidden)
             for downsampler in block.downsamplers:
-                hidden = downsampler(hidden)
+                hidden = downsampler(hidden, frames)
                 skips.append(hidden)
             hidden = self.after_level("down", number, hidden, time, frames)
 
@@ -189,7 +218,7 @@ class LevelledUNet(nn.Module):
                 if len(block.attentions):
                     hidden = block.attentions[layer](hidden, context, clip)
             for upsampler in block.upsamplers:
-                hidden = upsampler(hidden, tuple(skips[-1].shape[-2:]))
+                hidden = upsampler(hidden, frames, tuple(skips[-1].shape[-2:]))
             hidden = self.after_level("up", number, hidden, time, frames)
         return hidden
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 PredictionType = Literal["epsilon", "v_prediction"]
+BetaSchedule = Literal["linear", "scaled_linear"]
 LaVieStage = Literal["base", "interpolation"]
 UpscalerStage = Literal["upscaling"]
 Stage = Literal["base", "interpolation", "upscaling"]
@@ -62,6 +63,8 @@ class ConfigFile:
             raise ValueError(f"stage is {self.stage!r}; choose one of {', '.join(stages)}.")
         if self.prediction_type not in get_args(PredictionType):
             raise ValueError(f"prediction_type is {self.prediction_type!r}; choose epsilon or v_prediction.")
+        if self.beta_schedule not in get_args(BetaSchedule):
+            raise ValueError(f"beta_schedule is {self.beta_schedule!r}; choose linear or scaled_linear.")
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,9 @@ class LaVieConfig(ConfigFile):
     Attributes:
         stage: ``interpolation`` is built otherwise: the first frame's keys and values stand before the preceding frame's
             in self-attention, temporal attention comes last and knows no positions.
+        picture_model: whether this is the U-Net of Stable Diffusion 1, which was made for single pictures, opened as LAMP
+            does (arXiv 2310.10769): self-attention of every frame looks at the first frame, and there is no temporal
+            attention until a motion file brings it, which then comes last and knows no positions.
         in_channels: channels of the input latents (8 for the interpolation model).
         out_channels: channels of the prediction.
         block_out_channels: channels per level, finest first.
@@ -82,11 +88,13 @@ class LaVieConfig(ConfigFile):
         rotary_dim: leading channels of a head that temporal attention rotates (at most the head has).
         relative_buckets, relative_max_distance: of the temporal T5-style bias.
         prediction_type: what the output means.
-        num_train_timesteps, beta_start, beta_end: noise schedule, linear in beta.
+        num_train_timesteps, beta_start, beta_end: noise schedule.
+        beta_schedule: whether betas are ``linear`` in the step or their square roots are (``scaled_linear``).
         native_frames: clip length it was trained on.
     """
 
     stage: LaVieStage = "base"
+    picture_model: bool = False
     in_channels: int = 4
     out_channels: int = 4
     block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
@@ -102,10 +110,13 @@ class LaVieConfig(ConfigFile):
     num_train_timesteps: int = 1000
     beta_start: float = 1e-4
     beta_end: float = 0.02
+    beta_schedule: BetaSchedule = "linear"
     native_frames: int = 16
 
     def __post_init__(self) -> None:
         self._check(get_args(LaVieStage), ("attention_levels",))
+        if self.picture_model and self.stage != "base":
+            raise ValueError(f"stage is {self.stage!r} of a model for pictures; only the base stage can be one.")
 
 
 @dataclass(frozen=True)
@@ -127,7 +138,7 @@ class UpscalerConfig(ConfigFile):
         noise_levels: how many class labels there are, one per noise level of the small pictures.
         max_noise_level: highest noise level that it was trained on.
         prediction_type: what the output means.
-        num_train_timesteps, beta_start, beta_end: noise schedule, linear in beta.
+        num_train_timesteps, beta_start, beta_end, beta_schedule: noise schedule, as ``LaVieConfig``.
         native_frames: clip length of one call.
     """
 
@@ -150,6 +161,7 @@ class UpscalerConfig(ConfigFile):
     num_train_timesteps: int = 1000
     beta_start: float = 1e-4
     beta_end: float = 0.02
+    beta_schedule: BetaSchedule = "linear"
     native_frames: int = 8
 
     def __post_init__(self) -> None:

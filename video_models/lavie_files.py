@@ -1,4 +1,4 @@
-"""Reading files of LaVie's U-Nets: which stage, which tensors, and which sizes they imply.
+"""Reading files of LaVie's U-Nets and Stable Diffusion 1's: which stage, which tensors, and which sizes they imply.
 
 Works on what any reader of weight files returns; ``open_unet`` reads a file by itself.
 """
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..weight_files.reading import WRAPPERS, read_metadata, read_state
+from . import stable_diffusion_unet as pictures
 from .lavie_config import LaVieConfig, Stage, UpscalerConfig, config_from_dict
 from .lavie_unet import LaVieUNet
 from .lavie_upscaler import UpscalerUNet
@@ -24,6 +25,7 @@ DETECTION_KEY = f"{_FIRST_BLOCK}attn_temp.time_rel_pos_bias.relative_attention_b
 # The interpolation model's attention over time has no positions.
 INTERPOLATION_KEY = f"{_FIRST_BLOCK}attn_temp.to_q.weight"
 UPSCALER_KEY = "down_temporal_blocks.0.resblocks_3d_t.conv1.weight"
+_TELLING_KEYS = (DETECTION_KEY, INTERPOLATION_KEY, UPSCALER_KEY, pictures.DIFFUSERS_KEY, pictures.ORIGINAL_KEY)
 PREFIXES = ("", "model.diffusion_model.", "diffusion_model.", "unet.", "module.")
 
 STAGE_NAMES: dict[str, str] = {
@@ -59,16 +61,23 @@ def own_tensors(contents: Mapping[str, Any]) -> dict[str, Tensor]:
             contents = contents[key]
             break
     for prefix in PREFIXES:
-        if any(prefix + key in contents for key in (DETECTION_KEY, INTERPOLATION_KEY, UPSCALER_KEY)):
-            return {
+        if any(prefix + key in contents for key in _TELLING_KEYS):
+            state = {
                 name[len(prefix) :]: value
                 for name, value in contents.items()
                 if name.startswith(prefix) and isinstance(value, Tensor)
             }
+            return pictures.picture_unet_names(state) if is_picture_model(state) else state
     raise ValueError(
         f"the file holds {len(contents)} entries but neither {DETECTION_KEY} nor {UPSCALER_KEY}, so it is none of "
-        f"LaVie's U-Nets; choose {', '.join(PUBLISHED_FILES.values())} or a file trained with this pack."
+        f"LaVie's U-Nets; choose {', '.join(PUBLISHED_FILES.values())}, a Stable Diffusion 1.x checkpoint or a file "
+        "trained with this pack."
     )
+
+
+def is_picture_model(state: Mapping[str, Tensor]) -> bool:
+    """Whether tensors of a U-Net, in any naming, are those of Stable Diffusion 1, which has nothing over time."""
+    return not any(key in state for key in (DETECTION_KEY, INTERPOLATION_KEY, UPSCALER_KEY))
 
 
 def unet_state(contents: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -104,7 +113,7 @@ def stage_of(state: Mapping[str, Tensor]) -> Stage:
     """
     if UPSCALER_KEY in state:
         return "upscaling"
-    stage: Stage = "base" if DETECTION_KEY in state else "interpolation"
+    stage: Stage = "interpolation" if INTERPOLATION_KEY in state and DETECTION_KEY not in state else "base"
     if "conv_in.weight" not in state or "conv_out.weight" not in state:
         raise ValueError(
             "the U-Net file lacks its first or last convolution (conv_in.weight, conv_out.weight); get the complete "
@@ -176,6 +185,8 @@ def _sizes(state: Mapping[str, Tensor], stage: Stage) -> dict[str, Any]:
         "layers_per_block": layers,
         "cross_attention_dim": state[f"{block}attn2.to_k.weight"].shape[1],
     }
+    if is_picture_model(state):
+        return {**values, "picture_model": True, **pictures.SCHEDULE}
     if stage == "upscaling":
         values["noise_levels"] = state["class_embedding.weight"].shape[0]
         values["only_cross_attention"] = tuple(_looks_at_text_only(state, level, attends) for level in range(levels))
@@ -202,6 +213,8 @@ def find_config(
 ) -> LaVieConfig | UpscalerConfig:
     """The config of a U-Net file: ``<name>.json`` beside it, else the header's key ``config``, else its shapes.
 
+    Stable Diffusion's is read from the header, else from shapes and, in a diffusers folder, its ``config.json``.
+
     Args:
         state: from :func:`unet_state`.
         path: of the file.
@@ -212,6 +225,9 @@ def find_config(
     """
     path = Path(path)
     written = path.with_suffix(".json")
+    if is_picture_model(state) and not (metadata and "config" in metadata):
+        # What lies beside checkpoints of Stable Diffusion under their names is other programs'.
+        return infer_config(state, **pictures.folder_sizes(path.parent))
     if written.is_file():
         source, text = written.name, written.read_text(encoding="utf-8")
     elif metadata and "config" in metadata:
@@ -235,7 +251,8 @@ def open_unet(path: str | Path) -> tuple[dict[str, Tensor], LaVieConfig | Upscal
     """Read the tensors and the config of a U-Net file and compare them.
 
     Args:
-        path: ``lavie_base.pt`` or another file of LaVie's, in its original form or as safetensors.
+        path: ``lavie_base.pt`` or another file of LaVie's, in its original form or as safetensors; or Stable Diffusion
+            1.x as a checkpoint or a folder in diffusers' layout.
 
     Returns:
         Tensors by the U-Net's own names, mapped to the file where its format allows, and sizes.
@@ -246,9 +263,10 @@ def open_unet(path: str | Path) -> tuple[dict[str, Tensor], LaVieConfig | Upscal
         ValueError: when it is none of LaVie's U-Nets, incomplete, or does not fit the config beside it.
     """
     path = Path(path)
+    file = pictures.unet_file(path) if path.is_dir() else path
     try:
-        state = unet_state(read_state(path))
-        config = find_config(state, path, read_metadata(path))
+        state = unet_state(read_state(file))
+        config = find_config(state, file, read_metadata(file))
         check_unet_state(state, config)
     except ValueError as error:
         raise ValueError(f"{path.name}: {error}") from error

@@ -26,16 +26,17 @@ PARTS_WANTED: dict[Stage, str] = {
 
 def open_lavie(
     path: str | Path,
-    parts: str | Path,
+    parts: str | Path | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     tokenizer: str | Path | None = None,
 ) -> StandaloneVideoModel:
-    """Open LaVie's base model: text to video.
+    """Open LaVie's base model, or Stable Diffusion 1.x as a model of clips: text to video.
 
     Args:
-        path: ``lavie_base.pt``, or a file made from it.
-        parts: Stable Diffusion 1 checkpoint or folder, for text encoder and VAE.
+        path: ``lavie_base.pt``, or a file made from it; or a Stable Diffusion 1 checkpoint or folder, which by itself
+            makes frames that hardly hang together, and is there for motion files of LAMP's kind.
+        parts: Stable Diffusion 1 checkpoint or folder, for text encoder and VAE; ``path`` itself when left out.
         device: where to compute; the CPU when left out.
         dtype: of the U-Net; half precision on CUDA and float32 elsewhere when left out. The rest is float32.
         tokenizer: see ``load_parts``.
@@ -45,7 +46,7 @@ def open_lavie(
         RuntimeError: when a file is broken, cut short, or does not fit.
         ValueError: when a file is another stage's or no LaVie, or the parts do not go with it.
     """
-    unet, found = _open(path, parts, "base", device, dtype, tokenizer)
+    unet, found = _open(path, parts or path, "base", device, dtype, tokenizer)
     geometry = VideoGeometry(found.coder.factor, channels=found.coder.channels, native_frames=unet.config.native_frames)
     text = found.text
     return StandaloneVideoModel(

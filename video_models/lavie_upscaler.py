@@ -110,10 +110,10 @@ class UpscalerUNet(LevelledUNet):
         embedding = timestep_embedding(timesteps, self.config.block_out_channels[0]).to(x.dtype)
         time = self.time_embedding(embedding.expand(batch, -1))
         time = time + self.class_embedding(labels).to(time.dtype).expand(batch, -1)
-        hidden = self.conv_in(x.transpose(1, 2).flatten(0, 1))
+        hidden = self.convolve("conv_in", x.transpose(1, 2).flatten(0, 1), frames)
 
         hidden = self.run_levels(hidden, time, context, clip)
-        hidden = self.conv_out(silu(joint_group_norm(self.conv_norm_out, hidden, frames)))
+        hidden = self.convolve("conv_out", silu(joint_group_norm(self.conv_norm_out, hidden, frames)), frames)
         return hidden.unflatten(0, (batch, frames)).transpose(1, 2)
 
     def after_level(self, part: str, number: int, hidden: Tensor, time: Tensor, frames: int) -> Tensor:

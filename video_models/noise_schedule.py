@@ -1,6 +1,5 @@
-"""The noise schedule of the LaVie family: betas linear in the step, 1e-4 to 0.02.
-
-ComfyUI calls this ``sqrt_linear``; its ``linear`` is Stable Diffusion's, whose square roots are linear.
+"""Noise schedules of the LaVie family: betas linear in the step, 1e-4 to 0.02, or Stable Diffusion's, whose square roots
+are linear.
 """
 
 from __future__ import annotations
@@ -27,12 +26,18 @@ class NoiseSchedule(Protocol):
         """Of the last step."""
 
     @property
+    def beta_schedule(self) -> str:
+        """``linear`` or ``scaled_linear``."""
+
+    @property
     def prediction_type(self) -> str:
         """``epsilon`` or ``v_prediction``."""
 
 
 def alphas_cumprod(config: NoiseSchedule) -> Tensor:
     """Share of signal power left at each training step: float64 [num_train_timesteps]."""
+    if config.beta_schedule == "scaled_linear":
+        return square_root_alphas_cumprod(config)
     betas = torch.linspace(config.beta_start, config.beta_end, config.num_train_timesteps, dtype=torch.float64)
     return torch.cumprod(1.0 - betas, dim=0)
 

@@ -109,26 +109,32 @@ def _file_vae(state: Mapping[str, Tensor], path: Path) -> nn.Module:
 
 
 def _folder_encoder(folder: Path) -> nn.Module:
-    config = _read_config(folder)
+    config = read_config(folder)
     kind = config.get("model_type")
     if kind not in ("clip_text_model", "clip"):
         raise ValueError(f"{folder} holds a model of type {kind!r}; LaVie's text encoder is CLIP's (clip_text_model).")
-    return _build_encoder(names.clip_names(read_state(_weights(folder, TEXT_FILES))), config, folder)
+    return _build_encoder(names.clip_names(read_state(find_weights(folder, TEXT_FILES))), config, folder)
 
 
 def _folder_vae(folder: Path) -> nn.Module:
-    config = _read_config(folder)
+    config = read_config(folder)
     kind = config.get("_class_name", "AutoencoderKL")
     if kind != "AutoencoderKL":
         raise ValueError(f"{folder} holds a {kind}; LaVie's VAE is an AutoencoderKL.")
     if "scaling_factor" not in config:
         # Older folders do not say it, and diffusers would take that of Stable Diffusion 1 for the upscaler's.
         config["scaling_factor"] = names.latent_scale(config.get("block_out_channels", ()))
-    return _build_vae(names.vae_names(read_state(_weights(folder, VAE_FILES))), config, folder)
+    return _build_vae(names.vae_names(read_state(find_weights(folder, VAE_FILES))), config, folder)
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
+def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
+    """What the config in a folder of diffusers' or transformers' layout says.
+
+    Raises:
+        FileNotFoundError: when there is none.
+        RuntimeError: when it cannot be read.
+    """
+    path = folder / name
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} is missing; give a folder with text_encoder, vae and tokenizer in diffusers' layout, or a "
@@ -143,7 +149,12 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _weights(folder: Path, candidates: tuple[str, ...]) -> Path:
+def find_weights(folder: Path, candidates: tuple[str, ...]) -> Path:
+    """The first of these files that a folder has.
+
+    Raises:
+        FileNotFoundError: when it has none.
+    """
     found = next((folder / name for name in candidates if (folder / name).is_file()), None)
     if found is None:
         raise FileNotFoundError(f"{folder} has no weights ({candidates[0]}); copy the whole folder.")
