@@ -12,11 +12,26 @@ from torch import Tensor, nn
 
 
 def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
-    """Write ``state`` (state dicts, numbers) to ``path``; a crash in the middle leaves the old file whole."""
+    """Write ``state`` (state dicts, numbers) to ``path``; a crash in the middle leaves the old file whole.
+
+    Raises:
+        OSError: it cannot be written, for want of room for example. The old file is still there, and no half of a new one.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".part")
-    torch.save(dict(state), temporary)
-    os.replace(temporary, path)
+    try:
+        with temporary.open("wb") as file:
+            torch.save(dict(state), file)
+            file.flush()
+            # Otherwise the name could be on the disk before the contents are.
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        temporary.unlink(missing_ok=True)
+        # Torch's writer hides the reason of a full disk behind a RuntimeError of its own.
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        kept = "the last one is still there" if path.is_file() else "there is no earlier one"
+        raise OSError(f"{str(path)!r} cannot be written ({reason}); {kept}; make room and go on.") from error
 
 
 def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any] | None:
