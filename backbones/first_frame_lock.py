@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..video_models.first_frame import FirstFrame
+from ..video_models.latent_statistics import SWITCH
 from .host_hooks import window_frames
 from .registry import diffusion_model, family_of
 
@@ -27,6 +28,46 @@ FIRST_PLACE_KEY = "mask_guided_video_first_place"
 DOUBLE_DEVICES = ("cpu", "cuda")
 # Noise levels that differ by less than this part of them are the same.
 SAME_LEVEL = 1e-4
+
+
+def lock_first_frame(model: Any, latents: Tensor, match_statistics: bool = False, switch: float = SWITCH) -> Any:
+    """Return a clone of a model that keeps a first frame, which a LATENT holds.
+
+    Args:
+        model: ComfyUI ``ModelPatcher``; it is not changed.
+        latents: of the frame, see ``raw_frame``.
+        match_statistics, switch: see ``FirstFrame``.
+
+    Raises:
+        ValueError: another form than that of one frame of the model, or values that are not finite.
+    """
+    raw = raw_frame(model, latents)
+    seen = model.get_model_object("latent_format").process_in(raw)
+    return install_first_frame_lock(model, FirstFrame(seen, match_statistics, switch), raw)
+
+
+def raw_frame(model: Any, latents: Tensor) -> Tensor:
+    """The one frame that a LATENT holds, [1 or B, C, 1, h, w].
+
+    Args:
+        model: ComfyUI ``ModelPatcher`` that shall work on it.
+        latents: [B, C, 1, h, w] or [1, C, h, w]. The first frames of B films need five axes, and a model whose films
+            lie in the batch has but one film.
+
+    Raises:
+        ValueError: several frames, or channels that are not the model's.
+    """
+    shape = tuple(latents.shape)
+    channels = model.get_model_object("latent_format").latent_channels
+    if latents.ndim not in (4, 5) or latents.shape[1] != channels:
+        raise ValueError(
+            f"the first frame has shape {shape} but this model's latents have {channels} channels; encode the picture "
+            "with the model's own VAE."
+        )
+    frames = latents.shape[2] if latents.ndim == 5 else latents.shape[0]
+    if frames != 1:
+        raise ValueError(f"the first frame has shape {shape}, that is {frames} frames; give one frame alone.")
+    return latents if latents.ndim == 5 else latents[:, :, None]
 
 
 def install_first_frame_lock(model: Any, first_frame: FirstFrame, raw: Tensor | None = None) -> Any:
@@ -41,7 +82,7 @@ def install_first_frame_lock(model: Any, first_frame: FirstFrame, raw: Tensor | 
     from comfy.patcher_extension import WrappersMP
 
     locked = model.clone()
-    kept = locked.model.process_latent_out(first_frame.latents) if raw is None else raw
+    kept = model.get_model_object("latent_format").process_out(first_frame.latents) if raw is None else raw
 
     def run(
         executor: Any, noise: Tensor, latents: Tensor, sampler: Any, sigmas: Tensor, *args: Any, **kwargs: Any
@@ -103,10 +144,11 @@ def _lay(model_options: dict[str, Any], first_frame: FirstFrame, place: int) -> 
     def prediction(args: Mapping[str, Any]) -> Tensor:
         denoised = args["denoised"]
         film = as_film(denoised)
-        step, steps = _step(args["model_options"]["transformer_options"]["sample_sigmas"], args["sigma"])
-        matched = first_frame.matched(film[:, :, place:], step, steps)
-        film = torch.cat([film[:, :, :place], first_frame.placed(matched)], dim=2)
-        return like_latents(film, denoised)
+        own = film[:, :, place:]
+        if first_frame.match_statistics:
+            sigmas = args["model_options"]["transformer_options"]["sample_sigmas"]
+            own = first_frame.matched(own, *_step(sigmas, args["sigma"]))
+        return like_latents(torch.cat([film[:, :, :place], first_frame.placed(own)], dim=2), denoised)
 
     options = model_options.setdefault("transformer_options", {})
     options[FIRST_PLACE_KEY] = place

@@ -79,7 +79,9 @@ def spectral_mix(base: Tensor, residual: Tensor) -> Tensor:
     return base * angles.cos().to(base.dtype) + residual * angles.sin().to(base.dtype)
 
 
-def share_first_frame(noise: Tensor, amount: float = 0.2, keep_variance: bool = True) -> Tensor:
+def share_first_frame(
+    noise: Tensor, amount: float = 0.2, keep_variance: bool = True, source: Tensor | None = None
+) -> Tensor:
     """Give every later frame a part of the first frame's noise.
 
     Args:
@@ -87,16 +89,29 @@ def share_first_frame(noise: Tensor, amount: float = 0.2, keep_variance: bool = 
         amount: 0 (independent frames) to 1 (all frames alike).
         keep_variance: weights sqrt(a) and sqrt(1 - a), which keep unit variance. Without it the weights are a and
             1 - a as in LAMP, whose smaller variance (0.68 at 0.2) calms the clip and dulls detail.
+        source: [1 or B, C, 1, h, w], what is shared in place of the first frame's noise, such as the noised first frame.
+
+    Returns:
+        New tensor of the same shape; its first frame is as it was.
+
+    Raises:
+        ValueError: an amount out of range, or a source of another size.
 
     Source: LAMP (arXiv 2310.10769), shared-noise sampling.
     """
     if not 0.0 <= amount <= 1.0:
         raise ValueError(f"shared amount is {amount}; it must lie between 0 and 1.")
     first = noise[:, :, :1]
+    shared = first if source is None else source.to(noise)
+    if shared.shape[1:] != first.shape[1:] or shared.shape[0] not in (1, first.shape[0]):
+        raise ValueError(
+            f"what the frames shall share has shape {tuple(shared.shape)} but a frame of the noise "
+            f"{tuple(first.shape)}; make both of the same size."
+        )
     if keep_variance:
-        mixed = math.sqrt(amount) * first + math.sqrt(1.0 - amount) * noise
+        mixed = math.sqrt(amount) * shared + math.sqrt(1.0 - amount) * noise
     else:
-        mixed = amount * first + (1.0 - amount) * noise
+        mixed = amount * shared + (1.0 - amount) * noise
     return torch.cat([first, mixed[:, :, 1:]], dim=2)
 
 
