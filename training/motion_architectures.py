@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +9,8 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+
+from ..video_models.sharing import sharing_copy
 
 # Modules of a LaVie-shaped U-Net by what they do, as patterns that names end in. ``self_queries`` and ``temporal`` are
 # the set of LAMP (arXiv 2310.10769) without its convolutions; ``cross_queries`` is what Tune-A-Video (arXiv 2212.11565)
@@ -125,6 +126,9 @@ class LoraArchitecture:
             torch.manual_seed(self.seed)
             inject_adapter_in_model(config, tuned)
         self._layers = {name: module for name, module in tuned.named_modules() if isinstance(module, LoraLayer)}
+        for parameter in self.parameters():
+            # In half precision most steps would be too small to change them.
+            parameter.data = parameter.data.float()
         return tuned
 
     def parameters(self) -> list[nn.Parameter]:
@@ -163,12 +167,6 @@ class LoraArchitecture:
         for name, layer in self._layers.items():
             for part in ("lora_A", "lora_B"):
                 yield f"diffusion_model.{name}.{part}.weight", getattr(layer, part)["default"].weight
-
-
-def sharing_copy(module: nn.Module) -> nn.Module:
-    """A module of its own whose parameters and buffers are the given one's: what is put into it stays out of that."""
-    shared = {id(value): value for value in (*module.parameters(), *module.buffers())}
-    return copy.deepcopy(module, shared)
 
 
 # Further kinds are added here by name: called with the settings of the command line that they take.

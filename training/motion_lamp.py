@@ -108,14 +108,14 @@ class _Difference(nn.Module):
         return self.before + difference
 
     def right_inverse(self, value: Tensor) -> Tensor:
-        return torch.zeros_like(value, dtype=torch.float32)
+        return torch.zeros_like(value)
 
 
 def _with_difference(unet: nn.Module, name: str) -> nn.Parameter:
     """Make a parameter of a U-Net the sum of what it is and of a difference, which is returned."""
     owner, _, parameter = name.rpartition(".")
     module = unet.get_submodule(owner)
-    before = getattr(module, parameter).detach()
+    before = getattr(module, parameter).detach().float()
     # One of its own: the parameter that is there may be another network's too, and is written to.
     setattr(module, parameter, nn.Parameter(before.clone()))
     parametrize.register_parametrization(module, parameter, _Difference(before))
