@@ -1,0 +1,608 @@
+"""Keys of other frames, through the stack, against explicit biases over all pairs of tokens of the clip."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mask_guided_video.attention_patches import first_frame_keys, guidance_plan
+from mask_guided_video.attention_patches.attention import OVERRIDE_KEY, attention
+from mask_guided_video.attention_patches.first_frame_keys import FirstFrameKeys, first_frame_keys_patch, key_places
+from mask_guided_video.attention_patches.free_long import FreeLong, free_long_patch
+from mask_guided_video.attention_patches.mask_guidance import MaskGuidance, mask_guidance_patch
+from mask_guided_video.attention_patches.region_tables import fold_keys
+from mask_guided_video.attention_patches.site import CONDITIONAL, SITE_KEY, UNCONDITIONAL, AttentionSite, BatchRows
+from mask_guided_video.attention_patches.stack import PatchStack
+from mask_guided_video.attention_patches.text_spans import TextSpans
+from mask_guided_video.video_models.lavie_config import LaVieConfig
+from mask_guided_video.video_models.lavie_unet import LaVieUNet
+
+HEADS, DIM, FRAMES, HEIGHT, WIDTH = 2, 12, 4, 3, 5
+CELLS = HEIGHT * WIDTH
+SOURCES = ("first", "first_prev", "first_self", "first_prev_self")
+TOLERANCE = {torch.float32: 4e-6, torch.float16: 6e-3, torch.bfloat16: 4e-2}
+# How often each of four frames looks at each of them, written out.
+COUNTS = {
+    "first": [[1, 0, 0, 0], [1, 0, 0, 0], [1, 0, 0, 0], [1, 0, 0, 0]],
+    "first_prev": [[2, 0, 0, 0], [2, 0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0]],
+    "first_self": [[2, 0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0], [1, 0, 0, 1]],
+    "first_prev_self": [[3, 0, 0, 0], [2, 1, 0, 0], [1, 1, 1, 0], [1, 0, 1, 1]],
+}
+
+
+def make_site(folded: str = "frames", *, before: int = 0, after: int = 0, **changes: Any) -> AttentionSite:
+    """A call of 2 chunks x 2 samples; in a sequence over the whole clip ``after`` tokens are text."""
+    tokens = CELLS if folded == "frames" else FRAMES * CELLS
+    joint = folded == "none" and after > 0
+    site = AttentionSite(
+        kind="joint" if joint else "self",
+        block="down.1.0",
+        index=0,
+        total=2,
+        level=1,
+        grid=(FRAMES, HEIGHT, WIDTH),
+        frames=tuple(range(FRAMES)),
+        clip_frames=FRAMES,
+        video=slice(before, before + tokens),
+        text=slice(before + tokens, before + tokens + after) if joint else None,
+        rows=BatchRows((CONDITIONAL, UNCONDITIONAL), 2, folded, FRAMES if folded == "frames" else 1),
+        progress=0.1,
+        sigma=5.0,
+    )
+    return replace(site, **changes)
+
+
+def make_tensors(site: AttentionSite, length: int, keys: int = 0, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(length)
+    return [
+        torch.randn(site.rows.total, tokens, HEADS * DIM, generator=generator).to(dtype)
+        for tokens in (length, keys or length, keys or length)
+    ]
+
+
+def run(patches: Sequence[Any], site: AttentionSite, qkv: Sequence[Tensor], mask: Tensor | None = None) -> Tensor:
+    override = PatchStack([*patches]).override
+    return override(attention, *qkv, HEADS, mask=mask, transformer_options={SITE_KEY: site})
+
+
+def keys_patch(source: str = "first_self", **settings: Any) -> Any:
+    return first_frame_keys_patch(FirstFrameKeys(source, **settings))
+
+
+def dense(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    """[B, L, C] attention in double precision with a bias that broadcasts to [B, heads, Lq, Lk]."""
+    q, k, v = (tensor.double().unflatten(2, (HEADS, -1)).transpose(1, 2) for tensor in (q, k, v))
+    scores = q @ k.transpose(2, 3) / math.sqrt(DIM) + bias
+    return (scores.softmax(dim=3) @ v).transpose(1, 2).flatten(2)
+
+
+def looks(source: str, cells: int = CELLS) -> Tensor:
+    """Bias [N, N] over all pairs of the clip: a key that is there n times has log n."""
+    counts = torch.tensor(COUNTS[source], dtype=torch.float64).log()
+    return counts.repeat_interleave(cells, 0).repeat_interleave(cells, 1)
+
+
+def clips(tensor: Tensor) -> Tensor:
+    """Rows of single frames [S * T, L, C] as rows of clips [S, T * L, C]."""
+    return tensor.unflatten(0, (-1, FRAMES)).flatten(1, 2)
+
+
+def test_places_of_the_frames_that_are_looked_at() -> None:
+    assert key_places("self", range(3)) == ((0,), (1,), (2,))
+    assert key_places("first", range(3)) == ((0,), (0,), (0,))
+    assert key_places("first_prev", range(4)) == ((0, 0), (0, 0), (0, 1), (0, 2))
+    assert key_places("first_self", range(3)) == ((0, 0), (0, 1), (0, 2))
+    assert key_places("first_prev_self", range(4)) == ((0, 0, 0), (0, 0, 1), (0, 1, 2), (0, 2, 3))
+    for source, counts in COUNTS.items():
+        places = key_places(source, range(4))
+        assert [[row.count(frame) for frame in range(4)] for row in places] == counts
+
+
+def test_windows_without_the_first_frame_of_the_clip_have_a_first_frame_of_their_own() -> None:
+    assert key_places("first", (6, 7, 8)) == ((0,), (0,), (0,))
+    assert key_places("first_prev_self", (6, 8, 10)) == ((0, 0, 0), (0, 0, 1), (0, 1, 2))
+    # A window of a loop: the clip's first frame stands third, and nothing before it.
+    assert key_places("first_prev", (8, 9, 0, 1)) == ((2, 0), (2, 0), (2, 2), (2, 2))
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("source", SOURCES)
+def test_folded_frames_equal_a_bias_over_all_pairs(source: str, dtype: torch.dtype) -> None:
+    site = make_site()
+    q, k, v = make_tensors(site, CELLS, dtype=dtype)
+    out = run([keys_patch(source)], site, (q, k, v))
+    expected = dense(clips(q), clips(k), clips(v), looks(source)).unflatten(1, (FRAMES, CELLS)).flatten(0, 1)
+    assert out.dtype == dtype and out.shape == q.shape
+    torch.testing.assert_close(out.double(), expected, atol=TOLERANCE[dtype], rtol=0)
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize(("before", "after"), [(0, 0), (0, 6), (7, 0), (7, 6)])
+@pytest.mark.parametrize("source", SOURCES)
+def test_whole_clips_equal_a_bias_over_all_pairs(source: str, before: int, after: int, dtype: torch.dtype) -> None:
+    site = make_site("none", before=before, after=after)
+    length = before + FRAMES * CELLS + after
+    qkv = make_tensors(site, length, dtype=dtype)
+    bias = torch.zeros(length, length, dtype=torch.float64)
+    bias[site.video, site.video] = looks(source)
+    out = run([keys_patch(source)], site, qkv)
+    torch.testing.assert_close(out.double(), dense(*qkv, bias), atol=TOLERANCE[dtype], rtol=0)
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_other_keys_of_folded_frames_stay_their_own(source: str) -> None:
+    before, after = 2, 3
+    site = make_site(key_video=slice(before, before + CELLS))
+    q, k, v = make_tensors(site, CELLS, before + CELLS + after)
+    out = run([keys_patch(source)], site, (q, k, v))
+    for row in range(len(q)):
+        first = row - row % FRAMES
+        frames = [frame for frame, count in enumerate(COUNTS[source][row % FRAMES]) for _ in range(count)]
+        keys, values = (
+            torch.cat([t[row, :before], *(t[first + frame, before:-after] for frame in frames), t[row, -after:]])[None]
+            for t in (k, v)
+        )
+        expected = dense(q[row : row + 1], keys, values, torch.zeros(1))
+        torch.testing.assert_close(out[row : row + 1].double(), expected, atol=4e-6, rtol=0)
+
+
+@pytest.mark.parametrize("folded", ["frames", "none"])
+@pytest.mark.parametrize("shape", [(8, 1), (1, HEADS), (1, 1)])
+def test_a_bias_that_came_with_the_call_goes_with_its_keys(folded: str, shape: tuple[int, int]) -> None:
+    site = replace(make_site(folded), rows=BatchRows((CONDITIONAL,), 8 if folded == "none" else 2, folded, FRAMES))
+    if folded == "none":
+        site = replace(site, rows=BatchRows((CONDITIONAL,), 8, "none"))
+    length = CELLS if folded == "frames" else FRAMES * CELLS
+    q, k, v = make_tensors(site, length)
+    given = torch.randn(*shape, length, length, generator=torch.Generator().manual_seed(3))
+    out = run([keys_patch("first_prev")], site, (q, k, v), given)
+    if folded == "none":
+        expected = dense(q, k, v, looks("first_prev") + given)
+    else:
+        # Key tokens of frame f keep what the bias says in f's own row.
+        of_row = given.double().expand(8, -1, -1, -1).unflatten(0, (2, FRAMES))
+        pairs = torch.cat([of_row[:, frame] for frame in range(FRAMES)], dim=3).repeat(1, 1, FRAMES, 1)
+        expected = dense(clips(q), clips(k), clips(v), looks("first_prev") + pairs)
+        expected = expected.unflatten(1, (FRAMES, CELLS)).flatten(0, 1)
+    torch.testing.assert_close(out.double(), expected, atol=4e-6, rtol=0)
+
+
+# --- when nothing is to be done ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "changes"),
+    [
+        ({"source": "self"}, {}),
+        ({"start_percent": 0.2}, {}),
+        ({"end_percent": 0.05}, {}),
+        ({"blocks": "mid,up"}, {}),
+        ({"blocks": "down.0"}, {}),
+        ({"rows": "conditional"}, {"rows": BatchRows((UNCONDITIONAL, UNCONDITIONAL), 2, "frames", FRAMES)}),
+        ({}, {"kind": "cross", "text": slice(0, CELLS)}),
+        ({}, {"grid": (1, HEIGHT, WIDTH), "frames": (2,), "rows": BatchRows((0, 1), 8, "frames", 1)}),
+        ({}, {"kind": "temporal", "grid": (CELLS, 2, 2), "rows": BatchRows((0, 1), 2, "positions", 4)}),
+        ({}, {"query_frames": (1,)}),
+        ({}, {"key_frames": ((0,),) * FRAMES}),
+    ],
+)
+def test_calls_that_are_none_of_its_business_go_through_to_the_bit(settings: Any, changes: Any) -> None:
+    site = replace(make_site(), **changes)
+    patch = keys_patch(**settings)
+    qkv = make_tensors(site, CELLS)
+    assert not patch.acts_at(site)
+    assert torch.equal(run([patch], site, qkv), attention(*qkv, HEADS))
+
+
+@pytest.mark.parametrize("folded", ["frames", "none"])
+def test_unconditional_rows_are_left_alone_to_the_bit(folded: str) -> None:
+    site = make_site(folded, after=5 if folded == "none" else 0)
+    length = CELLS if folded == "frames" else FRAMES * CELLS + 5
+    qkv = make_tensors(site, length)
+    half = site.rows.total // 2
+    plain, both = attention(*qkv, HEADS), run([keys_patch()], site, qkv)
+    one = run([keys_patch(rows="conditional")], site, qkv)
+    assert torch.equal(one[half:], plain[half:]) and not torch.allclose(both[half:], plain[half:], atol=1e-2)
+    torch.testing.assert_close(one[:half], both[:half], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"source": "last"}, "source is 'last'; choose one of self, first, first_prev, first_self, first_prev_self"),
+        ({"source": "first", "rows": "all"}, "rows is 'all'; choose one of conditional, both"),
+        ({"source": "first", "start_percent": 0.6, "end_percent": 0.5}, "start_percent 0.6 and end_percent 0.5 are no"),
+        ({"source": "first", "end_percent": 1.5}, "end_percent 1.5 are no part of the schedule"),
+        ({"source": "first", "blocks": " , "}, "blocks is ' , '; write 'all' or"),
+    ],
+)
+def test_settings_out_of_range(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        FirstFrameKeys(**settings)
+
+
+def test_sites_that_do_not_fit_their_tensors_are_refused() -> None:
+    site = make_site()
+    with pytest.raises(ValueError, match="has 16 rows and 15 video tokens, but grid"):
+        run([keys_patch()], replace(site, grid=(FRAMES, HEIGHT, WIDTH + 1)), make_tensors(site, CELLS))
+    with pytest.raises(ValueError, match=r"has frames \(0, 1, 2, 3\) but takes its keys from \(\(9,\),"):
+        fold_keys(torch.zeros(1, *site.grid), replace(site, key_frames=((9,),) * FRAMES))
+
+
+# --- masks behind them ------------------------------------------------------------------------------------------------
+
+MODES: dict[str, dict[str, Any]] = {
+    "focus": {"mode": "focus", "strength": 0.7},
+    "focus_fg": {"mode": "focus_fg", "strength": 1.0},
+    "separate": {"mode": "separate", "strength": 4.0},
+    "hard": {"mode": "separate", "hard": True},
+}
+
+
+def make_masks(first_frame: bool = True) -> Tensor:
+    """Two objects that do not overlap, pixels are tokens: the second is not in frame 1, neither is in frame 3."""
+    masks = torch.zeros(2, FRAMES, HEIGHT, WIDTH)
+    for frame in range(0 if first_frame else 1, 3):
+        masks[0, frame, :2, frame : frame + 2] = 0.9
+        masks[0, frame, 0, frame] = 0.6
+    for frame in (0, 2) if first_frame else (2,):
+        masks[1, frame, 2, 1:4] = 1.0
+        masks[1, frame, 2, 0] = 0.3
+    return masks
+
+
+def mask_bias(masks: Tensor, mode: str, strength: float = 8.0, hard: bool = False) -> Tensor:
+    """[N, N] over all pairs of the clip, pair by pair."""
+    cells = masks.shape[2] * masks.shape[3]
+    share = masks.double().flatten(1).T
+    share = (share >= 0.5).double() if hard else share
+    full = torch.cat((share, 1.0 - share.sum(dim=1, keepdim=True)), dim=1)
+    out = torch.zeros(len(share), len(share), dtype=torch.float64)
+    for query, own in enumerate(share):
+        frame = query // cells
+        if share[frame * cells : (frame + 1) * cells].max() < 0.5:
+            continue
+        for key, other in enumerate(share):
+            if mode == "focus":
+                out[query, key] = strength * math.log(max(float(other.max()), 1e-4))
+            elif mode == "focus_fg" and own.sum() >= 0.5:
+                logs = other.clamp(min=1e-4).log()
+                out[query, key] = strength * float(own @ logs / own.sum())
+            elif mode == "separate":
+                out[query, key] = -(1000.0 if hard else strength) * (1.0 - float(full[query] @ full[key]))
+    return out
+
+
+@pytest.fixture(params=["explicit", "channels", "partition"])
+def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The way in which biases are applied; by size alone these calls would all take the explicit one."""
+    if request.param != "explicit":
+        monkeypatch.setattr(guidance_plan, "DENSE_PAIRS", 0)
+    monkeypatch.setattr(guidance_plan, "PARTITION_TOKENS", 1 if request.param == "partition" else 10**9)
+    return request.param
+
+
+@pytest.mark.parametrize("first_frame", [True, False])
+@pytest.mark.parametrize("folded", ["frames", "none"])
+@pytest.mark.parametrize("mode", list(MODES))
+@pytest.mark.parametrize("source", SOURCES)
+def test_masks_follow_the_keys(source: str, mode: str, folded: str, first_frame: bool, kernel: str) -> None:
+    masks, site = make_masks(first_frame), make_site(folded)
+    guide = MaskGuidance(masks, end_percent=1.0, **MODES[mode])
+    q, k, v = make_tensors(site, CELLS if folded == "frames" else FRAMES * CELLS)
+    out = run([keys_patch(source), mask_guidance_patch(guide)], site, (q, k, v))
+    bias = looks(source) + mask_bias(masks, **MODES[mode])
+    if folded == "none":
+        expected = dense(q, k, v, bias)
+    else:
+        expected = dense(clips(q), clips(k), clips(v), bias).unflatten(1, (FRAMES, CELLS)).flatten(0, 1)
+    torch.testing.assert_close(out.double(), expected, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("before", "after"), [(0, 6), (7, 6)])
+@pytest.mark.parametrize("mode", ["separate", "hard"])
+@pytest.mark.parametrize("source", ["first", "first_prev_self"])
+def test_masks_and_words_follow_the_keys_of_joint_attention(
+    source: str, mode: str, before: int, after: int, kernel: str
+) -> None:
+    masks, site = make_masks(), make_site("none", before=before, after=after)
+    guide = MaskGuidance(masks, ("ball", "cube"), end_percent=1.0, **MODES[mode])
+    length, stop = before + FRAMES * CELLS + after, before + FRAMES * CELLS
+    qkv = make_tensors(site, length)
+    out = run([keys_patch(source), mask_guidance_patch(guide, TextSpans(("ball", "cube"), ((1, 2), (4,))))], site, qkv)
+    film = torch.zeros(length, length, dtype=torch.float64)
+    film[site.video, site.video] = looks(source) + mask_bias(masks, **MODES[mode])
+    words = film.clone()
+    for number, positions in enumerate(((1, 2), (4,))):
+        for frame in range(FRAMES):
+            share = masks[number, frame].flatten().double()
+            if share.max() < 0.5:
+                continue
+            outside = -1000.0 * (share < 0.5) if mode == "hard" else -4.0 * (1.0 - share)
+            for position in positions:
+                words[before + frame * CELLS : before + (frame + 1) * CELLS, stop + position] += outside
+    half = site.rows.total // 2
+    conditional, unconditional = ([tensor[rows] for tensor in qkv] for rows in (slice(0, half), slice(half, None)))
+    torch.testing.assert_close(out[:half].double(), dense(*conditional, words), atol=2e-5, rtol=0)
+    torch.testing.assert_close(out[half:].double(), dense(*unconditional, film), atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("folded", ["frames", "none"])
+def test_masks_follow_the_frames_of_context_windows(folded: str) -> None:
+    film = torch.zeros(1, 20, HEIGHT, WIDTH)
+    for frame in range(20):
+        film[0, frame, frame % HEIGHT, frame % WIDTH] = 1.0
+    guide = MaskGuidance(film, mode="separate", strength=4.0, end_percent=1.0)
+    for frames in ((6, 8, 10, 12), (18, 19, 0, 1)):
+        site = replace(make_site(folded), frames=frames, clip_frames=20)
+        q, k, v = make_tensors(site, CELLS if folded == "frames" else FRAMES * CELLS)
+        out = run([keys_patch("first_self"), mask_guidance_patch(guide)], site, (q, k, v))
+        seen = torch.full((FRAMES, FRAMES), -torch.inf, dtype=torch.float64)
+        for row in range(FRAMES):
+            seen[row, row] = seen[row, 2 if 0 in frames else 0] = 0.0
+        first = 2 if 0 in frames else 0
+        seen[first, first] = math.log(2.0)
+        pairs = seen.repeat_interleave(CELLS, 0).repeat_interleave(CELLS, 1)
+        bias = pairs + mask_bias(film[:, list(frames)], "separate", 4.0)
+        if folded == "none":
+            expected = dense(q, k, v, bias)
+        else:
+            expected = dense(clips(q), clips(k), clips(v), bias).unflatten(1, (FRAMES, CELLS)).flatten(0, 1)
+        torch.testing.assert_close(out.double(), expected, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("folded", ["frames", "none"])
+@pytest.mark.parametrize("mode", ["focus_fg", "separate", "hard"])
+def test_half_precision_with_masks(mode: str, folded: str, dtype: torch.dtype) -> None:
+    masks, site = make_masks(), make_site(folded)
+    guide = MaskGuidance(masks, end_percent=1.0, **MODES[mode])
+    q, k, v = make_tensors(site, CELLS if folded == "frames" else FRAMES * CELLS, dtype=dtype)
+    out = run([keys_patch("first_self"), mask_guidance_patch(guide)], site, (q, k, v))
+    bias = looks("first_self") + mask_bias(masks, **MODES[mode])
+    if folded == "none":
+        expected = dense(q, k, v, bias)
+    else:
+        expected = dense(clips(q), clips(k), clips(v), bias).unflatten(1, (FRAMES, CELLS)).flatten(0, 1)
+    assert out.dtype == dtype
+    torch.testing.assert_close(out.double(), expected, atol=3 * TOLERANCE[dtype], rtol=0)
+
+
+@pytest.mark.parametrize("folded", ["frames", "none"])
+def test_masks_of_another_stack_follow_the_keys_too(folded: str) -> None:
+    masks, site = make_masks(), make_site(folded)
+    guide = mask_guidance_patch(MaskGuidance(masks, end_percent=1.0, **MODES["separate"]))
+    qkv = make_tensors(site, CELLS if folded == "frames" else FRAMES * CELLS)
+    one = run([keys_patch(), guide], site, qkv)
+    two = (
+        PatchStack([keys_patch()])
+        .chain(PatchStack([guide]).override)
+        .override(attention, *qkv, HEADS, transformer_options={SITE_KEY: site})
+    )
+    torch.testing.assert_close(two, one, atol=2e-6, rtol=0)
+
+
+def test_masks_that_are_off_leave_the_keys_to_the_bit() -> None:
+    for folded, length in (("frames", CELLS), ("none", FRAMES * CELLS)):
+        site = make_site(folded)
+        qkv = make_tensors(site, length)
+        nothing = MaskGuidance(make_masks(), mode="separate", strength=0.0)
+        out = run([keys_patch(), mask_guidance_patch(nothing)], site, qkv)
+        assert torch.equal(out, run([keys_patch()], site, qkv))
+
+
+# --- what follows sees, and what it costs -----------------------------------------------------------------------------
+
+
+def calls_of(patches: Sequence[Any], site: AttentionSite, qkv: Sequence[Tensor]) -> list[tuple[int, int, Any, Any]]:
+    """Rows x queries, rows x keys, site and mask of each attention call that is made."""
+    seen: list[tuple[int, int, Any, Any]] = []
+
+    def record(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Any = None, **kwargs: Any) -> Tensor:
+        q, k = (tensor if tensor.ndim == 4 else tensor[:, None] for tensor in (q, k))
+        seen.append((q.shape[2], k.shape[2], kwargs["transformer_options"][SITE_KEY], mask))
+        plain = q if q.shape[1] == heads else q[:, 0]
+        return attention(plain, k if k.shape[1] == heads else k[:, 0], v, heads, mask=mask, **kwargs)
+
+    PatchStack(patches).override(record, *qkv, HEADS, transformer_options={SITE_KEY: site})
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("source", "frames"), [("first", 1), ("first_prev", 2), ("first_self", 2), ("first_prev_self", 3)]
+)
+def test_folded_frames_take_one_call_and_say_whose_keys_it_has(source: str, frames: int) -> None:
+    site = replace(make_site(), frames=(0, 4, 8, 12), clip_frames=16)
+    ((queries, keys, seen, mask),) = calls_of([keys_patch(source)], site, make_tensors(site, CELLS))
+    assert (queries, keys, mask) == (CELLS, frames * CELLS, None)
+    assert seen.key_video == slice(0, frames * CELLS) and seen.video == slice(0, CELLS)
+    assert seen.frames == site.frames and seen.grid == site.grid and seen.rows == site.rows
+    expected = {"first": (0,), "first_prev": (0, 8), "first_self": (0, 12), "first_prev_self": (0, 8, 12)}[source]
+    assert seen.key_frames[3] == expected and len(seen.key_frames) == FRAMES
+
+
+@pytest.mark.parametrize(
+    ("source", "turns"), [("first", 1), ("first_prev", 3), ("first_self", 4), ("first_prev_self", 4)]
+)
+def test_whole_clips_take_a_call_for_each_frame_that_looks_elsewhere(source: str, turns: int) -> None:
+    before, after = 7, 6
+    site = make_site("none", before=before, after=after)
+    made = calls_of([keys_patch(source)], site, make_tensors(site, before + FRAMES * CELLS + after))
+    film, others = made[:turns], made[turns:]
+    most = len(source.split("_"))
+    assert {keys for _, keys, _, _ in film} == {before + most * CELLS + after}
+    assert sum(queries for queries, _, _, _ in film) == FRAMES * CELLS
+    assert [seen.query_frames for _, _, seen, _ in film][-1][-1] == 3
+    for _, keys, seen, mask in film:
+        assert mask is None and seen.text == slice(keys - after, keys)
+        assert seen.key_video == slice(before, keys - after) and seen.grid[0] == len(seen.frames) == most
+    assert [(queries, seen.query_frames, seen.video) for queries, _, seen, _ in others] == [
+        (before, (), slice(0, 0)),
+        (after, (), slice(0, 0)),
+    ]
+    assert all(seen.text == site.text and seen.key_video == site.video for _, _, seen, _ in others)
+
+
+class Largest(TorchDispatchMode):
+    """Notes how many elements the largest tensor has that is made, attention's own left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = function(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(tensor, Tensor):
+                self.elements = max(self.elements, tensor.numel())
+        return out
+
+
+@pytest.mark.parametrize("folded", ["frames", "none"])
+@pytest.mark.parametrize("guided", [False, True])
+def test_no_tensor_grows_with_the_pairs_of_tokens(folded: str, guided: bool) -> None:
+    frames, height, width = 4, 32, 32
+    tokens = height * width * (1 if folded == "frames" else frames)
+    rows = BatchRows((CONDITIONAL,), 1, folded, frames if folded == "frames" else 1)
+    site = replace(make_site(folded), grid=(frames, height, width), video=slice(0, tokens), rows=rows)
+    qkv = make_tensors(site, tokens)
+    masks = torch.zeros(1, frames, height, width)
+    masks[:, :, 8:20, 8:20] = 1.0
+    guide = mask_guidance_patch(MaskGuidance(masks, mode="separate", strength=4.0, end_percent=1.0))
+    override = PatchStack([keys_patch("first_prev_self"), *([guide] if guided else [])]).override
+
+    def cheap(q: Tensor, k: Tensor, v: Tensor, heads: int, **kwargs: Any) -> Tensor:
+        return q if kwargs["skip_reshape"] else q.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+    with Largest() as largest:
+        override(cheap, *qkv, HEADS, transformer_options={SITE_KEY: site})
+    # Keys of three frames for each frame, and at most a third more for channels.
+    assert largest.elements <= 3 * qkv[1].numel() * 4 / 3
+
+
+def test_tables_are_made_once_and_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    patch, site = keys_patch(), make_site()
+    qkv = make_tensors(site, CELLS)
+    first = run([patch], site, qkv)
+    assert copy.deepcopy(patch) is patch and len(patch._tables) == 1
+    assert torch.equal(run([patch], replace(site, progress=0.7, sigma=1.0), qkv), first) and len(patch._tables) == 1
+    monkeypatch.setattr(first_frame_keys, "MAX_TABLES", 2)
+    for start in range(3):
+        run([patch], replace(site, frames=tuple(range(start, start + 4)), clip_frames=9), qkv)
+    assert len(patch._tables) <= 2
+    PatchStack([patch]).release()
+    assert not patch._tables
+
+
+def test_the_outer_one_of_two_chooses() -> None:
+    for folded, length in (("frames", CELLS), ("none", FRAMES * CELLS)):
+        site = make_site(folded)
+        qkv = make_tensors(site, length)
+        both = run([keys_patch("first"), keys_patch("first_prev_self")], site, qkv)
+        assert torch.equal(both, run([keys_patch("first")], site, qkv))
+
+
+# --- together with FreeLong -------------------------------------------------------------------------------------------
+
+LONG = free_long_patch(FreeLong(window=2, strength=0.8))
+
+
+def test_free_long_is_not_disturbed_where_frames_are_folded_into_the_batch() -> None:
+    over_time = replace(
+        make_site(), kind="temporal", rows=BatchRows((0, 1), 2, "positions", CELLS), video=slice(0, FRAMES)
+    )
+    for site, length, own in ((make_site(), CELLS, keys_patch()), (over_time, FRAMES, LONG)):
+        qkv = make_tensors(site, length)
+        alone = run([own], site, qkv)
+        assert not torch.allclose(alone, attention(*qkv, HEADS), atol=1e-3)
+        assert torch.equal(run([keys_patch(), LONG], site, qkv), alone)
+        assert torch.equal(run([LONG, keys_patch()], site, qkv), alone)
+
+
+@pytest.mark.parametrize("after", [0, 6])
+def test_before_free_long_the_keys_win_in_their_steps_and_blocks(after: int) -> None:
+    site = make_site("none", after=after)
+    qkv = make_tensors(site, FRAMES * CELLS + after)
+    keys = keys_patch(end_percent=0.5, blocks="down")
+    assert torch.equal(run([keys, LONG], site, qkv), run([keys], site, qkv))
+    for changes in ({"progress": 0.6}, {"block": "up.0"}):
+        other = replace(site, **changes)
+        assert torch.equal(run([keys, LONG], other, qkv), run([LONG], other, qkv))
+
+
+@pytest.mark.parametrize("after", [0, 6])
+def test_behind_free_long_the_whole_clip_looks_at_the_keys_and_windows_at_themselves(after: int) -> None:
+    site = make_site("none", after=after)
+    length = FRAMES * CELLS + after
+    qkv = make_tensors(site, length)
+    keys = keys_patch("first_prev")
+
+    def whole_clip(q: Tensor, k: Tensor, v: Tensor, heads: int, **kwargs: Any) -> Tensor:
+        """FreeLong's calls, with those over the whole clip written out."""
+        if q.shape[-2] != length:
+            return attention(q, k, v, heads, **kwargs)
+        bias = torch.zeros(length, length, dtype=torch.float64)
+        bias[site.video, site.video] = looks("first_prev")
+        q, k, v = (t if t.ndim == 3 else t.transpose(1, 2).flatten(2) for t in (q, k, v))
+        return dense(q, k, v, bias).float().unflatten(2, (heads, -1)).transpose(1, 2)
+
+    together = run([LONG, keys], site, qkv)
+    expected = PatchStack([LONG]).override(whole_clip, *qkv, HEADS, transformer_options={SITE_KEY: site})
+    torch.testing.assert_close(together, expected, atol=1e-5, rtol=0)
+    assert not torch.allclose(together, run([LONG], site, qkv), atol=1e-3)
+    assert not torch.allclose(together, run([keys], site, qkv), atol=1e-3)
+
+
+# --- LaVie's interpolation, which chooses its keys itself -------------------------------------------------------------
+
+
+def test_masks_reach_the_interpolation_models_own_keys() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = LaVieConfig(
+            stage="interpolation",
+            in_channels=8,
+            block_out_channels=(16,),
+            attention_levels=(True,),
+            layers_per_block=1,
+            num_heads=2,
+            cross_attention_dim=12,
+            norm_num_groups=4,
+        )
+        unet = LaVieUNet(config)
+        for parameter in unet.parameters():
+            torch.nn.init.normal_(parameter, std=0.2)
+        latents, text = torch.randn(2, 8, FRAMES, HEIGHT, WIDTH), torch.randn(2, 6, 12)
+    masks = make_masks()
+    pairs = mask_bias(masks, "focus_fg", 1.0).view(FRAMES, CELLS, FRAMES, CELLS)
+    of_rows = [torch.cat([pairs[row, :, 0], pairs[row, :, max(row - 1, 0)]], dim=1) for row in range(FRAMES)]
+    biases = torch.stack(of_rows)[:, None].float()
+    turn = iter(range(100))
+
+    def with_bias(
+        function: Any, q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Any = None, **kwargs: Any
+    ) -> Tensor:
+        # Self-attention, cross-attention and time in turn.
+        own = biases.repeat(2, 1, 1, 1) if next(turn) % 3 == 0 else mask
+        return function(q, k, v, heads, mask=own, **kwargs)
+
+    def predict(**options: Any) -> Tensor:
+        with torch.no_grad():
+            options = {"cond_or_uncond": [0, 1], "sigmas": torch.tensor([2.0]), **options}
+            return unet(latents, torch.full((2,), 500), text, options)
+
+    guide = MaskGuidance(masks, mode="focus_fg", strength=1.0, end_percent=1.0)
+    plain = predict()
+    guided = predict(**{OVERRIDE_KEY: PatchStack([mask_guidance_patch(guide)]).override})
+    torch.testing.assert_close(guided, predict(**{OVERRIDE_KEY: with_bias}), atol=1e-5, rtol=1e-4)
+    assert float((guided - plain).abs().max()) > 1e-3
+    kept = predict(**{OVERRIDE_KEY: PatchStack([keys_patch("first")]).override})
+    assert torch.equal(kept, plain)
