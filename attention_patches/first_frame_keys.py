@@ -235,9 +235,7 @@ def attend_in_turns(attend: Attend, q: Tensor, k: Tensor, v: Tensor, site: Atten
     """
     out, size = empty_result(q, v), frame_tokens(site)
     begin, end, _ = site.video.indices(q.shape[2])
-    # Copies of one and the same frame are as good as one of them.
-    wanted = [row[:1] if len(set(row)) == 1 else row for row in places]
-    for frames, group in groupby(range(len(wanted)), key=wanted.__getitem__):
+    for frames, group in groupby(range(len(places)), key=places.__getitem__):
         asking = list(group)
         queries = slice(begin + size * asking[0], begin + size * (asking[-1] + 1))
         part = part_of_keys(site, k.shape[2], frames, slice(asking[0], asking[-1] + 1))
