@@ -220,8 +220,7 @@ def with_lamp(
         ValueError: if the tensors do not belong to this U-Net.
     """
     check_tensors(unet, tensors, path)
-    device = unet.conv_in.weight.device
-    layers = new_layers(unet, dtype=unet.dtype, device=device)
+    layers = new_layers(unet, dtype=unet.conv_in.weight.dtype, device=unet.conv_in.weight.device)
     fill_layers(layers, tensors, strength)
     tuned = with_layers(unet, layers)
     for name, written in changed_parameters(unet).items():
