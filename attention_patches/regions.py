@@ -8,8 +8,10 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.nn.functional import adaptive_max_pool2d, interpolate, pad
 
 TimePooling = Literal["max", "mean", "min", "first", "last"]
+MaskRule = Literal["area", "strided", "nearest", "bilinear_gt0", "maxpool"]
 
 # A cell belongs to an object when the object covers at least this part of it.
 FOREGROUND = 0.5
@@ -155,6 +157,46 @@ def pool_area(masks: Tensor, height: int, width: int, extent: tuple[float, float
     return (rows @ masks.float() @ columns.T).clamp(0.0, 1.0)
 
 
+def pool_space(
+    masks: Tensor,
+    height: int,
+    width: int,
+    extent: tuple[float, float] | None = None,
+    rule: MaskRule = "area",
+    level: int = 0,
+) -> Tensor:
+    """Bring masks [R, T, H, W] to the cells of a token grid, [R, T, height, width].
+
+    Args:
+        masks: in pixels.
+        height, width: of the grid.
+        extent: see ``AttentionSite``.
+        rule: ``area`` averages; ``strided`` averages to the cells of the finest grid, cuts at 0.5 and takes every
+            2 ** level-th of them; ``nearest`` takes single pixels; ``bilinear_gt0`` takes every cell in which
+            interpolation between pixels is above 0; ``maxpool`` takes every cell that the object touches.
+        level: of the grid, 0 the finest.
+    """
+    if rule == "area":
+        return pool_area(masks, height, width, extent)
+    if rule == "strided":
+        step = 2**level
+        extent = None if extent is None else (extent[0] * step, extent[1] * step)
+        finest = pool_area(masks, height * step, width * step, extent) >= FOREGROUND
+        return finest[..., ::step, ::step].float()
+    if extent is not None:
+        # The last cells reach over the edge of the picture: it goes on as it ends there.
+        spare = [
+            round(size * cells / filled) - size
+            for size, cells, filled in zip(masks.shape[-2:], (height, width), extent, strict=True)
+        ]
+        masks = pad(masks, (0, spare[1], 0, spare[0]), mode="replicate")
+    if rule == "maxpool":
+        return adaptive_max_pool2d(masks, (height, width))
+    if rule == "nearest":
+        return interpolate(masks, (height, width), mode="nearest")
+    return (interpolate(masks, (height, width), mode="bilinear", align_corners=False) > 0.0).float()
+
+
 def guard_thin_objects(pooled: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
     """Keep objects that exist in pixels but cover no cell by half.
 
@@ -200,12 +242,23 @@ class MaskPyramid:
         masks: [R, F, H, W] float in 0..1, CPU.
         hard: see ``split_overlaps``.
         time_pooling: see ``pool_time``.
+        rule: see ``pool_space``.
+        apart: the shares of a cell add up to at most 1; otherwise objects may overlap.
     """
 
-    def __init__(self, masks: Tensor, hard: bool = False, time_pooling: TimePooling = "max") -> None:
+    def __init__(
+        self,
+        masks: Tensor,
+        hard: bool = False,
+        time_pooling: TimePooling = "max",
+        rule: MaskRule = "area",
+        apart: bool = True,
+    ) -> None:
         self.masks = masks
         self.hard = hard
         self.time_pooling = time_pooling
+        self.rule = rule
+        self.apart = apart
         self._levels: dict[tuple[object, ...], Regions] = {}
 
     def regions(
@@ -215,24 +268,36 @@ class MaskPyramid:
         clip_frames: int,
         extent: tuple[float, float] | None = None,
         time_factor: int | None = None,
+        level: int = 0,
     ) -> Regions:
         """Return the regions of the whole clip on a grid of ``height`` x ``width`` cells.
 
         Args:
             height, width: of the grid.
             clip_frames: frames of the whole clip as the model counts them.
-            extent, time_factor: see ``AttentionSite``.
+            extent, time_factor, level: see ``AttentionSite``.
 
         Raises:
             ValueError: the masks' frames do not fit the clip (see ``latent_frame_groups``).
         """
-        key = (height, width, clip_frames, extent, time_factor)
+        key = (height, width, clip_frames, extent, time_factor, level)
         found = self._levels.get(key)
         if found is None:
             masks = pool_time(self.masks, clip_frames, self.time_pooling, time_factor)
-            pooled, present = guard_thin_objects(pool_area(masks, height, width, extent), masks)
-            objects = split_overlaps(pooled, self.hard)
+            pooled, present = guard_thin_objects(self._pool(masks, height, width, extent, level), masks)
+            objects = split_overlaps(pooled, self.hard) if self.apart else self._overlapping(pooled)
             # An object that later ones cover completely is in the frame no more.
             present = present & (objects.flatten(2).amax(dim=2) > 0.0)
             found = self._levels[key] = Regions(objects, present)
         return found
+
+    def _pool(self, masks: Tensor, height: int, width: int, extent: tuple[float, float] | None, level: int) -> Tensor:
+        pooled = pool_space(masks, height, width, extent, self.rule, level)
+        if self.rule == "area":
+            return pooled
+        # The other rules may step over an object that is smaller than a cell.
+        missed = pooled.flatten(2).amax(dim=2)[..., None, None] < FOREGROUND
+        return torch.where(missed, pool_area(masks, height, width, extent), pooled)
+
+    def _overlapping(self, pooled: Tensor) -> Tensor:
+        return (pooled >= FOREGROUND).float() if self.hard else pooled

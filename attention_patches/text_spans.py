@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 # Stands in a sequence of token ids for what is no part of the prompt: beginning, end, padding, a template's words.
@@ -38,6 +38,8 @@ class TextSpans:
             text sequences of different lengths up to a common one; with the length known the positions follow.
         prompts: names of the prompts that the positions hold for, as in ``BatchRows.prompts``; None is every
             conditional one.
+        ordinary: positions of all of the prompt's own words, ascending: not of begin, end, padding or a template.
+        background: positions of the words that name the background, ascending; none of an object's.
 
     Raises:
         ValueError: numbers of phrases and position lists differ, or a position is negative or past the length.
@@ -47,13 +49,16 @@ class TextSpans:
     positions: tuple[tuple[int, ...], ...]
     length: int = 0
     prompts: frozenset[str] | None = None
+    ordinary: tuple[int, ...] = ()
+    background: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.phrases) != len(self.positions):
             raise ValueError(
                 f"{len(self.phrases)} phrases but {len(self.positions)} lists of token positions; give one per phrase."
             )
-        for phrase, positions in zip(self.phrases, self.positions, strict=True):
+        named = zip((*self.phrases, "background", "whole prompt"), self._lists(), strict=True)
+        for phrase, positions in named:
             wrong = [position for position in positions if position < 0 or 0 < self.length <= position]
             if wrong:
                 raise ValueError(
@@ -61,12 +66,25 @@ class TextSpans:
                     f"{self.length} tokens; count positions in the sequence that the model sees."
                 )
 
+    def _lists(self) -> tuple[tuple[int, ...], ...]:
+        return (*self.positions, self.background, self.ordinary)
+
+    def _moved(self, lists: Sequence[tuple[int, ...]], length: int) -> TextSpans:
+        *positions, background, ordinary = lists
+        return replace(self, positions=tuple(positions), background=background, ordinary=ordinary, length=length)
+
+    @property
+    def begin(self) -> tuple[int, ...]:
+        """Positions of begin-of-text tokens: what stands directly before the prompt's own words."""
+        words = set(self.ordinary)
+        return tuple(position - 1 for position in self.ordinary if position and position - 1 not in words)
+
     def holds_for(self, prompts: tuple[str, ...], chunk: int) -> bool:
         """Say whether the positions are those of the prompt of a chunk; ``prompts`` as in ``BatchRows``."""
         return self.prompts is None or not prompts or prompts[chunk] in self.prompts
 
-    def repeated(self, key_length: int) -> tuple[tuple[int, ...], ...]:
-        """Return the positions for a text sequence of ``key_length`` tokens.
+    def repeated(self, key_length: int) -> TextSpans:
+        """Return the same for a text sequence of ``key_length`` tokens.
 
         Args:
             key_length: number of text keys in the attention call; a multiple of ``length`` means the sequence
@@ -76,20 +94,21 @@ class TextSpans:
             ValueError: a position does not exist among that many keys.
         """
         times = key_length // self.length if self.length and key_length % self.length == 0 else 1
-        spans = tuple(
+        lists = [
             tuple(position + turn * self.length for turn in range(times) for position in positions)
-            for positions in self.positions
-        )
-        for phrase, positions in zip(self.phrases, spans, strict=True):
+            for positions in self._lists()
+        ]
+        for phrase, positions in zip(self.phrases, lists, strict=False):
             if positions and positions[-1] >= key_length:
                 raise ValueError(
                     f"the phrase {phrase!r} stands at token {positions[-1]} but the model sees {key_length} text "
                     "tokens; shorten the prompt or take the spans from the prompt that is sampled."
                 )
-        return spans
+        kept = [tuple(position for position in positions if position < key_length) for positions in lists]
+        return self._moved(kept, key_length)
 
-    def in_part(self, key_length: int, part: tuple[int, int] | None) -> tuple[tuple[int, ...], ...]:
-        """Return the positions for a call that sees a part of the text.
+    def in_part(self, key_length: int, part: tuple[int, int] | None) -> TextSpans:
+        """Return the same for a call that sees a part of the text.
 
         Args:
             key_length: number of text keys in the attention call.
@@ -101,10 +120,11 @@ class TextSpans:
         if part is None:
             return self.repeated(key_length)
         first, whole = part
-        return tuple(
+        lists = [
             tuple(position - first for position in positions if first <= position < first + key_length)
-            for positions in self.repeated(whole)
-        )
+            for positions in self.repeated(whole)._lists()
+        ]
+        return self._moved(lists, key_length)
 
 
 @dataclass(frozen=True)
@@ -199,7 +219,11 @@ def _listed(words: Sequence[Word]) -> str:
 
 
 def locate_phrases(
-    ids: Sequence[int], parts: Sequence[str], tokenizers: Sequence[Tokenize], phrases: Sequence[str]
+    ids: Sequence[int],
+    parts: Sequence[str],
+    tokenizers: Sequence[Tokenize],
+    phrases: Sequence[str],
+    background_phrase: str = "",
 ) -> TextSpans:
     """Find the tokens of phrases in the token sequence of a prompt.
 
@@ -214,20 +238,23 @@ def locate_phrases(
         tokenizers: ways to make ids of a part or its beginning alone, specials excluded; each part is read in the
             first way that gives its ids in the prompt.
         phrases: words of the prompt.
+        background_phrase: words of the prompt that name the background, or empty. Tokens that it shares with a phrase
+            belong to the phrase.
 
     Returns:
-        Positions per phrase, of all its occurrences that the sequence holds.
+        Positions per phrase, of all its occurrences that the sequence holds, and of all words of the prompt.
 
     Raises:
         ValueError: as ``find_phrases``; or the tokenizer has cut the prompt before a phrase, or does not know its
             letters; or the parts do not make the ids.
     """
     prompt = "".join(parts)
-    occurrences = find_phrases(prompt, phrases)
+    wanted = [*phrases, background_phrase] if background_phrase else list(phrases)
+    occurrences = find_phrases(prompt, wanted)
     places = [place for place, token in enumerate(ids) if token != NOT_OF_PROMPT]
     aligned = _align([ids[place] for place in places], parts, tokenizers)
     found = []
-    for phrase, candidates in zip(phrases, occurrences, strict=True):
+    for phrase, candidates in zip(wanted, occurrences, strict=True):
         # The tokenizer may have cut the prompt inside of a phrase: its last word must be there.
         held = [words for words in candidates if _tokens_between(aligned, words[-1].start, words[-1].stop)]
         if not held:
@@ -238,7 +265,10 @@ def locate_phrases(
             )
         tokens = {token for words in held for token in _tokens_between(aligned, words[0].start, words[-1].stop)}
         found.append(tuple(places[token] for token in sorted(tokens)))
-    return TextSpans(tuple(phrases), tuple(found), len(ids))
+    objects = found[: len(phrases)]
+    named = {position for positions in objects for position in positions}
+    background = [position for position in (found[-1] if background_phrase else ()) if position not in named]
+    return TextSpans(tuple(phrases), tuple(objects), len(ids), ordinary=tuple(places), background=tuple(background))
 
 
 @dataclass

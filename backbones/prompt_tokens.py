@@ -17,7 +17,14 @@ from .host_hooks import prompt_name
 from .joined_prompts import JoinedPrompts, joined_prompts, named_prompts
 
 
-def token_spans(clip: Any, prompt: str, phrases: Sequence[str], family: Family, conditioning: Any = None) -> TextSpans:
+def token_spans(
+    clip: Any,
+    prompt: str,
+    phrases: Sequence[str],
+    family: Family,
+    conditioning: Any = None,
+    background_phrase: str = "",
+) -> TextSpans:
     """Where phrases stand in the text sequence that a CLIP makes of a prompt.
 
     Args:
@@ -28,9 +35,11 @@ def token_spans(clip: Any, prompt: str, phrases: Sequence[str], family: Family, 
         family: of the model that will see the sequence.
         conditioning: CONDITIONING of this prompt, so that other prompts of a run are left alone; None steers these
             places in every positive prompt. Entries of a length that this prompt cannot have are other prompts.
+        background_phrase: words of the prompt that name the background, or empty.
 
     Returns:
-        Positions in the text that the model gets; with ``conditioning`` also the names of its prompts.
+        Positions in the text that the model gets, of phrases and of all of the prompt's own words; with ``conditioning``
+        also the names of its prompts.
 
     Raises:
         ValueError: the prompt or a phrase is empty, a phrase is not in the prompt or was cut off by the tokenizer, the
@@ -38,20 +47,22 @@ def token_spans(clip: Any, prompt: str, phrases: Sequence[str], family: Family, 
     """
     joined = joined_prompts(conditioning)
     if joined is not None:
-        return _spans_over_time(clip, prompt, phrases, family, conditioning, joined)
+        return _spans_over_time(clip, prompt, phrases, family, conditioning, joined, background_phrase)
     tokens = clip.tokenize(prompt, return_word_ids=True)
     names = None
     if conditioning is None:
         ids = family.text_ids(tokens)
     else:
         ids, names = _sampled_ids(tokens, family, conditioning, prompt)
-    return replace(_located(clip, family, ids, prompt, phrases), prompts=names)
+    return replace(_located(clip, family, ids, prompt, phrases, background_phrase), prompts=names)
 
 
-def _located(clip: Any, family: Family, ids: Sequence[int], prompt: str, phrases: Sequence[str]) -> TextSpans:
+def _located(
+    clip: Any, family: Family, ids: Sequence[int], prompt: str, phrases: Sequence[str], background_phrase: str = ""
+) -> TextSpans:
     """Where phrases stand among the token ids of a prompt."""
     parts = plain_parts(prompt)
-    words = ["".join(plain_parts(phrase)) for phrase in phrases]
+    *words, background = ("".join(plain_parts(phrase)) for phrase in (*phrases, background_phrase))
 
     def read(text: str) -> list[int]:
         found = family.text_ids(clip.tokenize(text, return_word_ids=True))
@@ -64,17 +75,25 @@ def _located(clip: Any, family: Family, ids: Sequence[int], prompt: str, phrases
         # Weighted texts are tokenized apart from what stands before them, a template's words too.
         return read(f"({_escape(text)}:1.0)")
 
-    spans = locate_phrases(ids, parts, (as_beginning, as_weighted), words)
+    spans = locate_phrases(ids, parts, (as_beginning, as_weighted), words, background)
     return replace(spans, phrases=tuple(phrases))
 
 
 def _spans_over_time(
-    clip: Any, prompt: str, phrases: Sequence[str], family: Family, conditioning: Any, joined: JoinedPrompts
+    clip: Any,
+    prompt: str,
+    phrases: Sequence[str],
+    family: Family,
+    conditioning: Any,
+    joined: JoinedPrompts,
+    background_phrase: str,
 ) -> TextSpans:
     """Where phrases stand in the joined text of several prompts: each of them in at least one that is meant."""
     chosen = named_prompts(joined, prompt)
-    found: list[set[int]] = [set() for _ in phrases]
-    missing: list[ValueError | None] = [None] * len(phrases)
+    wanted = [*phrases, background_phrase] if background_phrase else list(phrases)
+    found: list[set[int]] = [set() for _ in wanted]
+    missing: list[ValueError | None] = [None] * len(wanted)
+    ordinary: set[int] = set()
     for number in chosen:
         text, length, first = joined.texts[number], joined.lengths[number], sum(joined.lengths[:number])
         own = conditioning[0][0][:, first : first + length]
@@ -84,7 +103,8 @@ def _spans_over_time(
                 f"the conditioning has {length} text tokens for the prompt {shorten(text)!r}, which this text encoder "
                 "cannot have made; give Patch Attention the CLIP of Prompt Schedule."
             )
-        for place, phrase in enumerate(phrases):
+        ordinary.update(first + place for place, token in enumerate(ids) if token != NOT_OF_PROMPT)
+        for place, phrase in enumerate(wanted):
             try:
                 spans = _located(clip, family, ids, text, [phrase])
             except ValueError as error:
@@ -95,7 +115,16 @@ def _spans_over_time(
         if not positions and error is not None:
             raise error
     names = frozenset(prompt_name(embedding) for embedding, _ in conditioning)
-    return TextSpans(tuple(phrases), tuple(tuple(sorted(positions)) for positions in found), sum(joined.lengths), names)
+    objects = found[: len(phrases)]
+    background = found[-1].difference(*objects) if background_phrase else set()
+    return TextSpans(
+        tuple(phrases),
+        tuple(tuple(sorted(positions)) for positions in objects),
+        sum(joined.lengths),
+        names,
+        tuple(sorted(ordinary)),
+        tuple(sorted(background)),
+    )
 
 
 def plain_parts(prompt: str) -> list[str]:

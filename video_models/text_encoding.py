@@ -69,8 +69,8 @@ class PromptEncoder:
                 hidden = encode_tokens(encoder, tokens, self.tokenizer.pad_token_id)
         return TextEmbedding(prompt, hidden)
 
-    def spans(self, prompt: str, phrases: Sequence[str]) -> TextSpans:
-        """Where each phrase stands in the prompt's tokens.
+    def spans(self, prompt: str, phrases: Sequence[str], background_phrase: str = "") -> TextSpans:
+        """Where each phrase stands in the prompt's tokens, and the words that name the background (or none).
 
         Raises:
             ValueError: the prompt or a phrase is empty, a phrase does not occur in the prompt, or it stands after the
@@ -87,7 +87,7 @@ class PromptEncoder:
         def tokenize(text: str) -> list[int]:
             return self.tokenizer(text, add_special_tokens=False, truncation=True, max_length=self.length)["input_ids"]
 
-        return locate_phrases(kept, [prompt], [tokenize], phrases)
+        return locate_phrases(kept, [prompt], [tokenize], phrases, background_phrase)
 
     def tokens(self, text: str) -> list[int]:
         """Token ids of a text, padded or cut to the encoder's length."""

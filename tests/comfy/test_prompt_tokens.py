@@ -469,7 +469,7 @@ def test_conditioning_that_repeats_the_text(image_clip) -> None:
     twice = torch.cat([text, text], dim=1)
     spans = token_spans(clip, "a red ball", ["ball"], FAMILY, [[twice, {}]])
     assert spans.prompts == {prompt_name(twice)}
-    assert spans.repeated(154) == ((3, 80),)
+    assert spans.repeated(154).positions == ((3, 80),)
 
 
 def test_conditioning_without_its_padding(t5_clip) -> None:
@@ -478,7 +478,7 @@ def test_conditioning_without_its_padding(t5_clip) -> None:
     spans = token_spans(clip, "a red ball", ["red ball"], family, [[torch.randn(1, words + 1, 4), {}]])
     assert spans.length == words + 1
     assert spans.positions == ((words - 2, words - 1),)
-    assert spans.repeated(words + 1) == spans.positions
+    assert spans.repeated(words + 1).positions == spans.positions
 
 
 @pytest.mark.parametrize("length", [0, 75, 78, 154, 231])
