@@ -17,6 +17,7 @@ WRONG_INPUT = 2
 COMMANDS = {
     "refine": "make a film, find its objects, make it again guided by their masks",
     "follow": "find objects in a film of your own by words and follow their masks",
+    "guide": "make clips in which objects go where masks go, one after another",
     "generate": "make a film that is longer than those a model was trained on",
     "convert": "write a LaVie model file as safetensors",
 }

@@ -1,0 +1,208 @@
+"""Make clips in which objects go where masks go, one after another."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .progress_bars import StageBars
+from .running import add_common, given_settings, load, set_threads, write_result
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..perception.masks.mask_paths import ObjectPath
+    from ..recipes.guided_clips_settings import GuidedClipsSettings
+
+# Options that are no settings of the film.
+OTHERS = (
+    *("path", "masks", "constants", "frame_strength", "first_image", "fresh"),
+    *("model", "parts", "tokenizer", "motion", "motion_strength"),
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``guide``."""
+    what = parser.add_argument_group("what to make")
+    what.add_argument("--prompt", required=True, help="of the film")
+    what.add_argument(
+        "--object", action="append", dest="phrases", metavar="PHRASE",
+        help="words of the prompt that name an object, once per mask (default: the labels of the path)",
+    )  # fmt: skip
+    what.add_argument("--background", dest="background_phrase", metavar="PHRASE", help="words that name the background")
+    what.add_argument("--negative-prompt", metavar="TEXT", help="of the film (default: empty)")
+    what.add_argument("--rounds", type=int, help="clips, each beginning where the one before ended (default: 1)")
+    what.add_argument("--frames", type=int, help="of each round (default: the model's native length)")
+    what.add_argument("--height", type=int, help="in pixels (default: the model's)")
+    what.add_argument("--width", type=int, help="in pixels (default: the model's)")
+    what.add_argument("--seed", type=int, help="of the first round; later ones count on (default: 0)")
+    what.add_argument("--steps", type=int, help="sampling steps (default: 25)")
+    what.add_argument("--cfg", type=float, help="classifier-free guidance scale (default: 4)")
+    what.add_argument("--sampler", help="ddim or euler (default: ddim)")
+    _add_guide(parser.add_argument_group("where the objects go"))
+    _add_rounds(parser.add_argument_group("first frames and rounds"))
+    models = parser.add_argument_group("models")
+    models.add_argument("--model", default="toybox", help="toybox, or a file of LaVie's base model (default: toybox)")
+    models.add_argument("--parts", type=Path, metavar="PATH", help="Stable Diffusion 1 checkpoint or folder, for LaVie")
+    models.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="where the parts are a single file")
+    models.add_argument("--motion", type=Path, metavar="FILE", help="a tuned motion, from train-motion")
+    models.add_argument("--motion-strength", type=float, default=1.0, help="0 (none) upwards (default: 1)")
+    add_common(parser)
+    parser.add_argument("--fps", type=float, dest="frames_per_second", help="of the film (default: 8)")
+
+
+def _add_guide(guide: Any) -> None:
+    """Masks, and how they act."""
+    guide.add_argument("--path", type=Path, metavar="FILE", help="drawn paths (JSON) over the whole film")
+    guide.add_argument(
+        "--masks", type=Path, action="append", metavar="PATH",
+        help="film, .npy, PNG or folder of PNGs, once per object, instead of a path",
+    )  # fmt: skip
+    guide.add_argument("--mode", help="dmg, peekaboo, trailblazer, freetraj ... (default: dmg)")
+    guide.add_argument(
+        "--constant",
+        action="append",
+        dest="constants",
+        metavar="NAME=VALUE",
+        help="of the mode, such as gamma_cross=12",
+    )
+    guide.add_argument("--strength", type=float, help="factor on all of it, 0 (none) upwards (default: 1)")
+    guide.add_argument("--frame-strength", metavar="TEXT", help="over time, such as '0: 1, 8: 0.5' (default: 1)")
+    guide.add_argument("--key-source", help="self, first, first_prev, first_self ... (default: the mode's own)")
+
+
+def _add_rounds(rounds: Any) -> None:
+    """How rounds begin and meet."""
+    rounds.add_argument("--first-image", type=Path, metavar="FILE", help="picture that the film begins with")
+    rounds.add_argument("--first-round", help="without one: clip (free) or frame (one guided frame) (default: clip)")
+    rounds.add_argument("--overlap", help="drop or keep the frame that two rounds share (default: drop)")
+    rounds.add_argument("--colour-reference", help="global, local or none: whose colours frames take (default: global)")
+    rounds.add_argument("--next-frame", help="latent or picture: what the next round begins with (default: latent)")
+    rounds.add_argument("--mask-borders", help="check, or repair masks that do not meet (default: check)")
+    rounds.add_argument(
+        "--match-statistics", action="store_true", default=None, help="of the first frame's latents between steps"
+    )
+    rounds.add_argument("--shared-noise", type=float, help="part of the first frame's noise in all (default: 0)")
+    rounds.add_argument("--fresh", action="store_true", help="do not go on from rounds of an earlier run")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Make the film; a run that was stopped goes on with the round that it was at."""
+    from ..recipes.files import staged_folder
+    from ..recipes.films import read_picture
+    from ..recipes.guided_clips import ROUNDS, guided_clips
+    from ..recipes.guided_clips_files import FILES, write_guided_clips
+    from ..recipes.guided_clips_models import open_guided_model
+    from ..recipes.guided_clips_report import guided_clips_summary
+    from ..recipes.long_video_models import ModelFiles
+
+    paths, masks = _read_masks(options)
+    settings = guide_settings(options, paths)
+    picture = None if options.first_image is None else read_picture(options.first_image)
+    files = ModelFiles(options.model, parts=options.parts, tokenizer=options.tokenizer)
+    set_threads(options.threads)
+    with staged_folder(options.out) as stage:
+        started = time.perf_counter()
+        name, model = load(open_guided_model, files, options.motion, options.motion_strength, options.device)
+        loading = time.perf_counter() - started
+        if masks is None:
+            masks = _drawn(paths, settings, model)
+        settings = _with_frame_strength(settings, options.frame_strength, masks)
+        with StageBars(options.quiet) as bars:
+            result = guided_clips(
+                model,
+                settings,
+                masks,
+                stage,
+                picture,
+                rounds=options.out / ROUNDS,
+                model_name=name,
+                fresh=options.fresh,
+                progress=bars,
+            )
+        result.report["model"] = name
+        result.report["timings"]["loading models"] = loading
+        write_guided_clips(stage, result)
+    write_result(guided_clips_summary(result.report), options.out, FILES)
+    return 0
+
+
+def guide_settings(options: argparse.Namespace, paths: tuple[ObjectPath, ...] = ()) -> GuidedClipsSettings:
+    """The settings; what was not given is the recipe's own."""
+    from ..recipes.guided_clips_settings import GuidedClipsSettings
+
+    given = given_settings(options, OTHERS)
+    labels = tuple(path.label for path in paths)
+    phrases = tuple(given.pop("phrases", ())) or (labels if all(labels) else ())
+    return GuidedClipsSettings(**given, phrases=phrases, constants=parse_constants(options.constants or ()))
+
+
+def parse_constants(entries: list[str] | tuple[str, ...]) -> dict[str, Any]:
+    """Read constants of a mode: ``name=value``, the value a number, true, false or a word.
+
+    Raises:
+        ValueError: an entry of another form, or a name twice.
+    """
+    constants: dict[str, Any] = {}
+    for entry in entries:
+        name, sign, text = (part.strip() for part in entry.partition("="))
+        if not sign or not name.isidentifier() or not text:
+            raise ValueError(f"{entry!r} is no constant; write its name, = and a value, such as gamma_cross=12.")
+        if name in constants:
+            raise ValueError(f"the constant {name} is given twice; give it once.")
+        constants[name] = _value(text)
+    return constants
+
+
+def _value(text: str) -> Any:
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _read_masks(options: argparse.Namespace) -> tuple[tuple[ObjectPath, ...], Tensor | None]:
+    """Drawn paths, or masks [N, L, H, W]."""
+    import torch
+
+    from ..perception.masks.mask_paths import parse_paths
+    from ..recipes.given_masks import read_masks
+
+    if (options.path is None) == (options.masks is None):
+        raise ValueError("give the objects' places: either --path FILE or --masks PATH, once per object.")
+    if options.path is not None:
+        if not options.path.is_file():
+            raise ValueError(f"there is no path {str(options.path)!r}; check the name.")
+        try:
+            return parse_paths(options.path.read_text(encoding="utf-8-sig")), None
+        except UnicodeDecodeError as error:
+            raise ValueError(f"the path {str(options.path)!r} is no UTF-8 text ({error.reason}).") from error
+    films = [read_masks(path) for path in options.masks]
+    films = [film if film.ndim == 4 else film[None] for film in films]
+    other = next((film for film in films if film.shape[1:] != films[0].shape[1:]), None)
+    if other is not None:
+        raise ValueError(
+            f"the masks have {list(films[0].shape[1:])} and {list(other.shape[1:])} frames, rows and columns; give all "
+            "objects masks of one length and size."
+        )
+    return (), torch.cat(films)
+
+
+def _drawn(paths: tuple[ObjectPath, ...], settings: GuidedClipsSettings, model: Any) -> Tensor:
+    from ..recipes.guided_clips_masks import path_masks
+
+    return path_masks(paths, settings.rounds, *settings.round_size(model.geometry))
+
+
+def _with_frame_strength(settings: GuidedClipsSettings, text: str | None, masks: Tensor) -> GuidedClipsSettings:
+    from dataclasses import replace
+
+    from ..perception.masks.keyframes import parse_values
+
+    return settings if not text else replace(settings, frame_strength=parse_values(text, masks.shape[-3]))
