@@ -82,9 +82,9 @@ class ComfyVideoModel:
         """Encode a prompt, which may be empty."""
         return ComfyPrompt(prompt, self.clip.encode_from_tokens_scheduled(self.clip.tokenize(prompt)))
 
-    def token_spans(self, prompt: str, phrases: Sequence[str]) -> TextSpans:
-        """Where each phrase stands in the prompt's tokens; ValueError if one does not."""
-        return token_spans(self.clip, prompt, phrases, self.family)
+    def token_spans(self, prompt: str, phrases: Sequence[str], background_phrase: str = "") -> TextSpans:
+        """Where each phrase stands in the prompt's tokens, and the background's words; ValueError if one does not."""
+        return token_spans(self.clip, prompt, phrases, self.family, background_phrase=background_phrase)
 
     def encode(self, frames: Tensor) -> Tensor:
         """Frames [T, H, W, 3] to latents [1, C, T, h, w]."""

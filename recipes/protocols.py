@@ -71,8 +71,8 @@ class VideoModel(Protocol):
     def encode_prompt(self, prompt: str) -> PromptEmbedding:
         """Encode a prompt, which may be empty."""
 
-    def token_spans(self, prompt: str, phrases: Sequence[str]) -> TextSpans:
-        """Where each phrase stands in the prompt's tokens.
+    def token_spans(self, prompt: str, phrases: Sequence[str], background_phrase: str = "") -> TextSpans:
+        """Where each phrase stands in the prompt's tokens, and the words that name the background (or none).
 
         Raises:
             ValueError: a phrase does not occur in the prompt.

@@ -88,14 +88,14 @@ class StandaloneVideoModel(ModelParts):
         """Encode a prompt, which may be empty."""
         return self.text.encode(prompt, self.device)
 
-    def token_spans(self, prompt: str, phrases: Sequence[str]) -> TextSpans:
-        """Where each phrase stands in the prompt's tokens.
+    def token_spans(self, prompt: str, phrases: Sequence[str], background_phrase: str = "") -> TextSpans:
+        """Where each phrase stands in the prompt's tokens, and the words that name the background (or none).
 
         Raises:
             ValueError: the prompt or a phrase is empty, a phrase does not occur in the prompt, or it stands after the
                 words that the text encoder reads.
         """
-        return self.text.spans(prompt, phrases)
+        return self.text.spans(prompt, phrases, background_phrase)
 
     def noise(self, frames: int, height: int, width: int, seed: int, batch: int = 1) -> Tensor:
         """Unit starting noise [batch, C, T, h, w] of a clip of so many frames, height and width in pixels.
