@@ -43,7 +43,7 @@ def histogram_match(frames: Tensor, reference: Tensor) -> Tensor:
         levels = _levels(frame)
         # Parts of pictures of different sizes are compared in whole numbers.
         table = torch.searchsorted(wanted * own_pixels, _cumulative_counts(levels) * pixels)
-        result.copy_(table.gather(1, levels.flatten(0, 1).T).T.view_as(frame) / (LEVELS - 1))
+        result.copy_(table.gather(1, levels.flatten(0, 1).T).T.reshape(frame.shape) / (LEVELS - 1))
     return matched
 
 
