@@ -21,6 +21,8 @@ COMMANDS = {
     "generate": "make a film that is longer than those a model was trained on",
     "convert": "write a LaVie model file as safetensors",
 }
+# Commands whose module is in training/: they bring their own arguments.
+TRAINING_COMMANDS = {"train-motion": "tune a video model to a motion, with a handful of clips and masks"}
 # Scripts in training/, by the beginning of their names.
 SCRIPTS = {"train": "train a Toybox model", "evaluate": "measure a Toybox model"}
 
@@ -33,7 +35,8 @@ def module(name: str) -> Any:
 
 def script_names(kind: str) -> list[str]:
     """``training/train_detector.py`` is ``detector`` of the kind ``train``."""
-    return sorted(path.stem[len(kind) + 1 :] for path in (ROOT / "training").glob(f"{kind}_*.py"))
+    names = {path.stem[len(kind) + 1 :] for path in (ROOT / "training").glob(f"{kind}_*.py")}
+    return sorted(name for name in names if f"{kind}-{name}" not in TRAINING_COMMANDS)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -43,6 +46,8 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     for name, words in COMMANDS.items():
         module(f"commands.{name}").add_arguments(commands.add_parser(name, help=words))
+    for name, words in TRAINING_COMMANDS.items():
+        commands.add_parser(name, help=words, add_help=False)
     for kind, words in SCRIPTS.items():
         script = commands.add_parser(kind, help=words, add_help=False)
         script.add_argument("name", help=f"one of: {', '.join(script_names(kind)) or 'none yet'}")
@@ -61,10 +66,15 @@ def run_script(kind: str, name: str, arguments: Sequence[str]) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0 done, 2 wrong input, 130 cancelled."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    options = build_parser().parse_args(arguments)
+    parser = build_parser()
+    options, others = parser.parse_known_args(arguments)
+    if others and options.command not in TRAINING_COMMANDS:
+        parser.error(f"unrecognized arguments: {' '.join(others)}")
     try:
         if options.command in COMMANDS:
             return module(f"commands.{options.command}").run(options)
+        if options.command in TRAINING_COMMANDS:
+            return int(module(f"training.{options.command.replace('-', '_')}").main(others) or 0)
         return run_script(options.command, options.name, options.arguments)
     except KeyboardInterrupt:
         sys.stderr.write("\ncli.py: cancelled; no file was left half-written.\n")
