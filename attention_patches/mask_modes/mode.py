@@ -61,7 +61,9 @@ class ModeCall:
     @property
     def text(self) -> range:
         """Where the text stands among the keys."""
-        return range(*(self.site.text or slice(0, 0)).indices(self.lengths[1]))
+        if self.site.kind not in ("cross", "joint"):
+            return range(0)
+        return range(*(self.site.text or slice(None)).indices(self.lengths[1]))
 
     @property
     def video_keys(self) -> range:

@@ -59,11 +59,19 @@ class MaskModePatch(GuidePatch):
 
     def worded_chunks(self, site: AttentionSite, chunks: Sequence[int]) -> list[int]:
         """Those of some chunks whose words are steered; unconditional ones by the places of the positive prompt."""
-        spans = self.text_spans
-        known = super().worded_chunks(site, [at for at in chunks if site.rows.chunks[at] == CONDITIONAL])
-        if spans is None or site.kind not in ("cross", "joint"):
+        conditional = [at for at in chunks if site.rows.chunks[at] == CONDITIONAL]
+        known = super().worded_chunks(site, conditional)
+        if self.text_spans is None or site.kind not in ("cross", "joint") or not self._has_length(site):
             return known
-        return sorted({*known, *(at for at in chunks if site.rows.chunks[at] != CONDITIONAL)})
+        return sorted({*known, *(at for at in chunks if at not in conditional)})
+
+    def _has_length(self, site: AttentionSite) -> bool:
+        """Say whether a text is as long as the positive prompt's, so that places in that are places in it."""
+        length = self.text_spans.length
+        if not length or site.text is None:
+            return True
+        whole = site.text.stop - site.text.start if site.text_part is None else site.text_part[1]
+        return whole % length == 0
 
     def __call__(self, attend: Attend, q: Tensor, k: Tensor, v: Tensor, site: AttentionSite) -> Tensor:
         """Guide one attention call; tensors [B, heads, L, d].

@@ -5,10 +5,18 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
+from .direct_a_video import DirectAVideo
 from .dynamic_masks import DynamicMasks
+from .freetraj import FreeTraj
 from .mode import MaskMode
+from .motionbooth import MotionBooth
+from .peekaboo import Peekaboo
+from .through_the_mask import ThroughTheMask
+from .trailblazer import TrailBlazer
+from .videograin import VideoGrain
 
-MODES: dict[str, type[MaskMode]] = {mode.name: mode for mode in (DynamicMasks,)}
+_ALL = (DynamicMasks, Peekaboo, TrailBlazer, FreeTraj, DirectAVideo, MotionBooth, VideoGrain, ThroughTheMask)
+MODES: dict[str, type[MaskMode]] = {mode.name: mode for mode in _ALL}
 
 
 def make_mode(name: str, **constants: Any) -> MaskMode:
