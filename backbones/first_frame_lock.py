@@ -94,9 +94,10 @@ def install_first_frame_lock(model: Any, first_frame: FirstFrame, raw: Tensor | 
         # An empty latent stays as it is: the host takes one of zeros for none at all.
         if latents is not None and bool(latents.any()):
             latents = _placed(latents, kept, place)
+        # With noise left over, the result is no film yet. (Some samplers write into the levels.)
+        finished = float(sigmas[-1]) == 0.0
         result = executor(noise, latents, sampler, sigmas, *args, **kwargs)
-        # With noise left over, the result is no film yet.
-        return _placed(result, kept, place) if float(sigmas[-1]) == 0.0 else result
+        return _placed(result, kept, place) if finished else result
 
     locked.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, LOCK_KEY)
     locked.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, LOCK_KEY, run)
