@@ -19,6 +19,7 @@ COMMANDS = {
     "follow": "find objects in a film of your own by words and follow their masks",
     "guide": "make clips in which objects go where masks go, one after another",
     "generate": "make a film that is longer than those a model was trained on",
+    "metrics": "measure whether the objects of a film went where their masks are",
     "convert": "write a LaVie model file as safetensors",
 }
 # Commands whose module is in training/: they bring their own arguments.

@@ -1,0 +1,128 @@
+"""Measure whether the objects of films went where their masks are."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .progress_bars import StageBars
+from .running import add_common, load, set_threads, write_result
+
+if TYPE_CHECKING:
+    from ..perception.masks.mask_paths import ObjectPath
+    from ..recipes.mask_metrics_files import Clip
+
+REPORT = "metrics.json"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``metrics``."""
+    parser.add_argument("film", type=Path, help="MP4, WebM, GIF ..., or a folder of them")
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument(
+        "--masks", type=Path, metavar="PATH",
+        help="where the objects should be: .npy, .png, a film, or a folder of PNGs; for a folder of films a folder with "
+        "one of these for each, of the same name",
+    )  # fmt: skip
+    where.add_argument("--path", type=Path, metavar="FILE.json", help="instead of masks: a drawn path, for every film")
+    parser.add_argument(
+        "--object", action="append", default=[], dest="phrases", metavar="PHRASE",
+        help="what the masks are of; give it once per object (default: the labels of the path)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--found", type=Path, metavar="PATH",
+        help="masks of what is in the film, given like --masks, instead of looking for it (masks.npy of follow); objects pair by overlap",
+    )  # fmt: skip
+    parser.add_argument(
+        "--reference", type=Path, metavar="PATH", help="film (or folder) to compare the background with"
+    )
+    parser.add_argument("--prompt", default="", help="of the films, for text alignment")
+    parser.add_argument(
+        "--clip", type=Path, metavar="FOLDER",
+        help="CLIP model in the transformers layout, for text alignment and frame consistency (default: not measured)",
+    )  # fmt: skip
+    parser.add_argument("--detector", metavar="PATH", help="as in follow (default: the Toybox detector)")
+    parser.add_argument("--segmenter", metavar="PATH", help="as in follow (default: the Toybox one)")
+    parser.add_argument("--box-threshold", type=float, help="of the detector (default: 0.35)")
+    parser.add_argument("--text-threshold", type=float, help="of the detector (default: 0.25)")
+    parser.add_argument("--detect-every", type=int, metavar="FRAMES", help="look at every so many-th (default: 1)")
+    add_common(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Measure films and write the report."""
+    from ..perception.masks.mask_paths import parse_paths
+    from ..recipes.files import staged_folder
+    from ..recipes.mask_metrics import Finding
+    from ..recipes.mask_metrics_clip import load_clip
+    from ..recipes.mask_metrics_files import check_readable, match_clips
+    from ..recipes.mask_metrics_report import mean_report, metrics_summary
+    from ..recipes.model_sets import check_device, load_finders
+    from ..recipes.report import environment, write_report
+
+    set_threads(options.threads)
+    clips = match_clips(options.film, options.masks, options.reference, options.found)
+    paths = _named(parse_paths(_text_of(options.path)), options.phrases) if options.path is not None else ()
+    check_readable(clips)
+    names = ("box_threshold", "text_threshold", "detect_every")
+    finding = Finding(**{name: getattr(options, name) for name in names if getattr(options, name) is not None})
+    with staged_folder(options.out) as stage:
+        device = check_device(options.device)
+        scorer = load_clip(options.clip, device) if options.clip is not None else None
+        finders = None
+        if options.found is None:
+            finders = load(load_finders, options.detector, options.segmenter, options.device)
+        with StageBars(options.quiet) as bars:
+            measured = [
+                {"name": clip.name, **_measure(clip, options, paths, finders, finding, scorer, bars)} for clip in clips
+            ]
+        report: dict[str, Any] = {"clips": measured, "mean": mean_report(measured), "prompt": options.prompt}
+        write_report(stage / REPORT, report | {"environment": environment()})
+    words = metrics_summary(measured[0] if len(measured) == 1 else report["mean"])
+    write_result(f"{len(measured)} films\n{words}" if len(measured) > 1 else words, options.out, [REPORT])
+    return 0
+
+
+def _measure(
+    clip: Clip, options: argparse.Namespace, paths: Any, finders: Any, finding: Any, scorer: Any, bars: StageBars
+) -> dict[str, Any]:
+    from ..perception.frames import Film
+    from ..perception.masks.mask_paths import path_tracks
+    from ..recipes.films import read_film_bytes
+    from ..recipes.mask_metrics import find_objects
+    from ..recipes.mask_metrics_files import read_tracks
+    from ..recipes.mask_metrics_report import film_report
+
+    film = Film(read_film_bytes(clip.film)[0])
+    size = len(film), film.height, film.width
+    wanted = path_tracks(paths, *size) if clip.masks is None else read_tracks(clip.masks, tuple(options.phrases), *size)
+    reference = Film(read_film_bytes(clip.reference)[0]) if clip.reference is not None else None
+    before = None
+    if finders is None:
+        # Nothing says which of them has which phrase: they pair by overlap.
+        found = read_tracks(clip.found, (), *size)
+    else:
+        found = find_objects(film, wanted.labels, *finders, finding, bars)
+        if reference is not None:
+            before = find_objects(reference, wanted.labels, *finders, finding, bars)
+    return film_report(
+        film, wanted, found, options.prompt, scorer, reference, before, lambda done, total: bars("clip", done, total)
+    )
+
+
+def _named(paths: tuple[ObjectPath, ...], phrases: list[str]) -> tuple[ObjectPath, ...]:
+    """Paths with other labels, where there are any."""
+    if not phrases:
+        return paths
+    if len(paths) != len(phrases):
+        raise ValueError(f"the path has {len(paths)} objects and there are {len(phrases)} phrases; give one for each.")
+    return tuple(replace(path, label=phrase) for path, phrase in zip(paths, phrases, strict=True))
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"the path file {str(path)!r} cannot be read ({error}); give a JSON file.") from error

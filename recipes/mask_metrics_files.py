@@ -1,0 +1,143 @@
+"""Films with the masks that belong to them: one of each, or two folders of as many."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..perception.tracks import Tracks
+from .films import read_film_bytes
+from .given_masks import FILM_SUFFIXES, fit_masks, read_masks
+
+MASK_SUFFIXES = (".npy", ".png", *FILM_SUFFIXES)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Files of one film.
+
+    Attributes:
+        name: for the report.
+        film: to judge.
+        masks: where its objects should be; None where a path says so.
+        reference: to compare the background with, or None.
+        found: masks of what is in the film, or None where it is looked for.
+    """
+
+    name: str
+    film: Path
+    masks: Path | None = None
+    reference: Path | None = None
+    found: Path | None = None
+
+
+def match_clips(
+    films: Path, masks: Path | None = None, reference: Path | None = None, found: Path | None = None
+) -> list[Clip]:
+    """Pair films with their masks.
+
+    Args:
+        films: one film, or a folder of films.
+        masks: of one film a file or folder as ``read_masks`` takes it; of a folder of films a folder with an entry of
+            the same name for each (``a.mp4`` and ``a.npy`` or ``a/``). None: masks come from elsewhere.
+        reference: likewise, a film or a folder of films.
+        found: as ``masks``.
+
+    Returns:
+        At least one, in the order of the names.
+
+    Raises:
+        ValueError: nothing there, or another number of masks than films, or other names; the message has both.
+    """
+    if not films.is_dir():
+        return [Clip(films.stem, films, masks, reference, found)]
+    paths = _entries(films, FILM_SUFFIXES, folders=False)
+    if not paths:
+        raise ValueError(f"the folder {str(films)!r} holds no films ({', '.join(FILM_SUFFIXES)}); put them there.")
+    partners = {
+        kind: _partners(paths, folder, kind, suffixes)
+        for kind, folder, suffixes in (
+            ("masks", masks, MASK_SUFFIXES),
+            ("reference", reference, FILM_SUFFIXES),
+            ("found", found, MASK_SUFFIXES),
+        )
+        if folder is not None
+    }
+    return [Clip(name, path, **{kind: found[name] for kind, found in partners.items()}) for name, path in paths.items()]
+
+
+def check_readable(clips: list[Clip]) -> None:
+    """Read every film and its masks once, before anything is computed.
+
+    Raises:
+        ValueError: one that cannot be read, or masks for another number of frames; the message names the file.
+    """
+    for clip in clips:
+        frames = len(read_film_bytes(clip.film)[0])
+        for path in (clip.masks, clip.found):
+            count = None if path is None else read_masks(path).shape[-3]
+            if count not in (None, 1, frames):
+                raise ValueError(
+                    f"{path.name} has masks for {count} frames and {clip.film.name} has {frames}; give one mask per "
+                    "frame, or a single one."
+                )
+        if clip.reference is not None:
+            count = len(read_film_bytes(clip.reference)[0])
+            if count != frames:
+                raise ValueError(
+                    f"{clip.reference.name} has {count} frames and {clip.film.name} {frames}; give equal ones."
+                )
+
+
+def read_tracks(path: Path, phrases: tuple[str, ...], frames: int, height: int, width: int) -> Tracks:
+    """Masks of a file or folder, fitted to a film, with their phrases.
+
+    Args:
+        path: as ``read_masks`` takes it; a file without objects is no objects.
+        phrases: one per object, or none at all.
+        frames: of the film.
+        height: of the film in pixels.
+        width: of the film in pixels.
+
+    Raises:
+        ValueError: they cannot be read, or there is another number of objects or frames.
+    """
+    masks = read_masks(path)
+    objects = masks.shape[0] if masks.ndim == 4 else 1
+    if objects == 0 and not phrases:
+        return Tracks.empty(frames, height, width)
+    return fit_masks(masks, phrases or ("",) * objects, frames, height, width)
+
+
+def _entries(folder: Path, suffixes: tuple[str, ...], folders: bool) -> dict[str, Path]:
+    """Files of these kinds, and folders if they count, by their names without suffix, in order."""
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or not (path.suffix.lower() in suffixes or (folders and path.is_dir())):
+            continue
+        name = path.name if path.is_dir() else path.stem
+        if name in found:
+            raise ValueError(
+                f"{found[name].name} and {path.name} in {str(folder)!r} have one name; rename one of them."
+            )
+        found[name] = path
+    return found
+
+
+def _partners(films: dict[str, Path], folder: Path, kind: str, suffixes: tuple[str, ...]) -> dict[str, Path]:
+    if not folder.is_dir():
+        raise ValueError(
+            f"there is a folder of films, but {kind} is {str(folder)!r}; give a folder with one entry for each."
+        )
+    found = _entries(folder, suffixes, folders=kind != "reference")
+    if len(found) != len(films):
+        raise ValueError(
+            f"there are {len(films)} films and {len(found)} entries for {kind} in {str(folder)!r}; give one for each film."
+        )
+    missing = next((path for name, path in films.items() if name not in found), None)
+    if missing is not None:
+        raise ValueError(
+            f"the film {missing.name} has no entry for {kind} of its name in {str(folder)!r} (there: "
+            f"{', '.join(sorted(found)[:5])}); name it {missing.stem}."
+        )
+    return found
