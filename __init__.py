@@ -19,6 +19,7 @@ else:
     from .nodes.guidance import MaskToAttentionBias, PatchAttention, PreviewGuide
     from .nodes.lavie_stages import InterpolateVideo, UpscaleVideo
     from .nodes.long_video import FreeLong, FreeLongWindows
+    from .nodes.mask_modes import DynamicMaskGuidance, ObjectWords
     from .nodes.mask_sequences import MaskSequence, PathMasks
     from .nodes.model_files import register_folder
     from .nodes.object_masks import MaskToTracks, SplitTracks
@@ -66,6 +67,8 @@ else:
         "MGV_SaveLongVideo": SaveLongVideo,
         "MGV_PathMasks": PathMasks,
         "MGV_MaskSequence": MaskSequence,
+        "MGV_DynamicMaskGuidance": DynamicMaskGuidance,
+        "MGV_ObjectWords": ObjectWords,
     }
     NODE_DISPLAY_NAME_MAPPINGS = {
         "MGV_LoadVideoModel": "Load Video Model",
@@ -97,4 +100,6 @@ else:
         "MGV_SaveLongVideo": "Save Long Video",
         "MGV_PathMasks": "Path Masks",
         "MGV_MaskSequence": "Mask Sequence",
+        "MGV_DynamicMaskGuidance": "Dynamic Mask Guidance",
+        "MGV_ObjectWords": "Object Words",
     }

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .guidance_plan import Plan
 from .guide_checks import check_film
+from .regions import MaskPyramid
 from .site import CONDITIONAL, AttentionSite
 from .stack import Attend, Patch
 from .text_spans import TextSpans
@@ -54,8 +55,8 @@ class BindableGuide(Protocol):
     @property
     def is_active(self) -> bool: ...
 
-    def pyramid(self) -> Any:
-        """The ``MaskPyramid`` that attention will see."""
+    def pyramid(self) -> MaskPyramid:
+        """The masks as attention will see them."""
 
     def bind(self, text_spans: TextSpans | None) -> tuple[Patch, ...]:
         """The patches of this guide for a prompt, outermost first."""

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from typing import Any, get_args
 
 import torch
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..attention_patches.guide_patch import BindableGuide
 from ..attention_patches.mask_guidance import DEFAULT_STRENGTH, GuidanceMode, GuidedRows, MaskGuidance
-from ..attention_patches.regions import FOREGROUND, TimePooling
+from ..attention_patches.regions import TimePooling
 from ..attention_patches.text_spans import TextSpans
 from ..backbones.family import Family
 from .types import CATEGORY, Guide, Tracks, display_range
@@ -137,16 +137,7 @@ class MaskToAttentionBias(io.ComfyNode):
         tracks: Any = None,
         mask: Tensor | None = None,
     ) -> io.NodeOutput:
-        from .inputs import masks_of, phrase_list
-
-        if (tracks is None) == (mask is None):
-            given = "both" if mask is not None else "neither"
-            raise ValueError(f"{given} of tracks and mask is connected; connect exactly one of them.")
-        wanted = phrase_list(phrases)
-        if tracks is not None:
-            regions, names = regions_of_tracks(tracks, wanted)
-        else:
-            regions, names = regions_of_mask(masks_of(mask), wanted)
+        regions, names = named_regions(tracks, mask, phrases)
         guide = MaskGuidance(
             masks=regions,
             phrases=names,
@@ -162,6 +153,21 @@ class MaskToAttentionBias(io.ComfyNode):
         report = guide_report(guide)
         logger.info(report)
         return io.NodeOutput(guide, report)
+
+
+def named_regions(tracks: Any, mask: Tensor | None, phrases: str) -> tuple[Tensor, tuple[str, ...]]:
+    """Regions [R, T, H, W] and their phrases out of what is connected, either tracks or a mask.
+
+    Raises:
+        ValueError: if both or neither is, or phrases do not fit.
+    """
+    from .inputs import masks_of, phrase_list
+
+    if (tracks is None) == (mask is None):
+        given = "both" if mask is not None else "neither"
+        raise ValueError(f"{given} of tracks and mask is connected; connect exactly one of them.")
+    wanted = phrase_list(phrases)
+    return regions_of_tracks(tracks, wanted) if tracks is not None else regions_of_mask(masks_of(mask), wanted)
 
 
 def regions_of_tracks(tracks: Any, phrases: list[str]) -> tuple[Tensor, tuple[str, ...]]:
@@ -213,9 +219,9 @@ def regions_of_mask(mask: Tensor, phrases: list[str]) -> tuple[Tensor, tuple[str
     return mask[None], tuple(phrases)
 
 
-def guide_report(guide: MaskGuidance) -> str:
+def guide_report(guide: BindableGuide) -> str:
     """One line per region, or the plain statement that there is none."""
-    if not is_active(guide):
+    if not guide.is_active:
         reason = "strength is 0" if guide.strength == 0 else "no object in any frame"
         return f"{reason}: the film runs unguided."
     lines = []
@@ -223,13 +229,10 @@ def guide_report(guide: MaskGuidance) -> str:
         name = guide.phrases[index] if guide.phrases else f"region {index + 1}"
         frames = (region.flatten(1) > 0).any(dim=1).sum().item()
         share = region.mean().item()
-        lines.append(f"{name}: in {frames} of {len(region)} frames, {100 * share:.1f} % of the picture, {guide.mode}.")
+        lines.append(
+            f"{name}: in {frames} of {len(region)} frames, {100 * share:.1f} % of the picture, {guide.mode_name}."
+        )
     return "\n".join(lines)
-
-
-def is_active(guide: MaskGuidance) -> bool:
-    """Whether the guide asks for anything at all."""
-    return guide.strength > 0 and guide.masks.shape[0] > 0 and bool((guide.masks >= FOREGROUND).any())
 
 
 class PatchAttention(io.ComfyNode):
@@ -252,12 +255,13 @@ class PatchAttention(io.ComfyNode):
                     tooltip="A video model: Wan, LTX, HunyuanVideo, Mochi, Cosmos, CogVideoX, Stable Video Diffusion, "
                     "SD1.5 or SDXL (with AnimateDiff), or one from Load Video Model.",
                 ),
-                Guide.Input("guide", tooltip="From Mask to Attention Bias."),
+                Guide.Input("guide", tooltip="From Mask to Attention Bias or Dynamic Mask Guidance."),
                 io.Clip.Input(
                     "clip",
                     optional=True,
-                    tooltip="The text encoder of the positive prompt. cross_text needs it; with it, separate also "
-                    "keeps an object's words inside the object.",
+                    tooltip="The text encoder of the positive prompt. Modes that steer words need it (cross_text, "
+                    "direct_a_video, motionbooth ...); with it, separate, dmg and others also keep an object's words "
+                    "inside the object.",
                 ),
                 io.String.Input(
                     "prompt",
@@ -278,26 +282,25 @@ class PatchAttention(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model: Any, guide: MaskGuidance, prompt: str, clip: Any = None, positive: Any = None
+        cls, model: Any, guide: BindableGuide, prompt: str, clip: Any = None, positive: Any = None
     ) -> io.NodeOutput:
-        from ..attention_patches.mask_guidance import mask_guidance_patch
         from ..backbones.joined_prompts import check_words
         from ..backbones.registry import install_patches, require_supported
 
         family, network = require_supported(model)
         check_blocks(guide.blocks, family.block_names(network))
-        if not is_active(guide):
+        if not guide.is_active:
             logger.warning(guide_report(guide))
             return io.NodeOutput(install_patches(model, []))
-        bound = bind_phrases(guide, family, clip, prompt, positive)
-        patched = install_patches(model, [mask_guidance_patch(*bound)])
+        spans = phrase_spans(guide, family, clip, prompt, positive)
+        patched = install_patches(model, guide.bind(spans))
         check_words(patched)
         return io.NodeOutput(patched)
 
 
 def check_blocks(patterns: str, names: list[str]) -> None:
     """Raise ValueError when a pattern of block names fits no block of the model."""
-    from ..attention_patches.mask_guidance import matches_block
+    from ..attention_patches.guide_patch import matches_block
 
     for pattern in (part.strip() for part in patterns.split(",") if part.strip()):
         if not any(matches_block(name, pattern) for name in names):
@@ -307,9 +310,9 @@ def check_blocks(patterns: str, names: list[str]) -> None:
             )
 
 
-def bind_phrases(
-    guide: MaskGuidance, family: Family, clip: Any, prompt: str, positive: Any = None
-) -> tuple[MaskGuidance, TextSpans | None]:
+def phrase_spans(
+    guide: BindableGuide, family: Family, clip: Any, prompt: str, positive: Any = None
+) -> TextSpans | None:
     """Find the guide's phrases in the prompt, for the modes that use them.
 
     Args:
@@ -320,26 +323,28 @@ def bind_phrases(
         positive: CONDITIONING of this prompt, or None when there is no other.
 
     Returns:
-        The guide and where its phrases stand; without CLIP, ``separate`` leaves the words alone.
+        Where its phrases stand; None where words are left alone: the guide has no phrases or there is no CLIP.
 
     Raises:
-        ValueError: if ``cross_text`` lacks phrases or CLIP, the prompt is empty, or a phrase is not in it.
+        ValueError: if a mode that needs them lacks phrases or CLIP, the prompt is empty, or a phrase is not in it.
     """
     from ..backbones.prompt_tokens import token_spans
 
-    if guide.mode == "cross_text" and not guide.phrases:
-        raise ValueError("mode cross_text has no phrases; write the object's words in Mask to Attention Bias.")
-    if guide.mode not in ("separate", "cross_text") or not guide.phrases:
-        return guide, None
+    if guide.needs_words and not guide.phrases:
+        raise ValueError(f"mode {guide.mode_name} has no phrases; write the object's words in the node of the guide.")
+    if not guide.uses_words or not guide.phrases:
+        return None
     if clip is None:
-        if guide.mode == "cross_text":
-            raise ValueError("mode cross_text needs the text encoder, but clip is not connected; connect the CLIP.")
-        return replace(guide, phrases=()), None
+        if guide.needs_words:
+            raise ValueError(
+                f"mode {guide.mode_name} needs the text encoder, but clip is not connected; connect the CLIP."
+            )
+        return None
     if not prompt.strip():
         raise ValueError(
             f"prompt is empty, so {', '.join(guide.phrases)} cannot be found in it; connect the positive prompt's text."
         )
-    return guide, token_spans(clip, prompt, guide.phrases, family, positive)
+    return token_spans(clip, prompt, guide.phrases, family, positive, guide.background_phrase)
 
 
 class PreviewGuide(io.ComfyNode):
@@ -356,7 +361,7 @@ class PreviewGuide(io.ComfyNode):
                 "picture per latent frame, finest grid on the left. Regions have colours, background is dark."
             ),
             inputs=[
-                Guide.Input("guide", tooltip="From Mask to Attention Bias."),
+                Guide.Input("guide", tooltip="From Mask to Attention Bias or Dynamic Mask Guidance."),
                 io.Model.Input("model", tooltip="Tells which grids there are, and how frames become latent frames."),
                 io.Latent.Input(
                     "latent",
@@ -372,7 +377,7 @@ class PreviewGuide(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, guide: MaskGuidance, model: Any, latent: dict[str, Any], size: int) -> io.NodeOutput:
+    def execute(cls, guide: BindableGuide, model: Any, latent: dict[str, Any], size: int) -> io.NodeOutput:
         from ..backbones.comfy_sampling import checked_latents
         from ..backbones.registry import require_supported
         from .previews import guide_pictures

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..attention_patches.mask_guidance import MaskGuidance
-from ..attention_patches.regions import MaskPyramid
+from ..attention_patches.guide_patch import BindableGuide
 from ..backbones.family import TokenGrid
 
 # Far apart, also for most colour-blind eyes (Okabe and Ito).
@@ -24,7 +23,7 @@ BACKGROUND_COLOUR = (0.10, 0.10, 0.13)
 BORDER_COLOUR = (0.32, 0.32, 0.36)
 
 
-def guide_pictures(guide: MaskGuidance, grids: Sequence[TokenGrid], time_factor: int, size: int) -> Tensor:
+def guide_pictures(guide: BindableGuide, grids: Sequence[TokenGrid], time_factor: int, size: int) -> Tensor:
     """Token regions of every frame and level.
 
     Args:
@@ -39,14 +38,14 @@ def guide_pictures(guide: MaskGuidance, grids: Sequence[TokenGrid], time_factor:
     Raises:
         ValueError: the masks' frames do not fit the clip.
     """
-    pyramid = MaskPyramid(guide.masks, guide.hard, guide.time_pooling)
+    pyramid = guide.pyramid()
     frames = grids[0].frames
     gap = torch.tensor(BORDER_COLOUR).expand(frames, size, max(2, size // 64), 3)
     parts: list[Tensor] = []
     for grid in grids:
         shares = torch.zeros(0, frames, grid.rows, grid.columns)
         if guide.masks.shape[0]:
-            shares = pyramid.regions(grid.rows, grid.columns, frames, grid.filled, time_factor).objects
+            shares = pyramid.regions(grid.rows, grid.columns, frames, grid.filled, time_factor, grid.level).objects
         parts += [_enlarge(_colour(shares, frames, grid.rows, grid.columns), size), gap]
     return torch.cat(parts[:-1], dim=2).contiguous()
 

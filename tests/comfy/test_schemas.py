@@ -43,6 +43,8 @@ NODE_IDS = {
     "MGV_SaveLongVideo",
     "MGV_PathMasks",
     "MGV_MaskSequence",
+    "MGV_DynamicMaskGuidance",
+    "MGV_ObjectWords",
 }
 # Nodes that the graph of the Toybox has no use for.
 NOT_IN_THE_TOYBOX_WORKFLOW = {
@@ -63,6 +65,8 @@ NOT_IN_THE_TOYBOX_WORKFLOW = {
     "MGV_SaveLongVideo",
     "MGV_PathMasks",
     "MGV_MaskSequence",
+    "MGV_DynamicMaskGuidance",
+    "MGV_ObjectWords",
 }
 
 

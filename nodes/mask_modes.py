@@ -1,0 +1,288 @@
+"""Guides in the published modes of mask guidance, and where the words of a prompt stand."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, get_args
+
+from comfy_api.latest import io, ui
+from torch import Tensor
+
+from ..attention_patches.first_frame_keys import KeySource
+from ..attention_patches.mask_guidance import GuidedRows
+from ..attention_patches.mask_modes.guide import MAX_STRENGTH, ModeGuide
+from ..attention_patches.mask_modes.presets import MODES
+from ..attention_patches.regions import TimePooling
+from .types import CATEGORY, Guide, Tracks, display_range
+
+logger = logging.getLogger(__name__)
+
+# What widgets say when a mode's own value shall hold.
+OWN = "mode's own"
+OWN_PERCENT = -1.0
+
+
+class DynamicMaskGuidance(io.ComfyNode):
+    """MGV_DynamicMaskGuidance."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MGV_DynamicMaskGuidance",
+            display_name="Dynamic Mask Guidance",
+            category=f"{CATEGORY}/guidance",
+            description=(
+                "Objects go where their masks go, by one of eight rules, each with its published constants. dmg is a "
+                "reconstruction: the paper's formulas are not public. The guide is not yet bound to a model: Patch "
+                "Attention does that."
+            ),
+            inputs=[*_what(), *_how(), *_when()],
+            outputs=[
+                Guide.Output(display_name="guide", tooltip="For Patch Attention and Preview Guide."),
+                io.String.Output(
+                    display_name="report",
+                    tooltip="Which regions the guide holds and in how many frames, and all constants of the mode.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        phrases: str,
+        background_phrase: str,
+        mode: str,
+        strength: float,
+        start_percent: float,
+        end_percent: float,
+        key_source: str,
+        blocks: str,
+        rows: str,
+        frame_strength: str,
+        time_pooling: str,
+        constants: str,
+        tracks: Any = None,
+        mask: Tensor | None = None,
+    ) -> io.NodeOutput:
+        from ..attention_patches.mask_modes.presets import make_mode, read_constants
+        from ..perception.masks.keyframes import parse_values
+        from .guidance import guide_report, named_regions
+
+        regions, names = named_regions(tracks, mask, phrases)
+        chosen = {
+            **_overrides(start_percent, end_percent, blocks, rows),
+            **read_constants(mode, constants),
+        }
+        guide = ModeGuide(
+            masks=regions,
+            phrases=names,
+            # An empty mask has no region, and so no phrase.
+            background_phrase=background_phrase if names else "",
+            mode=make_mode(mode, **chosen),
+            strength=strength,
+            frame_strength=parse_values(frame_strength, regions.shape[1]),
+            key_source=None if key_source == OWN else key_source,
+            time_pooling=time_pooling,
+        )
+        report = f"{guide_report(guide)}\n{constants_report(guide)}"
+        logger.info(report)
+        return io.NodeOutput(guide, report)
+
+
+def _what() -> list[Any]:
+    return [
+        Tracks.Input(
+            "tracks",
+            optional=True,
+            tooltip="Where the objects shall be: from Path Masks, Mask Sequence or Track Masks. Objects with the same "
+            "label become one region.",
+        ),
+        io.Mask.Input(
+            "mask",
+            optional=True,
+            tooltip="Instead of tracks: one region, one mask per frame or one for all. White: inside.",
+        ),
+        io.String.Input(
+            "phrases",
+            default="",
+            tooltip="Words of the prompt that name the objects, in order, separated by commas. Empty: the labels of the "
+            "tracks. Without phrases the modes steer no words; direct_a_video, motionbooth and trailblazer need them.",
+        ),
+        io.String.Input(
+            "background_phrase",
+            default="",
+            tooltip="Words of the prompt that name what is outside of all objects, such as: grass. dmg then hides all "
+            "other words from the background, which matters much; direct_a_video and motionbooth are made for it. "
+            "Empty: none.",
+        ),
+    ]
+
+
+def _how() -> list[Any]:
+    return [
+        io.Combo.Input("mode", options=list(MODES), default="dmg", tooltip=_modes_told()),
+        io.Float.Input(
+            "strength",
+            default=1.0,
+            min=0.0,
+            max=MAX_STRENGTH,
+            tooltip="Factor on what the mode adds or multiplies. 0: no guidance at all, the film is bit by bit as "
+            "without; 1: as published. What a mode closes for good is closed at any strength above 0.",
+            **display_range(0.01),
+        ),
+        io.Float.Input(
+            "start_percent",
+            default=OWN_PERCENT,
+            min=OWN_PERCENT,
+            max=1.0,
+            tooltip="Where in the schedule the mode begins, 0 to 1. -1: the mode's own.",
+            **display_range(0.01),
+        ),
+        io.Float.Input(
+            "end_percent",
+            default=OWN_PERCENT,
+            min=OWN_PERCENT,
+            max=1.0,
+            tooltip="Where it ends, 0 to 1. -1: the mode's own. Published ones end early (peekaboo at 0.04, the first 2 of "
+            "50 steps): with few steps give a later end, or not one step is guided.",
+            **display_range(0.01),
+        ),
+        io.Combo.Input(
+            "key_source",
+            options=[OWN, *get_args(KeySource)],
+            default=OWN,
+            tooltip="Which frames self-attention looks at, which keeps the object's looks over time. self: as the model "
+            "does; first: only the first frame; first_self: the first one and the frame itself (of dmg); first_prev, "
+            "first_prev_self: also the one before.",
+        ),
+    ]
+
+
+def _when() -> list[Any]:
+    return [
+        io.String.Input(
+            "blocks",
+            default="",
+            tooltip="Which blocks of the model: all, or a comma list of patterns: mid,up or down.1.* in a U-Net, block.1* "
+            "in a transformer. Empty: the mode's own. A pattern that fits no block is an error that names them.",
+        ),
+        io.Combo.Input(
+            "rows",
+            options=[OWN, *get_args(GuidedRows)],
+            default=OWN,
+            tooltip="conditional: guide only the prompted half of classifier-free guidance. both: also the unprompted one, "
+            "its words too. Mode's own: as published.",
+        ),
+        io.String.Input(
+            "frame_strength",
+            default="",
+            tooltip="Strength over time, times strength: a number, or frame: number pairs such as 0: 1, 8: 0.5, counted "
+            "in frames of the masks, joined by lines; 0 to 10. 0 leaves a frame alone. Empty: 1 everywhere.",
+        ),
+        io.Combo.Input(
+            "time_pooling",
+            options=list(get_args(TimePooling)),
+            default="max",
+            tooltip="How the masks of the frames that one latent frame stands for (4 in Wan, 8 in LTX) become one. max: "
+            "wherever the object is in any of them; mean; min: only where it is in all; first, last: one of them.",
+        ),
+        io.String.Input(
+            "constants",
+            default="",
+            multiline=True,
+            tooltip="Replaces published constants of the mode: name=value pairs, separated by commas or new lines, such "
+            "as gamma_cross=20, beta=3. The report lists all of them with their values; a wrong name or value is an error "
+            "that names those there are. They win over the widgets.",
+        ),
+    ]
+
+
+def _modes_told() -> str:
+    return " ".join(f"{name}: {mode.summary}." for name, mode in MODES.items())
+
+
+def _overrides(start_percent: float, end_percent: float, blocks: str, rows: str) -> dict[str, Any]:
+    """Constants that widgets replace."""
+    found: dict[str, Any] = {}
+    if start_percent >= 0.0:
+        found["start_percent"] = start_percent
+    if end_percent >= 0.0:
+        found["end_percent"] = end_percent
+    if blocks.strip():
+        found["blocks"] = blocks
+    if rows != OWN:
+        found |= {"rows": rows, "cross_rows": rows}
+    return found
+
+
+def constants_report(guide: ModeGuide) -> str:
+    """One line with the mode and all its constants, as ``constants`` takes them."""
+    from ..attention_patches.mask_modes.presets import mode_constants
+
+    values = ", ".join(f"{name}={getattr(guide.mode, name)}" for name in mode_constants(guide.mode_name))
+    return f"mode {guide.mode_name}, keys of {guide.keys}: {values}"
+
+
+class ObjectWords(io.ComfyNode):
+    """MGV_ObjectWords."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MGV_ObjectWords",
+            display_name="Object Words",
+            category=f"{CATEGORY}/guidance",
+            description=(
+                "Says where phrases stand among the tokens of a prompt, as this model reads it: a check before guidance "
+                "of words."
+            ),
+            inputs=[
+                io.Model.Input("model", tooltip="Tells how its text is read."),
+                io.Clip.Input("clip", tooltip="The text encoder of the prompt."),
+                io.String.Input("prompt", default="", multiline=True, tooltip="Exactly the positive prompt."),
+                io.String.Input(
+                    "phrases",
+                    default="",
+                    tooltip="Words of the prompt that name the objects, separated by commas; one region each.",
+                ),
+                io.String.Input(
+                    "background_phrase",
+                    default="",
+                    tooltip="Words of the prompt that name what is outside of all objects. Empty: none.",
+                ),
+            ],
+            outputs=[
+                io.String.Output(
+                    display_name="report",
+                    tooltip="Token numbers of each phrase, of the background and of all other words, counted from 0 with "
+                    "the begin of the text.",
+                )
+            ],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, model: Any, clip: Any, prompt: str, phrases: str, background_phrase: str) -> io.NodeOutput:
+        from ..backbones.prompt_tokens import token_spans
+        from ..backbones.registry import require_supported
+        from .inputs import phrase_list
+
+        family, _ = require_supported(model)
+        wanted = phrase_list(phrases)
+        spans = token_spans(clip, prompt, wanted, family, background_phrase=background_phrase.strip())
+        lines = [f"{phrase}: tokens {_numbers(found)}" for phrase, found in zip(wanted, spans.positions, strict=True)]
+        if spans.background:
+            lines.append(f"background, {background_phrase.strip()}: tokens {_numbers(spans.background)}")
+        named = {position for positions in (*spans.positions, spans.background) for position in positions}
+        others = [position for position in spans.ordinary if position not in named]
+        lines.append(f"other words: {'tokens ' + _numbers(others) if others else 'none'}")
+        lines.append(f"{len(spans.ordinary)} of {spans.length} tokens are words of the prompt ({family.name}).")
+        report = "\n".join(lines)
+        return io.NodeOutput(report, ui=ui.PreviewText(report))
+
+
+def _numbers(positions: Any) -> str:
+    return ", ".join(str(position) for position in positions)
+
+
+NODES = [DynamicMaskGuidance, ObjectWords]
