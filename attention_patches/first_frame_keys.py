@@ -20,8 +20,10 @@ from typing import Any, Literal, TypeAlias, get_args
 import torch
 from torch import Tensor
 
+from .guide_checks import block_patterns, check_choice, check_percents
+from .guide_patch import check_site, matches_block
 from .local_windows import frame_tokens, part_of_keys
-from .mask_guidance import GuidedRows, check_site, matches_block
+from .mask_guidance import GuidedRows
 from .rows import bias_part, empty_result
 from .site import CONDITIONAL, AttentionSite, chunk_site
 from .stack import Attend
@@ -80,16 +82,10 @@ class FirstFrameKeys:
     rows: GuidedRows = "both"
 
     def __post_init__(self) -> None:
-        for name, choices in (("source", get_args(KeySource)), ("rows", get_args(GuidedRows))):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(choices)}.")
-        if not 0.0 <= self.start_percent <= self.end_percent <= 1.0:
-            raise ValueError(
-                f"start_percent {self.start_percent:g} and end_percent {self.end_percent:g} are no part of the "
-                "schedule; give 0 <= start <= end <= 1."
-            )
-        if not any(pattern.strip() for pattern in self.blocks.split(",")):
-            raise ValueError(f"blocks is {self.blocks!r}; write 'all' or a comma list such as 'mid,up' or 'down.1.*'.")
+        check_choice("source", self.source, get_args(KeySource))
+        check_choice("rows", self.rows, get_args(GuidedRows))
+        check_percents(self.start_percent, self.end_percent)
+        block_patterns(self.blocks)
 
 
 class FirstFrameKeysPatch:
@@ -97,7 +93,7 @@ class FirstFrameKeysPatch:
 
     def __init__(self, settings: FirstFrameKeys) -> None:
         self.settings = settings
-        self._patterns = tuple(pattern.strip() for pattern in settings.blocks.split(",") if pattern.strip())
+        self._patterns = block_patterns(settings.blocks)
         self._tables: dict[tuple[Any, ...], Tensor] = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FirstFrameKeysPatch:

@@ -17,6 +17,7 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor
 
+from .guide_patch import check_site, matches_block
 from .local_windows import (
     WindowBlock,
     centred_windows,
@@ -26,7 +27,6 @@ from .local_windows import (
     window_blocks,
     write_windows,
 )
-from .mask_guidance import check_site, matches_block
 from .rows import bias_part, empty_result
 from .site import AttentionSite
 from .spectral_blend import SpectralBlend, band_cutoffs

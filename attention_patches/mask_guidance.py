@@ -20,7 +20,6 @@ from .guide_checks import (
     checked_masks,
 )
 from .guide_patch import GuidePatch, chosen_chunks, matches_block, text_length
-from .guide_patch import check_site as check_site
 from .region_tables import GuidanceMode, region_tables
 from .regions import FOREGROUND, MaskPyramid, TimePooling
 from .site import AttentionSite

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .mask_guidance import check_site
+from .guide_patch import check_site
 from .regions import latent_frame_groups
 from .rows import RowSet, bias_part, empty_result
 from .site import CONDITIONAL, AttentionSite, chunk_site
