@@ -92,16 +92,14 @@ class RoundMasks:
         """The factors of a round's frames out of those of the whole sequence.
 
         Raises:
-            ValueError: neither none nor as many as masks.
+            ValueError: neither none, nor one, nor as many as masks.
         """
-        if not frame_strength:
-            return ()
+        if len(frame_strength) < 2:
+            return tuple(frame_strength)
         if len(frame_strength) != self.masks.shape[1]:
             raise ValueError(
                 f"there are {len(frame_strength)} frame strengths for {self.masks.shape[1]} masks; give one per mask."
             )
-        if self.masks.shape[1] == 1:
-            return tuple(frame_strength)
         return tuple(frame_strength[number * self.step : number * self.step + self.frames])
 
 

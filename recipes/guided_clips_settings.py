@@ -127,6 +127,28 @@ class GuidedClipsSettings:
         # The guide checks its own fields; an empty mask is enough for that, and it happens before any work.
         self.guide(torch.zeros(max(len(self.phrases), 1), 1, 1, 1), self.frame_strength[:1])
 
+    @classmethod
+    def of_guide(cls, guide: ModeGuide, prompt: str, **values: Any) -> GuidedClipsSettings:
+        """Settings that guide as a guide does; its masks are given to the recipe apart.
+
+        Args:
+            guide: mode with its constants, words and strengths.
+            prompt: of the film.
+            values: all other settings.
+        """
+        return cls(
+            prompt,
+            guide.phrases,
+            guide.background_phrase,
+            mode=guide.mode_name,
+            constants=asdict(guide.mode),
+            strength=guide.strength,
+            frame_strength=guide.frame_strength,
+            key_source=guide.key_source,
+            time_pooling=guide.time_pooling,
+            **values,
+        )
+
     def round_size(self, geometry: Geometry) -> tuple[int, int, int]:
         """Frames, height and width of one round's clip.
 

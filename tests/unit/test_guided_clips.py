@@ -20,8 +20,13 @@ PROMPT = "a red ball moves left on sand"
 N = 4
 
 
+# Of two steps even the first lies in the middle of the schedule.
+ALWAYS = {"end_percent": 1.0, "blocks": "all"}
+
+
 def settings(**values):
     given = {"prompt": PROMPT, "phrases": ("red ball",), "background_phrase": "sand", "steps": 2, "frames": N}
+    given["constants"] = ALWAYS
     return GuidedClipsSettings(**{**given, "colour_reference": "none", **values})
 
 
