@@ -19,6 +19,7 @@ else:
     from .nodes.guidance import MaskToAttentionBias, PatchAttention, PreviewGuide
     from .nodes.lavie_stages import InterpolateVideo, UpscaleVideo
     from .nodes.long_video import FreeLong, FreeLongWindows
+    from .nodes.mask_metrics import MaskMetrics
     from .nodes.mask_modes import DynamicMaskGuidance, ObjectWords
     from .nodes.mask_sequences import MaskSequence, PathMasks
     from .nodes.model_files import register_folder
@@ -69,6 +70,7 @@ else:
         "MGV_MaskSequence": MaskSequence,
         "MGV_DynamicMaskGuidance": DynamicMaskGuidance,
         "MGV_ObjectWords": ObjectWords,
+        "MGV_MaskMetrics": MaskMetrics,
     }
     NODE_DISPLAY_NAME_MAPPINGS = {
         "MGV_LoadVideoModel": "Load Video Model",
@@ -102,4 +104,5 @@ else:
         "MGV_MaskSequence": "Mask Sequence",
         "MGV_DynamicMaskGuidance": "Dynamic Mask Guidance",
         "MGV_ObjectWords": "Object Words",
+        "MGV_MaskMetrics": "Mask Metrics",
     }

@@ -45,6 +45,7 @@ NODE_IDS = {
     "MGV_MaskSequence",
     "MGV_DynamicMaskGuidance",
     "MGV_ObjectWords",
+    "MGV_MaskMetrics",
 }
 # Nodes that the graph of the Toybox has no use for.
 NOT_IN_THE_TOYBOX_WORKFLOW = {
@@ -67,6 +68,7 @@ NOT_IN_THE_TOYBOX_WORKFLOW = {
     "MGV_MaskSequence",
     "MGV_DynamicMaskGuidance",
     "MGV_ObjectWords",
+    "MGV_MaskMetrics",
 }
 
 

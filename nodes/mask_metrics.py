@@ -1,0 +1,242 @@
+"""Measure whether the objects of a film went where their masks are."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import TYPE_CHECKING
+
+from comfy_api.latest import io, ui
+from torch import Tensor
+
+from ..perception.frames import Film
+from ..perception.tracks import Tracks as TrackedObjects
+from .mask_output import PREVIEW_BYTES, PREVIEW_LIMIT
+from .types import CATEGORY, DetectorType, HelperModel, SegmenterType, Tracks, display_range
+
+if TYPE_CHECKING:
+    from ..recipes.mask_metrics import FilmScorer
+
+logger = logging.getLogger(__name__)
+
+CLIP_FOLDER = "clip_vision"
+NO_MODEL = "none"
+
+
+class MaskMetrics(io.ComfyNode):
+    """MGV_MaskMetrics."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MGV_MaskMetrics",
+            display_name="Mask Metrics",
+            category=f"{CATEGORY}/masks",
+            description=(
+                "Measures whether the objects of a film are where the guide's masks are: overlap and distance per object, "
+                "by a detector and tracker or by tracks; with a CLIP model also how the film fits its prompt and its "
+                "frames each other, with a reference film how much the background changed."
+            ),
+            inputs=[
+                io.Image.Input("image", tooltip="The film to measure, one picture per frame."),
+                Tracks.Input(
+                    "tracks",
+                    optional=True,
+                    tooltip="Where the objects should be: the tracks that guided the film. Any size.",
+                ),
+                io.Mask.Input(
+                    "mask", optional=True, tooltip="Instead of tracks: one object, one mask per frame or one for all."
+                ),
+                Tracks.Input(
+                    "found",
+                    optional=True,
+                    tooltip="Where the objects are, from Track Masks on this film. Otherwise connect detector and "
+                    "segmenter, and they are looked for.",
+                ),
+                DetectorType.Input(
+                    "detector", optional=True, tooltip="From Load GroundingDINO: finds the objects by their phrases."
+                ),
+                SegmenterType.Input("segmenter", optional=True, tooltip="From Load SAM: follows what was found."),
+                io.String.Input(
+                    "phrases",
+                    default="",
+                    tooltip="What the masks are of, one phrase per object, separated by commas. Empty: the labels of the "
+                    "tracks.",
+                ),
+                io.String.Input(
+                    "prompt",
+                    default="",
+                    multiline=True,
+                    tooltip="Of the film, for text alignment; empty measures none. Needs clip_model.",
+                ),
+                io.Combo.Input(
+                    "clip_model",
+                    options=[NO_MODEL, *clip_folders()],
+                    default=NO_MODEL,
+                    tooltip="A CLIP model with both halves, for text alignment and frame consistency: a folder in the "
+                    "transformers layout (such as clip-vit-base-patch32) in models/clip_vision. none: neither is "
+                    "measured.",
+                ),
+                io.Image.Input(
+                    "reference",
+                    optional=True,
+                    tooltip="A film of the same length and size, such as the same seed without guidance: how much the "
+                    "background differs, away from the objects of both films.",
+                ),
+                io.Float.Input(
+                    "box_threshold",
+                    default=0.35,
+                    min=0.0,
+                    max=1.0,
+                    tooltip="Of the detector: a box needs a better score. Lower it when objects are missed.",
+                    **display_range(0.01),
+                ),
+            ],
+            outputs=[
+                io.Float.Output(
+                    display_name="iou",
+                    tooltip="Overlap of wanted and found masks, 0 (none) to 1 (equal): mean over frames and objects.",
+                ),
+                io.String.Output(display_name="report", tooltip="What was measured, in words; shown under the node."),
+                io.String.Output(display_name="json", tooltip="All numbers, per object and frame."),
+                io.Image.Output(
+                    display_name="preview",
+                    tooltip="The film with found objects tinted and wanted masks as dashed outlines. " + PREVIEW_LIMIT,
+                ),
+            ],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        image: Tensor,
+        phrases: str,
+        prompt: str,
+        clip_model: str,
+        box_threshold: float,
+        tracks: TrackedObjects | None = None,
+        mask: Tensor | None = None,
+        found: TrackedObjects | None = None,
+        detector: HelperModel | None = None,
+        segmenter: HelperModel | None = None,
+        reference: Tensor | None = None,
+    ) -> io.NodeOutput:
+        from ..recipes.mask_metrics_report import film_report, metrics_summary
+        from ..recipes.report import rounded
+        from .host import progress
+        from .inputs import phrase_list
+
+        film = Film(image)
+        wanted = wanted_tracks(tracks, mask, phrase_list(phrases))
+        before = None if reference is None else Film(reference)
+        if found is None:
+            found = looked_for(film, wanted, detector, segmenter, box_threshold)
+            known = None if before is None else looked_for(before, wanted, detector, segmenter, box_threshold)
+        else:
+            known = None
+        scorer = None if clip_model == NO_MODEL else load_scorer(clip_model)
+        values = rounded(film_report(film, wanted, found, prompt, scorer, before, known, progress()))
+        if values["iou"] is None:
+            raise ValueError(
+                "there is no mask to compare with: the wanted masks are empty in every frame, and nothing was found; "
+                "connect the masks that guided the film."
+            )
+        words = metrics_summary(values)
+        logger.info(words)
+        return io.NodeOutput(
+            values["iou"], words, json.dumps(values), compared(film, wanted, found), ui=ui.PreviewText(words)
+        )
+
+
+def wanted_tracks(tracks: TrackedObjects | None, mask: Tensor | None, phrases: list[str]) -> TrackedObjects:
+    """The masks of the guide, with the phrases as labels where there are any.
+
+    Raises:
+        ValueError: both or neither of tracks and mask, or another number of phrases than objects.
+    """
+    from dataclasses import replace
+
+    from .object_masks import track_of_mask
+
+    if (tracks is None) == (mask is None):
+        given = "both" if mask is not None else "neither"
+        raise ValueError(f"{given} of tracks and mask is connected; connect exactly one of them.")
+    wanted = track_of_mask(mask) if tracks is None else tracks
+    if not phrases:
+        return wanted
+    if len(phrases) != len(wanted.ids):
+        raise ValueError(
+            f"there are {len(phrases)} phrases ({', '.join(phrases)}) and {len(wanted.ids)} objects; give one for each, "
+            "or none."
+        )
+    return replace(wanted, labels=tuple(phrases))
+
+
+def looked_for(
+    film: Film, wanted: TrackedObjects, detector: HelperModel | None, segmenter: HelperModel | None, threshold: float
+) -> TrackedObjects:
+    """What the detector finds of the wanted objects' phrases, and the segmenter follows.
+
+    Raises:
+        ValueError: one of the two is missing, or an object has no phrase.
+    """
+    from ..recipes.mask_metrics import Finding, find_objects
+    from .host import load_helper, progress
+
+    if detector is None or segmenter is None:
+        raise ValueError(
+            "nothing says where the objects are; connect found (from Track Masks), or detector and segmenter."
+        )
+    if not all(wanted.labels):
+        raise ValueError("an object has no label to look for; write phrases, one for each object.")
+    bar = progress()
+    return find_objects(
+        film,
+        wanted.labels,
+        load_helper(detector, film.height, film.width),
+        load_helper(segmenter, film.height, film.width),
+        Finding(threshold),
+        lambda stage, done, total: bar(done, total),
+    )
+
+
+def compared(film: Film, wanted: TrackedObjects, found: TrackedObjects) -> Tensor:
+    """The film with found objects tinted and wanted ones as dashed outlines."""
+    import torch
+
+    from ..perception.masks.mask_sequences import SequenceSettings, make_sequence
+    from ..perception.pictures.drawing import draw_masks
+    from .object_masks import joined_tracks
+
+    size = SequenceSettings(frames=len(film), height=film.height, width=film.width)
+    wanted, found = make_sequence(wanted, size), make_sequence(found, size)
+    # Drawn as not seen, an outline is dashed.
+    hollow = TrackedObjects(wanted.masks, wanted.ids, wanted.labels, wanted.scores, torch.ones_like(wanted.misses))
+    seen = TrackedObjects(found.masks, found.ids, found.labels, found.scores, torch.zeros_like(found.misses))
+    return draw_masks(film, joined_tracks(seen, hollow), labels=False, max_bytes=PREVIEW_BYTES)
+
+
+def clip_folders() -> list[str]:
+    """Folders in the transformers layout among ComfyUI's CLIP vision models."""
+    from .model_files import installed_models
+
+    return [model.name for model in installed_models(CLIP_FOLDER) if model.is_folder]
+
+
+def load_scorer(name: str) -> FilmScorer:
+    """A CLIP model under ComfyUI's memory management.
+
+    Raises:
+        ValueError: it is no complete CLIP model.
+        FileNotFoundError: it is not there.
+    """
+    from ..recipes.mask_metrics_clip import load_clip
+    from .host import load_helper, wrap_helper
+    from .model_files import find_model
+
+    scorer = load_clip(find_model(name, CLIP_FOLDER))
+    return load_helper(wrap_helper(scorer, scorer.model, name))
+
+
+NODES = [MaskMetrics]
