@@ -26,7 +26,9 @@ def of_queries(call: ModeCall, values: Tensor) -> Tensor:
 
 def of_keys(call: ModeCall, values: Tensor) -> Tensor:
     """Lay values [c, T of the keys, h, w] on the key sequence, [groups, Lk, c] on the call's device; 0 elsewhere."""
-    return place_tokens(fold_keys(values, call.site), call.video_keys, call.lengths[1]).to(call.device)
+    folded = fold_keys(values, call.site)
+    # Among words there are no video keys.
+    return place_tokens(folded[:, : len(call.video_keys)], call.video_keys, call.lengths[1]).to(call.device)
 
 
 def query_strength(call: ModeCall) -> Tensor:
@@ -117,14 +119,14 @@ class CellBoxes:
     area: Tensor
 
     @classmethod
-    def of(cls, call: ModeCall, margin: float = 0.0) -> CellBoxes:
-        """Scale the boxes of the queries' frames to the cells of a call and cast them to whole ones, at least one each.
+    def of(cls, call: ModeCall, boxes: Tensor, margin: float = 0.0) -> CellBoxes:
+        """Scale boxes to the cells of a call and cast them to whole ones, at least one each.
 
         Args:
             call: the call.
+            boxes: its ``boxes`` or ``asking_boxes``.
             margin: part of the picture by which each box is smaller on either side.
         """
-        boxes = call.asking_boxes
         height, width = call.site.grid[1:]
         filled = call.site.extent or (height, width)
         present = (boxes[..., 2] > boxes[..., 0]) & (boxes[..., 3] > boxes[..., 1])

@@ -11,6 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..mask_guidance import GuidedRows
 from ..probability_edit import EditPart, ProbabilityEdit
 from ..site import AttentionKind, AttentionSite
 from .mode import MAX_CONSTANT, MaskMode, ModeCall
@@ -36,7 +37,7 @@ class TrailBlazer(MaskMode):
     """
 
     end_percent: float = 5 / 40
-    rows: str = "conditional"
+    rows: GuidedRows = "conditional"
     strengthen: float = 0.15
     weaken: float = 0.001
     trailing: int = 15
@@ -54,8 +55,8 @@ class TrailBlazer(MaskMode):
         self._check_numbers(0.49, "shrink")
 
     @property
-    def needs_words(self) -> bool:
-        """Whether there is nothing to do without the places of the objects' words."""
+    def only_words(self) -> bool:
+        """Whether there is no guidance without the places of the objects' words."""
         return not self.temporal
 
     def acts_at(self, site: AttentionSite) -> bool:
@@ -69,11 +70,11 @@ class TrailBlazer(MaskMode):
         return None if call.spans is None else self._words(call, call.spans)
 
     def _words(self, call: ModeCall, spans: tuple[tuple[int, ...], ...]) -> ProbabilityEdit:
-        boxes = CellBoxes.of(call, self.shrink)
+        boxes = CellBoxes.of(call, call.asking_boxes, self.shrink)
         strength = query_strength(call)
         # The tokens after the prompt have the boxes of all objects together.
-        whole = [torch.cat((each, each.amax(dim=0, keepdim=True))) for each in (boxes.inside, boxes.bump)]
-        present = torch.cat((boxes.present, boxes.present.amax(dim=0, keepdim=True)))
+        whole = [torch.cat((each, _any_object(each))) for each in (boxes.inside, boxes.bump)]
+        present = torch.cat((boxes.present, _any_object(boxes.present)))
         outside = of_queries(call, (1.0 - whole[0]) * present * strength * (1.0 - self.weaken))
         bump = of_queries(call, whole[1] * strength * self.strengthen)
         trailing = trailing_tokens(call.ordinary, len(call.text), self.trailing)
@@ -90,11 +91,10 @@ class TrailBlazer(MaskMode):
         return ProbabilityEdit(groups_with(changed), probabilities=raised, peak_keys=text)
 
     def _over_time(self, call: ModeCall) -> ProbabilityEdit:
-        asking = CellBoxes.of(call, self.shrink)
+        asking, met = (CellBoxes.of(call, boxes, self.shrink) for boxes in (call.asking_boxes, call.boxes))
         strength = of_queries(call, query_strength(call))[..., 0]
-        bump, inside = (of_queries(call, each.amax(dim=0, keepdim=True))[..., 0] for each in (asking.bump, asking.inside))
-        met = CellBoxes.of(call.of_key_frames(), self.shrink)
-        met_bump, met_inside = (of_keys(call, each.amax(dim=0, keepdim=True))[..., 0] for each in (met.bump, met.inside))
+        bump, inside = (of_queries(call, _any_object(each))[..., 0] for each in (asking.bump, asking.inside))
+        met_bump, met_inside = (of_keys(call, _any_object(each))[..., 0] for each in (met.bump, met.inside))
         frames = call.site.frames
         asked = torch.tensor(frames if call.site.query_frames is None else call.site.query_frames)
         distance = (asked[:, None] - torch.tensor(frames)[None]).abs().float().to(call.device) / len(frames)
@@ -111,6 +111,10 @@ class TrailBlazer(MaskMode):
             return probabilities + strength[groups, queries][:, None, :, None] * (changed - probabilities)
 
         return ProbabilityEdit(groups_with(strength), probabilities=moved, peak_keys=slice(None))
+
+
+def _any_object(values: Tensor) -> Tensor:
+    return values.amax(dim=0, keepdim=True)
 
 
 def trailing_tokens(ordinary: tuple[int, ...], length: int, count: int) -> tuple[int, ...]:
