@@ -9,7 +9,7 @@ from ..video_models.lavie_config import LaVieConfig
 from ..video_models.lavie_files import open_unet, unet_state
 from ..video_models.toybox import TOYBOX_FOLDER, check_toybox
 from .lavie_models import native_model
-from .native_parts import load_parts, read_weights
+from .native_parts import holds_parts, load_parts, read_weights
 from .native_text import native_clip
 from .native_vae import diffusers_vae, framewise_vae
 
@@ -41,19 +41,20 @@ def load_native_toybox(folder: Path = TOYBOX_FOLDER) -> tuple[Any, Any, Any]:
 def load_lavie_file(
     path: Path, parts: Path | None = None, embeddings: list[str] | None = None
 ) -> tuple[Any, Any | None, Any | None]:
-    """One of LaVie's U-Nets from a file of its own: the base model, the interpolation model or the upscaler.
+    """One of LaVie's U-Nets (the base model, the interpolation model or the upscaler), or Stable Diffusion 1's.
 
     Which one it is comes from the tensors; sizes come from ``<name>.json`` beside the file, else from the safetensors
     header (key ``config``), else from the shapes of the tensors.
 
     Args:
-        path: ``lavie_base.pt``, ``lavie_interpolation.pt``, ``lavie_vsr.pt`` or safetensors.
+        path: ``lavie_base.pt``, ``lavie_interpolation.pt``, ``lavie_vsr.pt`` or safetensors; or a checkpoint or diffusers
+            folder of Stable Diffusion 1.x, which becomes a model of clips in LAMP's layout (see ``LaVieConfig``).
         parts: gives text encoder and VAE: a checkpoint or diffusers folder of Stable Diffusion 1.x, for the upscaler of
-            Stable Diffusion's x4 upscaler.
+            Stable Diffusion's x4 upscaler. Left out, those in ``path`` are taken if there are any.
         embeddings: folders of textual inversions.
 
     Returns:
-        ComfyUI MODEL, and CLIP and VAE or None without parts.
+        ComfyUI MODEL, and CLIP and VAE or None where nothing has them.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -61,6 +62,8 @@ def load_lavie_file(
         ValueError: if the file is none of LaVie's U-Nets, or the parts are not those that belong to it.
     """
     state, config = open_unet(path)
+    if parts is None and isinstance(config, LaVieConfig) and config.picture_model and holds_parts(path):
+        parts = path
     # Before the large model is made: a wrong choice shows at once.
     clip, vae = (None, None) if parts is None else load_parts(parts, config, embeddings)
     return native_model(state, config), clip, None if vae is None else framewise_vae(vae)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..video_models.lavie_config import LaVieConfig, UpscalerConfig
 from ..video_models.lavie_files import STAGE_NAMES
+from ..video_models.stable_diffusion_names import CLIP_PREFIXES, VAE_PREFIX
 from ..video_models.stable_diffusion_parts import TEXT_FILES, VAE_FILES
 from .lavie_conditions import PARTS_NAMES
 
@@ -56,6 +57,14 @@ def load_parts(
             f"is not the one of LaVie's {stage}; choose {wanted}."
         )
     return clip, vae
+
+
+def holds_parts(path: Path) -> bool:
+    """Whether a checkpoint or folder of Stable Diffusion 1.x has text encoder and VAE beside its U-Net."""
+    if path.is_dir():
+        return all((path / part).is_dir() for part in ("text_encoder", "vae"))
+    names = read_weights(path)[0]
+    return all(any(name.startswith(prefix) for name in names) for prefix in (CLIP_PREFIXES[-1], VAE_PREFIX))
 
 
 def _from_checkpoint(path: Path, embeddings: list[str] | None) -> tuple[Any | None, Any | None]:

@@ -43,7 +43,7 @@ class LoadVideoModel(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         import folder_paths
 
-        from .diffusers_folders import diffusers_folders
+        from .diffusers_folders import WHOLE, diffusers_folders
         from .model_files import weight_files
 
         return io.Schema(
@@ -52,17 +52,19 @@ class LoadVideoModel(io.ComfyNode):
             category=f"{CATEGORY}/video",
             description=(
                 "Loads one of LaVie's models (text to video, interpolation, upscaler) as native MODEL, CLIP and VAE, so "
-                "that every core sampler, text encoder and VAE node works on it. Toybox is a tiny demo model that "
-                "comes with the pack: it knows coloured balls, squares and triangles, 64 x 64 pixels, 8 frames."
+                "that every core sampler, text encoder and VAE node works on it. Stable Diffusion 1.x too, as a model of "
+                "clips that learns motion from a few films (LAMP). Toybox is a tiny demo model that comes with the pack: "
+                "it knows coloured balls, squares and triangles, 64 x 64 pixels, 8 frames."
             ),
             inputs=[
                 io.Combo.Input(
                     "model_name",
-                    options=weight_files(*MODEL_FOLDERS),
+                    options=[*weight_files(*MODEL_FOLDERS), *diffusers_folders(WHOLE)],
                     default=TOYBOX,
                     tooltip="Toybox (bundled, a toy for trying the pack), or lavie_base.pt (text to video), "
                     "lavie_interpolation.pt (for Interpolate Video) or lavie_vsr.pt (for Upscale Video) from "
-                    "models/diffusion_models or models/checkpoints; safetensors too, under any name.",
+                    "models/diffusion_models or models/checkpoints; safetensors too, under any name. Or a Stable "
+                    "Diffusion 1.x checkpoint, or a folder of models/diffusers, for motion files of LAMP's kind.",
                 ),
                 io.Combo.Input(
                     "sd_checkpoint",
@@ -71,7 +73,8 @@ class LoadVideoModel(io.ComfyNode):
                     optional=True,
                     tooltip="For LaVie files only: what their text encoder and VAE come from. A Stable Diffusion 1.x "
                     "checkpoint for text to video and interpolation, Stable Diffusion's x4 upscaler for the upscaler; "
-                    "or a folder of models/diffusers. none: the model alone. Toybox brings its own.",
+                    "or a folder of models/diffusers. none: the model alone. Toybox and whole checkpoints bring their "
+                    "own.",
                 ),
             ],
             outputs=[
@@ -102,9 +105,10 @@ class LoadVideoModel(io.ComfyNode):
 
         if model_name == TOYBOX:
             return io.NodeOutput(*load_native_toybox())
-        path, parts = find_weight_file(model_name, *MODEL_FOLDERS), None
+        folders, parts = diffusers_folders(), None
+        path = folders.get(model_name) or find_weight_file(model_name, *MODEL_FOLDERS)
         if sd_checkpoint != NO_CHECKPOINT:
-            parts = diffusers_folders().get(sd_checkpoint) or find_weight_file(sd_checkpoint, "checkpoints")
+            parts = folders.get(sd_checkpoint) or find_weight_file(sd_checkpoint, "checkpoints")
         return io.NodeOutput(*load_lavie_file(path, parts, folder_paths.get_folder_paths("embeddings")))
 
 
