@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..video_models.sharing import sharing_copy
+from .motion_lamp import LampArchitecture
 
 # Modules of a LaVie-shaped U-Net by what they do, as patterns that names end in. ``self_queries`` and ``temporal`` are
 # the set of LAMP (arXiv 2310.10769) without its convolutions; ``cross_queries`` is what Tune-A-Video (arXiv 2212.11565)
@@ -170,7 +171,7 @@ class LoraArchitecture:
 
 
 # Further kinds are added here by name: called with the settings of the command line that they take.
-ARCHITECTURES: dict[str, Callable[..., Architecture]] = {"lora": LoraArchitecture}
+ARCHITECTURES: dict[str, Callable[..., Architecture]] = {"lora": LoraArchitecture, "lamp": LampArchitecture}
 
 
 def make_architecture(kind: str, **settings: Any) -> Architecture:

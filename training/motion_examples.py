@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..attention_patches.attention import OVERRIDE_KEY
+from ..attention_patches.first_frame_keys import FirstFrameKeys, first_frame_keys_patch
 from ..attention_patches.mask_modes.guide import ModeGuide, mode_patches
 from ..attention_patches.mask_modes.presets import make_mode
 from ..attention_patches.site import CONDITIONAL, UNCONDITIONAL
@@ -128,17 +129,18 @@ class ExampleMaker:
 
         Args:
             words: of the clip.
-            masks: [N, T, H, W] in 0..1, or None for no guidance.
+            masks: [N, T, H, W] in 0..1, or None for no guidance; keys of other frames that the settings name stay.
             is_mirrored: whether the clip is seen mirrored, so that the masks must be too.
         """
+        source = self.settings.key_source
         if masks is None:
-            return ()
+            return (first_frame_keys_patch(FirstFrameKeys(source)),) if source not in ("", "self") else ()
         guide = ModeGuide(
             masks.flip(-1) if is_mirrored else masks,
             phrases=words.phrases,
             background_phrase=words.background,
             mode=self.mode,
-            key_source=self.settings.key_source or None,
+            key_source=source or None,
         )
         return mode_patches(guide, self.words[words].spans)
 

@@ -49,7 +49,11 @@ def build_parser() -> argparse.ArgumentParser:
         "--phrase", action="append", default=[], help="words of the prompt that name the masked object; once per object"
     )
     add("--background", default="", help="words of the prompt that name the background")
-    add("--base", default=TOYBOX, help="the model: toybox, or a file of LaVie's base model (default: toybox)")
+    add(
+        "--base",
+        default=TOYBOX,
+        help="the model: toybox, a file of LaVie's base model, or Stable Diffusion 1.x (for lamp; default: toybox)",
+    )
     add("--parts", type=Path, help="for LaVie: Stable Diffusion 1 checkpoint or folder, for text encoder and VAE")
     add("--out", type=Path, required=True, help="motion file to write, ending in .safetensors")
     add("--run", type=Path, help=f"folder of checkpoint, curve and films (default: {RUNS}/<name of the motion file>)")
@@ -92,13 +96,17 @@ def settings_of(options: argparse.Namespace) -> MotionSettings:
         *("frames", "width", "height", "stride", "steps", "batch", "learning_rate", "first_frame", "prompt_dropout"),
         *("flip", "mode", "key_source", "checkpointing", "precision", "seed", "checkpoint_every", "validate_every"),
     )
+    values = {name: getattr(options, name) for name in same}
+    if options.arch == "lamp" and not values["key_source"]:
+        # LAMP's own rule; a model of Stable Diffusion 1 has it built in.
+        values["key_source"] = "first"
     return MotionSettings(
         prompt=options.prompt,
         phrases=tuple(options.phrase),
         background_phrase=options.background,
         augmentation=MaskAugmentation(options.mask_grow, options.mask_box, options.mask_drop),
         constants=dict(_constant(text) for text in options.constant),
-        **{name: getattr(options, name) for name in same},
+        **values,
     )
 
 
@@ -134,7 +142,8 @@ def open_base(options: argparse.Namespace, device: torch.device) -> tuple[Any, s
     """The model to tune, and its name.
 
     Raises:
-        ValueError, OSError, RuntimeError: it cannot be opened, or LaVie is named without parts.
+        ValueError, OSError, RuntimeError: it cannot be opened, or LaVie is named without parts; a checkpoint or folder of
+            Stable Diffusion 1 has them itself.
     """
     if options.base == TOYBOX:
         from ..video_models.toybox import load_toybox
@@ -142,11 +151,6 @@ def open_base(options: argparse.Namespace, device: torch.device) -> tuple[Any, s
         return load_toybox(device), "Toybox"
     from ..video_models.lavie_models import open_lavie
 
-    if options.parts is None:
-        raise ValueError(
-            "--base names a LaVie file, but its text encoder and VAE are missing; give a Stable Diffusion 1 checkpoint or "
-            "folder as --parts."
-        )
     dtype = torch.float32 if options.precision == "no" else None
     return open_lavie(Path(options.base), options.parts, device, dtype), Path(options.base).stem
 
