@@ -70,6 +70,8 @@ class FirstFrameKeys:
         end_percent: ends at this part of the schedule, 0..1.
         blocks: comma list of block name patterns: ``all``, ``mid,up``, ``down.1.*``.
         rows: ``conditional`` leaves unconditional batch rows alone.
+        whole_clips: also where all frames are in one sequence. Transformers see motion in that very attention, which
+            frames that look at a few others no longer do; without it only models that attend frame by frame are changed.
 
     Raises:
         ValueError: an unknown source or rows, or a value out of its range.
@@ -80,6 +82,7 @@ class FirstFrameKeys:
     end_percent: float = 1.0
     blocks: str = "all"
     rows: GuidedRows = "both"
+    whole_clips: bool = True
 
     def __post_init__(self) -> None:
         check_choice("source", self.source, get_args(KeySource))
@@ -107,7 +110,10 @@ class FirstFrameKeysPatch:
         """Say whether a call is changed: self-attention of several frames that still look at themselves alone or, in a
         transformer, at the whole clip."""
         settings = self.settings
-        if settings.source == "self" or site.kind not in ("self", "joint") or site.rows.folded == "positions":
+        folded = site.rows.folded
+        if settings.source == "self" or site.kind not in ("self", "joint") or folded == "positions":
+            return False
+        if folded == "none" and not settings.whole_clips:
             return False
         if site.grid[0] < 2 or site.query_frames is not None or site.key_frames is not None:
             return False

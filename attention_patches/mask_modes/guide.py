@@ -34,7 +34,8 @@ class ModeGuide:
             closed at any strength above 0.
         frame_strength: factors on ``strength``, 0..10: one for each frame of the masks (or of the clip, with one mask
             for all), one for all frames, or none.
-        key_source: which frames give the keys and values of self-attention; None is the mode's own choice.
+        key_source: which frames give the keys and values of self-attention, on transformers too, which lose their motion
+            by it; None is the mode's own choice for models that attend frame by frame, and leaves transformers alone.
         time_pooling: how the pixel frames of one latent frame become one: max, mean, min, first or last.
 
     Raises:
@@ -132,5 +133,6 @@ def mode_patches(guide: ModeGuide, text_spans: TextSpans | None = None) -> tuple
     patch = MaskModePatch(guide, text_spans)
     if guide.keys == "self" or not guide.is_active:
         return (patch,)
-    keys = FirstFrameKeys(guide.keys, blocks=guide.blocks, rows=guide.mode.rows)
+    chosen = guide.key_source is not None
+    keys = FirstFrameKeys(guide.keys, blocks=guide.blocks, rows=guide.mode.rows, whole_clips=chosen)
     return (first_frame_keys_patch(keys), patch)

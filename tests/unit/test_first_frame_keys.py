@@ -18,6 +18,8 @@ from mask_guided_video.attention_patches.attention import OVERRIDE_KEY, attentio
 from mask_guided_video.attention_patches.first_frame_keys import FirstFrameKeys, first_frame_keys_patch, key_places
 from mask_guided_video.attention_patches.free_long import FreeLong, free_long_patch
 from mask_guided_video.attention_patches.mask_guidance import MaskGuidance, mask_guidance_patch
+from mask_guided_video.attention_patches.mask_modes.dynamic_masks import DynamicMasks
+from mask_guided_video.attention_patches.mask_modes.guide import ModeGuide
 from mask_guided_video.attention_patches.region_tables import fold_keys
 from mask_guided_video.attention_patches.site import CONDITIONAL, SITE_KEY, UNCONDITIONAL, AttentionSite, BatchRows
 from mask_guided_video.attention_patches.stack import PatchStack
@@ -200,6 +202,36 @@ def test_calls_that_are_none_of_its_business_go_through_to_the_bit(settings: Any
     qkv = make_tensors(site, CELLS)
     assert not patch.acts_at(site)
     assert torch.equal(run([patch], site, qkv), attention(*qkv, HEADS))
+
+
+def test_whole_clips_may_be_left_alone() -> None:
+    patch = keys_patch(whole_clips=False)
+    for after in (0, 6):
+        site = make_site("none", after=after)
+        qkv = make_tensors(site, FRAMES * CELLS + after)
+        assert not patch.acts_at(site) and torch.equal(run([patch], site, qkv), attention(*qkv, HEADS))
+    site = make_site()
+    qkv = make_tensors(site, CELLS)
+    assert torch.equal(run([patch], site, qkv), run([keys_patch()], site, qkv))
+
+
+@pytest.mark.parametrize("folded", ["frames", "none"])
+def test_keys_of_a_guide_reach_transformers_only_when_asked_for(folded: str) -> None:
+    site = make_site(folded)
+    qkv = make_tensors(site, CELLS if folded == "frames" else FRAMES * CELLS)
+    rule = {"gamma_self": 8.0, "self_end_percent": 1.0, "end_percent": 1.0, "blocks": "all", "direction": "both"}
+    own, chosen, none = (
+        run(ModeGuide(make_masks(), mode=DynamicMasks(**rule, keys=keys), key_source=source).bind(None), site, qkv)
+        for keys, source in (("first_self", None), ("self", "first_self"), ("self", None))
+    )
+    assert not torch.allclose(chosen, none, atol=1e-3)
+    assert torch.equal(own, none if folded == "none" else chosen)
+    bias = looks("first_self") + mask_bias((make_masks() >= 0.5).float(), "separate", 8.0)
+    if folded == "none":
+        expected = dense(*qkv, bias)
+    else:
+        expected = dense(*(clips(tensor) for tensor in qkv), bias).unflatten(1, (FRAMES, CELLS)).flatten(0, 1)
+    torch.testing.assert_close(chosen.double(), expected, atol=2e-5, rtol=0)
 
 
 @pytest.mark.parametrize("folded", ["frames", "none"])
