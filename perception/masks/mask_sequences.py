@@ -40,7 +40,7 @@ class SequenceSettings:
         width: of the result in pixels; 0 keeps it.
         paths: none, one for each object, or one for all: every mask moves onto its object's box in its frame, and is
             empty where the object is hidden.
-        placing: how it lies in that box: ``stretch`` fills it, ``fit`` keeps its proportions, ``keep`` its size too.
+        placing: how it lies in that box: ``fit`` keeps its proportions, ``keep`` its size too, ``stretch`` fills the box.
         dilate: pixels of the result by which masks grow, or shrink below 0.
         feather: pixels of the result over which edges fade.
 
@@ -54,7 +54,7 @@ class SequenceSettings:
     height: int = 0
     width: int = 0
     paths: tuple[ObjectPath, ...] = ()
-    placing: Placing = "stretch"
+    placing: Placing = "fit"
     dilate: int = 0
     feather: float = 0.0
 
