@@ -16,6 +16,7 @@ else:
     from .nodes.box_converters import BBOXToBoxes, BoxesToBBOX, FromSEGS, ToSEGS
     from .nodes.detection import DetectObjects, LoadGroundingDINO
     from .nodes.film_files import SaveLongVideo
+    from .nodes.first_frame import FirstFrameLock, HistogramMatch, LampSampler, SharedNoise
     from .nodes.guidance import MaskToAttentionBias, PatchAttention, PreviewGuide
     from .nodes.lavie_stages import InterpolateVideo, UpscaleVideo
     from .nodes.long_video import FreeLong, FreeLongWindows
@@ -71,6 +72,10 @@ else:
         "MGV_DynamicMaskGuidance": DynamicMaskGuidance,
         "MGV_ObjectWords": ObjectWords,
         "MGV_MaskMetrics": MaskMetrics,
+        "MGV_FirstFrameLock": FirstFrameLock,
+        "MGV_SharedNoise": SharedNoise,
+        "MGV_LampSampler": LampSampler,
+        "MGV_HistogramMatch": HistogramMatch,
     }
     NODE_DISPLAY_NAME_MAPPINGS = {
         "MGV_LoadVideoModel": "Load Video Model",
@@ -105,4 +110,8 @@ else:
         "MGV_DynamicMaskGuidance": "Dynamic Mask Guidance",
         "MGV_ObjectWords": "Object Words",
         "MGV_MaskMetrics": "Mask Metrics",
+        "MGV_FirstFrameLock": "First Frame Lock",
+        "MGV_SharedNoise": "Shared Noise",
+        "MGV_LampSampler": "LAMP Sampler",
+        "MGV_HistogramMatch": "Histogram Match",
     }

@@ -46,6 +46,10 @@ NODE_IDS = {
     "MGV_DynamicMaskGuidance",
     "MGV_ObjectWords",
     "MGV_MaskMetrics",
+    "MGV_FirstFrameLock",
+    "MGV_SharedNoise",
+    "MGV_LampSampler",
+    "MGV_HistogramMatch",
 }
 # Nodes that the graph of the Toybox has no use for.
 NOT_IN_THE_TOYBOX_WORKFLOW = {
@@ -69,6 +73,10 @@ NOT_IN_THE_TOYBOX_WORKFLOW = {
     "MGV_DynamicMaskGuidance",
     "MGV_ObjectWords",
     "MGV_MaskMetrics",
+    "MGV_FirstFrameLock",
+    "MGV_SharedNoise",
+    "MGV_LampSampler",
+    "MGV_HistogramMatch",
 }
 
 
