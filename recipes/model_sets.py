@@ -129,11 +129,11 @@ def load_lavie_set(
     detector: str | Path | None = None,
     tracker: str | Path | None = None,
 ) -> ModelSet:
-    """LaVie's base model out of a file, with what finds and follows objects.
+    """LaVie's base model or Stable Diffusion 1 out of a file, with what finds and follows objects.
 
     Args:
-        path: ``lavie_base.pt`` or a file made from it.
-        parts: Stable Diffusion 1 checkpoint or folder, for text encoder and VAE.
+        path: ``lavie_base.pt`` or a file made from it, or a checkpoint or folder of Stable Diffusion 1.
+        parts: Stable Diffusion 1 checkpoint or folder, for text encoder and VAE; None where ``path`` has them.
         device: of the computation; None is the CPU.
         tokenizer: folder of the tokenizer where the parts are a single file; None looks beside it and in the cache.
         detector, tracker: as in ``load_finders``; the Toybox's know its own world of coloured shapes only.
@@ -143,11 +143,6 @@ def load_lavie_set(
     """
     from ..video_models.lavie_models import open_lavie
 
-    if parts is None:
-        raise ValueError(
-            f"{Path(path).name} holds LaVie's U-Net only; give the Stable Diffusion 1 checkpoint or folder that its text "
-            "encoder and VAE come from (--parts PATH)."
-        )
     model = open_lavie(path, parts, check_device(device), tokenizer=tokenizer)
     return ModelSet(Path(path).name, model, *load_finders(detector, tracker, device))
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .interpolation import Interpolator
-from .lavie_config import Stage
+from .lavie_config import LaVieConfig, Stage
 from .lavie_files import make_unet, open_unet, require_stage
 from .lavie_layers import RotaryEmbedding
 from .stable_diffusion_parts import StableDiffusionParts, load_parts
@@ -46,7 +46,7 @@ def open_lavie(
         RuntimeError: when a file is broken, cut short, or does not fit.
         ValueError: when a file is another stage's or no LaVie, or the parts do not go with it.
     """
-    unet, found = _open(path, parts or path, "base", device, dtype, tokenizer)
+    unet, found = _open(path, parts, "base", device, dtype, tokenizer)
     geometry = VideoGeometry(found.coder.factor, channels=found.coder.channels, native_frames=unet.config.native_frames)
     text = found.text
     return StandaloneVideoModel(
@@ -80,7 +80,7 @@ def open_upscaler(
 
 def _open(
     path: str | Path,
-    parts: str | Path,
+    parts: str | Path | None,
     stage: Stage,
     device: torch.device | str | None,
     dtype: torch.dtype | None,
@@ -89,6 +89,13 @@ def _open(
     """The U-Net of a stage, and the parts after making sure that they go with it."""
     state, config = open_unet(path)
     require_stage(config.stage, stage, Path(path).name)
+    if parts is None:
+        if not (isinstance(config, LaVieConfig) and config.picture_model):
+            raise ValueError(
+                f"{Path(path).name} holds LaVie's U-Net only; give the Stable Diffusion 1 checkpoint or folder that its "
+                "text encoder and VAE come from (--parts PATH)."
+            )
+        parts = path
     found = load_parts(parts, tokenizer)
     width, factor = found.text.encoder.config.hidden_size, found.coder.factor
     if (width, factor) != (config.cross_attention_dim, VAE_FACTORS[stage]):
