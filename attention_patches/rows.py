@@ -99,7 +99,9 @@ def bias_part(bias: Tensor | None, rows: slice | Tensor | None = None, heads: sl
 
 def empty_result(q: Tensor, v: Tensor) -> Tensor:
     """[B, heads, Lq, dv], laid out so that joining the heads afterwards costs no copy."""
-    return q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[3]).transpose(1, 2)
+    batch, heads, length, dim = *q.shape[:3], v.shape[3]
+    # Not a transposed view: autograd refuses writes into one by index after writes by slice.
+    return q.new_empty_strided((batch, heads, length, dim), (length * heads * dim, dim, heads * dim, 1))
 
 
 def query_blocks(q: Tensor, k: Tensor, query_width: int, key_elements: int) -> Iterator[slice]:
