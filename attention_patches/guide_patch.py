@@ -79,7 +79,7 @@ class GuidePatch(ABC):
                 f"{len(text_spans.positions)} phrases were found in the prompt but the guide has {len(guide.masks)} "
                 "masks; give one phrase per object."
             )
-        if text_spans is None and guide.needs_words and guide.strength > 0.0:
+        if text_spans is None and guide.needs_words and guide.is_active:
             raise ValueError(
                 f"mode {guide.mode_name} steers the words of the objects but the guide is not bound to a prompt; give "
                 "phrases and the prompt's tokens."
