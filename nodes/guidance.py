@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..attention_patches.guide_patch import BindableGuide
 from ..attention_patches.mask_guidance import DEFAULT_STRENGTH, GuidanceMode, GuidedRows, MaskGuidance
-from ..attention_patches.regions import TimePooling
+from ..attention_patches.regions import FOREGROUND, TimePooling
 from ..attention_patches.text_spans import TextSpans
 from ..backbones.family import Family
 from .types import CATEGORY, Guide, Tracks, display_range
@@ -222,7 +222,7 @@ def regions_of_mask(mask: Tensor, phrases: list[str]) -> tuple[Tensor, tuple[str
 def guide_report(guide: BindableGuide) -> str:
     """One line per region, or the plain statement that there is none."""
     if not guide.is_active:
-        reason = "strength is 0" if guide.strength == 0 else "no object in any frame"
+        reason = "strength is 0" if bool((guide.masks >= FOREGROUND).any()) else "no object in any frame"
         return f"{reason}: the film runs unguided."
     lines = []
     for index, region in enumerate(guide.masks):

@@ -76,8 +76,8 @@ class DynamicMaskGuidance(io.ComfyNode):
         guide = ModeGuide(
             masks=regions,
             phrases=names,
-            # An empty mask has no region, and so no phrase.
-            background_phrase=background_phrase if names else "",
+            # An empty mask has no region, and so no words.
+            background_phrase=background_phrase if len(regions) else "",
             mode=make_mode(mode, **chosen),
             strength=strength,
             frame_strength=parse_values(frame_strength, regions.shape[1]),
