@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from ..video_models.first_frame import FirstFrame
 from ..video_models.noise import plain_noise, share_first_frame
 from ..video_models.trajectory_noise import SPATIAL_CUTOFF, TEMPORAL_CUTOFF, trajectory_noise
 from .first_frame_lock import as_film, like_latents, raw_frame
@@ -93,6 +94,7 @@ class SharedNoise:
         flow matching start from noise alone.
         """
         clean = self.model.get_model_object("latent_format").process_in(raw_frame(self.model, self.first_frame))
+        FirstFrame(clean).check_film(noise.shape)
         sampling = self.model.get_model_object("model_sampling")
         highest = torch.as_tensor(sampling.sigma_max).to(noise)
         noised = sampling.noise_scaling(highest, noise.clone(), clean.to(noise))
