@@ -242,6 +242,34 @@ class StandInCheckpoint(_Loader):
         return model, None if family == "ltx" else clip, vae
 
 
+class StandInControlNet:
+    """A ControlNet of Stable Diffusion 1.5, as narrow as the U-Net."""
+
+    CATEGORY = "tests"
+    FUNCTION = "load"
+    RETURN_TYPES = ("CONTROL_NET",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"seed": ("INT", {"default": 0})}}
+
+    def load(self, seed: int = 0) -> tuple[Any]:
+        import comfy.controlnet
+        import comfy.model_management
+        import comfy.ops
+        from comfy.cldm.cldm import ControlNet
+
+        models = native_models()
+        config = {**models.UNET, **SD15_LEVELS}
+        for key in ("out_channels", "transformer_depth_output", "use_temporal_attention"):
+            del config[key]
+        with torch.inference_mode(False), torch.no_grad():
+            network = ControlNet(hint_channels=3, operations=comfy.ops.disable_weight_init, **config)
+            models.randomise(network, seed)
+        device = comfy.model_management.get_torch_device()
+        return (comfy.controlnet.ControlNet(network, load_device=device),)
+
+
 class StandInMotion:
     """AnimateDiff-Evolved's own loader, with a motion module as narrow as the U-Net."""
 
@@ -303,5 +331,6 @@ def save_motion_module(modules: ModuleType, make: Any) -> None:
 
 
 NODE_CLASS_MAPPINGS = {
-    node.__name__: node for node in (StandInModel, StandInClip, StandInVae, StandInCheckpoint, StandInMotion)
+    node.__name__: node
+    for node in (StandInModel, StandInClip, StandInVae, StandInCheckpoint, StandInControlNet, StandInMotion)
 }

@@ -32,6 +32,7 @@ STAND_INS = {
     "DualCLIPLoader": "StandInClip",
     "VAELoader": "StandInVae",
     "CheckpointLoaderSimple": "StandInCheckpoint",
+    "ControlNetLoader": "StandInControlNet",
     "ADE_AnimateDiffLoaderGen1": "StandInMotion",
 }
 PERCEPTION = ("MGV_LoadGroundingDINO", "MGV_LoadSAM")
@@ -63,6 +64,7 @@ FILE_WIDGETS = (
     "ckpt_name",
     "model_name",
     "sd_checkpoint",
+    "control_net_name",
 )
 
 # It starts from a film of the user's; how it runs is tested in a module of its own.
@@ -159,7 +161,7 @@ class TestForm:
             source = host_info[node["type"]]["python_module"]
             if node["type"].startswith("MGV_"):
                 assert (properties["cnr_id"], properties["ver"]) == ("mask-guided-video", version)
-            elif node["type"].startswith("ADE_") and name == ANIMATEDIFF:
+            elif node["type"].startswith("ADE_") and name.startswith("animatediff"):
                 assert properties["cnr_id"] == "comfyui-animatediff-evolved" and properties["ver"]
             else:
                 assert properties["cnr_id"] == "comfy-core" and properties["ver"]
