@@ -97,14 +97,16 @@ def find_clips(videos: Path, masks: Path | None, settings: MotionSettings) -> li
         settings: words of clips that bring none.
 
     Raises:
-        ValueError: a folder that is missing, fewer clips than ``LEAST_CLIPS``, films and masks that do not pair, or a clip
-            without a prompt, or with masks and no phrase.
+        ValueError: a folder that is missing, fewer clips than ``LEAST_CLIPS``, films and masks that do not pair, or a
+            clip without a prompt, or with masks and no phrase.
     """
     films = _by_name(videos, "films", lambda path: path.suffix.lower() in FILM_SUFFIXES)
     if len(films) < LEAST_CLIPS:
         raise ValueError(
-            f"{str(videos)!r} holds {len(films)} film{'' if len(films) == 1 else 's'} ({', '.join(FILM_SUFFIXES)}), from "
-            f"which no motion can be told from the rest of the picture; put {LEAST_CLIPS} or more there, 8 to 16 are usual."
+            f"{str(videos)!r} holds {len(films)} film{'' if len(films) == 1 else 's'} ({', '.join(FILM_SUFFIXES)}), "
+            "from "
+            "which no motion can be told from the rest of the picture; put "
+            f"{LEAST_CLIPS} or more there, 8 to 16 are usual."
         )
     found: dict[str, Path] = {}
     if masks is not None:
@@ -178,7 +180,8 @@ def clip_sizes(settings: MotionSettings, geometry: Any) -> tuple[int, int, int]:
     """
     if geometry.temporal_factor != 1:
         raise ValueError(
-            f"this model's VAE makes one latent frame of {geometry.temporal_factor} frames; motion tuning works on models "
+            f"this model's VAE makes one latent frame of {geometry.temporal_factor} frames; motion tuning works on "
+            "models "
             "with a latent frame for every frame (Toybox, LaVie)."
         )
     sizes = (
@@ -236,11 +239,13 @@ def _encoded(clip: ClipFiles, encoder: ClipEncoder, settings: MotionSettings) ->
     film = read_film(clip.film)[:: settings.stride]
     if len(film) < frames:
         raise ValueError(
-            f"the clip {clip.name!r} has {len(film)} frames at stride {settings.stride} and training takes {frames}; give a "
+            f"the clip {clip.name!r} has {len(film)} frames at stride {settings.stride} and training takes {frames}; "
+            "give a "
             "longer film, fewer frames or a smaller stride."
         )
     pictures = fitted(film.movedim(-1, 1), height, width).movedim(1, -1)
-    latents = torch.cat([encoder.encode(pictures), encoder.encode(pictures.flip(2))]).float().cpu().clone()
+    with torch.no_grad():
+        latents = torch.cat([encoder.encode(pictures), encoder.encode(pictures.flip(2))]).float().cpu().clone()
     if clip.masks is None:
         return latents, None
     masks = read_masks(clip.masks)
@@ -249,12 +254,14 @@ def _encoded(clip: ClipFiles, encoder: ClipEncoder, settings: MotionSettings) ->
         masks = masks.expand(-1, len(film), -1, -1)
     if masks.shape[1] != len(film):
         raise ValueError(
-            f"the clip {clip.name!r} has {len(film)} frames and {masks.shape[1]} masks at stride {settings.stride}; give one "
+            f"the clip {clip.name!r} has {len(film)} frames and {masks.shape[1]} masks at stride {settings.stride}; "
+            "give one "
             "mask per frame, or a single one."
         )
     if len(masks) != len(clip.words.phrases):
         raise ValueError(
-            f"the clip {clip.name!r} has masks of {len(masks)} objects and {len(clip.words.phrases)} phrases; give one per object."
+            f"the clip {clip.name!r} has masks of {len(masks)} objects and {len(clip.words.phrases)} phrases; give "
+            "one per object."
         )
     small = fitted(masks.flatten(0, 1)[:, None].float(), height, width)
     return latents, (small.clamp(0, 1) * 255).round().to(torch.uint8)[:, 0].unflatten(0, masks.shape[:2]).contiguous()
@@ -271,7 +278,8 @@ def _cache_key(files: Sequence[ClipFiles], encoder: ClipEncoder, settings: Motio
     # A picture of noise tells one VAE from another.
     size = encoder.geometry.spatial_factor * 2
     probe = torch.rand(1, size, size, 3, generator=torch.Generator().manual_seed(0))
-    entries.append([round(float(value), 4) for value in encoder.encode(probe).flatten()])
+    with torch.no_grad():
+        entries.append([round(float(value), 4) for value in encoder.encode(probe).flatten()])
     return hashlib.sha256(json.dumps(entries).encode()).hexdigest()
 
 

@@ -185,5 +185,6 @@ def _read(model: PromptModel, words: ClipWords) -> _Words:
 
 
 def _embedding(model: PromptModel, prompt: str) -> Tensor:
-    # A copy, since what is made in inference mode cannot be learned through.
-    return model.encode_prompt(prompt).embedding.detach().clone()
+    with torch.no_grad():
+        # A copy, since what is made in inference mode cannot be learned through.
+        return model.encode_prompt(prompt).embedding.detach().clone()

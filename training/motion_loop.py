@@ -125,8 +125,9 @@ def _step(
         total += float(loss.detach()) / run.settings.batch
     if not total < float("inf"):
         raise ValueError(
-            f"the loss is {total} at step {step + 1}; lower the learning rate ({run.settings.learning_rate:g}) and resume "
-            "from the last checkpoint, or start anew."
+            f"the loss is {total} at step {step + 1}; lower the learning rate ({run.settings.learning_rate:g}) and "
+            "start "
+            "anew in another folder."
         )
     return total
 

@@ -1,4 +1,4 @@
-"""Mask augmentation for motion tuning: rough masks, boxes, no masks, so that the tuned model forgives masks of the user.
+"""Mask augmentation for motion tuning: rough masks, boxes, no masks, so that the tuned model forgives a user's masks.
 
 The rule is a reconstruction: the papers tune with exact masks (LAMP, arXiv 2310.10769, with none).
 """

@@ -3,9 +3,10 @@
     python cli.py train-motion --videos clips --masks masks --prompt "a horse runs" --phrase horse --base lavie_base.pt
         --parts v1-5-pruned-emaonly.safetensors --out horse.safetensors
 
-A film ``horse.mp4`` belongs to the masks ``horse.npy`` (or a film, a PNG, a folder of PNGs); ``horse.txt`` beside it may
-hold its own prompt, then its phrases, one a line, and ``background: ...``. The result loads with Load Motion in ComfyUI, with
-``--motion`` here, and a LoRA with ComfyUI's own loader too. An interrupted run goes on from its folder by the same command.
+A film ``horse.mp4`` belongs to the masks ``horse.npy`` (or a film, a PNG, a folder of PNGs); ``horse.txt`` beside it
+may hold its own prompt, then its phrases, one a line, and ``background: ...``. The result loads with Load Motion in
+ComfyUI, with ``--motion`` here, and a LoRA with ComfyUI's own loader too. An interrupted run goes on from its folder by
+the same command.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..attention_patches.mask_modes.presets import read_constants
 from ..recipes.model_sets import check_device
 from ..video_models.motion_files import write_motion
 from .command_line import RUNS, log_to_file
@@ -90,7 +92,7 @@ def settings_of(options: argparse.Namespace) -> MotionSettings:
     """The settings that the arguments mean.
 
     Raises:
-        ValueError: a value out of range, or a constant that is not written as NAME=VALUE.
+        ValueError: a value out of range, or a constant that the mode does not have.
     """
     same = (
         *("frames", "width", "height", "stride", "steps", "batch", "learning_rate", "first_frame", "prompt_dropout"),
@@ -105,7 +107,7 @@ def settings_of(options: argparse.Namespace) -> MotionSettings:
         phrases=tuple(options.phrase),
         background_phrase=options.background,
         augmentation=MaskAugmentation(options.mask_grow, options.mask_box, options.mask_drop),
-        constants=dict(_constant(text) for text in options.constant),
+        constants=read_constants(options.mode, "\n".join(options.constant)),
         **values,
     )
 
@@ -178,13 +180,3 @@ def _validation(model: Any, settings: MotionSettings, folder: Path) -> Any:
 def _log(step: int, total: int, loss: float) -> None:
     if step % LOG_EVERY == 0 or step == total:
         logger.info("step %d of %d: loss %.4f", step, total, loss)
-
-
-def _constant(text: str) -> tuple[str, Any]:
-    name, separator, value = text.partition("=")
-    if not separator or not name.strip():
-        raise ValueError(f"the constant {text!r} is not written as NAME=VALUE, such as gamma_cross=20.")
-    try:
-        return name.strip(), float(value)
-    except ValueError:
-        return name.strip(), value.strip()

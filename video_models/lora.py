@@ -17,8 +17,8 @@ def lora_updates(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What is added to each layer's weight: by the layer's name, float32 of the weight's shape up to flattening.
 
     Args:
-        tensors: ``diffusion_model.<layer>.lora_A.weight`` [r, in, ...], ``.lora_B.weight`` [out, r, ...] and, optionally,
-            ``.alpha``, which scales by alpha / r.
+        tensors: ``diffusion_model.<layer>.lora_A.weight`` [r, in, ...], ``.lora_B.weight`` [out, r, ...] and, where it
+            is not r, ``.alpha``: the scale is alpha / r.
 
     Raises:
         ValueError: a matrix lacks its partner, or their ranks differ.
@@ -61,7 +61,8 @@ def with_lora(network: Network, tensors: Mapping[str, Tensor], strength: float =
         weight = layer.weight
         if update.shape != (weight.shape[0], weight[0].numel()):
             raise ValueError(
-                f"{path} changes the layer {name} by {tuple(update.shape)}, which has {tuple(weight.shape)} here; it is "
+                f"{path} changes the layer {name} by {tuple(update.shape)}, which has {tuple(weight.shape)} here; it "
+                "is "
                 "another model's."
             )
         with torch.no_grad():

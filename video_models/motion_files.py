@@ -1,6 +1,6 @@
 """Motion files: what motion tuning makes, with all that is needed to use it; and how a stand-alone model gets it.
 
-A file is safetensors. Its tensors are named as ComfyUI's own LoRA loader reads them (``diffusion_model.<module>.lora_A``);
+A file is safetensors. Its tensors are named as ComfyUI's own LoRA loader reads them (``diffusion_model.<module>.``);
 its header's key ``mask_guided_video.motion`` holds the rest as JSON.
 """
 
@@ -116,8 +116,8 @@ def read_motion(path: str | Path) -> MotionFile:
     tensors, text = read_state(path), read_metadata(path).get(METADATA_KEY)
     if text is None:
         raise ValueError(
-            f"{path.name} is no motion file: its header lacks {METADATA_KEY}; choose one that Train Motion made (other LoRA "
-            "files belong to ComfyUI's own LoRA loader)."
+            f"{path.name} is no motion file: its header lacks {METADATA_KEY}; choose one that Train Motion made (other "
+            "LoRA files belong to ComfyUI's own LoRA loader)."
         )
     try:
         values = json.loads(text)
@@ -137,7 +137,7 @@ def read_motion(path: str | Path) -> MotionFile:
 
 
 def base_hash(state: Mapping[str, Tensor], names: Sequence[str]) -> str:
-    """The hash that tells base models from one another: of the named tensors, in half precision whatever they are held in.
+    """The hash that tells base models from one another: of the named tensors, in half precision.
 
     Args:
         state: of a U-Net.
@@ -169,7 +169,8 @@ def check_base(motion: MotionFile, state: Mapping[str, Tensor], any_base: bool =
     missing = [name for name in info.base_tensors if name not in state]
     if missing:
         raise ValueError(
-            f"{motion.name} was tuned on {info.base_name}, and this model is built otherwise: it lacks {missing[0]} and "
+            f"{motion.name} was tuned on {info.base_name}, and this model is built otherwise: it lacks {missing[0]} "
+            "and "
             f"{len(missing) - 1} more of {len(info.base_tensors)}; connect {info.base_name}."
         )
     if not any_base and base_hash(state, info.base_tensors) != info.base_hash:
