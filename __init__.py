@@ -24,6 +24,7 @@ else:
     from .nodes.mask_modes import DynamicMaskGuidance, ObjectWords
     from .nodes.mask_sequences import MaskSequence, PathMasks
     from .nodes.model_files import register_folder
+    from .nodes.motion import LoadMotion, TrainMotion
     from .nodes.object_masks import MaskToTracks, SplitTracks
     from .nodes.objects import PreviewTracks, SelectObjects
     from .nodes.prompt_schedule import PromptSchedule
@@ -76,6 +77,8 @@ else:
         "MGV_SharedNoise": SharedNoise,
         "MGV_LampSampler": LampSampler,
         "MGV_HistogramMatch": HistogramMatch,
+        "MGV_TrainMotion": TrainMotion,
+        "MGV_LoadMotion": LoadMotion,
     }
     NODE_DISPLAY_NAME_MAPPINGS = {
         "MGV_LoadVideoModel": "Load Video Model",
@@ -114,4 +117,6 @@ else:
         "MGV_SharedNoise": "Shared Noise",
         "MGV_LampSampler": "LAMP Sampler",
         "MGV_HistogramMatch": "Histogram Match",
+        "MGV_TrainMotion": "Train Motion",
+        "MGV_LoadMotion": "Load Motion",
     }

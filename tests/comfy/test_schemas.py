@@ -50,6 +50,8 @@ NODE_IDS = {
     "MGV_SharedNoise",
     "MGV_LampSampler",
     "MGV_HistogramMatch",
+    "MGV_TrainMotion",
+    "MGV_LoadMotion",
 }
 # Nodes that the graph of the Toybox has no use for.
 NOT_IN_THE_TOYBOX_WORKFLOW = {
@@ -77,6 +79,8 @@ NOT_IN_THE_TOYBOX_WORKFLOW = {
     "MGV_SharedNoise",
     "MGV_LampSampler",
     "MGV_HistogramMatch",
+    "MGV_TrainMotion",
+    "MGV_LoadMotion",
 }
 
 
