@@ -14,6 +14,7 @@ import torch
 from native_models import TinyModel, sample, tiny
 from torch import Tensor
 
+from mask_guided_video.backbones import first_frame_lock
 from mask_guided_video.backbones.first_frame_lock import as_film, lock_first_frame
 from mask_guided_video.backbones.host_windows import ContextWindows, install_context_windows
 from mask_guided_video.backbones.loading import load_native_toybox
@@ -251,6 +252,22 @@ def test_other_frames_are_given_what_they_were_without_the_lock(models: Callable
         (one,), (other,) = plain.inputs, calls.inputs
         assert torch.equal(one[:, :, :, 1:], other[:, :, :, 1:])
         assert not torch.equal(one[:, :, :, :1], other[:, :, :, :1])
+
+
+@pytest.mark.parametrize("name", ["toybox", "sd15", "svd", "cosmos"])
+def test_devices_without_double_precision(
+    models: Callable[[str], TinyModel], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The network's input is then right to the last digit, and the result still to the bit."""
+    monkeypatch.setattr(first_frame_lock, "DOUBLE_DEVICES", ())
+    model = models(name)
+    frame = frame_of(model)
+    with recorded(model) as calls:
+        film = sample(model, lock_first_frame(model.patcher, frame))
+    wanted = seen_form(model, frame)[:, :, 0]
+    for given in calls.first_frames():
+        torch.testing.assert_close(given, wanted.expand_as(given), atol=1e-6, rtol=1e-6)
+    assert torch.equal(first_of(model, film), frame)
 
 
 @pytest.mark.parametrize("name", ["toybox", "wan"])

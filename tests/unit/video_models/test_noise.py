@@ -103,6 +103,19 @@ def test_shared_noise_weights():
     torch.testing.assert_close(kept, torch.tensor([2.0, 0.894427 + 0.894427, 0.894427 - 0.894427]), atol=1e-5, rtol=0)
 
 
+def test_another_source_is_shared_in_place_of_the_first_frames_noise():
+    noise = torch.tensor([2.0, 1.0, -1.0]).view(1, 1, 3, 1, 1)
+    source = torch.full((1, 1, 1, 1, 1), 10.0)
+    lamp = share_first_frame(noise, 0.2, keep_variance=False, source=source).flatten()
+    torch.testing.assert_close(lamp, torch.tensor([2.0, 2.8, 1.2]))
+    two = torch.cat([noise, noise * 2.0])
+    for given in (source, torch.cat([source, source])):
+        expected = torch.tensor([[2.0, 2.8, 1.2], [4.0, 3.6, 0.4]])
+        torch.testing.assert_close(share_first_frame(two, 0.2, False, given).flatten(1), expected)
+    with pytest.raises(ValueError, match=r"\(3, 1, 1, 1, 1\) but a frame of the noise \(2, 1, 1, 1, 1\)"):
+        share_first_frame(two, 0.2, False, source.expand(3, -1, -1, -1, -1))
+
+
 @pytest.mark.parametrize("mode", NOISE_MODES)
 @pytest.mark.parametrize("frames", [1, 2, 18])
 def test_every_mode_is_seeded_and_of_unit_variance(mode, frames):
@@ -114,9 +127,12 @@ def test_every_mode_is_seeded_and_of_unit_variance(mode, frames):
     assert noise.std().item() == pytest.approx(1.0, abs=0.05)
 
 
-def test_lamp_variance_is_smaller():
-    noise = video_noise((1, 4, 8, 32, 32), 5, "shared", keep_variance=False)
-    assert noise[:, :, 1:].var().item() == pytest.approx(0.68, abs=0.05)
+def test_lamp_variance_is_smaller_and_frames_correlate():
+    noise = video_noise((1, 8, 5, 128, 128), 5, "shared", keep_variance=False)
+    assert noise[:, :, 1:].var().item() == pytest.approx(0.68, abs=0.005)
+    assert noise[:, :, 1:].std().item() == pytest.approx(0.825, abs=0.003)
+    likeness = torch.corrcoef(noise[0, :, 1:].transpose(0, 1).flatten(1))
+    torch.testing.assert_close(likeness[~torch.eye(4, dtype=torch.bool)], torch.full((12,), 0.059), atol=0.01, rtol=0)
 
 
 def test_bad_values_are_named():
