@@ -28,7 +28,8 @@ class MaskModePatch(GuidePatch):
     """The patch of a ``ModeGuide``; see ``mode_patches``.
 
     Attributes:
-        innermost: whether the mode takes the kernel's place at some calls, so that other patches must come before it.
+        innermost: whether the mode takes the kernel's place at some calls, or joins frames there, so that other patches
+            must come before it.
     """
 
     guide: ModeGuide
@@ -36,7 +37,7 @@ class MaskModePatch(GuidePatch):
     def __init__(self, guide: ModeGuide, text_spans: TextSpans | None = None) -> None:
         super().__init__(guide, text_spans)
         self._is_active = guide.is_active
-        self.innermost = type(guide.mode).edit is not MaskMode.edit
+        self.innermost = type(guide.mode).edit is not MaskMode.edit or guide.mode.space_time
         self._pyramids = _pyramids(guide)
 
     def release(self) -> None:
