@@ -15,6 +15,7 @@ if find_spec("comfy_api") is None or find_spec("folder_paths") is None:
 else:
     from .nodes.box_converters import BBOXToBoxes, BoxesToBBOX, FromSEGS, ToSEGS
     from .nodes.detection import DetectObjects, LoadGroundingDINO
+    from .nodes.extension import MaskGuidedExtend
     from .nodes.film_files import SaveLongVideo
     from .nodes.first_frame import FirstFrameLock, HistogramMatch, LampSampler, SharedNoise
     from .nodes.guidance import MaskToAttentionBias, PatchAttention, PreviewGuide
@@ -68,6 +69,7 @@ else:
         "MGV_InterpolateVideo": InterpolateVideo,
         "MGV_UpscaleVideo": UpscaleVideo,
         "MGV_SaveLongVideo": SaveLongVideo,
+        "MGV_MaskGuidedExtend": MaskGuidedExtend,
         "MGV_PathMasks": PathMasks,
         "MGV_MaskSequence": MaskSequence,
         "MGV_DynamicMaskGuidance": DynamicMaskGuidance,
@@ -108,6 +110,7 @@ else:
         "MGV_InterpolateVideo": "Interpolate Video",
         "MGV_UpscaleVideo": "Upscale Video",
         "MGV_SaveLongVideo": "Save Long Video",
+        "MGV_MaskGuidedExtend": "Mask-Guided Extend",
         "MGV_PathMasks": "Path Masks",
         "MGV_MaskSequence": "Mask Sequence",
         "MGV_DynamicMaskGuidance": "Dynamic Mask Guidance",
