@@ -24,6 +24,8 @@ LEAST_PYTHON = (3, 10)
 TEST_EXTRAS = ("pytest>=8.0", "ruff>=0.6", "hypothesis>=6.80")
 # What is lost when a package cannot be installed; everything else works without it.
 OPTIONAL = {
+    "accelerate": "tuning of motion",
+    "peft": "tuning of motion by LoRA",
     "groundingdino-py": "reading GroundingDINO files in their original format",
     "segment-anything": "reading SAM files in their original format",
 }

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from ..attention_patches.first_frame_keys import KeySource
 from ..attention_patches.mask_modes.presets import MODES
-from .host import toybox_folder
 from .types import CATEGORY, SEED_RANGE, TOYBOX, display_range
 
 # Motion files lie where ComfyUI's users keep LoRA files; those of the kind lora load with core's loader too.
 FOLDER = "loras"
+BUNDLED = Path(__file__).resolve().parent.parent / "toybox" / "motions"
 NO_MASKS = "none"
 OWN = "mode's own"
 DEFAULT_MODULES = "self_queries, temporal"
@@ -24,7 +24,7 @@ DEFAULT_MODULES = "self_queries, temporal"
 
 def bundled_motions() -> dict[str, Path]:
     """The motion files that come with the pack, by the names that nodes list."""
-    return {f"{TOYBOX} {path.stem}": path for path in sorted(toybox_folder("motions").glob("*.safetensors"))}
+    return {f"{TOYBOX} {path.stem}": path for path in sorted(BUNDLED.glob("*.safetensors"))}
 
 
 class TrainMotion(io.ComfyNode):
