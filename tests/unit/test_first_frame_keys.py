@@ -15,7 +15,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mask_guided_video.attention_patches import first_frame_keys, guidance_plan
 from mask_guided_video.attention_patches.attention import OVERRIDE_KEY, attention
-from mask_guided_video.attention_patches.first_frame_keys import FirstFrameKeys, first_frame_keys_patch, key_places
+from mask_guided_video.attention_patches.first_frame_keys import (
+    FirstFrameKeys,
+    first_frame_keys_patch,
+    folded_site,
+    key_places,
+    keys_of_frames,
+)
 from mask_guided_video.attention_patches.free_long import FreeLong, free_long_patch
 from mask_guided_video.attention_patches.mask_guidance import MaskGuidance, mask_guidance_patch
 from mask_guided_video.attention_patches.mask_modes.dynamic_masks import DynamicMasks
@@ -175,6 +181,41 @@ def test_a_bias_that_came_with_the_call_goes_with_its_keys(folded: str, shape: t
         expected = dense(clips(q), clips(k), clips(v), looks("first_prev") + pairs)
         expected = expected.unflatten(1, (FRAMES, CELLS)).flatten(0, 1)
     torch.testing.assert_close(out.double(), expected, atol=4e-6, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(4, 1), (1, HEADS)])
+def test_a_bias_on_text_is_kept(shape: tuple[int, int]) -> None:
+    before, after = 3, 6
+    length = before + FRAMES * CELLS + after
+    site = make_site("none", before=before, after=after)
+    qkv = make_tensors(site, length)
+    given = torch.randn(*shape, length, length, generator=torch.Generator().manual_seed(3))
+    bias = torch.zeros(length, length, dtype=torch.float64)
+    bias[site.video, site.video] = looks("first_self")
+    out = run([keys_patch()], site, qkv, given)
+    torch.testing.assert_close(out.double(), dense(*qkv, bias + given), atol=4e-6, rtol=0)
+
+
+def test_keys_of_other_rows_stand_between_the_rows_own_others() -> None:
+    tokens = 10 * torch.arange(3)[:, None] + torch.arange(5)
+    rows = torch.tensor([[0, 0], [0, 1], [2, 1]])
+    found = keys_of_frames(tokens[:, None, :, None], 2, slice(1, 4), rows)
+    assert found[:, 0, :, 0].tolist() == [
+        [0, 1, 2, 3, 1, 2, 3, 4],
+        [10, 1, 2, 3, 11, 12, 13, 14],
+        [20, 21, 22, 23, 11, 12, 13, 24],
+    ]
+    # One row for all of them has the same frame behind itself.
+    assert keys_of_frames(tokens[:1, None, None], 3, slice(1, 4), rows).flatten().tolist() == [0, 1, 2, 3, 1, 2, 3, 4]
+
+
+def test_text_behind_the_film_moves_with_longer_keys() -> None:
+    site = replace(make_site(before=2), kind="joint", text=slice(2 + CELLS, 6 + CELLS))
+    longer = folded_site(site, key_places("first_prev", range(FRAMES)), 6 + CELLS)
+    assert longer.key_video == slice(2, 2 + 2 * CELLS) and longer.text == slice(2 + 2 * CELLS, 6 + 2 * CELLS)
+    assert longer.video == site.video
+    early = folded_site(replace(site, text=slice(0, 2)), key_places("first_prev", range(FRAMES)), 6 + CELLS)
+    assert early.text == slice(0, 2)
 
 
 # --- when nothing is to be done ---------------------------------------------------------------------------------------
@@ -532,6 +573,24 @@ def test_tables_are_made_once_and_dropped(monkeypatch: pytest.MonkeyPatch) -> No
     assert len(patch._tables) <= 2
     PatchStack([patch]).release()
     assert not patch._tables
+
+
+def test_tables_know_their_frames() -> None:
+    patch, site = keys_patch("first"), make_site()
+    qkv = make_tensors(site, CELLS)
+    for frames in ((0, 1, 2, 3), (8, 9, 0, 1)):
+        window = replace(site, frames=frames, clip_frames=10)
+        assert torch.equal(run([patch], window, qkv), run([keys_patch("first")], window, qkv))
+
+
+def test_plans_of_masks_know_whose_keys_they_are_for() -> None:
+    masks, site = make_masks(), make_site()
+    guide = mask_guidance_patch(MaskGuidance(masks, end_percent=1.0, **MODES["separate"]))
+    q, k, v = make_tensors(site, CELLS)
+    for source in ("first_prev", "first_self"):
+        expected = dense(clips(q), clips(k), clips(v), looks(source) + mask_bias(masks, **MODES["separate"]))
+        out = run([keys_patch(source), guide], site, (q, k, v))
+        torch.testing.assert_close(clips(out).double(), expected, atol=2e-5, rtol=0)
 
 
 def test_the_outer_one_of_two_chooses() -> None:
