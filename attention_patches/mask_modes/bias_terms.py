@@ -88,22 +88,23 @@ def mode_tables(call: ModeCall, terms: Sequence[BiasTerm], partition: bool = Fal
     if not terms:
         return None
     query_length, key_length = call.lengths
-    folded, strength = call.site.rows.folded, call.frame_strength.float()
-    # Weights stay in 0..1, where half precision has room for them; what is more goes to the keys and is limited there.
-    scale = max(float(strength.max()), 1.0) if len(strength) else 1.0
-    strength = (strength / scale)[None, :, None, None]
-    queries = [fold(term.weights * strength, folded) for term in terms]
-    query = place_tokens(torch.cat(queries, dim=2), call.video_queries, query_length)
+    site, strength = call.site, call.frame_strength.float()
+    queries = torch.cat([fold(term.weights, site.rows.folded) for term in terms], dim=2)
     keys = []
     for term in terms:
         placed = []
         if term.video is not None:
-            placed.append(place_tokens(fold_keys(term.video, call.site), call.video_keys, key_length))
+            placed.append(place_tokens(fold_keys(term.video, site), call.video_keys, key_length))
         if term.text is not None:
-            placed.append(place_tokens(term.text[None], call.text, key_length).expand(len(query), -1, -1))
+            placed.append(place_tokens(term.text[None], call.text, key_length).expand(len(queries), -1, -1))
         keys.append(sum(placed))
-    key = scale * torch.cat(keys, dim=2)
-    query = _open_rows(query, key)
+    key = torch.cat(keys, dim=2)
+    # Weights stay in 0..1, where half precision has room for them; what is more goes to the keys and is limited there.
+    scale = max(float(strength.max()), 1.0) if len(strength) else 1.0
+    factors = (strength / scale)[None, :, None, None].expand(1, -1, *site.grid[1:])
+    weights = place_tokens(queries * fold(factors, site.rows.folded), call.video_queries, query_length)
+    closed = _closed_rows(place_tokens(queries, call.video_queries, query_length), key)
+    query, key = weights.masked_fill(closed[..., None], 0.0), scale * key
     acting = query.amax(dim=1) > 0.0
     uneven = key.amax(dim=1) > key.amin(dim=1)
     guided = tuple((acting & uneven).any(dim=1).nonzero()[:, 0].tolist())
@@ -112,11 +113,10 @@ def mode_tables(call: ModeCall, terms: Sequence[BiasTerm], partition: bool = Fal
     return RegionTables(query, key, guided)
 
 
-def _open_rows(query: Tensor, key: Tensor) -> Tensor:
-    """Take the weights from rows in which nothing is left to look at; query [G, Lq, c], key [G, Lk, c]."""
+def _closed_rows(query: Tensor, key: Tensor) -> Tensor:
+    """[G, Lq] bool, rows in which nothing is left to look at; query [G, Lq, c], key [G, Lk, c]."""
     patterns, which = torch.unique(query.flatten(0, 1), dim=0, return_inverse=True)
     if len(patterns) > MAX_PATTERNS:
-        return query
+        return torch.zeros_like(query[..., 0], dtype=torch.bool)
     most = torch.stack([(patterns @ logits.T).amax(dim=1) for logits in open_keys(key)])
-    closed = (most <= CLOSED / 2.0).gather(1, which.view(query.shape[:2]))
-    return query.masked_fill(closed[..., None], 0.0)
+    return (most <= CLOSED / 2.0).gather(1, which.view(query.shape[:2]))

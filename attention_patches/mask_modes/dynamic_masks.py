@@ -98,7 +98,10 @@ class DynamicMasks(MaskMode):
         return self.keys
 
     def phase(self, site: AttentionSite) -> Hashable:
-        return self._gap(site), self._words_act(site), self._gain(site)
+        gap = None if site.kind == "cross" else self._gap(site)
+        if site.kind not in ("cross", "joint"):
+            return gap
+        return gap, self._words_act(site), self._gain(site)
 
     def acts_at(self, site: AttentionSite) -> bool:
         if not super().acts_at(site):

@@ -472,3 +472,16 @@ def test_unconditional_words_are_guided_only_when_asked_and_only_in_a_text_as_lo
     longer = replace(SPANS, length=TOKENS - 1, ordinary=(1, 2, 3, 4, 5), background=(5,))
     found, plain = (probabilities(guide("peekaboo"), site("cross"), longer, plain=plain) for plain in (False, True))
     assert torch.equal(found[FRAMES:], plain[FRAMES:]) and not torch.allclose(found[:FRAMES], plain[:FRAMES])
+
+
+def test_rows_that_are_closed_stay_free_at_any_strength() -> None:
+    """The kite is not in the first frame: its queries find no key of their own, whatever the strength."""
+    given = masks()
+    given[1, 0] = 0.0
+    for strength in (0.3, 1.0, 4.0):
+        told, plain = (guide(mode, given, strength, (), "first", blocks="all") for mode in ("peekaboo", "motionbooth"))
+        found, free = (probabilities(each, site("self", progress=0.01)) for each in (told, plain))
+        kite = torch.tensor([owner(1, cell) == "k" for cell in range(CELLS)])
+        torch.testing.assert_close(found[1][kite], free[1][kite], atol=2e-6, rtol=1e-5)
+        ball = torch.tensor([owner(1, cell) == "b" for cell in range(CELLS)])
+        assert not torch.allclose(found[1][ball], free[1][ball])
