@@ -105,6 +105,24 @@ def save_sd1_folder(folder: Path) -> None:
         torch.save(hollow(sizes), path)
 
 
+def save_picture_unet(folder: Path) -> None:
+    """A narrow U-Net of Stable Diffusion 1 as diffusers lays it out, with random weights."""
+    from diffusers import UNet2DConditionModel
+    from tiny_model import randomise
+
+    with torch.inference_mode(False), torch.no_grad():
+        unet = UNet2DConditionModel(
+            cross_attention_dim=768,
+            block_out_channels=(32, 64),
+            layers_per_block=1,
+            attention_head_dim=8,
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        )
+        randomise(unet)
+        unet.save_pretrained(folder)
+
+
 def save_x4(path: Path) -> None:
     """A checkpoint of Stable Diffusion's x4 upscaler, its text encoder in OpenCLIP's layout."""
     width, layers = 1024, 24

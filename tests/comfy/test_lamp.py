@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hollow_checkpoints import save_sd1_folder
+from hollow_checkpoints import save_picture_unet, save_sd1_folder
 from lavie_stages import stage_config, stage_state
-from tiny_model import randomise
 
 pytestmark = [pytest.mark.comfy, pytest.mark.usefixtures("as_in_a_node")]
 
@@ -172,19 +171,10 @@ def test_what_a_file_does_not_fit(both):
 
 def test_a_folder_of_stable_diffusion_1_loads(tmp_path):
     """Its U-Net narrow, text encoder and VAE hollow: MODEL, CLIP and VAE come out of one folder."""
-    from diffusers import UNet2DConditionModel
-
     from mask_guided_video.backbones.loading import load_lavie_file
     from mask_guided_video.backbones.registry import require_supported
 
-    with torch.inference_mode(False), torch.no_grad():
-        unet = UNet2DConditionModel(
-            cross_attention_dim=768, block_out_channels=(32, 64), layers_per_block=1, attention_head_dim=8,
-            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        )  # fmt: skip
-        randomise(unet)
-        unet.save_pretrained(tmp_path / "unet")
+    save_picture_unet(tmp_path / "unet")
     model, clip, vae = load_lavie_file(tmp_path)
     assert clip is None and vae is None
     save_sd1_folder(tmp_path)
@@ -197,3 +187,44 @@ def test_a_folder_of_stable_diffusion_1_loads(tmp_path):
     assert text[0][0].shape[-1] == 768
     film = vae.decode(torch.zeros(1, 4, 2, 2, 3))
     assert film.shape == (1, 2, 16, 24, 3)
+
+
+def test_one_file_makes_the_same_film_in_both(tiny_folder, tmp_path):
+    """A motion file with LAMP's layers, read once by itself and once in ComfyUI, with a clean first frame."""
+    from mask_guided_video.attention_patches.first_frame_keys import FirstFrameKeys, first_frame_keys_patch
+    from mask_guided_video.backbones import motion_files as hosted
+    from mask_guided_video.backbones.comfy_video_model import ComfyVideoModel
+    from mask_guided_video.backbones.loading import load_native_toybox
+    from mask_guided_video.video_models import motion_files as files
+    from mask_guided_video.video_models.first_frame import FirstFrame
+    from mask_guided_video.video_models.lamp import expected_shapes
+    from mask_guided_video.video_models.toybox import load_toybox
+
+    alone, (model, clip, vae) = load_toybox(folder=tiny_folder), load_native_toybox(tiny_folder)
+    generator = torch.Generator().manual_seed(3)
+    tensors = {
+        name: 0.05 * torch.randn(size, generator=generator) for name, size in expected_shapes(alone.unet).items()
+    }
+    names = ("conv_in.weight", "conv_out.weight")
+    info = files.MotionInfo("lamp", "Toybox", files.base_hash(alone.unet.state_dict(), names), names, 4)
+    files.write_motion(tmp_path / "bird.safetensors", tensors, info)
+    motion = files.read_motion(tmp_path / "bird.safetensors")
+
+    noise = alone.noise(4, 32, 32, seed=7)
+    first = FirstFrame(alone.encode(torch.rand(1, 32, 32, 3, generator=generator)))
+    keys = (first_frame_keys_patch(FirstFrameKeys("first")),)
+    films = {}
+    for name, maker in {
+        "plain": alone,
+        "alone": files.apply_motion(alone, motion, 0.8),
+        "hosted": ComfyVideoModel(hosted.apply_motion(model, motion, 0.8), clip, vae),
+        "plain again": ComfyVideoModel(model, clip, vae),
+    }.items():
+        prompts = maker.encode_prompt("a red ball"), maker.encode_prompt("")
+        films[name] = maker.sample(noise, *prompts, steps=3, patches=keys, first_frame=first)
+    assert torch.equal(films["alone"][:, :, :1], first.latents) and torch.equal(
+        films["hosted"][:, :, :1], first.latents
+    )
+    torch.testing.assert_close(films["hosted"], films["alone"], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(films["plain again"], films["plain"], rtol=1e-3, atol=1e-3)
+    assert (films["alone"] - films["plain"]).abs().max() > 0.05

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hollow_checkpoints import save_sd1, save_sd1_folder, save_x4
+from hollow_checkpoints import save_picture_unet, save_sd1, save_sd1_folder, save_x4
 from lavie_stages import stage_config, stage_state
 
 pytestmark = [pytest.mark.comfy, pytest.mark.slow]
@@ -22,6 +22,7 @@ FILES = {"base": "lavie_base.pt", "interpolation": "lavie_interpolation.pt", "up
 CHECKPOINTS = {"v1-5-pruned-emaonly-fp16.safetensors": "sd1.ckpt", "x4-upscaler-ema.safetensors": "x4.ckpt"}
 # Latents of 3 x 2 cells; more frames than the model was trained on where the graph is about long films.
 SIZES = {"width": 24, "height": 16}
+FOLDER = "diffusers/stable-diffusion-v1-4"
 LENGTHS = {"lavie_16_frames": 4, "lavie_128_frames_free_long": 20, "lavie_interpolate_upscale": 3}
 
 
@@ -38,7 +39,8 @@ def host(start_server, tmp_path_factory):
         config.save((models / name).with_suffix(".json"))
     save_sd1(checkpoints / "sd1.ckpt")
     save_x4(checkpoints / "x4.ckpt")
-    save_sd1_folder(folder / "models" / "diffusers" / "stable-diffusion-v1-4")
+    save_sd1_folder(folder / "models" / FOLDER)
+    save_picture_unet(folder / "models" / FOLDER / "unet")
     # Without a VAE it is of no use here, and not listed.
     (folder / "models" / "diffusers" / "half" / "text_encoder").mkdir(parents=True)
     with start_server(folder, {"mask-guided-video": ROOT}) as running:
@@ -105,10 +107,19 @@ def test_sixteen_frames(host, graph):
 
 def test_folders_of_parts_are_listed_and_load(host, graph):
     choices = host.get("/object_info/MGV_LoadVideoModel")["MGV_LoadVideoModel"]["input"]["optional"]["sd_checkpoint"]
-    folder = "diffusers/stable-diffusion-v1-4"
-    assert choices[1]["options"] == ["none", "sd1.ckpt", "x4.ckpt", folder]
+    assert choices[1]["options"] == ["none", "sd1.ckpt", "x4.ckpt", FOLDER]
     prompt = graph("lavie_16_frames")
-    prompt[only(nodes_of(prompt, "MGV_LoadVideoModel"))]["inputs"]["sd_checkpoint"] = folder
+    prompt[only(nodes_of(prompt, "MGV_LoadVideoModel"))]["inputs"]["sd_checkpoint"] = FOLDER
+    frames, _ = film(host, finished(host, prompt), only(nodes_of(prompt, "SaveVideo")))
+    assert frames.shape == (4, 16, 24, 3) and frames.float().std() > 1
+
+
+def test_a_whole_folder_of_stable_diffusion_1_makes_clips(host, graph):
+    """MODEL, CLIP and VAE of one folder, in the graph for LaVie."""
+    choices = host.get("/object_info/MGV_LoadVideoModel")["MGV_LoadVideoModel"]["input"]["required"]["model_name"]
+    assert choices[1]["options"][-1] == FOLDER
+    prompt = graph("lavie_16_frames")
+    prompt[only(nodes_of(prompt, "MGV_LoadVideoModel"))]["inputs"].update(model_name=FOLDER, sd_checkpoint="none")
     frames, _ = film(host, finished(host, prompt), only(nodes_of(prompt, "SaveVideo")))
     assert frames.shape == (4, 16, 24, 3) and frames.float().std() > 1
 
