@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..video_models.first_frame import FirstFrame
 from ..video_models.latent_statistics import SWITCH
-from .host_hooks import window_frames
+from .host_hooks import film_extras, window_frames
 from .registry import diffusion_model, family_of
 
 LOCK_KEY = "mask_guided_video_first_frame"
@@ -120,8 +120,7 @@ def _place(guider: Any) -> int:
     family = family_of(network)
     if family is None:
         return 0
-    extras = {name: value for group in guider.conds.values() for cond in group or () for name, value in cond.items()}
-    return family.leading_frames(network, extras)
+    return family.leading_frames(network, film_extras(guider.conds))
 
 
 def _lay(model_options: dict[str, Any], first_frame: FirstFrame, place: int) -> None:

@@ -124,7 +124,7 @@ def _check_patches(
             check_text(prompts)
 
 
-def _film_extras(conds: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+def film_extras(conds: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
     """What the conditions say of the film, all of them together."""
     return {name: value for group in conds.values() for cond in group or () for name, value in cond.items()}
 
@@ -132,7 +132,7 @@ def _film_extras(conds: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, 
 def _run(executor: Any, family: Family, network: Any, noise: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """Wrap a whole run: check the guides, lay the run's facts into its options, say so when guidance reached nothing."""
     guider = executor.class_obj
-    extras = _film_extras(guider.conds)
+    extras = film_extras(guider.conds)
     leading_frames = family.leading_frames(network, extras)
     facts = RunFacts(tuple(noise.shape), prompt_names(guider.conds), leading_frames)
     options = guider.model_options.setdefault("transformer_options", {})
