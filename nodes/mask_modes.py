@@ -153,7 +153,8 @@ def _how() -> list[Any]:
             default=OWN,
             tooltip="Which frames self-attention looks at, which keeps the object's looks over time. self: as the model "
             "does; first: only the first frame; first_self: the first one and the frame itself (of dmg); first_prev, "
-            "first_prev_self: also the one before.",
+            "first_prev_self: also the one before. A mode's own choice acts in models that attend frame by frame (U-Nets); name "
+            "one here and it acts in transformers too, which lose motion by it.",
         ),
     ]
 

@@ -339,8 +339,9 @@ def test_words_are_found_in_the_prompts_that_are_meant(native, prompt: str) -> N
     # "ball" and "red" are in the first prompt only.
     assert spans.positions == ((2,), (1,)) and spans.length == 2 * length
     assert spans.prompts == frozenset({prompt_name(positive[0][0])})
-    both = token_spans(native[1], SCHEDULE, ["moves"], family, positive)
-    assert both.positions == ((3, length + 6),)
+    both = token_spans(native[1], SCHEDULE, ["moves"], family, positive, background_phrase="ball")
+    assert both.positions == ((3, length + 6),) and both.background == (2,)
+    assert both.ordinary == (*range(7), *range(length, length + 7))
     with pytest.raises(ValueError, match="'red' does not occur in the prompt"):
         token_spans(native[1], BLUE, ["red"], family, positive)
     with pytest.raises(ValueError, match="is none of those of the schedule"):

@@ -463,6 +463,26 @@ def test_conditioning_names_the_prompts(image_clip) -> None:
     }
 
 
+def test_all_words_and_those_of_the_background(image_clip, t5_clip) -> None:
+    clip = image_clip[0]
+    prompt = "a (red:1.3) ball on sand"
+    spans = token_spans(clip, prompt, ["red ball"], FAMILY, background_phrase="on (sand:1.2)")
+    assert (spans.positions, spans.background, spans.ordinary) == (((2, 3),), (4, 5), (1, 2, 3, 4, 5))
+    assert spans.begin == (0,)
+    # Words of the second chunk of 77 stand behind a begin of their own.
+    long = token_spans(clip, "red " * 76 + "ball", ["ball"], FAMILY)
+    assert long.length == 154 and long.begin == (0, 77)
+    assert long.ordinary == (*range(1, 76), 78, 79) and long.positions == ((79,),)
+    with pytest.raises(ValueError, match="'grass' does not occur in the prompt"):
+        token_spans(clip, prompt, ["red ball"], FAMILY, background_phrase="grass")
+    # Shared words are the object's.
+    assert token_spans(clip, prompt, ["ball on"], FAMILY, background_phrase="on sand").background == (5,)
+    other, _, family, _ = t5_clip
+    found = token_spans(other, prompt, ["ball"], family, background_phrase="sand")
+    assert not found.begin and found.ordinary == tuple(range(len(found.ordinary)))
+    assert set(found.background) < set(found.ordinary) and not set(found.background) & set(found.positions[0])
+
+
 def test_conditioning_that_repeats_the_text(image_clip) -> None:
     clip = image_clip[0]
     text = torch.randn(1, 77, 4)
@@ -470,6 +490,7 @@ def test_conditioning_that_repeats_the_text(image_clip) -> None:
     spans = token_spans(clip, "a red ball", ["ball"], FAMILY, [[twice, {}]])
     assert spans.prompts == {prompt_name(twice)}
     assert spans.repeated(154).positions == ((3, 80),)
+    assert spans.repeated(154).ordinary == (1, 2, 3, 78, 79, 80)
 
 
 def test_conditioning_without_its_padding(t5_clip) -> None:

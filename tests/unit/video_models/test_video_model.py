@@ -61,6 +61,8 @@ def test_padding_is_zero_and_words_are_found(model) -> None:
     assert embedding.shape == (1, 10, 16)
     assert bool((embedding[0, 7:] == 0).all()) and bool((embedding[0, :7].abs().sum(dim=1) > 0).all())
     assert model.token_spans(PROMPT, ["red ball", "Sand"]).positions == ((1, 2), (5,))
+    spans = model.token_spans(PROMPT, ["red ball"], "on sand")
+    assert (spans.background, spans.ordinary) == ((4, 5), (0, 1, 2, 3, 4, 5))
     with pytest.raises(ValueError, match="'blue ball'.*'a red ball bounces on sand'"):
         model.token_spans(PROMPT, ["blue ball"])
 
