@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,95 +11,32 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-
-from mask_guided_video.attention_patches import first_frame_keys, guidance_plan
-from mask_guided_video.attention_patches.attention import OVERRIDE_KEY, attention
-from mask_guided_video.attention_patches.first_frame_keys import (
-    FirstFrameKeys,
-    first_frame_keys_patch,
-    folded_site,
-    key_places,
-    keys_of_frames,
+from whole_clips import (
+    CELLS,
+    COUNTS,
+    FRAMES,
+    HEADS,
+    HEIGHT,
+    SOURCES,
+    TOLERANCE,
+    WIDTH,
+    clips,
+    dense,
+    keys_patch,
+    looks,
+    make_site,
+    make_tensors,
+    run,
 )
+
+from mask_guided_video.attention_patches import first_frame_keys
+from mask_guided_video.attention_patches.attention import attention
+from mask_guided_video.attention_patches.first_frame_keys import FirstFrameKeys, folded_site, key_places, keys_of_frames
 from mask_guided_video.attention_patches.free_long import FreeLong, free_long_patch
 from mask_guided_video.attention_patches.mask_guidance import MaskGuidance, mask_guidance_patch
-from mask_guided_video.attention_patches.mask_modes.dynamic_masks import DynamicMasks
-from mask_guided_video.attention_patches.mask_modes.guide import ModeGuide
 from mask_guided_video.attention_patches.region_tables import fold_keys
 from mask_guided_video.attention_patches.site import CONDITIONAL, SITE_KEY, UNCONDITIONAL, AttentionSite, BatchRows
 from mask_guided_video.attention_patches.stack import PatchStack
-from mask_guided_video.attention_patches.text_spans import TextSpans
-from mask_guided_video.video_models.lavie_config import LaVieConfig
-from mask_guided_video.video_models.lavie_unet import LaVieUNet
-
-HEADS, DIM, FRAMES, HEIGHT, WIDTH = 2, 12, 4, 3, 5
-CELLS = HEIGHT * WIDTH
-SOURCES = ("first", "first_prev", "first_self", "first_prev_self")
-TOLERANCE = {torch.float32: 4e-6, torch.float16: 6e-3, torch.bfloat16: 4e-2}
-# How often each of four frames looks at each of them, written out.
-COUNTS = {
-    "first": [[1, 0, 0, 0], [1, 0, 0, 0], [1, 0, 0, 0], [1, 0, 0, 0]],
-    "first_prev": [[2, 0, 0, 0], [2, 0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0]],
-    "first_self": [[2, 0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0], [1, 0, 0, 1]],
-    "first_prev_self": [[3, 0, 0, 0], [2, 1, 0, 0], [1, 1, 1, 0], [1, 0, 1, 1]],
-}
-
-
-def make_site(folded: str = "frames", *, before: int = 0, after: int = 0, **changes: Any) -> AttentionSite:
-    """A call of 2 chunks x 2 samples; in a sequence over the whole clip ``after`` tokens are text."""
-    tokens = CELLS if folded == "frames" else FRAMES * CELLS
-    joint = folded == "none" and after > 0
-    site = AttentionSite(
-        kind="joint" if joint else "self",
-        block="down.1.0",
-        index=0,
-        total=2,
-        level=1,
-        grid=(FRAMES, HEIGHT, WIDTH),
-        frames=tuple(range(FRAMES)),
-        clip_frames=FRAMES,
-        video=slice(before, before + tokens),
-        text=slice(before + tokens, before + tokens + after) if joint else None,
-        rows=BatchRows((CONDITIONAL, UNCONDITIONAL), 2, folded, FRAMES if folded == "frames" else 1),
-        progress=0.1,
-        sigma=5.0,
-    )
-    return replace(site, **changes)
-
-
-def make_tensors(site: AttentionSite, length: int, keys: int = 0, dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(length)
-    return [
-        torch.randn(site.rows.total, tokens, HEADS * DIM, generator=generator).to(dtype)
-        for tokens in (length, keys or length, keys or length)
-    ]
-
-
-def run(patches: Sequence[Any], site: AttentionSite, qkv: Sequence[Tensor], mask: Tensor | None = None) -> Tensor:
-    override = PatchStack([*patches]).override
-    return override(attention, *qkv, HEADS, mask=mask, transformer_options={SITE_KEY: site})
-
-
-def keys_patch(source: str = "first_self", **settings: Any) -> Any:
-    return first_frame_keys_patch(FirstFrameKeys(source, **settings))
-
-
-def dense(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    """[B, L, C] attention in double precision with a bias that broadcasts to [B, heads, Lq, Lk]."""
-    q, k, v = (tensor.double().unflatten(2, (HEADS, -1)).transpose(1, 2) for tensor in (q, k, v))
-    scores = q @ k.transpose(2, 3) / math.sqrt(DIM) + bias
-    return (scores.softmax(dim=3) @ v).transpose(1, 2).flatten(2)
-
-
-def looks(source: str, cells: int = CELLS) -> Tensor:
-    """Bias [N, N] over all pairs of the clip: a key that is there n times has log n."""
-    counts = torch.tensor(COUNTS[source], dtype=torch.float64).log()
-    return counts.repeat_interleave(cells, 0).repeat_interleave(cells, 1)
-
-
-def clips(tensor: Tensor) -> Tensor:
-    """Rows of single frames [S * T, L, C] as rows of clips [S, T * L, C]."""
-    return tensor.unflatten(0, (-1, FRAMES)).flatten(1, 2)
 
 
 def test_places_of_the_frames_that_are_looked_at() -> None:
@@ -257,25 +193,6 @@ def test_whole_clips_may_be_left_alone() -> None:
 
 
 @pytest.mark.parametrize("folded", ["frames", "none"])
-def test_keys_of_a_guide_reach_transformers_only_when_asked_for(folded: str) -> None:
-    site = make_site(folded)
-    qkv = make_tensors(site, CELLS if folded == "frames" else FRAMES * CELLS)
-    rule = {"gamma_self": 8.0, "self_end_percent": 1.0, "end_percent": 1.0, "blocks": "all", "direction": "both"}
-    own, chosen, none = (
-        run(ModeGuide(make_masks(), mode=DynamicMasks(**rule, keys=keys), key_source=source).bind(None), site, qkv)
-        for keys, source in (("first_self", None), ("self", "first_self"), ("self", None))
-    )
-    assert not torch.allclose(chosen, none, atol=1e-3)
-    assert torch.equal(own, none if folded == "none" else chosen)
-    bias = looks("first_self") + mask_bias((make_masks() >= 0.5).float(), "separate", 8.0)
-    if folded == "none":
-        expected = dense(*qkv, bias)
-    else:
-        expected = dense(*(clips(tensor) for tensor in qkv), bias).unflatten(1, (FRAMES, CELLS)).flatten(0, 1)
-    torch.testing.assert_close(chosen.double(), expected, atol=2e-5, rtol=0)
-
-
-@pytest.mark.parametrize("folded", ["frames", "none"])
 def test_unconditional_rows_are_left_alone_to_the_bit(folded: str) -> None:
     site = make_site(folded, after=5 if folded == "none" else 0)
     length = CELLS if folded == "frames" else FRAMES * CELLS + 5
@@ -308,168 +225,6 @@ def test_sites_that_do_not_fit_their_tensors_are_refused() -> None:
         run([keys_patch()], replace(site, grid=(FRAMES, HEIGHT, WIDTH + 1)), make_tensors(site, CELLS))
     with pytest.raises(ValueError, match=r"has frames \(0, 1, 2, 3\) but takes its keys from \(\(9,\),"):
         fold_keys(torch.zeros(1, *site.grid), replace(site, key_frames=((9,),) * FRAMES))
-
-
-# --- masks behind them ------------------------------------------------------------------------------------------------
-
-MODES: dict[str, dict[str, Any]] = {
-    "focus": {"mode": "focus", "strength": 0.7},
-    "focus_fg": {"mode": "focus_fg", "strength": 1.0},
-    "separate": {"mode": "separate", "strength": 4.0},
-    "hard": {"mode": "separate", "hard": True},
-}
-
-
-def make_masks(first_frame: bool = True) -> Tensor:
-    """Two objects that do not overlap, pixels are tokens: the second is not in frame 1, neither is in frame 3."""
-    masks = torch.zeros(2, FRAMES, HEIGHT, WIDTH)
-    for frame in range(0 if first_frame else 1, 3):
-        masks[0, frame, :2, frame : frame + 2] = 0.9
-        masks[0, frame, 0, frame] = 0.6
-    for frame in (0, 2) if first_frame else (2,):
-        masks[1, frame, 2, 1:4] = 1.0
-        masks[1, frame, 2, 0] = 0.3
-    return masks
-
-
-def mask_bias(masks: Tensor, mode: str, strength: float = 8.0, hard: bool = False) -> Tensor:
-    """[N, N] over all pairs of the clip, pair by pair."""
-    cells = masks.shape[2] * masks.shape[3]
-    share = masks.double().flatten(1).T
-    share = (share >= 0.5).double() if hard else share
-    full = torch.cat((share, 1.0 - share.sum(dim=1, keepdim=True)), dim=1)
-    out = torch.zeros(len(share), len(share), dtype=torch.float64)
-    for query, own in enumerate(share):
-        frame = query // cells
-        if share[frame * cells : (frame + 1) * cells].max() < 0.5:
-            continue
-        for key, other in enumerate(share):
-            if mode == "focus":
-                out[query, key] = strength * math.log(max(float(other.max()), 1e-4))
-            elif mode == "focus_fg" and own.sum() >= 0.5:
-                logs = other.clamp(min=1e-4).log()
-                out[query, key] = strength * float(own @ logs / own.sum())
-            elif mode == "separate":
-                out[query, key] = -(1000.0 if hard else strength) * (1.0 - float(full[query] @ full[key]))
-    return out
-
-
-@pytest.fixture(params=["explicit", "channels", "partition"])
-def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The way in which biases are applied; by size alone these calls would all take the explicit one."""
-    if request.param != "explicit":
-        monkeypatch.setattr(guidance_plan, "DENSE_PAIRS", 0)
-    monkeypatch.setattr(guidance_plan, "PARTITION_TOKENS", 1 if request.param == "partition" else 10**9)
-    return request.param
-
-
-@pytest.mark.parametrize("first_frame", [True, False])
-@pytest.mark.parametrize("folded", ["frames", "none"])
-@pytest.mark.parametrize("mode", list(MODES))
-@pytest.mark.parametrize("source", SOURCES)
-def test_masks_follow_the_keys(source: str, mode: str, folded: str, first_frame: bool, kernel: str) -> None:
-    masks, site = make_masks(first_frame), make_site(folded)
-    guide = MaskGuidance(masks, end_percent=1.0, **MODES[mode])
-    q, k, v = make_tensors(site, CELLS if folded == "frames" else FRAMES * CELLS)
-    out = run([keys_patch(source), mask_guidance_patch(guide)], site, (q, k, v))
-    bias = looks(source) + mask_bias(masks, **MODES[mode])
-    if folded == "none":
-        expected = dense(q, k, v, bias)
-    else:
-        expected = dense(clips(q), clips(k), clips(v), bias).unflatten(1, (FRAMES, CELLS)).flatten(0, 1)
-    torch.testing.assert_close(out.double(), expected, atol=2e-5, rtol=0)
-
-
-@pytest.mark.parametrize(("before", "after"), [(0, 6), (7, 6)])
-@pytest.mark.parametrize("mode", ["separate", "hard"])
-@pytest.mark.parametrize("source", ["first", "first_prev_self"])
-def test_masks_and_words_follow_the_keys_of_joint_attention(
-    source: str, mode: str, before: int, after: int, kernel: str
-) -> None:
-    masks, site = make_masks(), make_site("none", before=before, after=after)
-    guide = MaskGuidance(masks, ("ball", "cube"), end_percent=1.0, **MODES[mode])
-    length, stop = before + FRAMES * CELLS + after, before + FRAMES * CELLS
-    qkv = make_tensors(site, length)
-    out = run([keys_patch(source), mask_guidance_patch(guide, TextSpans(("ball", "cube"), ((1, 2), (4,))))], site, qkv)
-    film = torch.zeros(length, length, dtype=torch.float64)
-    film[site.video, site.video] = looks(source) + mask_bias(masks, **MODES[mode])
-    words = film.clone()
-    for number, positions in enumerate(((1, 2), (4,))):
-        for frame in range(FRAMES):
-            share = masks[number, frame].flatten().double()
-            if share.max() < 0.5:
-                continue
-            outside = -1000.0 * (share < 0.5) if mode == "hard" else -4.0 * (1.0 - share)
-            for position in positions:
-                words[before + frame * CELLS : before + (frame + 1) * CELLS, stop + position] += outside
-    half = site.rows.total // 2
-    conditional, unconditional = ([tensor[rows] for tensor in qkv] for rows in (slice(0, half), slice(half, None)))
-    torch.testing.assert_close(out[:half].double(), dense(*conditional, words), atol=2e-5, rtol=0)
-    torch.testing.assert_close(out[half:].double(), dense(*unconditional, film), atol=2e-5, rtol=0)
-
-
-@pytest.mark.parametrize("folded", ["frames", "none"])
-def test_masks_follow_the_frames_of_context_windows(folded: str) -> None:
-    film = torch.zeros(1, 20, HEIGHT, WIDTH)
-    for frame in range(20):
-        film[0, frame, frame % HEIGHT, frame % WIDTH] = 1.0
-    guide = MaskGuidance(film, mode="separate", strength=4.0, end_percent=1.0)
-    for frames in ((6, 8, 10, 12), (18, 19, 0, 1)):
-        site = replace(make_site(folded), frames=frames, clip_frames=20)
-        q, k, v = make_tensors(site, CELLS if folded == "frames" else FRAMES * CELLS)
-        out = run([keys_patch("first_self"), mask_guidance_patch(guide)], site, (q, k, v))
-        seen = torch.full((FRAMES, FRAMES), -torch.inf, dtype=torch.float64)
-        for row in range(FRAMES):
-            seen[row, row] = seen[row, 2 if 0 in frames else 0] = 0.0
-        first = 2 if 0 in frames else 0
-        seen[first, first] = math.log(2.0)
-        pairs = seen.repeat_interleave(CELLS, 0).repeat_interleave(CELLS, 1)
-        bias = pairs + mask_bias(film[:, list(frames)], "separate", 4.0)
-        if folded == "none":
-            expected = dense(q, k, v, bias)
-        else:
-            expected = dense(clips(q), clips(k), clips(v), bias).unflatten(1, (FRAMES, CELLS)).flatten(0, 1)
-        torch.testing.assert_close(out.double(), expected, atol=2e-5, rtol=0)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("folded", ["frames", "none"])
-@pytest.mark.parametrize("mode", ["focus_fg", "separate", "hard"])
-def test_half_precision_with_masks(mode: str, folded: str, dtype: torch.dtype) -> None:
-    masks, site = make_masks(), make_site(folded)
-    guide = MaskGuidance(masks, end_percent=1.0, **MODES[mode])
-    q, k, v = make_tensors(site, CELLS if folded == "frames" else FRAMES * CELLS, dtype=dtype)
-    out = run([keys_patch("first_self"), mask_guidance_patch(guide)], site, (q, k, v))
-    bias = looks("first_self") + mask_bias(masks, **MODES[mode])
-    if folded == "none":
-        expected = dense(q, k, v, bias)
-    else:
-        expected = dense(clips(q), clips(k), clips(v), bias).unflatten(1, (FRAMES, CELLS)).flatten(0, 1)
-    assert out.dtype == dtype
-    torch.testing.assert_close(out.double(), expected, atol=3 * TOLERANCE[dtype], rtol=0)
-
-
-@pytest.mark.parametrize("folded", ["frames", "none"])
-def test_masks_of_another_stack_follow_the_keys_too(folded: str) -> None:
-    masks, site = make_masks(), make_site(folded)
-    guide = mask_guidance_patch(MaskGuidance(masks, end_percent=1.0, **MODES["separate"]))
-    qkv = make_tensors(site, CELLS if folded == "frames" else FRAMES * CELLS)
-    one = run([keys_patch(), guide], site, qkv)
-    two = (
-        PatchStack([keys_patch()])
-        .chain(PatchStack([guide]).override)
-        .override(attention, *qkv, HEADS, transformer_options={SITE_KEY: site})
-    )
-    torch.testing.assert_close(two, one, atol=2e-6, rtol=0)
-
-
-def test_masks_that_are_off_leave_the_keys_to_the_bit() -> None:
-    for folded, length in (("frames", CELLS), ("none", FRAMES * CELLS)):
-        site = make_site(folded)
-        qkv = make_tensors(site, length)
-        nothing = MaskGuidance(make_masks(), mode="separate", strength=0.0)
-        out = run([keys_patch(), mask_guidance_patch(nothing)], site, qkv)
-        assert torch.equal(out, run([keys_patch()], site, qkv))
 
 
 # --- what follows sees, and what it costs -----------------------------------------------------------------------------
@@ -583,16 +338,6 @@ def test_tables_know_their_frames() -> None:
         assert torch.equal(run([patch], window, qkv), run([keys_patch("first")], window, qkv))
 
 
-def test_plans_of_masks_know_whose_keys_they_are_for() -> None:
-    masks, site = make_masks(), make_site()
-    guide = mask_guidance_patch(MaskGuidance(masks, end_percent=1.0, **MODES["separate"]))
-    q, k, v = make_tensors(site, CELLS)
-    for source in ("first_prev", "first_self"):
-        expected = dense(clips(q), clips(k), clips(v), looks(source) + mask_bias(masks, **MODES["separate"]))
-        out = run([keys_patch(source), guide], site, (q, k, v))
-        torch.testing.assert_close(clips(out).double(), expected, atol=2e-5, rtol=0)
-
-
 def test_the_outer_one_of_two_chooses() -> None:
     for folded, length in (("frames", CELLS), ("none", FRAMES * CELLS)):
         site = make_site(folded)
@@ -650,50 +395,3 @@ def test_behind_free_long_the_whole_clip_looks_at_the_keys_and_windows_at_themse
     torch.testing.assert_close(together, expected, atol=1e-5, rtol=0)
     assert not torch.allclose(together, run([LONG], site, qkv), atol=1e-3)
     assert not torch.allclose(together, run([keys], site, qkv), atol=1e-3)
-
-
-# --- LaVie's interpolation, which chooses its keys itself -------------------------------------------------------------
-
-
-def test_masks_reach_the_interpolation_models_own_keys() -> None:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        config = LaVieConfig(
-            stage="interpolation",
-            in_channels=8,
-            block_out_channels=(16,),
-            attention_levels=(True,),
-            layers_per_block=1,
-            num_heads=2,
-            cross_attention_dim=12,
-            norm_num_groups=4,
-        )
-        unet = LaVieUNet(config)
-        for parameter in unet.parameters():
-            torch.nn.init.normal_(parameter, std=0.2)
-        latents, text = torch.randn(2, 8, FRAMES, HEIGHT, WIDTH), torch.randn(2, 6, 12)
-    masks = make_masks()
-    pairs = mask_bias(masks, "focus_fg", 1.0).view(FRAMES, CELLS, FRAMES, CELLS)
-    of_rows = [torch.cat([pairs[row, :, 0], pairs[row, :, max(row - 1, 0)]], dim=1) for row in range(FRAMES)]
-    biases = torch.stack(of_rows)[:, None].float()
-    turn = iter(range(100))
-
-    def with_bias(
-        function: Any, q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Any = None, **kwargs: Any
-    ) -> Tensor:
-        # Self-attention, cross-attention and time in turn.
-        own = biases.repeat(2, 1, 1, 1) if next(turn) % 3 == 0 else mask
-        return function(q, k, v, heads, mask=own, **kwargs)
-
-    def predict(**options: Any) -> Tensor:
-        with torch.no_grad():
-            options = {"cond_or_uncond": [0, 1], "sigmas": torch.tensor([2.0]), **options}
-            return unet(latents, torch.full((2,), 500), text, options)
-
-    guide = MaskGuidance(masks, mode="focus_fg", strength=1.0, end_percent=1.0)
-    plain = predict()
-    guided = predict(**{OVERRIDE_KEY: PatchStack([mask_guidance_patch(guide)]).override})
-    torch.testing.assert_close(guided, predict(**{OVERRIDE_KEY: with_bias}), atol=1e-5, rtol=1e-4)
-    assert float((guided - plain).abs().max()) > 1e-3
-    kept = predict(**{OVERRIDE_KEY: PatchStack([keys_patch("first")]).override})
-    assert torch.equal(kept, plain)
