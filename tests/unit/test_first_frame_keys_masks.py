@@ -176,7 +176,7 @@ def test_plans_of_masks_know_whose_keys_they_are_for() -> None:
         torch.testing.assert_close(clips(out).double(), expected, atol=2e-5, rtol=0)
 
 
-# --- modes ---
+# --- modes ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("folded", ["frames", "none"])
