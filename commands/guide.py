@@ -136,35 +136,7 @@ def guide_settings(options: argparse.Namespace, paths: tuple[ObjectPath, ...] = 
     given = given_settings(options, OTHERS)
     labels = tuple(path.label for path in paths)
     phrases = tuple(given.pop("phrases", ())) or (labels if all(labels) else ())
-    return GuidedClipsSettings(**given, phrases=phrases, constants=parse_constants(options.constants or ()))
-
-
-def parse_constants(entries: list[str] | tuple[str, ...]) -> dict[str, Any]:
-    """Read constants of a mode: ``name=value``, the value a number, true, false or a word.
-
-    Raises:
-        ValueError: an entry of another form, or a name twice.
-    """
-    constants: dict[str, Any] = {}
-    for entry in entries:
-        name, sign, text = (part.strip() for part in entry.partition("="))
-        if not sign or not name.isidentifier() or not text:
-            raise ValueError(f"{entry!r} is no constant; write its name, = and a value, such as gamma_cross=12.")
-        if name in constants:
-            raise ValueError(f"the constant {name} is given twice; give it once.")
-        constants[name] = _value(text)
-    return constants
-
-
-def _value(text: str) -> Any:
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
+    return GuidedClipsSettings(**given, phrases=phrases, constants=", ".join(options.constants or ()))
 
 
 def _read_masks(options: argparse.Namespace) -> tuple[tuple[ObjectPath, ...], Tensor | None]:

@@ -51,9 +51,12 @@ class RoundMasks:
             borders: ``check``, or ``repair``, which puts the last mask of a round in the place of the next one's first.
 
         Raises:
-            ValueError: another number of masks, an object-less or broken sequence, a picture of quite another shape,
+            ValueError: another number of masks, a broken sequence, a picture of quite another shape,
                 or rounds that do not meet.
         """
+        if masks.ndim == 4 and not len(masks):
+            # No object: as one that is nowhere.
+            masks = masks.new_zeros(1, *masks.shape[1:])
         masks = checked_masks(masks)
         stretch = (masks.shape[3] / masks.shape[2]) / (width / height)
         if not 1.0 / MAX_STRETCH <= stretch <= MAX_STRETCH:

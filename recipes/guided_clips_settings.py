@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..attention_patches.mask_modes.guide import ModeGuide
-from ..attention_patches.mask_modes.presets import make_mode
+from ..attention_patches.mask_modes.presets import make_mode, read_constants
 from ..video_models.noise import share_first_frame
 from .checked_settings import MAX_FRAMES, MAX_SEED, MAX_SIDE, MAX_STEPS, check_choices, check_ranges, film_size
 from .protocols import Geometry, SamplerName
@@ -44,7 +44,7 @@ class GuidedClipsSettings:
         cfg: classifier-free guidance scale, 1 (off) to 100.
         sampler: ``ddim`` or ``euler``.
         mode: how the masks guide, a name of ``mask_modes.presets``.
-        constants: of the mode, by name; the others are its own.
+        constants: of the mode, by name, or as a text (``gamma_cross=12, beta=3``); the others are its own.
         strength: factor on the mode's logits or weights, 0 (no guidance) to 10.
         frame_strength: a factor, 0..10, for each mask frame of the whole sequence, or empty.
         key_source: frames whose keys self-attention sees; None is the mode's own choice.
@@ -80,7 +80,7 @@ class GuidedClipsSettings:
     cfg: float = 4.0
     sampler: SamplerName = "ddim"
     mode: str = "dmg"
-    constants: Mapping[str, Any] = field(default_factory=dict)
+    constants: Mapping[str, Any] | str = field(default_factory=dict)
     strength: float = 1.0
     frame_strength: tuple[float, ...] = ()
     key_source: str | None = None
@@ -99,6 +99,8 @@ class GuidedClipsSettings:
             raise ValueError(f"phrases is the string {self.phrases!r}; give a tuple of phrases.")
         object.__setattr__(self, "phrases", tuple(" ".join(phrase.split()) for phrase in self.phrases))
         object.__setattr__(self, "frame_strength", tuple(self.frame_strength))
+        given = read_constants(self.mode, self.constants) if isinstance(self.constants, str) else self.constants
+        object.__setattr__(self, "constants", dict(given))
         if not self.prompt.strip():
             raise ValueError("the prompt is empty; describe the film, for example 'a red ball moves left on sand'.")
         check_choices(
@@ -185,7 +187,7 @@ class GuidedClipsSettings:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return asdict(self) | {"constants": dict(self.constants)}
+        return asdict(self)
 
     def of_a_round(self) -> dict[str, Any]:
         """What decides the pixels of each round, as plain JSON values."""

@@ -347,6 +347,11 @@ class TestInput:
             guided_clips(model, settings(**changes), moving_masks(N), tmp_path, image, progress=stop_at(("rounds", 1)))
         assert list(tmp_path.iterdir()) == []
 
+    def test_constants_may_be_a_text(self):
+        assert settings(constants="gamma_cross=12, blocks=mid").constants == {"gamma_cross": 12, "blocks": "mid"}
+        with pytest.raises(ValueError, match="gamma_cross"):
+            settings(constants="gamma_cross=much")
+
 
 class TestReport:
     def test_joins_are_held_against_all_other_changes(self):

@@ -61,7 +61,6 @@ def test_the_object_that_jumps_is_named():
         ),
         (torch.zeros(1, 6, 2, 2), 1, "there are 6 masks and the clip has 3 frames"),
         (torch.zeros(1, 0, 2, 2), 1, "none of them 0"),
-        (torch.zeros(0, 3, 2, 2), 1, "none of them 0"),
         (torch.full((1, 3, 2, 2), torch.nan), 1, "NaN"),
         (torch.full((1, 3, 2, 2), 2.0), 1, "mask values reach from 2 to 2"),
         (torch.zeros(1, 3, 2, 5), 1, "the masks are 5 x 2 pixels but the film 2 x 2"),
@@ -78,6 +77,11 @@ def test_masks_of_another_size_are_averaged():
     (chunk,) = found(large, 1, 2)
     assert chunk[0, 0].tolist() == [[pytest.approx(0.75, abs=0.01), 0.0], [0.0, 0.0]]
     assert torch.equal(chunk[:, 1:], numbered(2))
+
+
+def test_no_object_is_one_that_is_nowhere():
+    (chunk,) = found(torch.zeros(0, 2, 2, 2), 1, 2)
+    assert torch.equal(chunk, torch.zeros(1, 2, 2, 2))
 
 
 def test_strength_of_frames():
