@@ -7,7 +7,15 @@ from typing import Any
 
 from torch import Tensor
 
-from ..video_models.lamp import PREFIX, changed_parameters, check_tensors, fill_layers, new_layers
+from ..video_models.lamp import (
+    KEY_SOURCE,
+    PREFIX,
+    changed_parameters,
+    check_tensors,
+    fill_layers,
+    key_source_places,
+    new_layers,
+)
 from ..video_models.lavie_unet import LaVieUNet
 from .registry import diffusion_model
 
@@ -18,7 +26,7 @@ def apply_lamp(model: Any, tensors: Mapping[str, Tensor], strength: float = 1.0,
     Args:
         model: ComfyUI ``ModelPatcher`` around a U-Net of the LaVie family, such as Load Video Model gives.
         tensors: of the file, by the names that ``video_models/lamp.py`` tells.
-        strength: factor on everything that tuning changed; 0 gives a clone without patches.
+        strength: factor on all tensors that tuning changed; 0 gives a clone without patches.
         path: of the file, for errors.
 
     Raises:
@@ -47,6 +55,8 @@ def apply_lamp(model: Any, tensors: Mapping[str, Tensor], strength: float = 1.0,
         raise ValueError(f"the model has a LAMP file already, so {path} has no room; load one of them at a time.")
     for place, layer in layers.items():
         patched.add_object_patch(PREFIX + place, layer.eval().requires_grad_(False))
+    for place in key_source_places(network):
+        patched.add_object_patch(PREFIX + place, KEY_SOURCE)
     differences = {
         PREFIX + name: ("diff", (tensors[written],)) for name, written in changed_parameters(network).items()
     }

@@ -17,6 +17,7 @@ from torch.nn.utils import parametrize
 
 from ..video_models.lamp import (
     EARLIER_FRAMES,
+    KEY_SOURCE,
     PREFIX,
     changed_parameters,
     convolution_places,
@@ -94,7 +95,7 @@ class LampArchitecture:
 
     def metadata(self) -> dict[str, Any]:
         """See ``Architecture``."""
-        return {"earlier_frames": EARLIER_FRAMES}
+        return {"earlier_frames": EARLIER_FRAMES, "keys": KEY_SOURCE}
 
 
 class _Difference(nn.Module):

@@ -98,17 +98,13 @@ def settings_of(options: argparse.Namespace) -> MotionSettings:
         *("frames", "width", "height", "stride", "steps", "batch", "learning_rate", "first_frame", "prompt_dropout"),
         *("flip", "mode", "key_source", "checkpointing", "precision", "seed", "checkpoint_every", "validate_every"),
     )
-    values = {name: getattr(options, name) for name in same}
-    if options.arch == "lamp" and not values["key_source"]:
-        # LAMP's own rule; a model of Stable Diffusion 1 has it built in.
-        values["key_source"] = "first"
     return MotionSettings(
         prompt=options.prompt,
         phrases=tuple(options.phrase),
         background_phrase=options.background,
         augmentation=MaskAugmentation(options.mask_grow, options.mask_box, options.mask_drop),
         constants=read_constants(options.mode, "\n".join(options.constant)),
-        **values,
+        **{name: getattr(options, name) for name in same},
     )
 
 

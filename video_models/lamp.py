@@ -1,8 +1,9 @@
 """LAMP's layers over time for U-Nets of the LaVie family: what they are, where they go, and how a file's tensors get there.
 
 Every two-dimensional convolution is followed by a gated causal one over time; Stable Diffusion's U-Net, which has no
-attention over time, gets one as the last part of every transformer block. Beside these layers the queries of
-self-attention are tuned, and attention over time where a model has its own. Source of the method: Wu et al., "LAMP: Learn
+attention over time, gets one as the last part of every transformer block. In all models the self-attention of every frame
+then looks at the first frame. Beside these layers the queries of self-attention are tuned, and attention over time where a
+model has its own. Source of the method: Wu et al., "LAMP: Learn
 A Motion Pattern for Few-Shot-Based Video Generation" (arXiv 2310.10769), sections 3.3 and 3.4.
 
 A file holds new layers' tensors by the names they get in the U-Net and, for tuned tensors of the model's own, what is
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from ..attention_patches.attention import attention
+from ..attention_patches.first_frame_keys import KeySource
 from .lavie_blocks import OVER_TIME, TimedConvolutions
 from .lavie_layers import AttentionFunction, TemporalAttention, TransformerBlock
 from .lavie_unet import LaVieUNet
@@ -29,6 +31,8 @@ PREFIX = "diffusion_model."
 DIFFERENCES = {"weight": "diff", "bias": "diff_b"}
 # Frames before the present one that a convolution over time sees.
 EARLIER_FRAMES = 2
+# Frames that self-attention looks at.
+KEY_SOURCE: KeySource = "first"
 
 
 class GatedTimeConvolution(nn.Module):
@@ -189,8 +193,13 @@ def expected_shapes(unet: LaVieUNet) -> dict[str, torch.Size]:
     return {**shapes, **{written: own[name].shape for name, written in changed_parameters(unet).items()}}
 
 
+def key_source_places(unet: LaVieUNet) -> list[str]:
+    """Names of the attributes that say which frames self-attention looks at, all of which become ``KEY_SOURCE``."""
+    return [f"{name}.key_source" for name, _ in _transformer_blocks(unet)]
+
+
 def with_layers(unet: LaVieUNet, layers: Mapping[str, nn.Module]) -> LaVieUNet:
-    """A copy of a U-Net with new layers in their places; all tensors are shared with the one given.
+    """A copy of a U-Net with new layers in their places that looks at the first frame; all tensors are shared.
 
     Raises:
         ValueError: if a place is taken, that is, the U-Net has LAMP's layers already.
@@ -202,6 +211,8 @@ def with_layers(unet: LaVieUNet, layers: Mapping[str, nn.Module]) -> LaVieUNet:
         if getattr(module, name) is not None:
             raise ValueError(f"{place} is taken: the model has LAMP's layers already; give the untuned model.")
         setattr(module, name, layer)
+    for _, block in _transformer_blocks(tuned):
+        block.key_source = KEY_SOURCE
     return tuned
 
 
@@ -213,13 +224,15 @@ def with_lamp(
     Args:
         unet: for stand-alone use (``torch.nn``).
         tensors: of a file.
-        strength: factor on everything that tuning changed; 0 gives the untuned model's predictions.
+        strength: factor on all tensors that tuning changed; 0 gives the untuned model.
         path: of the file, for errors.
 
     Raises:
         ValueError: if the tensors do not belong to this U-Net.
     """
     check_tensors(unet, tensors, path)
+    if strength == 0.0:
+        return sharing_copy(unet)
     layers = new_layers(unet, dtype=unet.conv_in.weight.dtype, device=unet.conv_in.weight.device)
     fill_layers(layers, tensors, strength)
     tuned = with_layers(unet, layers)

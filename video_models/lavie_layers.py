@@ -72,11 +72,13 @@ class Attention(nn.Module):
         return self.to_out[0](out)
 
 
-class FirstFrameAttention(Attention):
-    """Self-attention in which frames look at the first frame, the one before them or themselves."""
+class SelfAttention(Attention):
+    """Self-attention in which frames look at themselves or, where places are given, at the first or the one before."""
 
-    def forward(self, hidden: Tensor, places: KeyPlaces, options: dict[str, Any]) -> Tensor:  # type: ignore[override]
-        """[B * T, L, C] to the same; ``places`` are of ``key_places``."""
+    def forward(self, hidden: Tensor, places: KeyPlaces | None, options: dict[str, Any]) -> Tensor:  # type: ignore[override]
+        """[B * T, L, C] to the same; ``places`` are of ``key_places``, or None for each frame its own."""
+        if places is None:
+            return super().forward(hidden, hidden, 1, options)
 
         def chosen(projected: Tensor) -> Tensor:
             clips = projected.unflatten(0, (-1, len(places)))
@@ -260,7 +262,7 @@ class TransformerBlock(nn.Module):
     """Self, cross and temporal attention and feed-forward, in this order; in the interpolation model time comes last.
 
     In Stable Diffusion's U-Net (``picture_model``) time comes last too, and its attention and norm are None until a motion
-    file brings them.
+    file brings them. ``key_source`` says which frames self-attention looks at; motion files may change it.
     """
 
     def __init__(
@@ -271,8 +273,7 @@ class TransformerBlock(nn.Module):
         interpolates = config.stage == "interpolation"
         self.time_is_last = interpolates or config.picture_model
         self.key_source: KeySource = "first_prev" if interpolates else "first" if config.picture_model else "self"
-        self_attention = Attention if self.key_source == "self" else FirstFrameAttention
-        self.attn1 = self_attention(channels, channels, heads, operations, attention_function, **factory)
+        self.attn1 = SelfAttention(channels, channels, heads, operations, attention_function, **factory)
         self.norm1 = operations.LayerNorm(channels, **factory)
         self.attn2 = Attention(channels, config.cross_attention_dim, heads, operations, attention_function, **factory)
         self.norm2 = operations.LayerNorm(channels, **factory)
@@ -290,11 +291,8 @@ class TransformerBlock(nn.Module):
     ) -> Tensor:
         """[B * T, H * W, C] to the same; ``context`` is [B, S, C']."""
         normed = self.norm1(hidden)
-        if self.key_source == "self":
-            hidden = hidden + self.attn1(normed, normed, 1, clip.options_at("self", place, height, width))
-        else:
-            places = key_places(self.key_source, clip.frame_indices)
-            hidden = hidden + self.attn1(normed, places, clip.options_at("self", place, height, width, places=places))
+        places = None if self.key_source == "self" else key_places(self.key_source, clip.frame_indices)
+        hidden = hidden + self.attn1(normed, places, clip.options_at("self", place, height, width, places=places))
         options = clip.options_at("cross", place, height, width, context.shape[1])
         hidden = hidden + self.attn2(self.norm2(hidden), context, clip.frames, options)
         if self.attn_temp is None:

@@ -95,6 +95,8 @@ def test_the_original_is_untouched(both):
     assert network.state_dict().keys() == state.keys()
     assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
     assert network.conv_in_over_time is None
+    expected = "first" if network.config.picture_model else "self"
+    assert network.mid_block.attentions[0].transformer_blocks[0].key_source == expected
     assert both.native.object_patches == {} and both.native.patches == {}
     assert torch.equal(predict(patched), predict(patched))
 
@@ -132,11 +134,11 @@ def test_core_sampling_and_memory(both):
     assert apply(both).model_size() > both.native.model_size()
 
 
-def test_masks_reach_the_layers_that_a_file_brings():
-    """Attention over time and first-frame keys of a picture model are sites that patches see."""
+def test_masks_reach_the_layers_that_a_file_brings(both):
+    """Attention over time and first-frame keys are sites that patches see."""
     from mask_guided_video.backbones.registry import install_patches
 
-    both, seen = Both("picture"), []
+    seen = []
 
     def note(attend, q, k, v, site):
         seen.append((site.kind, site.key_frames))

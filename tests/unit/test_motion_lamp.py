@@ -12,7 +12,6 @@ from mask_guided_video.training.motion_examples import ExampleMaker, motion_loss
 from mask_guided_video.training.motion_lamp import LampArchitecture
 from mask_guided_video.training.motion_loop import Run, tune
 from mask_guided_video.training.motion_settings import MotionSettings
-from mask_guided_video.training.train_motion import build_parser, settings_of
 from mask_guided_video.video_models.lamp import PREFIX, expected_shapes, with_lamp
 from mask_guided_video.video_models.motion_files import (
     MotionInfo,
@@ -44,7 +43,7 @@ def circles(toybox):
 
 
 def run_of(model, clips, folder=None, **values):
-    usual = {"steps": 12, "batch": 2, "learning_rate": 2e-3, "key_source": "first", "flip": 0.0, "frames": 4}
+    usual = {"steps": 12, "batch": 2, "learning_rate": 2e-3, "flip": 0.0, "frames": 4}
     settings = MotionSettings(**{**usual, "width": 32, "height": 32, "checkpoint_every": 2, **values})
     return Run(settings, make_architecture("lamp", seed=4), ExampleMaker(model, clips, settings), DEVICE, folder)
 
@@ -76,7 +75,7 @@ def test_a_short_run_on_the_toybox_learns_and_its_file_is_the_model(toybox, circ
     assert all(bool(value.any()) for value in state.values())
     names = run.architecture.base_names()
     info = MotionInfo(
-        "lamp", "Toybox", base_hash(toybox.unet.state_dict(), names), tuple(names), 4, key_source="first",
+        "lamp", "Toybox", base_hash(toybox.unet.state_dict(), names), tuple(names), 4,
         details=run.architecture.metadata(),
     )  # fmt: skip
     write_motion(tmp_path / "circle.safetensors", state, info)
@@ -107,7 +106,10 @@ def test_what_is_trained_and_what_is_not(tiny_video_model):
     assert trained and all(any(f".{part}." in f".{name}" for part in parts) for name in trained)
     assert len(trained) == len(architecture.parameters()) == len(architecture.state())
     assert not any("norm_temp" in name or "attn2" in name for name in trained)
-    # As made, it is the model that it is made of: the only thing that starts at random is attention over time that is new.
+    # As made, it is the model that it is made of, but for the keys: only new attention over time starts at random.
+    for block in tuned.modules():
+        if hasattr(block, "key_source"):
+            block.key_source = "self"
     clip = torch.randn(1, 4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     text, time = torch.zeros(1, 3, tuned.config.cross_attention_dim), torch.tensor([500.0])
     with torch.no_grad():
@@ -157,14 +159,11 @@ def test_it_loads_its_own_tensors_only(tiny_video_model):
 
 
 def test_frames_look_at_the_first_without_masks_too(tiny_video_model, circles):
-    """LAMP's rule is the command line's default, and is there where clips have no masks."""
-    words = ["--videos", "films", "--out", "x.safetensors"]
-    assert settings_of(build_parser().parse_args([*words, "--arch", "lamp"])).key_source == "first"
-    assert (
-        settings_of(build_parser().parse_args([*words, "--arch", "lamp", "--key-source", "self"])).key_source == "self"
-    )
-    assert settings_of(build_parser().parse_args(words)).key_source == ""
-    run = run_of(tiny_video_model, circles)
+    """LAMP's own rule is in its U-Net; any architecture follows the one that the settings name."""
+    tuned = LampArchitecture().prepare(tiny_video_model.unet)
+    assert tuned.mid_block.attentions[0].transformer_blocks[0].key_source == "first"
+    assert tiny_video_model.unet.mid_block.attentions[0].transformer_blocks[0].key_source == "self"
+    run = run_of(tiny_video_model, circles, key_source="first")
     (example, *_) = run.examples.examples(0, 1000)
     assert [patch.settings.source for patch in example.patches] == ["first"]
     seen = []
@@ -178,4 +177,4 @@ def test_frames_look_at_the_first_without_masks_too(tiny_video_model, circles):
 
     motion_loss(Watched(), example, Watched.config, DEVICE)
     assert seen == [True]
-    assert run_of(tiny_video_model, circles, key_source="self").examples.examples(0, 1000)[0].patches == ()
+    assert run_of(tiny_video_model, circles).examples.examples(0, 1000)[0].patches == ()

@@ -12,9 +12,9 @@ from mask_guided_video.video_models import lavie_layers
 from mask_guided_video.video_models.lavie_blocks import joint_group_norm
 from mask_guided_video.video_models.lavie_config import LaVieConfig
 from mask_guided_video.video_models.lavie_layers import (
-    FirstFrameAttention,
     RelativePositionBias,
     RotaryEmbedding,
+    SelfAttention,
     TemporalAttention,
 )
 from mask_guided_video.video_models.lavie_unet import LaVieUNet
@@ -237,7 +237,7 @@ def test_sites_describe_every_call() -> None:
 
 
 def test_frames_of_the_interpolation_model_see_the_first_one_and_the_one_before() -> None:
-    layer = FirstFrameAttention(8, 8, 2, torch.nn, attention)
+    layer = SelfAttention(8, 8, 2, torch.nn, attention)
     hidden = torch.randn(2 * 4, 3, 8)
     with torch.no_grad():
         out = layer(hidden, key_places("first_prev", range(4)), {}).unflatten(0, (2, 4))
