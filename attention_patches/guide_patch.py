@@ -55,6 +55,9 @@ class BindableGuide(Protocol):
     @property
     def is_active(self) -> bool: ...
 
+    def on_blocks(self, names: Sequence[str]) -> BindableGuide:
+        """This guide for a model whose blocks have these names."""
+
     def pyramid(self) -> MaskPyramid:
         """The masks as attention will see them."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -117,6 +118,10 @@ class MaskGuidance:
     def is_active(self) -> bool:
         """Whether the guide asks for anything at all."""
         return self.strength > 0.0 and bool((self.masks >= FOREGROUND).any())
+
+    def on_blocks(self, names: Sequence[str]) -> MaskGuidance:
+        """This guide, whatever blocks a model has."""
+        return self
 
     def pyramid(self) -> MaskPyramid:
         """The masks as attention will see them."""

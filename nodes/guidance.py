@@ -288,7 +288,9 @@ class PatchAttention(io.ComfyNode):
         from ..backbones.registry import install_patches, require_supported
 
         family, network = require_supported(model)
-        check_blocks(guide.blocks, family.block_names(network))
+        names = family.block_names(network)
+        guide = guide.on_blocks(names)
+        check_blocks(guide.blocks, names)
         if not guide.is_active:
             logger.warning(guide_report(guide))
             return io.NodeOutput(install_patches(model, []))

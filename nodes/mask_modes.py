@@ -165,7 +165,8 @@ def _when() -> list[Any]:
             "blocks",
             default="",
             tooltip="Which blocks of the model: all, or a comma list of patterns: mid,up or down.1.* in a U-Net, block.1* "
-            "in a transformer. Empty: the mode's own. A pattern that fits no block is an error that names them.",
+            "in a transformer. Empty: the mode's own, or all where a model has none of them. A pattern that fits no block is "
+            "an error that names them.",
         ),
         io.Combo.Input(
             "rows",

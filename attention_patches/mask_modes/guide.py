@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import get_args
 
 from torch import Tensor
 
 from ..first_frame_keys import FirstFrameKeys, KeySource, first_frame_keys_patch
-from ..guide_checks import check_choice, check_number, check_phrases, checked_masks
+from ..guide_checks import block_patterns, check_choice, check_number, check_phrases, checked_masks
+from ..guide_patch import matches_block
 from ..regions import FOREGROUND, MaskPyramid, TimePooling
 from ..stack import Patch
 from ..text_spans import TextSpans
@@ -105,6 +107,17 @@ class ModeGuide:
     def keys(self) -> KeySource:
         """Which frames give the keys and values of self-attention."""
         return self.mode.default_key_source if self.key_source is None else self.key_source
+
+    def on_blocks(self, names: Sequence[str]) -> ModeGuide:
+        """Return this guide for a model whose blocks have these names.
+
+        A mode's published blocks are those of a U-Net; where none of them is in the model (a transformer), all are guided.
+        """
+        published = next(constant.default for constant in fields(self.mode) if constant.name == "blocks")
+        patterns = block_patterns(self.blocks)
+        if self.blocks != published or any(matches_block(name, pattern) for name in names for pattern in patterns):
+            return self
+        return replace(self, mode=replace(self.mode, blocks="all"))
 
     def pyramid(self) -> MaskPyramid:
         """The masks as attention will see them."""

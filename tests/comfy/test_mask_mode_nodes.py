@@ -139,6 +139,18 @@ def test_blocks_that_are_none(native) -> None:
         patch(native, guide(blocks="middle")[0])
 
 
+def test_published_blocks_are_all_of_a_transformer() -> None:
+    from native_models import tiny
+
+    from mask_guided_video.nodes.guidance import PatchAttention
+
+    wan = tiny("wan").patcher
+    entry = hung(PatchAttention.execute(wan, guide(mode="peekaboo")[0], "")[0])[-1]
+    assert entry.guide.blocks == "all"
+    with pytest.raises(ValueError, match="'up.1', which fits no block of this model .block.0, "):
+        PatchAttention.execute(wan, guide(mode="peekaboo", blocks="up.1")[0], "")
+
+
 def test_preview_shows_masks_by_the_rule_of_the_mode(native) -> None:
     from mask_guided_video.nodes.guidance import PreviewGuide
 

@@ -133,9 +133,22 @@ def test_patches_of_a_guide() -> None:
     assert [type(patch) for patch in mode_patches(guide(strength=0.0), SPANS)] == [MaskModePatch]
     patch = mode_patches(told, SPANS)[-1]
     assert copy.deepcopy(patch) is patch
+    # Those that take the kernel's place, and those that join frames.
     assert {name for name in MODES if mode_patches(guide(name), SPANS)[-1].innermost} == {
-        "trailblazer", "freetraj", "videograin"
+        "trailblazer", "freetraj", "videograin", "through_the_mask"
     }  # fmt: skip
+
+
+def test_published_blocks_of_a_unet_are_all_of_a_transformer() -> None:
+    told, unet, transformer = (
+        ModeGuide(masks(), mode=make_mode("peekaboo")),
+        ["down.0.0", "mid.0"],
+        ["block.0", "block.1"],
+    )
+    assert told.on_blocks(unet) is told and told.on_blocks(transformer).blocks == "all"
+    # Blocks that someone chose are that someone's.
+    chosen = ModeGuide(masks(), mode=make_mode("peekaboo", blocks="middle"))
+    assert chosen.on_blocks(transformer) is chosen
 
 
 def test_strength_of_latent_frames_is_the_mean_of_their_frames() -> None:
