@@ -135,25 +135,17 @@ def test_context_windows(models: Callable[[str], TinyModel], name: str, schedule
     assert torch.equal(first_of(model, film), frame)
 
 
-@pytest.mark.parametrize("name", ["wan_vace_reference", "hunyuan_reference"])
-def test_a_reference_picture_before_the_film_stays(models: Callable[[str], TinyModel], name: str) -> None:
+@pytest.mark.parametrize(("name", "place"), [("wan_vace_reference", 1), ("hunyuan_reference", 0)])
+def test_a_reference_picture_before_the_film_stays(models: Callable[[str], TinyModel], name: str, place: int) -> None:
     """The film's first frame is locked, which stands behind the reference where that is one of the latents."""
-    from mask_guided_video.backbones.first_frame_lock import FIRST_PLACE_KEY
-
     model = models(name)
     frame = frame_of(model)
-    places: list[int] = []
-
-    def note(_: Any, __: Any, kwargs: dict[str, Any]) -> None:
-        places.append(kwargs["transformer_options"][FIRST_PLACE_KEY])
-
-    handle = model.patcher.model.diffusion_model.register_forward_pre_hook(note, with_kwargs=True)
-    try:
+    with recorded(model) as calls:
         film = sample(model, lock_first_frame(model.patcher, frame))
-    finally:
-        handle.remove()
-    place = 1 if name == "wan_vace_reference" else 0
-    assert set(places) == {place}
+    wanted = seen_form(model, frame)[0, :, 0]
+    for given in calls.inputs:
+        held = [bool((given[:, :, :, index] == wanted).all()) for index in range(given.shape[3])]
+        assert held == [index == place for index in range(given.shape[3])]
     assert torch.equal(film[:, :, place : place + 1], frame)
     assert not torch.equal(film[:, :, 1 - place : 2 - place], frame)
 
