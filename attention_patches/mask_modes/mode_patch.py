@@ -38,12 +38,17 @@ class MaskModePatch(GuidePatch):
         super().__init__(guide, text_spans)
         self._is_active = guide.is_active
         self.innermost = type(guide.mode).edit is not MaskMode.edit or guide.mode.space_time
-        self._pyramids = _pyramids(guide)
+        self._forget()
+
+    def _forget(self) -> None:
+        # Masks as they are (False) and filled up to their boxes (True), made when asked for; boxes by length of the clip.
+        self._pyramids: dict[bool, MaskPyramid] = {}
+        self._clip_boxes: dict[Hashable, Tensor] = {}
 
     def release(self) -> None:
         """Drop all tables, on devices too."""
         super().release()
-        self._pyramids = _pyramids(self.guide)
+        self._forget()
 
     def phase(self, site: AttentionSite) -> Hashable:
         """What the mode's rule depends on besides the sizes of a call."""
@@ -118,7 +123,10 @@ class MaskModePatch(GuidePatch):
         worded = self.worded_chunks(site, chosen_chunks(site, mode.cross_rows))
         shares = [(tuple(worded), True)]
         if site.kind != "cross" and not mode.only_words:
-            shares.append((tuple(at for at in chosen_chunks(site, mode.rows) if at not in worded), False))
+            chosen = chosen_chunks(site, mode.rows)
+            # Film and words are in one sequence here: rows whose film is left alone are left alone.
+            worded = [at for at in worded if at in chosen]
+            shares = [(tuple(worded), True), (tuple(at for at in chosen if at not in worded), False)]
         tables, edits = [], []
         for chunks, with_words in shares:
             if not chunks:
@@ -157,13 +165,26 @@ class MaskModePatch(GuidePatch):
 
     def _regions(self, site: AttentionSite, boxed: bool) -> Regions:
         """Regions of the whole clip on a site's grid."""
-        pyramid = self._pyramids[boxed]
-        return pyramid.regions(*site.grid[1:], site.clip_frames, site.extent, site.time_factor, site.level)
+        guide = self.guide
+        if boxed not in self._pyramids:
+            pyramid = guide.pyramid()
+            if boxed:
+                # Boxes overlap where their objects do not.
+                pyramid = MaskPyramid(
+                    box_masks(guide.masks), pyramid.hard, guide.time_pooling, pyramid.rule, apart=False
+                )
+            self._pyramids[boxed] = pyramid
+        return self._pyramids[boxed].regions(
+            *site.grid[1:], site.clip_frames, site.extent, site.time_factor, site.level
+        )
 
     def _boxes(self, site: AttentionSite) -> Tensor:
         """Boxes of the whole clip, [R, clip frames, 4]."""
-        masks = self.guide.masks
-        return mask_boxes(pool_time(masks, site.clip_frames, self.guide.time_pooling, site.time_factor))
+        key = (site.clip_frames, site.time_factor)
+        if key not in self._clip_boxes:
+            masks = pool_time(self.guide.masks, site.clip_frames, self.guide.time_pooling, site.time_factor)
+            self._clip_boxes[key] = mask_boxes(masks)
+        return self._clip_boxes[key]
 
     def _frame_strength(self, site: AttentionSite, frames: Sequence[int]) -> Tensor:
         """Strength of the guide in some frames of the clip: the mean of what the pixel frames of each have."""
@@ -171,12 +192,3 @@ class MaskModePatch(GuidePatch):
         groups = latent_frame_groups(len(values), site.clip_frames, site.time_factor)
         clip = torch.stack([values[group.start : group.stop].mean() for group in groups])
         return self.guide.strength * clip[list(frames)]
-
-
-def _pyramids(guide: ModeGuide) -> dict[bool, MaskPyramid]:
-    """Masks as they are, and filled up to their boxes."""
-    mode, pooling = guide.mode, guide.time_pooling
-    return {
-        False: guide.pyramid(),
-        True: MaskPyramid(box_masks(guide.masks), mode.hard, pooling, mode.mask_rule, apart=False),
-    }
