@@ -10,9 +10,6 @@ from torch import Tensor
 
 from .guidance_plan import Plan, make_plan
 from .guide_checks import (
-    MAX_STRETCH as MAX_STRETCH,
-)
-from .guide_checks import (
     block_patterns,
     check_choice,
     check_number,

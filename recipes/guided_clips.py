@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..attention_patches.mask_guidance import MAX_STRETCH
+from ..attention_patches.guide_checks import MAX_STRETCH
 from ..attention_patches.mask_modes.guide import mode_patches
 from ..perception.pictures.histogram_match import histogram_match
 from ..video_models.first_frame import FirstFrame

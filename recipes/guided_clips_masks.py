@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..attention_patches.mask_guidance import MAX_STRETCH
+from ..attention_patches.guide_checks import MAX_STRETCH
 from ..perception.masks.mask_paths import ObjectPath, path_tracks
 from .given_masks import checked_masks, fit_masks
 from .guided_clips_settings import MaskBorders, joined_frames
