@@ -176,6 +176,25 @@ def test_plans_of_masks_know_whose_keys_they_are_for() -> None:
         torch.testing.assert_close(clips(out).double(), expected, atol=2e-5, rtol=0)
 
 
+@pytest.mark.parametrize("folded", ["frames", "none"])
+def test_gradients_flow_back_through_keys_and_masks(folded: str) -> None:
+    masks, site = make_masks(), make_site(folded)
+    guide = mask_guidance_patch(MaskGuidance(masks, end_percent=1.0, **MODES["separate"]))
+    q, k, v = make_tensors(site, CELLS if folded == "frames" else FRAMES * CELLS)
+    given = [tensor.requires_grad_() for tensor in (q, k, v)]
+    bias = looks("first_prev") + mask_bias(masks, **MODES["separate"])
+    whole = given if folded == "none" else [clips(tensor) for tensor in given]
+    wanted = torch.randn(whole[0].shape, generator=torch.Generator().manual_seed(5))
+    out = run([keys_patch("first_prev"), guide], site, given)
+    ((out if folded == "none" else clips(out)) * wanted).sum().backward()
+    found = [tensor.grad.clone() for tensor in given]
+    for tensor in given:
+        tensor.grad = None
+    (dense(*whole, bias) * wanted).sum().backward()
+    for tensor, gradient in zip(given, found, strict=True):
+        torch.testing.assert_close(gradient, tensor.grad, atol=2e-5, rtol=0)
+
+
 # --- modes ------------------------------------------------------------------------------------------------------------
 
 
