@@ -14,7 +14,7 @@ from .rows import RowSet, bias_part
 
 # Most probabilities held at a time: a few of such tensors are alive at once, in fp32.
 EDIT_ELEMENTS_CPU = 2**21
-EDIT_ELEMENTS_GPU = 2**24
+EDIT_ELEMENTS_GPU = 2**23
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,6 +96,7 @@ class EditJob:
             rows = self.rows.part(begin, end)
             yield begin, end, rows, (q[rows], k[rows], v[rows]), bias_part(bias, rows)
 
+    @torch.no_grad()
     def _peaks(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, most: int) -> Tensor:
         """The largest probability of ``peak_keys`` in the sample of each row of the set, [rows of the set]."""
         found = torch.zeros(len(self.rows), device=q.device)
@@ -111,6 +112,13 @@ class EditJob:
         samples = self.rows.index // self.folded_size
         largest = torch.zeros(q.shape[0] // self.folded_size, device=q.device).scatter_reduce(0, samples, found, "amax")
         return largest[samples]
+
+
+def replace_keys(values: Tensor, keys: slice, part: Tensor) -> Tensor:
+    """Put ``part`` in the place of some keys of values [rows, heads, queries, keys]; not in place: training goes through."""
+    if keys.start == 0 and keys.stop == values.shape[-1]:
+        return part
+    return values.slice_scatter(part, dim=-1, start=keys.start, end=keys.stop)
 
 
 def _placed(edit: Edit | None, groups: Tensor, peak: Tensor | None) -> Callable[[Tensor, slice, slice], Tensor] | None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..guide_checks import check_choice
 from ..kernels import MAX_BIAS
 from ..mask_guidance import GuidedRows
-from ..probability_edit import Edit, EditPart, ProbabilityEdit
+from ..probability_edit import Edit, EditPart, ProbabilityEdit, replace_keys
 from .mode import MAX_CONSTANT, MaskMode, ModeCall
 from .token_tables import CellBoxes, RegionLabels, groups_with, of_queries, query_strength, word_table
 
@@ -129,8 +129,8 @@ class _Words:
         """Hide tokens [rows, queries, text] in some queries [rows, queries, 1]; not where it would hide all of them."""
         closed = closed & rows & ~closed.all(dim=-1, keepdim=True)
         strength = self.strength[part.groups, part.queries][..., None]
-        values[..., self.text] -= (MAX_BIAS * closed * strength)[:, None]
-        return values
+        text = values[..., self.text] - (MAX_BIAS * closed * strength)[:, None]
+        return replace_keys(values, self.text, text)
 
     def _held(self, part: EditPart) -> tuple[Tensor, Tensor]:
         """Whether queries are in a box, [rows, queries, 1], and what is hidden outside, [rows, queries, text]."""
@@ -143,7 +143,7 @@ class _Words:
         text = values[..., self.text]
         level = text.logsumexp(dim=-1, keepdim=True) - math.log(text.shape[-1])
         weight = (within * self.strength[part.groups, part.queries][..., None]).clamp(max=1.0)[:, None]
-        values[..., self.text] = text + weight * (level - text)
+        values = replace_keys(values, self.text, text + weight * (level - text))
         return self._close(values, part, hidden, ~within)
 
     def hide_and_open(self, values: Tensor, part: EditPart) -> Tensor:
@@ -158,7 +158,6 @@ class _Words:
         def added(probabilities: Tensor, part: EditPart) -> Tensor:
             strength = boost * self.strength[part.groups, part.queries][..., None]
             gained = (self.bump[part.groups, part.queries] * strength) @ self.table
-            probabilities[..., self.text] += gained[:, None]
-            return probabilities
+            return replace_keys(probabilities, self.text, probabilities[..., self.text] + gained[:, None])
 
         return added

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..mask_guidance import GuidedRows
-from ..probability_edit import EditPart, ProbabilityEdit
+from ..probability_edit import EditPart, ProbabilityEdit, replace_keys
 from ..site import AttentionKind, AttentionSite
 from .mode import MAX_CONSTANT, MaskMode, ModeCall
 from .token_tables import CellBoxes, groups_with, of_keys, of_queries, query_strength, word_table
@@ -84,8 +84,7 @@ class TrailBlazer(MaskMode):
         def raised(probabilities: Tensor, part: EditPart) -> Tensor:
             weight = (1.0 - outside[part.groups, part.queries] @ words).clamp(min=0.0)[:, None]
             gained = (bump[part.groups, part.queries] @ words)[:, None]
-            probabilities[..., text] = probabilities[..., text] * weight + part.peak * gained
-            return probabilities
+            return replace_keys(probabilities, text, probabilities[..., text] * weight + part.peak * gained)
 
         changed = (outside > 0.0) | (bump > 0.0) if bool(words.any()) else torch.zeros_like(bump)
         return ProbabilityEdit(groups_with(changed), probabilities=raised, peak_keys=text)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..mask_guidance import GuidedRows
-from ..probability_edit import Edit, EditPart, ProbabilityEdit
+from ..probability_edit import Edit, EditPart, ProbabilityEdit, replace_keys
 from ..regions import MaskRule
 from ..site import AttentionKind, AttentionSite
 from .mode import MAX_CONSTANT, MaskMode, ModeCall
@@ -124,5 +124,4 @@ def _pull(values: Tensor, keys: slice, own: Tensor, weights: Tensor) -> Tensor:
     part = values[..., keys]
     aims = part.amax(dim=-1, keepdim=True), part.amin(dim=-1, keepdim=True)
     weights = weights[:, None, :, None]
-    values[..., keys] = part + weights * (torch.where(own, *aims) - part)
-    return values
+    return replace_keys(values, keys, part + weights * (torch.where(own, *aims) - part))

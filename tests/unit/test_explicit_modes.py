@@ -510,6 +510,16 @@ def test_strength_of_a_frame_is_that_frames_alone(name: str, kind: str) -> None:
     assert not torch.allclose(out, plain_attention(*qkv), atol=1e-3)
 
 
+@pytest.mark.parametrize(("name", "kind"), CALLS)
+def test_training_goes_through(name: str, kind: str) -> None:
+    site = site_of(kind)
+    qkv = [tensor.clone().requires_grad_() for tensor in tensors(site)]
+    out = guided(MODES[name](), site, qkv, masks_of(PATH), SPANS)
+    (out * torch.randn(out.shape, generator=torch.Generator().manual_seed(1))).sum().backward()
+    for tensor in qkv:
+        assert bool(tensor.grad.isfinite().all()) and bool(tensor.grad.any())
+
+
 @pytest.mark.parametrize("last", [False, True])
 def test_where_somebody_reads_the_site_the_whole_batch_is_asked(last: bool) -> None:
     site, asked = site_of("self"), []
