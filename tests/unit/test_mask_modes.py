@@ -485,3 +485,24 @@ def test_rows_that_are_closed_stay_free_at_any_strength() -> None:
         torch.testing.assert_close(found[1][kite], free[1][kite], atol=2e-6, rtol=1e-5)
         ball = torch.tensor([owner(1, cell) == "b" for cell in range(CELLS)])
         assert not torch.allclose(found[1][ball], free[1][ball])
+
+
+def test_one_patch_through_the_whole_schedule() -> None:
+    """What was made for one step is not taken for another in which the rule is another."""
+    for mode, early, late, settings in (
+        ("direct_a_video", region_words(25.0), region_words(0.0), {}),
+        ("dmg", dmg_words(6.0, 2.0), dmg_words(6.0, 1.0), OPEN | {"beta_decay_percent": 0.4, "end_percent": 1.0}),
+    ):
+        stack = PatchStack(mode_patches(guide(mode, **settings), SPANS))
+        for progress, bias in ((0.0, early), (0.2, late), (0.0, early)):
+            at = site("cross", progress=progress)
+            options = {"optimized_attention_override": stack.override, SITE_KEY: at}
+            found = attention(*tensors(at), 1, transformer_options=options)
+            torch.testing.assert_close(found, dense(at, bias), atol=2e-6, rtol=1e-5)
+
+
+def test_film_and_words_in_one_sequence_are_left_alone_together() -> None:
+    at = site("joint", "none")
+    told = guide("through_the_mask", rows="conditional", cross_rows="both")
+    found, plain = (probabilities(told, at, plain=plain) for plain in (False, True))
+    assert torch.equal(found[1], plain[1]) and not torch.allclose(found[0], plain[0])
