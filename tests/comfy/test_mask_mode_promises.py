@@ -91,6 +91,15 @@ def test_the_same_seed_gives_the_same_pixels_and_nothing_stays(model: TinyModel,
     assert "optimized_attention_override" not in model.patcher.model_options["transformer_options"]
 
 
+def test_films_of_a_batch_are_guided_each_for_itself(mode: str) -> None:
+    model = tiny("wan")
+    patcher, noise = guided(model, mode_guide(model, mode)), model.noise(films=2)
+    films = sample(model, patcher, steps=1, noise=noise)
+    for index in range(2):
+        alone = sample(model, patcher, steps=1, noise=noise[index : index + 1])
+        assert relative(films[index : index + 1], alone) < EXACT
+
+
 def watched(model: TinyModel, patcher: Any) -> list[tuple[Any, Tensor, Tensor]]:
     """Every call of one step: its site, what plain attention gives and what came out."""
     watch = Watch()
