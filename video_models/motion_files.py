@@ -96,7 +96,8 @@ def write_motion(path: Path, tensors: Mapping[str, Tensor], info: MotionInfo) ->
 
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.part")
-    metadata = {"format": "pt", METADATA_KEY: json.dumps(asdict(info))}
+    # One entry only: safetensors writes several in an order that differs from time to time.
+    metadata = {METADATA_KEY: json.dumps(asdict(info))}
     try:
         save_file({name: value.contiguous() for name, value in tensors.items()}, temporary, metadata=metadata)
         os.replace(temporary, path)
