@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -140,8 +141,8 @@ class FirstFrameKeysPatch:
         for chunk, changes in enumerate(changed):
             rows = slice(chunk * size, (chunk + 1) * size)
             part = attend.with_bias(bias_part(attend.bias, rows))
-            run = self._attend if changes else _plain
-            out[rows] = run(part, q[rows], k[rows], v[rows], chunk_site(site, chunk))
+            run = partial(self._attend, part) if changes else part
+            out[rows] = run(q[rows], k[rows], v[rows], chunk_site(site, chunk))
         return out
 
     def _attend(self, attend: Attend, q: Tensor, k: Tensor, v: Tensor, site: AttentionSite) -> Tensor:
@@ -168,10 +169,6 @@ class FirstFrameKeysPatch:
             rows = (clips[:, None, None] + torch.tensor(places)).flatten(0, 1).to(device)
             self._tables[key] = rows
         return rows
-
-
-def _plain(attend: Attend, q: Tensor, k: Tensor, v: Tensor, site: AttentionSite) -> Tensor:
-    return attend(q, k, v, site)
 
 
 def folded_site(site: AttentionSite, places: KeyPlaces, key_length: int) -> AttentionSite:
