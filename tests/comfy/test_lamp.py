@@ -230,3 +230,21 @@ def test_one_file_makes_the_same_film_in_both(tiny_folder, tmp_path):
     torch.testing.assert_close(films["hosted"], films["alone"], rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(films["plain again"], films["plain"], rtol=1e-3, atol=1e-3)
     assert (films["alone"] - films["plain"]).abs().max() > 0.05
+
+
+def test_one_frame_is_what_comfyuis_own_model_makes():
+    """Of a checkpoint in the original's names, whose tensors are ComfyUI's own U-Net's."""
+    from native_models import sd15
+
+    from mask_guided_video.video_models.lavie_files import infer_config, make_unet, unet_state
+
+    theirs = sd15().patcher.model.diffusion_model
+    prefixed = {f"model.diffusion_model.{name}": value for name, value in theirs.state_dict().items()}
+    state = unet_state(prefixed)
+    unet = make_unet(infer_config(state)).eval()
+    unet.load_state_dict(state)
+    clip, text = inputs()
+    time = torch.tensor([300.0])
+    expected = theirs(clip[:, :, 0], time, text)
+    torch.testing.assert_close(unet(clip[:, :, :1], time, text)[:, :, 0], expected, rtol=1e-4, atol=1e-5)
+    assert len(prefixed) == len(state) and expected.std() > 0.05

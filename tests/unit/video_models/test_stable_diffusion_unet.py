@@ -11,6 +11,7 @@ from tiny_picture_unet import WIDTHS, original_unet_names, tiny_picture_unet
 from tiny_stable_diffusion import tiny_clip, tiny_vae, under, write_checkpoint, write_folder, write_tokenizer
 
 from mask_guided_video.attention_patches.first_frame_keys import key_places
+from mask_guided_video.recipes.convert_weights import convert_weights
 from mask_guided_video.video_models.lavie_config import LaVieConfig
 from mask_guided_video.video_models.lavie_files import infer_config, make_unet, open_unet, unet_state
 from mask_guided_video.video_models.lavie_models import open_lavie
@@ -164,3 +165,13 @@ def test_what_it_is_not(picture_unet, tmp_path):
         open_unet(tmp_path)
     with pytest.raises(ValueError, match="only the base stage"):
         LaVieConfig(stage="interpolation", picture_model=True)
+
+
+def test_a_checkpoint_becomes_a_small_file_of_the_unet_alone(picture_unet, checkpoint, tmp_path):
+    target = tmp_path / "unet.safetensors"
+    convert_weights(checkpoint, target, "float16")
+    state, config = open_unet(target)
+    assert config == open_unet(checkpoint)[1]
+    assert len(state) == len(picture_unet.state_dict()) and state["conv_in.weight"].dtype == torch.float16
+    with pytest.raises(ValueError, match="holds no text encoder"):
+        open_lavie(target)
