@@ -18,6 +18,7 @@ from .kernels import (
     dense_rows,
     open_keys,
     partition_sides,
+    plain_attention,
     plain_rows,
     region_channels,
     side_rows,
@@ -85,13 +86,13 @@ class Plan:
         jobs: guided rows, for calls after which nobody reads the site.
         plain: rows that are left alone, or None when all are guided.
         whole: channels for every row of the batch, for calls that must keep the batch whole.
-        edits: rows that are attended explicitly, whoever reads the site.
+        edits: rows that are attended otherwise, whoever reads the site: explicitly, or in parts of their queries.
     """
 
     jobs: tuple[Job, ...]
     plain: RowSet | None
     whole: tuple[Tensor, Tensor] | None = None
-    edits: tuple[EditJob, ...] = ()
+    edits: tuple[EditJob | PartitionJob, ...] = ()
 
     def run(self, attend: Attend, q: Tensor, k: Tensor, v: Tensor, site: AttentionSite) -> Tensor:
         """Return the attention [B, heads, Lq, dv] with the guided rows guided.
@@ -120,7 +121,8 @@ class Plan:
             for job in self.jobs:
                 job.write(q, k, v, out, attend.bias, kernel)
         for edit in self.edits:
-            edit.write(q, k, v, out, attend.bias)
+            # Who reads the site shall not see parts of a call.
+            edit.write(q, k, v, out, attend.bias, kernel if attend.last else plain_attention)
         return out
 
 
@@ -156,16 +158,15 @@ def make_plan(
             spare = (0, count - table.query.shape[2])
             channels = _channels(pad(table.query, spare), pad(table.key, spare), table.guided, q)
             whole.append(([row for row, _ in pairs], [group for _, group in pairs], channels))
-    explicit = []
+    edited = []
     for chunks, edit in edits:
         pairs = _batch_rows(chunks, edit.guided, rows)
         if pairs:
             guided.update(row for row, _ in pairs)
-            groups = torch.tensor([edit.guided[at] for _, at in pairs], device=q.device)
-            explicit.append(EditJob(RowSet.of([row for row, _ in pairs], q.device), groups, rows.folded_size, edit))
+            edited.append(_edit_job(pairs, edit, rows, q.device))
     rest = [row for row in range(rows.total) if row not in guided]
     plain = RowSet.of(rest, q.device) if rest else None
-    return Plan(tuple(jobs), plain, _whole_batch(whole, q) if whole else None, tuple(explicit))
+    return Plan(tuple(jobs), plain, _whole_batch(whole, q) if whole else None, tuple(edited))
 
 
 def _job(pairs: Sequence[tuple[int, int]], table: RegionTables, q: Tensor) -> Job:
@@ -180,6 +181,19 @@ def _job(pairs: Sequence[tuple[int, int]], table: RegionTables, q: Tensor) -> Jo
         return DenseJob(rows, groups, dense.to(q.dtype))
     weights, logits = _channels(table.query, table.key, table.guided, q)
     return ChannelJob(rows, groups, (weights.to(q.device), logits.to(q.device)))
+
+
+def _edit_job(
+    pairs: Sequence[tuple[int, int]], edit: ProbabilityEdit, rows: BatchRows, device: torch.device
+) -> EditJob | PartitionJob:
+    if edit.sides is None:
+        groups = torch.tensor([edit.guided[at] for _, at in pairs], device=device)
+        return EditJob(RowSet.of([row for row, _ in pairs], device), groups, rows.folded_size, edit)
+    parts = [
+        (RowSet.of([row for row, at in pairs if at == position], device), sides)
+        for position, sides in enumerate(edit.sides)
+    ]
+    return PartitionJob(tuple(parts))
 
 
 def _channels(query: Tensor, key: Tensor, groups: Sequence[int], q: Tensor) -> tuple[Tensor, Tensor]:

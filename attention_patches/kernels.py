@@ -238,10 +238,12 @@ class Side:
     Attributes:
         queries: [n] long, positions of the queries, ascending; None is all of them.
         keys: [m] long, positions of the keys they see; None is all of them.
+        scale: [m] float, factor on each of these keys, and so on the logits that these queries have with it; None is 1.
     """
 
     queries: Tensor | None
     keys: Tensor | None
+    scale: Tensor | None = None
 
 
 def partition_sides(query_region: Tensor, key_regions: Tensor) -> tuple[Side, ...]:
@@ -289,20 +291,18 @@ def side_rows(
         if mask is not None:
             mask = mask if mask.shape[2] == 1 else _tokens(mask, side.queries)
             mask = mask if mask.shape[3] == 1 or side.keys is None else mask.index_select(3, side.keys)
-        result = attend(
-            _tokens(q[part, heads], side.queries),
-            _tokens(k[part, heads], side.keys),
-            _tokens(v[part, heads], side.keys),
-            mask,
-        )
+        seen = _tokens(k[part, heads], side.keys)
+        if side.scale is not None:
+            seen = seen * side.scale[:, None].to(seen.dtype)
+        result = attend(_tokens(q[part, heads], side.queries), seen, _tokens(v[part, heads], side.keys), mask)
         if side.queries is None:
             out[part, heads] = result
         elif isinstance(part, slice):
             out[part, heads].transpose(1, 2).index_copy_(1, side.queries, result.transpose(1, 2))
         else:
             out[part[:, None], heads, side.queries] = result.transpose(1, 2)
-        # Otherwise it would live on while the next one is made.
-        del result
+        # Otherwise they would live on while the next ones are made.
+        del result, seen
 
 
 def partition_attention(

@@ -9,7 +9,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from .kernels import explicit_attention
+from .kernels import Kernel, Side, explicit_attention
 from .rows import RowSet, bias_part
 
 # Most probabilities held at a time: a few of such tensors are alive at once, in fp32.
@@ -47,12 +47,15 @@ class ProbabilityEdit:
         probabilities: gets what the softmax makes of them. Nothing is normalised afterwards.
         peak_keys: where given, ``EditPart.peak`` is the largest probability of these keys before any change, among all
             guided batch rows of the same sample: a first pass over them.
+        sides: where given, instead of all this: for each of ``guided`` its queries in parts that see the keys otherwise
+            scaled, each an ordinary attention of any kernel.
     """
 
     guided: tuple[int, ...]
     logits: Edit | None = None
     probabilities: Edit | None = None
     peak_keys: slice | None = None
+    sides: tuple[tuple[Side, ...], ...] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,8 +74,8 @@ class EditJob:
     folded_size: int
     edit: ProbabilityEdit
 
-    def write(self, q: Tensor, k: Tensor, v: Tensor, out: Tensor, bias: Tensor | None) -> None:
-        """Write the result of these rows into ``out`` [B, heads, Lq, dv]."""
+    def write(self, q: Tensor, k: Tensor, v: Tensor, out: Tensor, bias: Tensor | None, kernel: Kernel) -> None:
+        """Write the result of these rows into ``out`` [B, heads, Lq, dv]; it takes the kernel's place."""
         most = EDIT_ELEMENTS_CPU if q.device.type == "cpu" else EDIT_ELEMENTS_GPU
         peaks = None if self.edit.peak_keys is None else self._peaks(q, k, v, bias, most)
         for begin, end, rows, tensors, own in self._pieces(q, k, v, bias, most):

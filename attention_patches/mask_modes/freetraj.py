@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..guide_checks import check_choice
-from ..kernels import MAX_BIAS
+from ..kernels import MAX_BIAS, Side
 from ..mask_guidance import GuidedRows
 from ..probability_edit import Edit, EditPart, ProbabilityEdit, replace_keys
 from .mode import MAX_CONSTANT, MaskMode, ModeCall
@@ -32,7 +32,8 @@ class FreeTraj(MaskMode):
     its box an object's words are hidden. Inside, ``exact`` does what the published code does: it hides every token, which
     leaves all of them equally likely; ``clean`` hides all but the object's own words. After the softmax a Gaussian (a
     third of the box wide, peak 1) times ``boost`` / (box area as a part of the picture) / (words of the object) is added
-    to the object's words, without normalising again. Steps: the first 6 of 50, both halves.
+    to the object's words, without normalising again. Steps: the first 6 of 50, both halves. Self-attention costs what it
+    always does: queries of a region meet the keys of the others times ``coefficient``, in one attention per region.
 
     Attributes:
         coefficient: factor on logits between regions, 0..1; 1 leaves them alone.
@@ -57,6 +58,8 @@ class FreeTraj(MaskMode):
 
     def edit(self, call: ModeCall) -> ProbabilityEdit | None:
         """Keep regions apart among video tokens, and lay words into boxes where they are known."""
+        if call.site.kind == "self":
+            return self._as_sides(RegionLabels.of(call.boxed()))
         logits: list[Edit] = []
         guided: set[int] = set()
         probabilities = None
@@ -79,8 +82,29 @@ class FreeTraj(MaskMode):
 
         return ProbabilityEdit(tuple(sorted(guided)), changed, probabilities)
 
+    def _factors(self, labels: RegionLabels) -> Tensor:
+        """[groups, Lq], factor on the logits of each query with keys of another region."""
+        return (1.0 - (1.0 - self.coefficient) * labels.strength).clamp(min=0.0)
+
+    def _as_sides(self, labels: RegionLabels) -> ProbabilityEdit | None:
+        """The same factor as one on the keys, for the queries of each region: no probabilities are needed for that."""
+        factors, guided = self._factors(labels), labels.guided()
+        found = []
+        for group in guided:
+            keys, sides = labels.keys[group], []
+            alike = torch.stack((labels.queries[group].float(), factors[group]), dim=1)
+            kinds, kind = torch.unique(alike, dim=0, return_inverse=True)
+            for at, (label, factor) in enumerate(kinds.tolist()):
+                # Keys that are no video are of every region.
+                own = (keys == int(label)) | (keys == 0)
+                scaled = factor != 1.0 and not bool(own.all())
+                queries = (kind == at).nonzero()[:, 0] if len(kinds) > 1 else None
+                sides.append(Side(queries, None, torch.where(own, 1.0, factor) if scaled else None))
+            found.append(tuple(sides))
+        return ProbabilityEdit(guided, sides=tuple(found)) if found else None
+
     def _between_regions(self, labels: RegionLabels) -> Edit:
-        factor = (1.0 - (1.0 - self.coefficient) * labels.strength).clamp(min=0.0)
+        factor = self._factors(labels)
 
         def apart(values: Tensor, part: EditPart) -> Tensor:
             # Keys that are no video are of every region, and so are those of queries that are left alone: their factor is 1.

@@ -532,8 +532,8 @@ def test_where_somebody_reads_the_site_the_whole_batch_is_asked(last: bool) -> N
     patch = mode_patches(ModeGuide(masks_of(PATH), mode=FreeTraj()))[0]
     out = patch(Attend(continuation, None, last), *qkv, site)
     torch.testing.assert_close(out, guided(FreeTraj(), site, qkv, masks_of(PATH), None))
-    # The two rows without an object, or all of them.
-    assert sum(asked) == (2 if last else 8)
+    # The two rows without an object and both sides of the six others, or all at once.
+    assert sum(asked) == (2 + 2 * 6 if last else 8)
 
 
 @pytest.mark.parametrize(
@@ -589,6 +589,6 @@ def test_the_peak_is_that_of_the_guided_rows_of_a_sample() -> None:
 
     rows = RowSet.of([0, 1, 3, 4])
     edit = ProbabilityEdit((0, 1), probabilities=look, peak_keys=slice(1, 2))
-    EditJob(rows, torch.tensor([0, 1, 10, 11]), 3, edit).write(q, k, v, torch.zeros(6, 1, 1, 2), None)
+    EditJob(rows, torch.tensor([0, 1, 10, 11]), 3, edit).write(q, k, v, torch.zeros(6, 1, 1, 2), None, plain_attention)
     largest = [1 / (1 + math.exp(-2.0)), 1 / (1 + math.exp(-3.0))]
     assert seen == pytest.approx({0: largest[0], 1: largest[0], 10: largest[1], 11: largest[1]})
