@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from comfy_api.latest import io, ui
@@ -21,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 CLIP_FOLDER = "clip_vision"
 NO_MODEL = "none"
+# White among the colours of objects.
+WANTED_COLOUR = 10
 
 
 class MaskMetrics(io.ComfyNode):
@@ -155,8 +158,6 @@ def wanted_tracks(tracks: TrackedObjects | None, mask: Tensor | None, phrases: l
     Raises:
         ValueError: both or neither of tracks and mask, or another number of phrases than objects.
     """
-    from dataclasses import replace
-
     from .object_masks import track_of_mask
 
     if (tracks is None) == (mask is None):
@@ -202,19 +203,18 @@ def looked_for(
 
 
 def compared(film: Film, wanted: TrackedObjects, found: TrackedObjects) -> Tensor:
-    """The film with found objects tinted and wanted ones as dashed outlines."""
+    """The film with found objects tinted and wanted masks as dashed outlines."""
     import torch
 
     from ..perception.masks.mask_sequences import SequenceSettings, make_sequence
     from ..perception.pictures.drawing import draw_masks
-    from .object_masks import joined_tracks
 
-    size = SequenceSettings(frames=len(film), height=film.height, width=film.width)
-    wanted, found = make_sequence(wanted, size), make_sequence(found, size)
-    # Drawn as not seen, an outline is dashed.
-    hollow = TrackedObjects(wanted.masks, wanted.ids, wanted.labels, wanted.scores, torch.ones_like(wanted.misses))
-    seen = TrackedObjects(found.masks, found.ids, found.labels, found.scores, torch.zeros_like(found.misses))
-    return draw_masks(film, joined_tracks(seen, hollow), labels=False, max_bytes=PREVIEW_BYTES)
+    wanted, found = (make_sequence(tracks, SequenceSettings(frames=len(film))) for tracks in (wanted, found))
+    drawn = draw_masks(film, found, labels=False, max_bytes=PREVIEW_BYTES)
+    # Drawn as not seen, an outline is dashed; the numbers are those of colours that the found ones do not have yet.
+    numbers = tuple(range(WANTED_COLOUR, WANTED_COLOUR + len(wanted.ids)))
+    hollow = replace(wanted, ids=numbers, misses=torch.ones_like(wanted.misses))
+    return draw_masks(drawn, hollow, opacity=0.0, labels=False, enlarge=1)
 
 
 def clip_folders() -> list[str]:

@@ -201,7 +201,7 @@ class TestForm:
                 elif kind in ("INT", "FLOAT"):
                     assert options.get("min", value) <= value <= options.get("max", value), (node["type"], key)
                     if key in ("width", "height"):
-                        assert value % options["step"] == 0
+                        assert value % options.get("step", 1) == 0
                 else:
                     assert isinstance(value, bool if kind == "BOOLEAN" else str), (node["type"], key)
 
