@@ -3,8 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from tiny_picture_unet import tiny_picture_unet
+from tiny_stable_diffusion import tiny_clip, tiny_vae, write_folder
 
 from mask_guided_video.attention_patches.attention import OVERRIDE_KEY
+from mask_guided_video.recipes.films import write_film
 from mask_guided_video.toybox import unseen_motions, world
 from mask_guided_video.training.motion_architectures import make_architecture
 from mask_guided_video.training.motion_data import ClipWords, TrainingClip
@@ -12,7 +15,9 @@ from mask_guided_video.training.motion_examples import ExampleMaker, motion_loss
 from mask_guided_video.training.motion_lamp import LampArchitecture
 from mask_guided_video.training.motion_loop import Run, tune
 from mask_guided_video.training.motion_settings import MotionSettings
+from mask_guided_video.training.train_motion import main
 from mask_guided_video.video_models.lamp import PREFIX, expected_shapes, with_lamp
+from mask_guided_video.video_models.lavie_models import open_lavie
 from mask_guided_video.video_models.motion_files import (
     MotionInfo,
     apply_motion,
@@ -178,3 +183,24 @@ def test_frames_look_at_the_first_without_masks_too(tiny_video_model, circles):
     motion_loss(Watched(), example, Watched.config, DEVICE)
     assert seen == [True]
     assert run_of(tiny_video_model, circles).examples.examples(0, 1000)[0].patches == ()
+
+
+def test_from_the_command_line_on_stable_diffusion_1(tmp_path):
+    """A folder in diffusers' layout and films without masks become a motion file that opens on that folder."""
+    base = write_folder(tmp_path / "sd1", tiny_clip(), tiny_vae())
+    tiny_picture_unet().save_pretrained(base / "unet")
+    (tmp_path / "films").mkdir()
+    for number in range(2):
+        frames = torch.rand(3, 16, 16, 3, generator=torch.Generator().manual_seed(number))
+        write_film(tmp_path / "films" / f"{number}.mp4", frames, 8)
+    words = {"videos": tmp_path / "films", "base": base, "out": tmp_path / "m.safetensors", "run": tmp_path / "run"}
+    words |= {"prompt": "red ball", "arch": "lamp", "steps": 2, "batch": 1, "frames": 3, "width": 16, "height": 16}
+    assert (
+        main([*(part for name, value in words.items() for part in (f"--{name}", str(value))), "--checkpointing"]) == 0
+    )
+    motion = read_motion(tmp_path / "m.safetensors")
+    assert (motion.info.kind, motion.info.base_name, motion.info.steps) == ("lamp", "sd1", 2)
+    model = open_lavie(base)
+    noise, prompt = model.noise(3, 16, 16, seed=1), model.encode_prompt("red ball")
+    films = [maker.sample(noise, prompt, prompt, steps=1, cfg=1.0) for maker in (model, apply_motion(model, motion))]
+    assert films[1].isfinite().all() and not torch.equal(*films)
