@@ -32,6 +32,7 @@ class BindableGuide(Protocol):
         background_phrase: words of the prompt that name what is outside of all objects, or empty.
         blocks: comma list of block name patterns.
         mode_name: for reports.
+        percents: where in the schedule it begins and ends.
         strength: 0 is no guidance.
         uses_words: whether the places of the phrases make a difference.
         needs_words: whether there is no guidance without them.
@@ -46,6 +47,8 @@ class BindableGuide(Protocol):
     def background_phrase(self) -> str: ...
     @property
     def mode_name(self) -> str: ...
+    @property
+    def percents(self) -> tuple[float, float]: ...
     @property
     def strength(self) -> float: ...
     @property
@@ -128,6 +131,20 @@ class GuidePatch(ABC):
             logger.warning(
                 "the objects' words belong to a prompt that is not among the positive ones, so words are not guided; "
                 "connect the same conditioning to Patch Attention and to the sampler."
+            )
+
+    def check_steps(self, progress: Sequence[float]) -> None:
+        """Say so when none of a run's steps lies in the part of the schedule that the guide has.
+
+        Args:
+            progress: of each step, as in ``AttentionSite``.
+        """
+        start, end = self.guide.percents
+        if self.guide.is_active and progress and not any(start <= step <= end for step in progress):
+            logger.warning(
+                "mode %s acts from %g to %g of the schedule, where none of the %d steps of this run lies (the first is at "
+                "%.3f, the last at %.3f): it does nothing here; widen its schedule or take more steps.",
+                *(self.guide.mode_name, start, end, len(progress), progress[0], progress[-1]),
             )
 
     @abstractmethod

@@ -102,6 +102,11 @@ class MaskGuidance:
         return ""
 
     @property
+    def percents(self) -> tuple[float, float]:
+        """Where in the schedule guidance begins and ends."""
+        return self.start_percent, self.end_percent
+
+    @property
     def uses_words(self) -> bool:
         """Whether the places of the phrases make a difference."""
         return self.mode in ("separate", "cross_text")

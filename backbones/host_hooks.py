@@ -129,6 +129,15 @@ def film_extras(conds: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, A
     return {name: value for group in conds.values() for cond in group or () for name, value in cond.items()}
 
 
+def _check_steps(patches: Sequence[Patch], facts: RunFacts, model_sampling: Any, sigmas: Tensor | None) -> None:
+    """Let guides say so when none of the run's steps is theirs."""
+    checks = [patch.check_steps for patch in patches if hasattr(patch, "check_steps")]
+    if checks and isinstance(sigmas, Tensor):
+        progress = [facts.progress_at(model_sampling, float(sigma)) for sigma in sigmas[:-1]]
+        for check in checks:
+            check(progress)
+
+
 def _run(executor: Any, family: Family, network: Any, noise: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """Wrap a whole run: check the guides, lay the run's facts into its options, say so when guidance reached nothing."""
     guider = executor.class_obj
@@ -140,8 +149,10 @@ def _run(executor: Any, family: Family, network: Any, noise: Tensor, *args: Any,
     film_frames = family.film_frames(network, noise.shape, extras) - leading_frames
     positive = [cond for cond in guider.conds.get("positive") or () if cond.get("uuid") in facts.prompts]
     lengths = {facts.prompts[cond["uuid"]]: cond["cross_attn"].shape[1] for cond in positive}
+    sigmas = args[2] if len(args) > 2 else kwargs.get("sigmas")
     for stack in options.get(STACKS_KEY, ()):
         _check_patches(stack.patches, family, noise, film_frames, lengths)
+        _check_steps(stack.patches, facts, guider.model_patcher.get_model_object("model_sampling"), sigmas)
     result = executor(noise, *args, **kwargs)
     if facts.model_calls and not facts.sites_found and family.finds_sites:
         logger.warning(

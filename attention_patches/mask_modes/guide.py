@@ -88,6 +88,11 @@ class ModeGuide:
         return self.mode.blocks
 
     @property
+    def percents(self) -> tuple[float, float]:
+        """Where in the schedule guidance begins and ends."""
+        return self.mode.start_percent, self.mode.end_percent
+
+    @property
     def uses_words(self) -> bool:
         """Whether the places of the phrases make a difference."""
         return True

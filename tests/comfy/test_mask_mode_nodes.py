@@ -187,6 +187,28 @@ def test_films_follow_every_mode_and_stay_the_same_twice(native) -> None:
     assert torch.equal(film(model), plain)
 
 
+def test_a_schedule_that_no_step_is_in_is_told(native, caplog) -> None:
+    from mask_guided_video.backbones.comfy_sampling import SamplerSettings, sample_film
+    from mask_guided_video.nodes.video import SeededVideoNoise
+
+    clip = native[1]
+    positive, negative = (clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in (PROMPT, ""))
+
+    def film(model) -> torch.Tensor:
+        latent, noise = {"samples": torch.zeros(1, 4, 4, 8, 8)}, SeededVideoNoise(5, "plain", 16, 4, 0.2)
+        return sample_film(model, positive, negative, noise, latent, SamplerSettings(2, cfg=3.0))["samples"]
+
+    # Two steps begin at 0.5 of the schedule.
+    early = film(patch(native, guide(mode="peekaboo")[0]))
+    assert (
+        "mode peekaboo acts from 0 to 0.04 of the schedule, where none of the 2 steps of this run lies" in caplog.text
+    )
+    assert torch.equal(early, film(native[0]))
+    caplog.clear()
+    film(patch(native, guide(mode="peekaboo", end_percent=1.0)[0]))
+    assert "of the schedule" not in caplog.text
+
+
 class TestObjectWords:
     def words(self, native, **values) -> str:
         from mask_guided_video.nodes.mask_modes import ObjectWords
