@@ -51,7 +51,8 @@ def prompt(info, to_prompt, toybox_folder):
         model = prompt[inputs["model"][0]]
         name = FIRST
         if model["class_type"] == "MGV_FirstFrameLock":
-            below = prompt[model["inputs"]["model"][0]]["class_type"]
+            patched = prompt[model["inputs"]["model"][0]]
+            below = prompt[patched["inputs"]["model"][0]]["class_type"]
             name = TUNED if below == "MGV_LoadMotion" else PLAIN
         prompt[name] = {"class_type": "SaveLatent", "inputs": {"samples": [number, 0], "filename_prefix": name}}
     assert {FIRST, TUNED, PLAIN} <= prompt.keys()
