@@ -79,7 +79,7 @@ def _add_rounds(rounds: Any) -> None:
     rounds.add_argument("--first-round", help="without one: clip (free) or frame (one guided frame) (default: clip)")
     rounds.add_argument("--overlap", help="drop or keep the frame that two rounds share (default: drop)")
     rounds.add_argument("--colour-reference", help="global, local or none: whose colours frames take (default: global)")
-    rounds.add_argument("--next-frame", help="latent or picture: what the next round begins with (default: latent)")
+    rounds.add_argument("--next-frame", help="picture or latent: what the next round begins with (default: picture)")
     rounds.add_argument("--mask-borders", help="check, or repair masks that do not meet (default: check)")
     rounds.add_argument(
         "--match-statistics", action="store_true", default=None, help="of the first frame's latents between steps"

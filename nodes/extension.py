@@ -177,9 +177,9 @@ def _round_inputs() -> list[io.Input]:
         io.Combo.Input(
             "next_frame",
             options=list(get_args(NextFrame)),
-            default="latent",
-            tooltip="What the next round begins with. latent: the last latents as they are; picture: the last picture, "
-            "colours matched, encoded again (always so where the VAE compresses time).",
+            default="picture",
+            tooltip="What the next round begins with. picture: the last one, colours matched, encoded again (on the Toybox "
+            "objects follow better so); latent: the last latents as they are (not where the VAE compresses time).",
         ),
         io.Combo.Input(
             "mask_borders",

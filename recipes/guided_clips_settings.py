@@ -17,7 +17,7 @@ from .protocols import Geometry, SamplerName
 
 Overlap = Literal["drop", "keep"]
 ColourReference = Literal["global", "local", "none"]
-NextFrame = Literal["latent", "picture"]
+NextFrame = Literal["picture", "latent"]
 MaskBorders = Literal["check", "repair"]
 FirstRound = Literal["clip", "frame"]
 
@@ -53,8 +53,8 @@ class GuidedClipsSettings:
             frames; ``keep`` shows it twice: R * n.
         colour_reference: frames take the colours of the first frame of the film (``global``, which holds drift back),
             of the frame their round began with (``local``), or stay as they are (``none``).
-        next_frame: the next round begins with the last ``latent`` as it is, or with the last ``picture``, colours
-            matched, encoded again. Models that compress time always take the picture.
+        next_frame: the next round begins with the last ``picture``, colours matched, encoded again, or with the last
+            ``latent`` as it is. Models that compress time always take the picture.
         mask_borders: masks of a round begin as those of the round before end: ``check`` refuses others, ``repair``
             puts that mask in the place of the round's first.
         first_round: without a first picture: ``clip`` samples the first round freely; ``frame`` samples one frame
@@ -87,7 +87,7 @@ class GuidedClipsSettings:
     time_pooling: str = "max"
     overlap: Overlap = "drop"
     colour_reference: ColourReference = "global"
-    next_frame: NextFrame = "latent"
+    next_frame: NextFrame = "picture"
     mask_borders: MaskBorders = "check"
     first_round: FirstRound = "clip"
     match_statistics: bool = False

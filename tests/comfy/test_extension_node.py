@@ -56,8 +56,15 @@ def test_it_makes_the_film_of_the_recipe_stand_alone(native, tiny_folder, folder
 
     images, report = extend(native)
     assert images.shape == (7, SIDE, SIDE, 3) and images.dtype == torch.float32
-    sizes = {"rounds": ROUNDS, "frames": FRAMES, "width": SIDE, "height": SIDE}
-    settings = GuidedClipsSettings.of_guide(guide(), PROMPT, seed=3, steps=2, colour_reference="none", **sizes)
+    sizes = {
+        "colour_reference": "none",
+        "next_frame": "latent",
+        "rounds": ROUNDS,
+        "frames": FRAMES,
+        "width": SIDE,
+        "height": SIDE,
+    }
+    settings = GuidedClipsSettings.of_guide(guide(), PROMPT, seed=3, steps=2, **sizes)
     store = torch.zeros(7, SIDE, SIDE, 3)
     (folders / "alone").mkdir()
     guided_clips(load_toybox(folder=tiny_folder), settings, guide().masks, folders / "alone", store=store)

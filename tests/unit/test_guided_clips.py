@@ -26,7 +26,7 @@ ALWAYS = {"end_percent": 1.0, "blocks": "all"}
 
 def settings(**values):
     given = {"prompt": PROMPT, "phrases": ("red ball",), "background_phrase": "sand", "steps": 2, "frames": N}
-    given["constants"] = ALWAYS
+    given |= {"constants": ALWAYS, "next_frame": "latent"}
     return GuidedClipsSettings(**{**given, "colour_reference": "none", **values})
 
 
@@ -315,7 +315,7 @@ class TestInput:
             ({"constants": {"gamma": 3.0}}, "gamma"),
             ({"overlap": "cut"}, "overlap is 'cut'; choose one of drop, keep"),
             ({"colour_reference": "x"}, "choose one of global, local, none"),
-            ({"next_frame": "x"}, "choose one of latent, picture"),
+            ({"next_frame": "x"}, "choose one of picture, latent"),
             ({"mask_borders": "x"}, "choose one of check, repair"),
             ({"first_round": "x"}, "choose one of clip, frame"),
             ({"strength": -1.0}, "strength is -1"),
