@@ -100,7 +100,9 @@ class MaskMetrics(io.ComfyNode):
                     display_name="iou",
                     tooltip="Overlap of wanted and found masks, 0 (none) to 1 (equal): mean over frames and objects.",
                 ),
-                io.String.Output(display_name="report", tooltip="What was measured, in words; look at it with Preview Any."),
+                io.String.Output(
+                    display_name="report", tooltip="What was measured, in words; look at it with Preview Any."
+                ),
                 io.String.Output(display_name="json", tooltip="All numbers, per object and frame."),
                 io.Image.Output(
                     display_name="preview",
