@@ -266,7 +266,7 @@ def _decode(run: _Run, latents: Tensor, stored: list[StoredRound]) -> Tensor:
         if settings.colour_reference != "none":
             # Of the first round it is its own first frame, in bytes as it is stored.
             reference = to_bytes(part[0]).float() / 255.0 if reference is None else reference
-            part = histogram_match(part, reference)
+            part = histogram_match(part.cpu(), reference)
         pictures[done : done + len(part)] = to_bytes(part)
         done += len(part)
         run.progress(len(stored), settings.steps, settings.steps)
