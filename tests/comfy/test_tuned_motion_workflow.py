@@ -78,6 +78,8 @@ def test_form(info, named_values):
     form.test_links_match(NAME, info)
     form.test_widgets_are_complete_and_in_range(NAME, info, named_values)
     form.test_nothing_overlaps(NAME)
+    kinds = [node["type"] for node in bundled.read(NAME)["nodes"]]
+    assert kinds.count("MGV_LoadMotion") == 1 and kinds.count("MGV_FirstFrameLock") == 2
 
 
 def test_films_begin_alike_and_go_on_differently(host, prompt):
