@@ -17,7 +17,7 @@ from .types import CATEGORY, SEED_RANGE, TOYBOX, display_range
 # Motion files lie where ComfyUI's users keep LoRA files; those of the kind lora load with core's loader too.
 FOLDER = "loras"
 BUNDLED = Path(__file__).resolve().parent.parent / "toybox" / "motions"
-NO_MASKS = "none"
+NONE = "none"
 OWN = "mode's own"
 DEFAULT_MODULES = "self_queries, temporal"
 
@@ -148,12 +148,12 @@ def names_of(text: str) -> tuple[str, ...]:
 
 
 def input_folder(name: str) -> Path | None:
-    """A folder inside of ComfyUI's input folder; None for ``NO_MASKS``.
+    """A folder inside of ComfyUI's input folder; None for ``NONE``.
 
     Raises:
         ValueError: it is not there, or lies elsewhere.
     """
-    if name == NO_MASKS:
+    if name == NONE:
         return None
     root = Path(folder_paths.get_input_directory()).resolve()
     folder = (root / name).resolve()
@@ -190,6 +190,7 @@ class LoadMotion(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
+        motions = [*bundled_motions(), *folder_paths.get_filename_list(FOLDER)] or [NONE]
         return io.Schema(
             node_id="MGV_LoadMotion",
             display_name="Load Motion",
@@ -203,7 +204,8 @@ class LoadMotion(io.ComfyNode):
                 io.Model.Input("model", tooltip="The model that the file was tuned on."),
                 io.Combo.Input(
                     "motion_name",
-                    options=[*bundled_motions(), *folder_paths.get_filename_list(FOLDER)],
+                    options=motions,
+                    default=motions[0],
                     tooltip="Toybox motions come with the pack; others are files of Train Motion in models/loras.",
                 ),
                 io.Float.Input(
@@ -271,14 +273,15 @@ def _clip_inputs() -> list[io.Input]:
     return [
         io.Combo.Input(
             "videos",
-            options=folders or [NO_MASKS],
+            options=folders or [NONE],
+            default=(folders or [NONE])[0],
             tooltip="Folder of films inside of ComfyUI's input folder, 2 or more; 8 to 16 are usual. horse.txt beside "
             "horse.mp4 may hold its own prompt, then its phrases, one a line, and background: ...",
         ),
         io.Combo.Input(
             "masks",
-            options=[NO_MASKS, *folders],
-            default=NO_MASKS,
+            options=[NONE, *folders],
+            default=NONE,
             tooltip="Folder of masks by the films' names (film, PNG, .npy, or a folder of PNGs); none tunes without.",
         ),
         io.String.Input(
