@@ -69,6 +69,8 @@ def test_form(info, named_values):
     form.test_links_match(NAME, info)
     form.test_widgets_are_complete_and_in_range(NAME, info, named_values)
     form.test_nothing_overlaps(NAME)
+    kinds = {node["type"] for node in bundled.read(NAME)["nodes"]}
+    assert {"MGV_PathMasks", "MGV_DynamicMaskGuidance", "MGV_MaskGuidedExtend", "MGV_MaskMetrics"} <= kinds
 
 
 def test_what_stands_in_the_graph_fits_together(whole):
