@@ -47,7 +47,7 @@ CONSTANTS = {
     **{"beta": 3.0, "beta_decay_percent": 0.0},
 }
 TUNING = (
-    *("--steps", "430", "--batch", "4", "--learning-rate", "0.002", "--rank", "16", "--flip", "0"),
+    *("--steps", "1000", "--batch", "4", "--learning-rate", "0.002", "--rank", "16", "--flip", "0"),
     *("--first-frame", "0.75", "--mask-drop", "0.35", "--mask-grow", "1", "--checkpoint-every", "40"),
     *(part for name, value in CONSTANTS.items() for part in ("--constant", f"{name}={value}")),
 )
