@@ -42,7 +42,18 @@ PERCEPTION_ROOMS = {"detection": set(), "segmentation": set(), "tracking": set()
 COMFY_FOLDERS = {"backbones", "nodes"}
 COMFY_MODULES = {"comfy", "comfy_api", "comfy_extras", "folder_paths", "latent_preview", "node_helpers", "server"}
 # Slow to import, or missing where an installation failed: imported by the function that needs them.
-HEAVY_MODULES = {"transformers", "diffusers", "cv2", "av", "segment_anything", "groundingdino", "tokenizers", "comfy"}
+HEAVY_MODULES = {
+    "transformers",
+    "diffusers",
+    "cv2",
+    "av",
+    "segment_anything",
+    "groundingdino",
+    "tokenizers",
+    "comfy",
+    "peft",
+}
+HEAVY_MODULES |= {"accelerate", "matplotlib"}
 MAX_WEIGHTS = 40e6
 
 

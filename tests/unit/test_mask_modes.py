@@ -363,7 +363,7 @@ def test_dmg_words(strict: bool, background: bool) -> None:
 
 
 def test_dmg_raises_words_less_and_less() -> None:
-    told = guide("dmg", **OPEN | {"beta_decay_percent": 0.4, "end_percent": 1.0})
+    told = guide("dmg", **OPEN | {"beta_decay_percent": 0.4, "end_percent": 1.0, "cross_end_percent": 1.0})
     for progress, beta in ((0.0, 2.0), (0.1, 1.5), (0.3, 0.5), (0.4, 0.0), (0.9, 0.0)):
         agree("", site("cross", progress=progress), dmg_words(6.0, beta), told)
 
@@ -417,7 +417,9 @@ def test_dmg_leaves_frames_alone_that_an_object_fills() -> None:
     given[0, 0] = 1.0
     given[0, 1, :2] = 1.0
     for at in (site("self"), site("cross")):
-        found, plain = (probabilities(guide("dmg", given, **OPEN), at, plain=plain) for plain in (False, True))
+        found, plain = (
+            probabilities(guide("dmg", given, **OPEN | {"gamma_self": 8.0}), at, plain=plain) for plain in (False, True)
+        )
         assert torch.equal(found[0], plain[0]) and not torch.allclose(found[1], plain[1])
 
 

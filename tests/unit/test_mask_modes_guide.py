@@ -125,9 +125,10 @@ def test_unguided_ends_keep_the_masks_of_a_window() -> None:
 
 
 def test_patches_of_a_guide() -> None:
-    told = guide()
+    told = replace(guide(), mode=make_mode("dmg", keys="first_self"))
     kinds = [type(patch) for patch in mode_patches(told, SPANS)]
-    assert kinds == [FirstFrameKeysPatch, MaskModePatch] and told.keys == told.mode.default_key_source
+    assert kinds == [FirstFrameKeysPatch, MaskModePatch] and told.keys == "first_self"
+    assert [type(patch) for patch in mode_patches(guide(), SPANS)] == [MaskModePatch]
     assert [type(patch) for patch in mode_patches(guide(key_source="self"), SPANS)] == [MaskModePatch]
     # Strength 0 hangs no keys either.
     assert [type(patch) for patch in mode_patches(guide(strength=0.0), SPANS)] == [MaskModePatch]
