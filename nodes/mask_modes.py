@@ -152,7 +152,7 @@ def _how() -> list[Any]:
             options=[OWN, *get_args(KeySource)],
             default=OWN,
             tooltip="Which frames self-attention looks at, which keeps the object's looks over time. self: as the model "
-            "does; first: only the first frame; first_self: the first one and the frame itself (of dmg); first_prev, "
+            "does; first: only the first frame; first_self: the first one and the frame itself; first_prev, "
             "first_prev_self: also the one before. A mode's own choice acts in models that attend frame by frame (U-Nets); name "
             "one here and it acts in transformers too, which lose motion by it.",
         ),
