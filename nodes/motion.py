@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..attention_patches.first_frame_keys import KeySource
 from ..attention_patches.mask_modes.presets import MODES
+from ..video_models.lavie_config import LaVieConfig
 from .types import CATEGORY, SEED_RANGE, TOYBOX, display_range
 
 # Motion files lie where ComfyUI's users keep LoRA files; those of the kind lora load with core's loader too.
@@ -38,9 +39,8 @@ class TrainMotion(io.ComfyNode):
             category=f"{CATEGORY}/motion",
             description=(
                 "Tunes a video model to a motion, with a handful of clips and the masks of what moves in them. For "
-                "small "
-                "jobs on the Toybox or LaVie's base model of Load Video Model; long ones belong on the command line "
-                "(cli.py train-motion), which keeps checkpoints. Needs the packages peft and accelerate."
+                "small jobs on the Toybox or LaVie's base model of Load Video Model; long ones belong on the command "
+                "line (cli.py train-motion), which keeps checkpoints. Needs the packages peft and accelerate."
             ),
             is_output_node=True,
             inputs=[*_model_inputs(), *_clip_inputs(), *_training_inputs(), *_mask_inputs()],
@@ -164,7 +164,9 @@ def input_folder(name: str) -> Path | None:
 
 def _name_of(model: Any) -> str:
     config = model.get_model_object("diffusion_model").config
-    return "Toybox" if config.cross_attention_dim == 64 else "LaVie"
+    if config.picture_model:
+        return "Stable Diffusion 1"
+    return TOYBOX if config.native_frames < LaVieConfig().native_frames else "LaVie"
 
 
 def _written(motion: Any, prefix: str) -> str:
