@@ -46,9 +46,13 @@ VARIANTS: dict[str, tuple[str, dict[str, Any], bool]] = {
     "dmg, self-attention too": ("dmg", SELF_ATTENTION, True),
     "dmg, background not named": ("dmg", {}, False),
     "peekaboo": ("peekaboo", {}, True),
+    # The first 2 or 3 of 50 steps are none of 12.
+    "peekaboo, 2 of 12 steps": ("peekaboo", {"end_percent": 0.2}, True),
     "trailblazer": ("trailblazer", {}, True),
     "freetraj": ("freetraj", {}, True),
+    "freetraj, clean, half the steps": ("freetraj", {"cross": "clean", "end_percent": 0.5}, True),
     "direct_a_video": ("direct_a_video", {}, True),
+    "direct_a_video, 2 of 12 steps": ("direct_a_video", {"amplify_percent": 0.2}, True),
     "motionbooth": ("motionbooth", {}, True),
     "videograin": ("videograin", {}, True),
     "through_the_mask": ("through_the_mask", {}, True),
