@@ -13,12 +13,14 @@ mean (standing still is 13 on a circle). Raw numbers go to ``benchmarks/results/
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import statistics
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -136,12 +138,24 @@ def measured(frames: np.ndarray, scene: Any) -> dict[str, Any]:
     }
 
 
+def settings_of(options: argparse.Namespace) -> dict[str, Any]:
+    """What the films of a motion depend on."""
+    mode = module("attention_patches.mask_modes.presets").make_mode("dmg", **CONSTANTS)
+    tuned = hashlib.sha256((MOTIONS / f"{options.motion}.safetensors").read_bytes()).hexdigest()
+    return {"steps": options.steps, "cfg": options.cfg, "mode": asdict(mode), "file": tuned}
+
+
 def measure(options: argparse.Namespace, content: dict[str, Any]) -> None:
     """Sample and measure every film that is not there yet; the results are written as they come."""
     files = module("video_models.motion_files")
     base = module("video_models.toybox").load_toybox()
     tuned = files.apply_motion(base, files.read_motion(MOTIONS / f"{options.motion}.safetensors"))
-    films = content.setdefault("films", [])
+    settings = settings_of(options)
+    if content.setdefault("settings", {}).get(options.motion) != settings:
+        # Figures of another tuned file or other settings do not belong beside these.
+        content["films"] = [entry for entry in content.get("films", []) if entry["motion"] != options.motion]
+        content["settings"][options.motion] = settings
+    films = content["films"]
     done = {(entry["motion"], entry["model"], entry["locked"], entry["masked"], entry["number"]) for entry in films}
     for number in range(options.films):
         scene = scene_of(options.motion, number, NEW, 1000)
