@@ -44,7 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_guide(parser.add_argument_group("where the objects go"))
     _add_rounds(parser.add_argument_group("first frames and rounds"))
     models = parser.add_argument_group("models")
-    models.add_argument("--model", default="toybox", help="toybox, or a file of LaVie's base model (default: toybox)")
+    models.add_argument(
+        "--model", default="toybox", help="toybox, LaVie's base model or Stable Diffusion 1.x (default: toybox)"
+    )
     models.add_argument("--parts", type=Path, metavar="PATH", help="Stable Diffusion 1 checkpoint or folder, for LaVie")
     models.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="where the parts are a single file")
     models.add_argument("--motion", type=Path, metavar="FILE", help="a tuned motion, from train-motion")

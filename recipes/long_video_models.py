@@ -16,10 +16,11 @@ class ModelFiles:
     """Which models to open.
 
     Attributes:
-        model: ``toybox``, or a file of LaVie's base model.
+        model: ``toybox``, a file of LaVie's base model, or a Stable Diffusion 1 checkpoint or folder.
         interpolation: a file of LaVie's interpolation model; None leaves that stage out.
         upscaling: a file of LaVie's upscaler; None leaves that stage out.
-        parts: Stable Diffusion 1 checkpoint or folder, for text encoder and VAE of the first two.
+        parts: Stable Diffusion 1 checkpoint or folder, for text encoder and VAE of the first two; None where the model
+            has its own.
         upscaling_parts: Stable Diffusion x4 upscaler checkpoint or folder, for those of the upscaler.
         tokenizer: folder with one, where the parts are a single file.
     """
@@ -40,7 +41,8 @@ class ModelFiles:
             if path is not None and not Path(path).exists():
                 choice = f"; take {TOYBOX} or a file" if name == "the model" else "; check the path"
                 raise ValueError(f"{name} is {str(path)!r}, which does not exist{choice}.")
-            if path is not None and parts is None:
+            # A Stable Diffusion checkpoint in the model's place has its own; opening it tells.
+            if path is not None and parts is None and name != "the model":
                 raise ValueError(
                     f"{Path(path).name} has no text encoder and VAE of its own; give a {wanted} checkpoint or folder as "
                     "its parts."

@@ -160,7 +160,8 @@ def test_all_three_lavie_models_from_files(cli, weights, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"parts": None}, "base.pt has no text encoder and VAE of its own"),
+        ({"parts": None}, "interpolation.pt has no text encoder and VAE of its own"),
+        ({"parts": None, "interpolate": None}, "base.pt holds LaVie's U-Net only"),
         ({"upscale_parts": None}, "upscaling.pt has no text encoder and VAE of its own; give a Stable Diffusion x4"),
         ({"model": "interpolation.pt"}, "LaVie's interpolation model"),
         ({"interpolate": "upscaling.pt"}, "LaVie's upscal"),
