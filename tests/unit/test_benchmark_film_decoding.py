@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from mask_guided_video.recipes.films import read_film
+
 SIZE = 32, 16
 
 
@@ -20,9 +22,10 @@ def test_both_ways_write_the_same_film(benchmark, tmp_path):
     assert latents.shape == (1, 4, 11, 2, 4)
     for way in benchmark.WAYS:
         benchmark.write(way, coder, latents, tmp_path / way)
-    whole, streamed = (tmp_path / way for way in benchmark.WAYS)
-    assert whole.read_bytes() == streamed.read_bytes()
-    assert whole.stat().st_size > 1000
+    whole, streamed = (read_film(tmp_path / way) for way in benchmark.WAYS)
+    assert whole.shape == (11, 16, 32, 3) and float(whole.std()) > 0.01
+    # Not their bytes: sums in memory that is aligned otherwise may round a pixel to its neighbour.
+    assert float((whole - streamed).abs().max()) < 0.02
 
 
 def test_time_and_memory_are_measured(benchmark, capsys):
