@@ -12,7 +12,6 @@ from torch import Tensor
 
 from ..attention_patches.first_frame_keys import KeySource
 from ..attention_patches.mask_modes.presets import MODES
-from ..video_models.lavie_config import LaVieConfig
 from .types import CATEGORY, SEED_RANGE, TOYBOX, display_range
 
 # Motion files lie where ComfyUI's users keep LoRA files; those of the kind lora load with core's loader too.
@@ -20,6 +19,8 @@ FOLDER = "loras"
 BUNDLED = Path(__file__).resolve().parent.parent / "toybox" / "motions"
 NONE = "none"
 OWN = "mode's own"
+# Of the Toybox's text encoder, whose models are told from LaVie's by it.
+TOYBOX_TEXT_CHANNELS = 64
 DEFAULT_MODULES = "self_queries, temporal"
 
 
@@ -166,7 +167,7 @@ def _name_of(model: Any) -> str:
     config = model.get_model_object("diffusion_model").config
     if config.picture_model:
         return "Stable Diffusion 1"
-    return TOYBOX if config.native_frames < LaVieConfig().native_frames else "LaVie"
+    return TOYBOX if config.cross_attention_dim == TOYBOX_TEXT_CHANNELS else "LaVie"
 
 
 def _written(motion: Any, prefix: str) -> str:
