@@ -78,14 +78,12 @@ def trainable_unet(model: Any) -> LaVieUNet:
     if not isinstance(network, LaVieUNet) or network.config.stage != "base":
         raise ValueError(
             f"motion cannot be tuned on {type(network).__name__} here; connect the Toybox or LaVie's base model of "
-            "Load "
-            "Video Model."
+            "Load Video Model."
         )
     if model.patches:
         raise ValueError(
             "the model has LoRA or motion patches on its weights, which tuning would leave out; connect the model as "
-            "it "
-            "is loaded."
+            "it is loaded."
         )
     copied = LaVieUNet(network.config, dtype=torch.float32, device="cpu")
     state = {name: value.detach().to("cpu", torch.float32, copy=True) for name, value in own_weights(model).items()}

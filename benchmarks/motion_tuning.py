@@ -230,10 +230,9 @@ def sheet(path: Path, options: argparse.Namespace) -> None:
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
-    """Write the results; a stop in the middle leaves the old file."""
-    temporary = path.with_suffix(".part")
-    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="ascii")
-    temporary.replace(path)
+    """Write the results; the file is replaced when it is complete."""
+    with module("recipes.files").replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="ascii")
 
 
 def main(arguments: list[str] | None = None) -> int:

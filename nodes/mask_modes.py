@@ -13,12 +13,11 @@ from ..attention_patches.mask_guidance import GuidedRows
 from ..attention_patches.mask_modes.guide import MAX_STRENGTH, ModeGuide
 from ..attention_patches.mask_modes.presets import MODES
 from ..attention_patches.regions import TimePooling
-from .types import CATEGORY, Guide, Tracks, display_range
+from .types import CATEGORY, OWN, Guide, Tracks, display_range
 
 logger = logging.getLogger(__name__)
 
 # What widgets say when a mode's own value shall hold.
-OWN = "mode's own"
 OWN_PERCENT = -1.0
 
 

@@ -12,13 +12,12 @@ from torch import Tensor
 
 from ..attention_patches.first_frame_keys import KeySource
 from ..attention_patches.mask_modes.presets import MODES
-from .types import CATEGORY, SEED_RANGE, TOYBOX, display_range
+from .types import CATEGORY, OWN, SEED_RANGE, TOYBOX, display_range
 
 # Motion files lie where ComfyUI's users keep LoRA files; those of the kind lora load with core's loader too.
 FOLDER = "loras"
 BUNDLED = Path(__file__).resolve().parent.parent / "toybox" / "motions"
 NONE = "none"
-OWN = "mode's own"
 # Of the Toybox's text encoder, whose models are told from LaVie's by it.
 TOYBOX_TEXT_CHANNELS = 64
 DEFAULT_MODULES = "self_queries, temporal"
@@ -200,8 +199,7 @@ class LoadMotion(io.ComfyNode):
             category=f"{CATEGORY}/motion",
             description=(
                 "Puts a tuned motion file into a MODEL, as patches that come off again: the model itself is not "
-                "changed. "
-                "The file knows the model that it belongs to and how its masks were used."
+                "changed. The file knows the model that it belongs to and how its masks were used."
             ),
             inputs=[
                 io.Model.Input("model", tooltip="The model that the file was tuned on."),
@@ -315,8 +313,7 @@ def _training_inputs() -> list[io.Input]:
             options=list(ARCHITECTURES),
             default="lora",
             tooltip="lora: small updates of attention, for video models. lamp: new layers over time, 0.25 billion "
-            "numbers "
-            "for LaVie.",
+            "numbers for LaVie.",
         ),
         io.Int.Input(
             "rank",

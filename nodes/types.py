@@ -9,6 +9,8 @@ from comfy_api.latest import io
 
 CATEGORY = "Mask-Guided Video"
 TOYBOX = "Toybox"
+# The choice of a widget that leaves a value to the mask mode.
+OWN = "mode's own"
 
 # Core's dict form of boxes, one list per frame.
 BoundingBox = io.Custom("BOUNDING_BOX")

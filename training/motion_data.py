@@ -104,8 +104,7 @@ def find_clips(videos: Path, masks: Path | None, settings: MotionSettings) -> li
     if len(films) < LEAST_CLIPS:
         raise ValueError(
             f"{str(videos)!r} holds {len(films)} film{'' if len(films) == 1 else 's'} ({', '.join(FILM_SUFFIXES)}), "
-            "from "
-            "which no motion can be told from the rest of the picture; put "
+            "from which no motion can be told from the rest of the picture; put "
             f"{LEAST_CLIPS} or more there, 8 to 16 are usual."
         )
     found: dict[str, Path] = {}
@@ -181,8 +180,7 @@ def clip_sizes(settings: MotionSettings, geometry: Any) -> tuple[int, int, int]:
     if geometry.temporal_factor != 1:
         raise ValueError(
             f"this model's VAE makes one latent frame of {geometry.temporal_factor} frames; motion tuning works on "
-            "models "
-            "with a latent frame for every frame (Toybox, LaVie)."
+            "models with a latent frame for every frame (Toybox, LaVie)."
         )
     sizes = (
         settings.frames or geometry.native_frames,
@@ -240,8 +238,7 @@ def _encoded(clip: ClipFiles, encoder: ClipEncoder, settings: MotionSettings) ->
     if len(film) < frames:
         raise ValueError(
             f"the clip {clip.name!r} has {len(film)} frames at stride {settings.stride} and training takes {frames}; "
-            "give a "
-            "longer film, fewer frames or a smaller stride."
+            "give a longer film, fewer frames or a smaller stride."
         )
     pictures = fitted(film.movedim(-1, 1), height, width).movedim(1, -1)
     with torch.no_grad():
@@ -255,8 +252,7 @@ def _encoded(clip: ClipFiles, encoder: ClipEncoder, settings: MotionSettings) ->
     if masks.shape[1] != len(film):
         raise ValueError(
             f"the clip {clip.name!r} has {len(film)} frames and {masks.shape[1]} masks at stride {settings.stride}; "
-            "give one "
-            "mask per frame, or a single one."
+            "give one mask per frame, or a single one."
         )
     if len(masks) != len(clip.words.phrases):
         raise ValueError(

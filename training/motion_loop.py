@@ -126,8 +126,7 @@ def _step(
     if not total < float("inf"):
         raise ValueError(
             f"the loss is {total} at step {step + 1}; lower the learning rate ({run.settings.learning_rate:g}) and "
-            "start "
-            "anew in another folder."
+            "start anew in another folder."
         )
     return total
 

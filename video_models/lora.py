@@ -62,8 +62,7 @@ def with_lora(network: Network, tensors: Mapping[str, Tensor], strength: float =
         if update.shape != (weight.shape[0], weight[0].numel()):
             raise ValueError(
                 f"{path} changes the layer {name} by {tuple(update.shape)}, which has {tuple(weight.shape)} here; it "
-                "is "
-                "another model's."
+                "is another model's."
             )
         with torch.no_grad():
             added = strength * update.reshape(weight.shape).to(weight.device)

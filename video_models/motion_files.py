@@ -171,8 +171,7 @@ def check_base(motion: MotionFile, state: Mapping[str, Tensor], any_base: bool =
     if missing:
         raise ValueError(
             f"{motion.name} was tuned on {info.base_name}, and this model is built otherwise: it lacks {missing[0]} "
-            "and "
-            f"{len(missing) - 1} more of {len(info.base_tensors)}; connect {info.base_name}."
+            f"and {len(missing) - 1} more of {len(info.base_tensors)}; connect {info.base_name}."
         )
     if not any_base and base_hash(state, info.base_tensors) != info.base_hash:
         raise ValueError(

@@ -13,47 +13,6 @@ import pytest
 pytestmark = pytest.mark.comfy
 
 PREFIX = "MGV_"
-NODE_IDS = {
-    "MGV_LoadVideoModel",
-    "MGV_VideoNoise",
-    "MGV_SampleVideo",
-    "MGV_Regenerate",
-    "MGV_LoadGroundingDINO",
-    "MGV_DetectObjects",
-    "MGV_LoadSAM",
-    "MGV_TrackMasks",
-    "MGV_RefineMasks",
-    "MGV_MaskToAttentionBias",
-    "MGV_PatchAttention",
-    "MGV_PreviewGuide",
-    "MGV_TrackPrompt",
-    "MGV_SelectObjects",
-    "MGV_PreviewTracks",
-    "MGV_SplitTracks",
-    "MGV_MaskToTracks",
-    "MGV_BoxesToBBOX",
-    "MGV_BBOXToBoxes",
-    "MGV_ToSEGS",
-    "MGV_FromSEGS",
-    "MGV_FreeLong",
-    "MGV_FreeLongWindows",
-    "MGV_PromptSchedule",
-    "MGV_InterpolateVideo",
-    "MGV_UpscaleVideo",
-    "MGV_SaveLongVideo",
-    "MGV_MaskGuidedExtend",
-    "MGV_PathMasks",
-    "MGV_MaskSequence",
-    "MGV_DynamicMaskGuidance",
-    "MGV_ObjectWords",
-    "MGV_MaskMetrics",
-    "MGV_FirstFrameLock",
-    "MGV_SharedNoise",
-    "MGV_LampSampler",
-    "MGV_HistogramMatch",
-    "MGV_TrainMotion",
-    "MGV_LoadMotion",
-}
 # Nodes that the graph of the Toybox has no use for.
 NOT_IN_THE_TOYBOX_WORKFLOW = {
     "MGV_TrackPrompt",
@@ -83,6 +42,20 @@ NOT_IN_THE_TOYBOX_WORKFLOW = {
     "MGV_HistogramMatch",
     "MGV_TrainMotion",
     "MGV_LoadMotion",
+}
+NODE_IDS = NOT_IN_THE_TOYBOX_WORKFLOW | {
+    "MGV_LoadVideoModel",
+    "MGV_VideoNoise",
+    "MGV_SampleVideo",
+    "MGV_Regenerate",
+    "MGV_LoadGroundingDINO",
+    "MGV_DetectObjects",
+    "MGV_LoadSAM",
+    "MGV_TrackMasks",
+    "MGV_RefineMasks",
+    "MGV_MaskToAttentionBias",
+    "MGV_PatchAttention",
+    "MGV_PreviewGuide",
 }
 
 
