@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -74,7 +75,7 @@ def tiny_sd15() -> TinyModel:
         "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
         "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
     }
-    return TinyModel("sd15 under AnimateDiff", build("SD15", config), (FRAMES, 4, 8, 12), 32)
+    return TinyModel("sd15 under AnimateDiff", partial(build, "SD15", config), (FRAMES, 4, 8, 12), 32)
 
 
 def tiny_sdxl() -> TinyModel:
@@ -90,7 +91,7 @@ def tiny_sdxl() -> TinyModel:
         "adm_in_channels": 2816,
         "num_classes": "sequential",
     }
-    return TinyModel("sdxl under AnimateDiff", build("SDXL", config), (FRAMES, 4, 8, 12), 32, vector=1280)
+    return TinyModel("sdxl under AnimateDiff", partial(build, "SDXL", config), (FRAMES, 4, 8, 12), 32, vector=1280)
 
 
 class Evolved:

@@ -17,7 +17,7 @@ from mask_guided_video.backbones.loading import load_native_toybox
 
 def models_by_name(tiny_folder: Path) -> Callable[[str], TinyModel]:
     """Tiny models by name; ``toybox`` is one of the LaVie family."""
-    toybox = TinyModel("toybox", load_native_toybox(tiny_folder)[0], (1, 4, 5, 8, 6), 32)
+    toybox = TinyModel("toybox", lambda: load_native_toybox(tiny_folder)[0], (1, 4, 5, 8, 6), 32)
     return lambda name: toybox if name == "toybox" else tiny(name)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -28,17 +28,29 @@ __all__ = ["BUILDERS", "TEXT", "UNET", "WAN", "WAN_LATENTS", "TinyModel", "build
 
 
 def ltx() -> TinyModel:
-    return TinyModel("ltx", build("LTXV", LTX), (1, 128, 3, 4, 5), 32, extras={"attention_mask": text_mask})
+    return TinyModel("ltx", partial(build, "LTXV", LTX), (1, 128, 3, 4, 5), 32, extras={"attention_mask": text_mask})
 
 
 def ltx_guided() -> TinyModel:
     """The last of the latents' frames is a guide picture."""
+    extras = {"attention_mask": text_mask, "keyframe_idxs": keyframes, "concat_mask": given_last_frame}
+    return TinyModel("ltx_guided", partial(build, "LTXV", LTX), (1, 128, 4, 4, 5), 32, extras=extras)
 
-    def keyframes() -> Tensor:
-        return torch.zeros(1, 3, 20, dtype=torch.long)
 
-    extras = {"attention_mask": text_mask, "keyframe_idxs": keyframes}
-    return TinyModel("ltx_guided", build("LTXV", LTX), (1, 128, 4, 4, 5), 32, extras=extras)
+def keyframes() -> Tensor:
+    """Where the guide's tokens stand in the film: [1, 3 axes, tokens, first and last + 1], in pixels."""
+    places = torch.zeros(1, 3, 20, 2)
+    places[:, 0, :, 1] = 1
+    places[:, 1, :, 0], places[:, 2, :, 0] = torch.arange(20) // 5 * 32, torch.arange(20) % 5 * 32
+    places[:, 1:, :, 1] = places[:, 1:, :, 0] + 32
+    return places
+
+
+def given_last_frame() -> Tensor:
+    """The noise mask that the host's nodes leave beside a guide: its frame is not to be denoised."""
+    mask = torch.ones(1, 1, 4, 4, 5)
+    mask[:, :, 3] = 0.0
+    return mask
 
 
 LTX = {"num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 24, "cross_attention_dim": 48}
@@ -67,27 +79,30 @@ HUNYUAN = {
     "guidance_embed": True,
     "byt5": False,
     "meanflow": False,
+    "use_cond_type_embedding": False,
+    "vision_in_dim": None,
+    "meanflow_sum": False,
 }
 
 
 def hunyuan() -> TinyModel:
-    patcher = build("HunyuanVideo", HUNYUAN)
-    return TinyModel("hunyuan", patcher, (1, 16, 3, 8, 12), 32, vector=8)
+    make = partial(build, "HunyuanVideo", HUNYUAN)
+    return TinyModel("hunyuan", make, (1, 16, 3, 8, 12), 32, vector=8)
 
 
 def hunyuan_masked() -> TinyModel:
     """With padded text, which the core masks."""
     extras = {"attention_mask": text_mask}
-    patcher = build("HunyuanVideo", HUNYUAN)
-    return TinyModel("hunyuan_masked", patcher, (1, 16, 3, 8, 12), 32, extras=extras, vector=8, cfg=1.0)
+    make = partial(build, "HunyuanVideo", HUNYUAN)
+    return TinyModel("hunyuan_masked", make, (1, 16, 3, 8, 12), 32, extras=extras, vector=8, cfg=1.0)
 
 
 def hunyuan_reference() -> TinyModel:
     """A reference latent stands before the film."""
     reference = torch.randn(1, 16, 1, 8, 12, generator=torch.Generator().manual_seed(7))
-    patcher = build("HunyuanVideo", HUNYUAN)
+    make = partial(build, "HunyuanVideo", HUNYUAN)
     extras = {"ref_latent": reference}
-    return TinyModel("hunyuan_reference", patcher, (1, 16, 3, 8, 12), 32, extras=extras, vector=8, cfg=1.0)
+    return TinyModel("hunyuan_reference", make, (1, 16, 3, 8, 12), 32, extras=extras, vector=8, cfg=1.0)
 
 
 def mochi() -> TinyModel:
@@ -109,8 +124,8 @@ def mochi() -> TinyModel:
         "timestep_scale": 1000.0,
         "posenc_preserve_area": True,
     }
-    patcher = build("GenmoMochi", config)
-    return TinyModel("mochi", patcher, (1, 12, 3, 8, 12), 32, extras={"attention_mask": text_mask})
+    make = partial(build, "GenmoMochi", config)
+    return TinyModel("mochi", make, (1, 12, 3, 8, 12), 32, extras={"attention_mask": text_mask})
 
 
 def cosmos() -> TinyModel:
@@ -141,7 +156,7 @@ def cosmos() -> TinyModel:
         "rope_w_extrapolation_ratio": 1.0,
         "rope_t_extrapolation_ratio": 2.0,
     }
-    return TinyModel("cosmos", build("CosmosT2V", config), (1, 16, 3, 8, 12), 32)
+    return TinyModel("cosmos", partial(build, "CosmosT2V", config), (1, 16, 3, 8, 12), 32)
 
 
 def cosmos_predict2() -> TinyModel:
@@ -170,7 +185,7 @@ def cosmos_predict2() -> TinyModel:
         "rope_w_extrapolation_ratio": 4.0,
         "rope_t_extrapolation_ratio": 1.0,
     }
-    return TinyModel("cosmos_predict2", build("CosmosI2VPredict2", config), (1, 16, 3, 8, 12), 32)
+    return TinyModel("cosmos_predict2", partial(build, "CosmosI2VPredict2", config), (1, 16, 3, 8, 12), 32)
 
 
 UNET = {
@@ -193,11 +208,11 @@ UNET = {
 
 
 def sd15() -> TinyModel:
-    return TinyModel("sd15", build("SD15", UNET), (4, 4, 8, 12), 32)
+    return TinyModel("sd15", partial(build, "SD15", UNET), (4, 4, 8, 12), 32)
 
 
 def sd15_odd() -> TinyModel:
-    return TinyModel("sd15_odd", build("SD15", UNET), (3, 4, 7, 10), 32)
+    return TinyModel("sd15_odd", partial(build, "SD15", UNET), (3, 4, 7, 10), 32)
 
 
 def sdxl() -> TinyModel:
@@ -210,7 +225,7 @@ def sdxl() -> TinyModel:
         "adm_in_channels": 2816,
         "num_classes": "sequential",
     }
-    return TinyModel("sdxl", build("SDXL", config), (3, 4, 8, 12), 32, vector=1280)
+    return TinyModel("sdxl", partial(build, "SDXL", config), (3, 4, 8, 12), 32, vector=1280)
 
 
 def svd() -> TinyModel:
@@ -229,7 +244,7 @@ def svd() -> TinyModel:
         "merge_factor": 0.0,
         "video_kernel_size": [3, 1, 1],
     }
-    return TinyModel("svd", build("SVD_img2vid", config), (6, 4, 8, 12), 32, text=1)
+    return TinyModel("svd", partial(build, "SVD_img2vid", config), (6, 4, 8, 12), 32, text=1)
 
 
 BUILDERS: dict[str, Callable[[], TinyModel]] = {

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+from functools import partial
 from typing import Any
 
 import torch
 from tiny_model import TinyModel, build
+from torch import Tensor
 
 WAN = {
     "dim": 48,
@@ -23,12 +25,12 @@ WAN_LATENTS = (1, 16, 3, 8, 12)
 
 
 def wan() -> TinyModel:
-    return TinyModel("wan", build("WAN21_T2V", WAN), WAN_LATENTS, 32)
+    return TinyModel("wan", partial(build, "WAN21_T2V", WAN), WAN_LATENTS, 32)
 
 
 def wan_odd() -> TinyModel:
     """Latents that are no multiple of the patch."""
-    return TinyModel("wan_odd", build("WAN21_T2V", WAN), (1, 16, 3, 7, 11), 32)
+    return TinyModel("wan_odd", partial(build, "WAN21_T2V", WAN), (1, 16, 3, 7, 11), 32)
 
 
 def picture() -> Any:
@@ -41,35 +43,39 @@ def picture() -> Any:
 def wan_image() -> TinyModel:
     """Image to video: a cross-attention with a picture's tokens beside the one with the text."""
 
-    patcher = build("WAN21_I2V", {**WAN, "model_type": "i2v", "in_dim": 36})
-    return TinyModel("wan_image", patcher, WAN_LATENTS, 32, extras={"clip_vision_output": picture})
+    make = partial(build, "WAN21_I2V", {**WAN, "model_type": "i2v", "in_dim": 36})
+    return TinyModel("wan_image", make, WAN_LATENTS, 32, extras={"clip_vision_output": picture})
 
 
 def wan_reference() -> TinyModel:
     """Fun control's reference picture, whose tokens stand before the film's."""
-    patcher = build("WAN21_T2V", {**WAN, "in_dim_ref_conv": 16})
+    make = partial(build, "WAN21_T2V", {**WAN, "in_dim_ref_conv": 16})
     reference = torch.randn(1, 16, 1, 8, 12, generator=torch.Generator().manual_seed(6))
-    return TinyModel("wan_reference", patcher, WAN_LATENTS, 32, extras={"reference_latents": [reference]})
+    return TinyModel("wan_reference", make, WAN_LATENTS, 32, extras={"reference_latents": [reference]})
 
 
 def wan_vace() -> TinyModel:
-    patcher = build("WAN21_Vace", {**WAN, "model_type": "vace", "vace_layers": 1, "vace_in_dim": 96})
-    return TinyModel("wan_vace", patcher, WAN_LATENTS, 32)
+    make = partial(build, "WAN21_Vace", {**WAN, "model_type": "vace", "vace_layers": 1, "vace_in_dim": 96})
+    return TinyModel("wan_vace", make, WAN_LATENTS, 32)
 
 
 def wan_vace_reference() -> TinyModel:
     """VACE's reference picture is the first frame of the latents; the second half of its control is nothing."""
-    latent_format = importlib.import_module("comfy.latent_formats").Wan21()
-    control = torch.randn(1, 32, 4, 8, 12, generator=torch.Generator().manual_seed(8))
-    control[:, 16:, :1] = latent_format.process_out(torch.zeros(1, 16, 1, 8, 12))
-    patcher = build("WAN21_Vace", {**WAN, "model_type": "vace", "vace_layers": 1, "vace_in_dim": 96})
-    return TinyModel("wan_vace_reference", patcher, (1, 16, 4, 8, 12), 32, extras={"vace_frames": [control]})
+
+    def controls() -> list[Tensor]:
+        latent_format = importlib.import_module("comfy.latent_formats").Wan21()
+        control = torch.randn(1, 32, 4, 8, 12, generator=torch.Generator().manual_seed(8))
+        control[:, 16:, :1] = latent_format.process_out(torch.zeros(1, 16, 1, 8, 12))
+        return [control]
+
+    make = partial(build, "WAN21_Vace", {**WAN, "model_type": "vace", "vace_layers": 1, "vace_in_dim": 96})
+    return TinyModel("wan_vace_reference", make, (1, 16, 4, 8, 12), 32, extras={"vace_frames": controls})
 
 
 def wan_camera() -> TinyModel:
     """Camera control, with a picture."""
-    patcher = build("WAN21_Camera", {**WAN, "model_type": "camera", "in_dim": 32})
-    return TinyModel("wan_camera", patcher, WAN_LATENTS, 32, extras={"clip_vision_output": picture})
+    make = partial(build, "WAN21_Camera", {**WAN, "model_type": "camera", "in_dim": 32})
+    return TinyModel("wan_camera", make, WAN_LATENTS, 32, extras={"clip_vision_output": picture})
 
 
 def wan_humo() -> TinyModel:
@@ -77,9 +83,9 @@ def wan_humo() -> TinyModel:
     generator = torch.Generator().manual_seed(8)
     sound = torch.randn(1, 3, 8, 5, 1280, generator=generator)
     reference = torch.randn(1, 16, 1, 8, 12, generator=generator)
-    patcher = build("WAN21_HuMo", {**WAN, "model_type": "humo"})
+    make = partial(build, "WAN21_HuMo", {**WAN, "model_type": "humo"})
     extras = {"audio_embed": sound, "reference_latents": [reference]}
-    return TinyModel("wan_humo", patcher, WAN_LATENTS, 32, extras=extras)
+    return TinyModel("wan_humo", make, WAN_LATENTS, 32, extras=extras)
 
 
 def wan_animate() -> TinyModel:
@@ -90,11 +96,11 @@ def wan_animate() -> TinyModel:
         "concat_latent_image": frames,
         "concat_mask": torch.ones(1, 4, 4, 8, 12),
     }
-    patcher = build("WAN22_Animate", {**WAN, "model_type": "animate", "in_dim": 36, "num_layers": 5})
-    return TinyModel("wan_animate", patcher, (1, 16, 4, 8, 12), 32, extras=extras)
+    make = partial(build, "WAN22_Animate", {**WAN, "model_type": "animate", "in_dim": 36, "num_layers": 5})
+    return TinyModel("wan_animate", make, (1, 16, 4, 8, 12), 32, extras=extras)
 
 
 def wan_small() -> TinyModel:
     """Wan 2.2's 5B kind: 48 channels."""
-    patcher = build("WAN22_T2V", {**WAN, "in_dim": 48, "out_dim": 48})
-    return TinyModel("wan_5b", patcher, (1, 48, 3, 8, 12), 32)
+    make = partial(build, "WAN22_T2V", {**WAN, "in_dim": 48, "out_dim": 48})
+    return TinyModel("wan_5b", make, (1, 48, 3, 8, 12), 32)

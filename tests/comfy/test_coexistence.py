@@ -213,7 +213,7 @@ def wan_with_wide_heads() -> TinyModel:
     """Sage takes heads of 64, 96 or 128 channels."""
     from native_models import WAN, WAN_LATENTS
 
-    return TinyModel("wan", build("WAN21_T2V", {**WAN, "dim": 128}), WAN_LATENTS, 32)
+    return TinyModel("wan", functools.partial(build, "WAN21_T2V", {**WAN, "dim": 128}), WAN_LATENTS, 32)
 
 
 class Sage:

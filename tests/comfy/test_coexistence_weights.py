@@ -142,7 +142,7 @@ def quantised_wan(operations: Any) -> TinyModel:
                 layer.scale_weight.fill_(1.5)
     model.eval()
     device = torch.device("cpu")
-    return TinyModel("wan", comfy.model_patcher.ModelPatcher(model, device, device), WAN_LATENTS, 32)
+    return TinyModel("wan", lambda: comfy.model_patcher.ModelPatcher(model, device, device), WAN_LATENTS, 32)
 
 
 @pytest.mark.parametrize(

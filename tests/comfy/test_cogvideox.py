@@ -136,7 +136,9 @@ def cogvideox(size: tuple[int, int] = (8, 12), **settings: Any) -> TinyModel:
         randomise(model.diffusion_model)
     model.eval()
     device = torch.device("cpu")
-    return TinyModel("cogvideox", comfy.model_patcher.ModelPatcher(model, device, device), (1, 16, FRAMES, *size), 32)
+    return TinyModel(
+        "cogvideox", lambda: comfy.model_patcher.ModelPatcher(model, device, device), (1, 16, FRAMES, *size), 32
+    )
 
 
 @pytest.fixture(scope="module")

@@ -66,7 +66,7 @@ def test_with_patch_attention_in_either_order(
 
 @pytest.fixture
 def lavie(native: tuple[Any, Any, Any]) -> TinyModel:
-    return TinyModel("lavie", native[0], (1, 4, FRAMES, 7, 10), 32, text=6)
+    return TinyModel("lavie", lambda: native[0], (1, 4, FRAMES, 7, 10), 32, text=6)
 
 
 @pytest.mark.parametrize("largest", ["local", "blend"])

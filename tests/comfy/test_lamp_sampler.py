@@ -22,7 +22,7 @@ PROMPT = "a red ball moves left on sand"
 
 @pytest.fixture(scope="module")
 def toybox(tiny_folder: Path) -> TinyModel:
-    return TinyModel("toybox", load_native_toybox(tiny_folder)[0], (1, 4, 5, 8, 6), 32)
+    return TinyModel("toybox", lambda: load_native_toybox(tiny_folder)[0], (1, 4, 5, 8, 6), 32)
 
 
 def run(model: TinyModel, patcher: Any, sampler: Any, steps: int = 5, **options: Any) -> tuple[Tensor, list[Tensor]]:

@@ -30,7 +30,7 @@ def model(request: pytest.FixtureRequest) -> TinyModel:
     """One of the models."""
     if request.param != "lavie":
         return tiny(request.param)
-    return TinyModel("lavie", request.getfixturevalue("native")[0], (1, 4, 5, 7, 10), 32, text=6)
+    return TinyModel("lavie", lambda: request.getfixturevalue("native")[0], (1, 4, 5, 7, 10), 32, text=6)
 
 
 @pytest.fixture(params=list(MODES))

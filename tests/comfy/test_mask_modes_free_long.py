@@ -26,7 +26,7 @@ def model(request: pytest.FixtureRequest) -> TinyModel:
     """A tiny model with a film longer than FreeLong's window."""
     if request.param != "lavie":
         return long_model(request.param)
-    return TinyModel("lavie", request.getfixturevalue("native")[0], (1, 4, FRAMES, 7, 10), 32, text=6)
+    return TinyModel("lavie", lambda: request.getfixturevalue("native")[0], (1, 4, FRAMES, 7, 10), 32, text=6)
 
 
 def settings_of(model: TinyModel) -> FreeLong:

@@ -119,6 +119,7 @@ def flux() -> Any:
         "theta": 256,
         "qkv_bias": True,
         "guidance_embed": True,
+        "txt_ids_dims": [],
     }
     return build("Flux", config)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,24 +19,29 @@ class TinyModel:
 
     Attributes:
         name: of the variant.
-        patcher: ComfyUI ``ModelPatcher``.
+        make: builds the ComfyUI ``ModelPatcher``; asked only when a test runs, so that tests can be listed without ComfyUI.
         latents: size of the latents of one film.
         context_dim: channels of the text.
         text: tokens of the text.
-        extras: further entries of every condition.
+        extras: further entries of every condition, or what makes them.
         vector: channels of the pooled text, 0 without.
         cfg: guidance scale to sample with; at 1 there is no unconditional row (HunyuanVideo with a text mask or a
             reference can do but one row at a time).
     """
 
     name: str
-    patcher: Any
+    make: Callable[[], Any]
     latents: tuple[int, ...]
     context_dim: int
     text: int = TEXT
     extras: dict[str, Any] = field(default_factory=dict)
     vector: int = 0
     cfg: float = 3.0
+
+    @cached_property
+    def patcher(self) -> Any:
+        """ComfyUI ``ModelPatcher``, built once."""
+        return self.make()
 
     @property
     def window_axis(self) -> int:
