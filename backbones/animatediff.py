@@ -210,7 +210,7 @@ class MotionSites:
                     "so FreeLong and guidance have no effect in them; take the view options out."
                 )
                 return None
-            call.found()
+            call.found(site.kind)
             return site
 
         def patched(*args: Any, **kwargs: Any) -> Tensor:

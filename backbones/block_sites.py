@@ -47,13 +47,15 @@ class SiteSequence:
 
     Args:
         expected: the calls in their order.
-        found: called once for every site that is found.
+        call: of the model; it is told of what kinds these calls are, and which of them are found.
     """
 
-    def __init__(self, expected: Sequence[ExpectedCall], found: Callable[[], None]) -> None:
+    def __init__(self, expected: Sequence[ExpectedCall], call: ModelCall) -> None:
         self._expected = expected
-        self._found = found
+        self._found = call.found
         self._next = 0
+        for kind in {wanted.site.kind for wanted in expected if wanted.site is not None}:
+            call.expected(kind)
 
     def __call__(self, queries: int, keys: int) -> AttentionSite | None:
         """Return the site of a call with these lengths, or None when it is none of the expected ones."""
@@ -62,7 +64,7 @@ class SiteSequence:
             if (call.queries, call.keys) == (queries, keys):
                 self._next = index + 1
                 if call.site is not None:
-                    self._found()
+                    self._found(call.site.kind)
                 return call.site
         return None
 

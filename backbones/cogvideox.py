@@ -4,7 +4,7 @@ The network has no hook around its blocks, but makes one joint call in each of t
 the whole pass. CogVideoX 1.5 makes one token of two latent frames, which no frame of the masks answers to; it is not
 supported.
 
-Source: Comfy-Org/ComfyUI, comfy/ldm/cogvideo/model.py (cores of 2026 and later).
+Source: Comfy-Org/ComfyUI, comfy/ldm/cogvideo/model.py.
 """
 
 from __future__ import annotations
@@ -25,8 +25,12 @@ class CogVideoX(Family):
     trained_frames = 13
     encoders = ("t5xxl",)
     joint_text = True
+    parts = frozenset(
+        "patch_embed time_embedding_linear_1 time_embedding_act time_embedding_linear_2 ofs_embedding_linear_1 "
+        "ofs_embedding_act ofs_embedding_linear_2 blocks norm_final norm_out proj_out".split()
+    )
 
-    def fits(self, network: Any) -> bool:
+    def resembles(self, network: Any) -> bool:
         blocks = children(network, "blocks")
         if not blocks or not has_parts(network, "patch_embed", "norm_final", "norm_out", "patch_size"):
             return False
@@ -44,4 +48,4 @@ class CogVideoX(Family):
         sites = [
             self.site(call, grid, "joint", place, video=video, text=text) for place in places(self.block_names(network))
         ]
-        options[SITE_KEY] = SiteSequence([ExpectedCall(length, length, site) for site in sites], call.found)
+        options[SITE_KEY] = SiteSequence([ExpectedCall(length, length, site) for site in sites], call)

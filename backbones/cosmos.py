@@ -23,8 +23,11 @@ class Cosmos(Family):
     time_factor = 8
     trained_frames = 16
     encoders = ("t5xxl",)
+    parts = frozenset(
+        "x_embedder t_embedder t_embedding_norm pos_embedder extra_pos_embedder affline_norm blocks final_layer".split()
+    )
 
-    def fits(self, network: Any) -> bool:
+    def resembles(self, network: Any) -> bool:
         if not children(network, "blocks") or not has_parts(network, "patch_spatial", "patch_temporal"):
             return False
         return network.patch_temporal == 1 and self._fits_block(children(network, "blocks")[0])
@@ -44,7 +47,7 @@ class Cosmos(Family):
                 else:
                     site = self.site(call, grid, "cross", place, video=video, text=text)
                     expected.append(ExpectedCall(grid.tokens, call.text_length, site))
-        options[SITE_KEY] = SiteSequence(expected, call.found)
+        options[SITE_KEY] = SiteSequence(expected, call)
 
     @staticmethod
     def _fits_block(block: Any) -> bool:

@@ -62,7 +62,8 @@ class ModelCall:
         clip_frames: frames of the whole clip.
         leading_frames: latent frames of this call that stand before the film's, see ``Family.leading_frames``.
         progress, sigma: see ``AttentionSite``.
-        found: called for every attention call whose site is found.
+        expected: called with the kind of every attention call that a block is about to make and that is wanted.
+        found: called with the kind of every attention call whose site is found.
         note: called with what the user must know of calls that cannot be guided, however often it happens.
     """
 
@@ -76,7 +77,8 @@ class ModelCall:
     leading_frames: int
     progress: float
     sigma: float
-    found: Callable[[], None]
+    expected: Callable[[AttentionKind], None]
+    found: Callable[[AttentionKind], None]
     note: Callable[[str], None]
 
 
@@ -102,6 +104,8 @@ class Family(ABC):
             wanted first; empty for models without text.
         finds_sites: whether sites are found by ``prepare``; models of our own make them themselves.
         block_list: name of the list of blocks in the network.
+        parts: names of all submodules that a network of the family may have at its top. A network with others is a model
+            of another making, whose tokens may stand elsewhere; empty where ``fits`` knows it otherwise.
         joint_text: whether text and film attend to each other in one sequence; else cross-attention reads the text.
     """
 
@@ -112,11 +116,24 @@ class Family(ABC):
     encoders: tuple[str, ...] = ()
     finds_sites: bool = True
     block_list: str = "blocks"
+    parts: frozenset[str] = frozenset()
     joint_text: bool = False
 
-    @abstractmethod
     def fits(self, network: Any) -> bool:
-        """Say whether a network is of this family, by its parts."""
+        """Say whether a network is of this family, by its parts: all that it needs, and none that nobody knows."""
+        return self.resembles(network) and not self.strange_parts(network)
+
+    @abstractmethod
+    def resembles(self, network: Any) -> bool:
+        """Say whether a network is built like those of this family, whatever else it has."""
+
+    def strange_parts(self, network: Any) -> list[str]:
+        """Names of submodules at the top of a network that no model of this family has."""
+        if not self.parts:
+            return []
+        # A compiled network holds the one that was compiled.
+        network = getattr(network, "_orig_mod", network)
+        return sorted(name for name, _ in network.named_children() if name not in self.parts)
 
     def block_names(self, network: Any) -> list[str]:
         """Names of the blocks that hold guided attention, in the order of the forward pass."""
@@ -153,6 +170,15 @@ class Family(ABC):
             extras: what the conditions of a run say of the film, as the host's nodes left it.
         """
         return 0
+
+    def sampler_problem(self, network: Any, sampler: Any) -> str:
+        """What keeps guidance from a run, known before anything is sampled: a sentence, or empty.
+
+        Args:
+            network: the diffusion model.
+            sampler: ComfyUI's ``SAMPLER`` of the run.
+        """
+        return ""
 
     def site(
         self,

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..attention_patches.attention import OVERRIDE_KEY
+from ..attention_patches.site import AttentionKind
 from ..attention_patches.stack import Patch, PatchStack
 from .block_sites import BlockMarkers
 from .family import Family, ModelCall, text_tokens
@@ -42,7 +43,8 @@ class RunFacts:
         prompts: name of the prompt of each condition, by the host's ``uuid`` of it.
         leading_frames: see ``Family.leading_frames``.
         model_calls: how many calls of the model there were.
-        sites_found: how many attention calls were recognised in them.
+        expected: kinds of attention that the blocks of the model make and that are wanted.
+        found: kinds of attention of which a call was recognised.
         notes: what was said of calls that cannot be guided.
     """
 
@@ -50,16 +52,13 @@ class RunFacts:
     prompts: Mapping[Any, str]
     leading_frames: int = 0
     model_calls: int = 0
-    sites_found: int = 0
+    expected: set[AttentionKind] = field(default_factory=set)
+    found: set[AttentionKind] = field(default_factory=set)
     notes: set[str] = field(default_factory=set)
     progress: dict[float, float] = field(default_factory=dict)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> RunFacts:
         return self
-
-    def count_site(self) -> None:
-        """Take note of an attention call that was recognised."""
-        self.sites_found += 1
 
     def note(self, message: str) -> None:
         """Log what cannot be guided, once in a run."""
@@ -149,18 +148,31 @@ def _run(executor: Any, family: Family, network: Any, noise: Tensor, *args: Any,
     film_frames = family.film_frames(network, noise.shape, extras) - leading_frames
     positive = [cond for cond in guider.conds.get("positive") or () if cond.get("uuid") in facts.prompts]
     lengths = {facts.prompts[cond["uuid"]]: cond["cross_attn"].shape[1] for cond in positive}
+    sampler = args[1] if len(args) > 1 else kwargs.get("sampler")
     sigmas = args[2] if len(args) > 2 else kwargs.get("sigmas")
+    problem = family.sampler_problem(network, sampler)
+    if problem:
+        raise ValueError(problem)
     for stack in options.get(STACKS_KEY, ()):
         _check_patches(stack.patches, family, noise, film_frames, lengths)
         _check_steps(stack.patches, facts, guider.model_patcher.get_model_object("model_sampling"), sigmas)
     result = executor(noise, *args, **kwargs)
-    if facts.model_calls and not facts.sites_found and family.finds_sites:
-        logger.warning(
-            "no attention call of %s was recognised, so guidance had no effect: another node replaces the attention of "
-            "this model; take that node out, or put it before Patch Attention.",
-            family.name,
-        )
+    if facts.model_calls and family.finds_sites:
+        _tell_what_was_not_found(facts, family)
     return result
+
+
+def _tell_what_was_not_found(facts: RunFacts, family: Family) -> None:
+    """Say which kinds of attention of a run were not recognised, in one sentence."""
+    missing = facts.expected - facts.found if facts.found else {"attention"}
+    if not missing:
+        return
+    names = " and ".join(sorted(kind if kind == "attention" else f"{kind}-attention" for kind in missing))
+    logger.warning(
+        "no call of the %s of %s was recognised, so guidance had no effect in it: another node replaces the attention of "
+        "this model; take that node out, or put it before Patch Attention.",
+        *(names, family.name),
+    )
 
 
 def _call_model(
@@ -200,7 +212,8 @@ def _call_model(
         leading_frames=leading_frames,
         progress=facts.progress_at(executor.class_obj.model_sampling, sigma),
         sigma=sigma,
-        found=facts.count_site,
+        expected=facts.expected.add,
+        found=facts.found.add,
         note=facts.note,
     )
     options[CLIP_FRAMES_KEY] = clip_frames

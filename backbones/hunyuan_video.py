@@ -1,7 +1,7 @@
 """HunyuanVideo: joint attention of film and text, in double and in single blocks.
 
-The film's tokens come first, then the text; a reference latent stands before the film. The refiner of the text tokens
-runs before the blocks and is left alone.
+The text's tokens come first, then a reference latent's, then the film's. The refiner of the text tokens runs before the
+blocks and is left alone.
 
 Source: Comfy-Org/ComfyUI, comfy/ldm/hunyuan_video/model.py and comfy/text_encoders/hunyuan_video.py.
 """
@@ -35,8 +35,13 @@ class HunyuanVideo(MarkedFamily):
     trained_frames = 33
     encoders = ("llama",)
     joint_text = True
+    # 1.5 has more: pictures and glyphs before the text, which another encoder reads.
+    parts = frozenset(
+        "img_in time_in time_r_in vector_in guidance_in txt_in double_blocks single_blocks final_layer pe_embedder "
+        "byt5_in".split()
+    )
 
-    def fits(self, network: Any) -> bool:
+    def resembles(self, network: Any) -> bool:
         if not children(network, "double_blocks") or not has_parts(network, "txt_in", "img_in"):
             return False
         # The picture models of the same making have patches without time.
@@ -52,14 +57,12 @@ class HunyuanVideo(MarkedFamily):
 
     def sequence(self, network: Any, call: ModelCall, place: BlockPlace, args: Mapping[str, Any]) -> SiteSequence:
         grid = self.grids(network, call.latents, call.extras)[0]
-        reference = call.extras.get("ref_latent")
-        start = 0 if reference is None else patched_grid(reference.shape, network.patch_size).tokens
-        stop = start + grid.tokens
-        # Single blocks get film and text as one; further text (glyphs) may follow the prompt's.
+        # Single blocks get text and film as one.
         length = args["img"].shape[1] + (args["txt"].shape[1] if "txt" in args else 0)
-        text = slice(stop, stop + call.text_length)
-        site = self.site(call, grid, "joint", place, video=slice(start, stop), text=text)
-        return SiteSequence([ExpectedCall(length, length, site)], call.found)
+        # Further text (glyphs) may follow the prompt's.
+        video, text = slice(length - grid.tokens, length), slice(0, call.text_length)
+        site = self.site(call, grid, "joint", place, video=video, text=text)
+        return SiteSequence([ExpectedCall(length, length, site)], call)
 
     def text_ids(self, tokens: Mapping[str, Any], length: int = 0) -> list[int]:
         """As ``Family.text_ids``; the encoder drops its instructions before the user's words and what follows.

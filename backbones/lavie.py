@@ -20,7 +20,7 @@ class LaVie(Family):
     encoders = ("t5", "l", "h")
     finds_sites = False
 
-    def fits(self, network: Any) -> bool:
+    def resembles(self, network: Any) -> bool:
         return isinstance(network, LaVieUNet | UpscalerUNet)
 
     def block_names(self, network: LaVieUNet | UpscalerUNet) -> list[str]:

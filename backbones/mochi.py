@@ -22,8 +22,9 @@ class Mochi(MarkedFamily):
     trained_frames = 28
     encoders = ("t5xxl",)
     joint_text = True
+    parts = frozenset("x_embedder t_embedder t5_y_embedder t5_yproj blocks final_layer".split())
 
-    def fits(self, network: Any) -> bool:
+    def resembles(self, network: Any) -> bool:
         blocks = children(network, "blocks")
         return bool(blocks) and has_parts(network, "t5_yproj", "pos_frequencies") and hasattr(blocks[0], "mod_y")
 
@@ -35,4 +36,4 @@ class Mochi(MarkedFamily):
         length = args["img"].shape[1] + min(int(args["num_tokens"]), args["txt"].shape[1])
         text = slice(grid.tokens, length)
         site = self.site(call, grid, "joint", place, video=slice(0, grid.tokens), text=text)
-        return SiteSequence([ExpectedCall(length, length, site)], call.found)
+        return SiteSequence([ExpectedCall(length, length, site)], call)

@@ -52,9 +52,22 @@ def require_supported(model: Any) -> tuple[Family, Any]:
     if family is None:
         known = ", ".join(known.name for known in FAMILIES)
         raise ValueError(
-            f"model not supported: {type(network).__name__}; attention guidance reaches {known}: connect one of those."
+            f"model not supported: {type(network).__name__}{_near_miss(network)}; attention guidance reaches {known}: "
+            "connect one of those."
         )
     return family, network
+
+
+def _near_miss(network: Any) -> str:
+    """What tells a network from the family that it is built like, for a message; empty when it is like none."""
+    for family in FAMILIES:
+        if family.resembles(network):
+            parts = family.strange_parts(network)
+            others = f" and {len(parts) - 3} more" if len(parts) > 3 else ""
+            return (
+                f" (built like {family.name}, but with parts that no model of it has: {', '.join(parts[:3])}{others})"
+            )
+    return ""
 
 
 def install_patches(model: Any, patches: Sequence[Patch]) -> Any:

@@ -77,7 +77,7 @@ class StableDiffusion(Family):
     frame_axis = 0
     encoders = ("l", "g")
 
-    def fits(self, network: Any) -> bool:
+    def resembles(self, network: Any) -> bool:
         if not has_parts(network, "input_blocks", "middle_block", "output_blocks"):
             return False
         found = unet_transformers(network)
@@ -113,7 +113,7 @@ class StableVideoDiffusion(StableDiffusion):
     trained_frames = 25
     encoders = ()
 
-    def fits(self, network: Any) -> bool:
+    def resembles(self, network: Any) -> bool:
         if not has_parts(network, "input_blocks", "middle_block", "output_blocks"):
             return False
         return any(transformer.has_time for transformer in unet_transformers(network))
@@ -149,7 +149,7 @@ class UNetSites:
         if self._announced is None or self._announced[0] != (queries, keys):
             return None
         site, self._announced = self._announced[1], None
-        self._call.found()
+        self._call.found(site.kind)
         return site
 
     # Compiled along with the blocks, these would make every block a program of its own.

@@ -24,19 +24,32 @@ OVERRIDE = "optimized_attention_override"
 CLOSED = -1000.0
 
 
+def guides_ask_apart() -> bool:
+    """Whether this ComfyUI lets the film and LTX-Video's weak guides ask in calls of their own."""
+    from comfy.ldm.lightricks import model
+
+    return hasattr(model, "GuideAttentionMask")
+
+
 @dataclass(frozen=True)
 class Calls:
     """What a tiny model does in one model call.
 
     Attributes:
         order: its attention calls, each a letter and the level of its grid. ``S`` self-attention of the film, ``T`` of
-            one cell over time, ``C`` cross-attention with the text, ``J`` film and text in one, ``-`` neither.
+            one cell over time, ``C`` cross-attention with the text, ``J`` film and text in one, ``-`` neither. With
+            ``<`` only the queries up to the film's last one ask; with ``:2`` only those of the film's frame 2, who
+            also meet as many keys of something else, at the end.
         frames: of the film (context windows give fewer).
         grids: for each level rows and columns of tokens, and how many latent cells a token is wide and high.
         factor: pixel frames per latent frame after the first.
         before, after: tokens in the film's sequence that are not of the film: reference pictures, guide pictures.
         text: tokens of text that attention sees.
         per_frame: whether each frame is a row of the batch of its own.
+        text_first: whether a joint sequence begins with the text; else it ends with it.
+        leading: how many of the latents' first frames are not of the film.
+
+    ``test_token_places`` measures that this is where the tokens stand.
     """
 
     order: str
@@ -47,6 +60,23 @@ class Calls:
     after: int = 0
     text: int = TEXT
     per_frame: bool = False
+    text_first: bool = False
+    leading: int = 0
+
+    def video_start(self, kind: str) -> int:
+        """First token of the film in the sequence of a kind of call."""
+        return self.before + (self.text if kind == "J" and self.text_first else 0)
+
+    def text_start(self, level: int) -> int:
+        """First token of the text in a joint sequence."""
+        rows, columns, _ = self.grids[level]
+        return 0 if self.text_first else self.before + self.frames * rows * columns + self.after
+
+    @property
+    def each(self) -> list[str]:
+        """The calls of ``order`` one by one; on hosts that weigh all guides in one call, no query asks apart."""
+        order = self.order if "<" not in self.order or guides_ask_apart() else self.order.replace("S0< -0", "S0")
+        return order.split()
 
     @property
     def has_words(self) -> bool:
@@ -55,6 +85,8 @@ class Calls:
 
 WAN_BLOCKS = "S0 C0 S0 C0"
 WAN_GRID = ((4, 6, 2),)
+# The film's queries, those of the guide, the text.
+LTX_SPLIT = "S0< -0 C0 S0< -0 C0"
 UNET_GRIDS = ((8, 12, 1), (4, 6, 2), (2, 3, 4))
 # Down: levels 0 and 1, middle: level 2, up: twice level 1, twice level 0.
 UNET_LEVELS = (0, 1, 2, 1, 1, 0, 0)
@@ -70,18 +102,33 @@ CALLS: dict[str, Calls] = {
     "wan_reference": Calls(WAN_BLOCKS, 3, WAN_GRID, 4, before=24),
     # After the first block VACE's own block reads its control film and the text.
     "wan_vace": Calls("S0 C0 -0 -0 S0 C0", 3, WAN_GRID, 4),
-    "wan_vace_reference": Calls("S0 C0 -0 -0 S0 C0", 3, WAN_GRID, 4, before=24),
+    "wan_vace_reference": Calls("S0 C0 -0 -0 S0 C0", 3, WAN_GRID, 4, before=24, leading=1),
     "wan_5b": Calls(WAN_BLOCKS, 3, WAN_GRID, 4),
     "wan_camera": Calls("S0 -0 C0 S0 -0 C0", 3, WAN_GRID, 4),
+    "wan_camera22": Calls(WAN_BLOCKS, 3, WAN_GRID, 4),
     # The third call of a block hears the sound.
     "wan_humo": Calls("S0 C0 -0 S0 C0 -0", 3, WAN_GRID, 4, after=24),
-    "wan_animate": Calls(" ".join(["S0 -0 C0"] * 5), 3, WAN_GRID, 4, before=24),
+    # A reference, and 24 + 12 + 12 tokens of the frames before, the finer the nearer.
+    "wan_speech": Calls(WAN_BLOCKS, 3, WAN_GRID, 4, after=72),
+    "wan_animate": Calls(" ".join(["S0 -0 C0"] * 5), 3, WAN_GRID, 4, before=24, leading=1),
+    # The pose film's three calls, the reference's, those of the film's frames, the picture's, the text's.
+    "wan_animate2": Calls(" ".join(["-0 -0 -0 -0 S0:0 S0:1 S0:2 -0 C0"] * 2), 3, WAN_GRID, 4, before=24, leading=1),
+    "wan_animate2_still": Calls("S0 -0 C0 S0 -0 C0", 3, WAN_GRID, 4, before=24, leading=1),
+    "wan_scail": Calls("S0 -0 C0 S0 -0 C0", 3, WAN_GRID, 4, before=24, after=18),
+    "wan_scail2": Calls("S0 -0 C0 S0 -0 C0", 3, WAN_GRID, 4, before=48, after=18),
+    "wan_dancer": Calls("S0 -0 C0 S0 -0 C0", 3, WAN_GRID, 4),
+    # A source film and a picture of 2 x 4 tokens.
+    "wan_bernini": Calls(WAN_BLOCKS, 3, WAN_GRID, 4, after=80),
     "ltx": Calls("S0 C0 S0 C0", 3, ((4, 5, 1),), 8),
     "ltx_guided": Calls("S0 C0 S0 C0", 3, ((4, 5, 1),), 8, after=20),
+    "ltx_weak_guide": Calls(LTX_SPLIT, 3, ((4, 5, 1),), 8, after=20),
+    "ltx_masked_guide": Calls(LTX_SPLIT, 3, ((4, 5, 1),), 8, after=20),
     # Two calls of the text refiner, one double block, two single blocks.
-    "hunyuan": Calls("-0 -0 J0 J0 J0", 3, WAN_GRID, 4),
-    "hunyuan_masked": Calls("-0 -0 J0 J0 J0", 3, WAN_GRID, 4),
-    "hunyuan_reference": Calls("-0 -0 J0 J0 J0", 3, WAN_GRID, 4, before=24),
+    "hunyuan": Calls("-0 -0 J0 J0 J0", 3, WAN_GRID, 4, text_first=True),
+    "hunyuan_masked": Calls("-0 -0 J0 J0 J0", 3, WAN_GRID, 4, text_first=True),
+    "hunyuan_reference": Calls("-0 -0 J0 J0 J0", 3, WAN_GRID, 4, before=24, text_first=True),
+    "cogvideox": Calls("J0 J0", 3, WAN_GRID, 4, text_first=True),
+    "cogvideox_image": Calls("J0 J0", 3, WAN_GRID, 4, text_first=True),
     # The three tokens of padding at the end are cut off.
     "mochi": Calls("J0 J0", 3, WAN_GRID, 6, text=TEXT - 3),
     "cosmos": Calls("S0 C0 S0 C0", 3, WAN_GRID, 8),
@@ -237,10 +284,10 @@ class DenseGuide:
         film = (conditional or self.guide.rows == "both") and self.guide.mode != "cross_text"
         key = (call, words, film)
         if key not in self.made:
-            self.made[key] = self._make(call[0], int(call[1]), words, film)
+            self.made[key] = self._make(call[0], int(call[1]), call[2:], words, film)
         return self.made[key]
 
-    def _make(self, kind: str, level: int, words: bool, film: bool) -> Tensor | None:
+    def _make(self, kind: str, level: int, asking: str, words: bool, film: bool) -> Tensor | None:
         calls, (rows, columns, _) = self.calls, self.calls.grids[level]
         tokens = calls.frames * rows * columns
         shares, present = objects_in_tokens(self.guide, calls, self.latents, level)
@@ -259,8 +306,8 @@ class DenseGuide:
             if kind == "C":
                 return to_words.view(*shape, calls.text)
             return torch.stack([by_frame[frame, :, frame] for frame in range(shape[0])])
-        length = calls.before + tokens + calls.after
-        queries = slice(calls.before, calls.before + tokens)
+        start, length = calls.video_start(kind), calls.before + tokens + calls.after
+        queries = slice(start, start + tokens)
         if kind == "C":
             out = torch.zeros(1, length, calls.text)
             out[0, queries] = to_words
@@ -268,7 +315,14 @@ class DenseGuide:
         out = torch.zeros(1, *[length + (calls.text if kind == "J" else 0)] * 2)
         out[0, queries, queries] = among
         if kind == "J":
-            out[0, queries, length:] = to_words
+            text = calls.text_start(level)
+            out[0, queries, text : text + calls.text] = to_words
+        if asking == "<":
+            return out[:, : queries.stop]
+        if asking:
+            size = rows * columns
+            first = start + int(asking[1:]) * size
+            return torch.nn.functional.pad(out[:, first : first + size], (0, size))
         return out
 
 
@@ -282,7 +336,7 @@ class DenseReference:
     """
 
     def __init__(self, model: TinyModel, guides: Sequence[DenseGuide], active: Any = None) -> None:
-        self.order = CALLS[model.name].order.split()
+        self.order = CALLS[model.name].each
         self.guides = guides
         self.active = active or (lambda sigma: True)
         self.count = 0

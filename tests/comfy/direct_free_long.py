@@ -83,7 +83,7 @@ class DirectFreeLong:
 
     def attend(self, function: Any, *args: Any, **kwargs: Any) -> Tensor:
         """One attention call."""
-        order = self.calls.order.split()
+        order = self.calls.each
         call = order[self.count % len(order)]
         self.count += 1
         over_time = call[0] == "T" or (call[0] in "SJ" and not self.calls.per_frame)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
@@ -12,12 +13,20 @@ from native_wan_models import (
     WAN_LATENTS,
     wan,
     wan_animate,
+    wan_animate2,
+    wan_animate2_still,
+    wan_bernini,
     wan_camera,
+    wan_camera22,
+    wan_dancer,
     wan_humo,
     wan_image,
     wan_odd,
     wan_reference,
+    wan_scail,
+    wan_scail2,
     wan_small,
+    wan_speech,
     wan_vace,
     wan_vace_reference,
 )
@@ -35,6 +44,24 @@ def ltx_guided() -> TinyModel:
     """The last of the latents' frames is a guide picture."""
     extras = {"attention_mask": text_mask, "keyframe_idxs": keyframes, "concat_mask": given_last_frame}
     return TinyModel("ltx_guided", partial(build, "LTXV", LTX), (1, 128, 4, 4, 5), 32, extras=extras)
+
+
+def ltx_weak_guide() -> TinyModel:
+    """A guide picture with a strength of its own: film and guide ask for themselves."""
+    return replace(ltx_guided(), name="ltx_weak_guide", extras={**ltx_guided().extras, **guide_entry(0.5)})
+
+
+def ltx_masked_guide() -> TinyModel:
+    """A guide picture that counts in its left half only."""
+    mask = torch.zeros(1, 1, 1, 128, 160)
+    mask[..., :80] = 1.0
+    return replace(ltx_guided(), name="ltx_masked_guide", extras={**ltx_guided().extras, **guide_entry(1.0, mask)})
+
+
+def guide_entry(strength: float, mask: Tensor | None = None) -> dict[str, Any]:
+    """What the host's guide nodes say of the guide."""
+    entry = {"strength": strength, "pixel_mask": mask, "latent_shape": [1, 4, 5], "pre_filter_count": 20}
+    return {"guide_attention_entries": [entry]}
 
 
 def keyframes() -> Tensor:
@@ -126,6 +153,41 @@ def mochi() -> TinyModel:
     }
     make = partial(build, "GenmoMochi", config)
     return TinyModel("mochi", make, (1, 12, 3, 8, 12), 32, extras={"attention_mask": text_mask})
+
+
+COGVIDEOX = {
+    "num_attention_heads": 2,
+    "attention_head_dim": 48,
+    "in_channels": 16,
+    "out_channels": 16,
+    "time_embed_dim": 32,
+    "text_embed_dim": 32,
+    "num_layers": 2,
+    "sample_width": 12,
+    "sample_height": 8,
+    "sample_frames": 9,
+    "max_text_seq_length": TEXT,
+}
+
+
+def build_cogvideox(config_name: str, **settings: Any) -> Any:
+    """CogVideoX whose attention is heard in what comes out: its gates are small where weights are random."""
+    patcher = build(config_name, {**COGVIDEOX, **settings})
+    for block in patcher.model.diffusion_model.blocks:
+        block.attn_out.weight.mul_(100.0)
+    return patcher
+
+
+def cogvideox() -> TinyModel:
+    """With learned positions."""
+    return TinyModel("cogvideox", partial(build_cogvideox, "CogVideoX_T2V"), (1, 16, 3, 8, 12), 32)
+
+
+def cogvideox_image() -> TinyModel:
+    """With a picture in further channels, and rotary positions."""
+    make = partial(build_cogvideox, "CogVideoX_I2V", in_channels=32, use_rotary_positional_embeddings=True)
+    extras = {"concat_latent_image": torch.randn(1, 16, 3, 8, 12, generator=torch.Generator().manual_seed(6))}
+    return TinyModel("cogvideox_image", make, (1, 16, 3, 8, 12), 32, extras=extras)
 
 
 def cosmos() -> TinyModel:
@@ -256,14 +318,26 @@ BUILDERS: dict[str, Callable[[], TinyModel]] = {
     "wan_vace_reference": wan_vace_reference,
     "wan_5b": wan_small,
     "wan_camera": wan_camera,
+    "wan_camera22": wan_camera22,
     "wan_humo": wan_humo,
+    "wan_speech": wan_speech,
     "wan_animate": wan_animate,
+    "wan_animate2": wan_animate2,
+    "wan_animate2_still": wan_animate2_still,
+    "wan_scail": wan_scail,
+    "wan_scail2": wan_scail2,
+    "wan_dancer": wan_dancer,
+    "wan_bernini": wan_bernini,
     "ltx": ltx,
     "ltx_guided": ltx_guided,
+    "ltx_weak_guide": ltx_weak_guide,
+    "ltx_masked_guide": ltx_masked_guide,
     "hunyuan": hunyuan,
     "hunyuan_masked": hunyuan_masked,
     "hunyuan_reference": hunyuan_reference,
     "mochi": mochi,
+    "cogvideox": cogvideox,
+    "cogvideox_image": cogvideox_image,
     "cosmos": cosmos,
     "cosmos_predict2": cosmos_predict2,
     "sd15": sd15,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import pytest
 import torch
 from tiny_model import TinyModel, build
 from torch import Tensor
@@ -98,6 +100,88 @@ def wan_animate() -> TinyModel:
     }
     make = partial(build, "WAN22_Animate", {**WAN, "model_type": "animate", "in_dim": 36, "num_layers": 5})
     return TinyModel("wan_animate", make, (1, 16, 4, 8, 12), 32, extras=extras)
+
+
+def noise(seed: int, *size: int) -> Tensor:
+    return torch.randn(*size, generator=torch.Generator().manual_seed(seed))
+
+
+def wan_animate2() -> TinyModel:
+    """A pose film beside the film: each frame meets all frames and its own of the pose."""
+    make = partial(build, "WAN_Animate2", {**WAN, "model_type": "animate2", "in_dim": 36})
+    extras = {
+        "clip_vision_output": picture,
+        "concat_latent_image": noise(9, 1, 16, 4, 8, 12),
+        "pose_video_latent": noise(10, 1, 16, 3, 8, 12),
+    }
+    return TinyModel("wan_animate2", make, (1, 16, 4, 8, 12), 32, extras=extras)
+
+
+def wan_animate2_still() -> TinyModel:
+    """Outside of the steps that a pose acts in, the whole clip asks at once."""
+    extras = {name: value for name, value in wan_animate2().extras.items() if name != "pose_video_latent"}
+    return replace(wan_animate2(), name="wan_animate2_still", extras=extras)
+
+
+def wan_scail() -> TinyModel:
+    """A reference picture before the film, which is no frame of the latents, and a smaller pose film after it."""
+    make = partial(build, "WAN21_SCAIL", {**WAN, "model_type": "scail", "in_dim": 20})
+    extras = {
+        "clip_vision_output": picture,
+        "reference_latents": [noise(6, 1, 16, 1, 8, 12)],
+        "pose_video_latent": noise(7, 1, 16, 3, 4, 6),
+    }
+    return TinyModel("wan_scail", make, WAN_LATENTS, 32, extras=extras)
+
+
+def wan_scail2() -> TinyModel:
+    """Two references, and masks of the persons in a stream of their own."""
+    make = partial(build, "WAN21_SCAIL2", {**WAN, "model_type": "scail2", "in_dim": 20})
+    extras = {
+        **wan_scail().extras,
+        "reference_latents": [noise(6, 1, 16, 1, 8, 12), noise(8, 1, 16, 1, 8, 12)],
+        "driving_mask_28ch": noise(11, 1, 3, 28, 4, 6),
+        "ref_mask_28ch": noise(12, 1, 5, 28, 8, 12),
+    }
+    return TinyModel("wan_scail2", make, WAN_LATENTS, 32, extras=extras)
+
+
+def wan_speech() -> TinyModel:
+    """Speech to video, with a reference picture and the frames before the clip, both after the film."""
+    sizes = {"audio_inject_layers": [0], "audio_dim": 32, "cond_dim": 16}
+    extras = {
+        "audio_embed": noise(8, 1, 25, 32, 12),
+        "reference_latents": [noise(6, 1, 16, 1, 8, 12)],
+        "reference_motion": noise(7, 1, 16, 19, 8, 16),
+    }
+    make = partial(build, "WAN22_S2V", {**WAN, "model_type": "s2v", **sizes})
+    return TinyModel("wan_speech", make, WAN_LATENTS, 32, extras=extras)
+
+
+def wan_dancer() -> TinyModel:
+    """Music, and two pictures before the text."""
+    sizes = {"music_dim": 32, "music_heads": 2, "music_feature_dim": 35, "music_latent_dim": 32}
+    sizes = {**WAN, "model_type": "wandancer", "in_dim": 36, "audio_inject_layers": [0], **sizes}
+    extras = {"clip_vision_output": picture, "clip_vision_output_ref": picture, "audio_embed": noise(8, 1, 9, 35)}
+    return TinyModel("wan_dancer", partial(build, "WAN22_WanDancer", sizes), WAN_LATENTS, 32, extras=extras)
+
+
+def wan_bernini() -> TinyModel:
+    """A source film and a smaller reference picture after the film's tokens."""
+
+    def make() -> Any:
+        if importlib.util.find_spec("comfy_extras.nodes_bernini") is None:
+            pytest.skip("this ComfyUI gives Wan no context latents")
+        return build("WAN21_T2V", WAN)
+
+    extras = {"context_latents": [noise(6, 1, 16, 3, 8, 12), noise(7, 1, 16, 1, 4, 8)]}
+    return TinyModel("wan_bernini", make, WAN_LATENTS, 32, extras=extras)
+
+
+def wan_camera22() -> TinyModel:
+    """Camera control of Wan 2.2, which reads no picture."""
+    make = partial(build, "WAN22_Camera", {**WAN, "model_type": "camera_2.2", "in_dim": 36})
+    return TinyModel("wan_camera22", make, WAN_LATENTS, 32)
 
 
 def wan_small() -> TinyModel:

@@ -159,7 +159,7 @@ class TextFirst(DenseGuide):
 
 class Reference(DenseReference):
     def __init__(self, model: TinyModel, guide: DenseGuide) -> None:
-        self.order, self.guides = CALLS.order.split(), [guide]
+        self.order, self.guides = CALLS.each, [guide]
         self.active, self.on, self.model_calls = (lambda sigma: True), True, 0
 
 

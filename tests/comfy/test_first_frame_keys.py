@@ -73,7 +73,7 @@ class WholeFilm(DenseReference):
         calls = calls or CALLS[model.name]
         latents, of_text = model.latents[-2:], TextFirst if text_first else DenseGuide
         guides = [] if guide is None else [of_text(guide, calls, latents, spans)]
-        self.__dict__.update(vars(DenseReference(tiny("wan"), guides)), order=calls.order.split(), guides=guides)
+        self.__dict__.update(vars(DenseReference(tiny("wan"), guides)), order=calls.each, guides=guides)
         self.calls, self.source, self.text_first, self.rows = calls, source, text_first, rows
         whole = replace(calls, per_frame=False)
         self.pairs = [] if guide is None else [of_text(guide, whole, latents, spans)]

@@ -156,7 +156,7 @@ def test_all_attention_backends_agree(name: str) -> None:
         with pytest.MonkeyPatch.context() as patches:
             called = use_backend(patches, backend)
             plain = first_predictions(model, model.patcher)
-            assert len(called) == len(CALLS[name].order.split())
+            assert len(called) == len(CALLS[name].each)
             guided = first_predictions(model, patched(model, guide, spans))
             agree(guided, expected)
             assert torch.equal(guided["negative"], plain["negative"])

@@ -18,7 +18,7 @@ def expected_pictures(name: str, changes: dict[str, object]) -> torch.Tensor:
     from mask_guided_video.nodes.previews import BACKGROUND_COLOUR, REGION_COLOURS
 
     model, calls = tiny(name), CALLS[name]
-    finest = min(int(call[1]) for call in calls.order.split())
+    finest = min(int(call[1]) for call in calls.each)
     shares, _ = objects_in_tokens(guide_of(name, "separate", **changes), calls, model.latents[-2:], finest)
     background = torch.tensor(BACKGROUND_COLOUR)
     picture = background.expand(*shares.shape[1:], 3).clone()

@@ -35,7 +35,7 @@ class Direct:
     def __init__(self, settings: FreeLong, bias: Tensor | None = None) -> None:
         self.settings = settings
         self.bias = bias
-        self.order = CALLS["svd"].order.split()
+        self.order = CALLS["svd"].each
         self.count = 0
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Direct:
@@ -132,7 +132,7 @@ def test_sites_over_time(model: TinyModel) -> None:
     assert {(site.kind, site.rows.folded, site.frames) for site in sites} == {
         ("temporal", "positions", tuple(range(FRAMES)))
     }
-    levels = [int(call[1]) for call in CALLS["svd"].order.split() if call[0] == "T"]
+    levels = [int(call[1]) for call in CALLS["svd"].each if call[0] == "T"]
     assert [site.level for site in sites] == levels
     assert [site.grid for site in sites] == [(FRAMES, *CALLS["svd"].grids[level][:2]) for level in levels]
 

@@ -98,7 +98,8 @@ def model_call(notes: list[str], frames: int = FRAMES) -> ModelCall:
         leading_frames=0,
         progress=0.0,
         sigma=1.0,
-        found=lambda: None,
+        expected=lambda kind: None,
+        found=lambda kind: None,
         note=notes.append,
     )
 

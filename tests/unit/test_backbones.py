@@ -45,9 +45,16 @@ CROSS = replace(SITE, kind="cross")
 # --- the calls of a block ---------------------------------------------------------------------------------------------
 
 
-def sequence(*expected: ExpectedCall) -> tuple[SiteSequence, list[int]]:
-    found: list[int] = []
-    return SiteSequence(expected, lambda: found.append(1)), found
+def told(expected: list[str] | None = None, found: list[str] | None = None) -> Any:
+    """What a sequence tells of its calls, in lists."""
+    return SimpleNamespace(
+        expected=[].append if expected is None else expected.append, found=[].append if found is None else found.append
+    )
+
+
+def sequence(*expected: ExpectedCall) -> tuple[SiteSequence, list[str]]:
+    found: list[str] = []
+    return SiteSequence(expected, told(found=found)), found
 
 
 def test_calls_are_told_apart_by_order_where_lengths_are_equal() -> None:
@@ -67,7 +74,14 @@ def test_calls_of_other_lengths_and_calls_left_alone_are_no_sites() -> None:
     sites, found = sequence(ExpectedCall(6, 9, None), ExpectedCall(6, 4, CROSS))
     assert sites(5, 9) is None and sites(6, 9) is None and sites(4, 6) is None
     assert not found
-    assert sites(6, 4) is CROSS and len(found) == 1
+    assert sites(6, 4) is CROSS and found == ["cross"]
+
+
+def test_a_sequence_tells_which_kinds_of_attention_to_expect() -> None:
+    kinds: list[str] = []
+    calls = [ExpectedCall(6, 6, SITE), ExpectedCall(6, 6, SITE), ExpectedCall(6, 9, None), ExpectedCall(6, 4, CROSS)]
+    SiteSequence(calls, told(expected=kinds))
+    assert sorted(kinds) == ["cross", "self"]
 
 
 # --- markers around blocks --------------------------------------------------------------------------------------------
@@ -89,7 +103,7 @@ def run_block(options: dict[str, Any], seen: list[Any]) -> dict[str, Any]:
 def makers(made: list[Any]) -> dict[Any, Any]:
     def make(args: Any) -> SiteSequence:
         made.append(args["img"])
-        return SiteSequence([ExpectedCall(6, 6, SITE)], lambda: None)
+        return SiteSequence([ExpectedCall(6, 6, SITE)], told())
 
     return {("double_block", 0): make}
 
