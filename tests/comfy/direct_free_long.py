@@ -55,13 +55,11 @@ class DirectFreeLong:
     Attributes:
         settings: of FreeLong.
         calls: of the model, with the frames of the film in each model call.
-        text_first: whether a joint sequence begins with the text.
         blends: whether the whole clip gives the low frequencies at a noise level.
     """
 
     settings: FreeLong
     calls: Calls
-    text_first: bool = False
     blends: Callable[[float], bool] = lambda sigma: True
     count: int = 0
 
@@ -105,9 +103,7 @@ class DirectFreeLong:
         settings, frames = self.settings, self.calls.frames
         rows, columns, _ = self.calls.grids[int(call[1])]
         size = 1 if call[0] == "T" else rows * columns
-        start = self.calls.before
-        if call[0] == "J" and self.text_first:
-            start += self.calls.text
+        start = self.calls.video_start(call[0])
         video = slice(start, start + frames * size)
         bias = bias.expand(-1, -1, q.shape[2], k.shape[2])
 

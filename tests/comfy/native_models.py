@@ -73,10 +73,10 @@ def keyframes() -> Tensor:
     return places
 
 
-def given_last_frame() -> Tensor:
+def given_last_frame(frames: int = 4) -> Tensor:
     """The noise mask that the host's nodes leave beside a guide: its frame is not to be denoised."""
-    mask = torch.ones(1, 1, 4, 4, 5)
-    mask[:, :, 3] = 0.0
+    mask = torch.ones(1, 1, frames, 4, 5)
+    mask[:, :, -1] = 0.0
     return mask
 
 
@@ -221,33 +221,35 @@ def cosmos() -> TinyModel:
     return TinyModel("cosmos", partial(build, "CosmosT2V", config), (1, 16, 3, 8, 12), 32)
 
 
+PREDICT2 = {
+    "max_img_h": 240,
+    "max_img_w": 240,
+    "max_frames": 128,
+    "in_channels": 17,
+    "out_channels": 16,
+    "patch_spatial": 2,
+    "patch_temporal": 1,
+    "model_channels": 48,
+    "concat_padding_mask": True,
+    "pos_emb_cls": "rope3d",
+    "pos_emb_learnable": True,
+    "pos_emb_interpolation": "crop",
+    "use_adaln_lora": True,
+    "adaln_lora_dim": 16,
+    "num_blocks": 2,
+    "num_heads": 2,
+    "crossattn_emb_channels": 32,
+    "extra_per_block_abs_pos_emb": False,
+    "min_fps": 1,
+    "max_fps": 30,
+    "rope_h_extrapolation_ratio": 4.0,
+    "rope_w_extrapolation_ratio": 4.0,
+    "rope_t_extrapolation_ratio": 1.0,
+}
+
+
 def cosmos_predict2() -> TinyModel:
-    config = {
-        "max_img_h": 240,
-        "max_img_w": 240,
-        "max_frames": 128,
-        "in_channels": 17,
-        "out_channels": 16,
-        "patch_spatial": 2,
-        "patch_temporal": 1,
-        "model_channels": 48,
-        "concat_padding_mask": True,
-        "pos_emb_cls": "rope3d",
-        "pos_emb_learnable": True,
-        "pos_emb_interpolation": "crop",
-        "use_adaln_lora": True,
-        "adaln_lora_dim": 16,
-        "num_blocks": 2,
-        "num_heads": 2,
-        "crossattn_emb_channels": 32,
-        "extra_per_block_abs_pos_emb": False,
-        "min_fps": 1,
-        "max_fps": 30,
-        "rope_h_extrapolation_ratio": 4.0,
-        "rope_w_extrapolation_ratio": 4.0,
-        "rope_t_extrapolation_ratio": 1.0,
-    }
-    return TinyModel("cosmos_predict2", partial(build, "CosmosI2VPredict2", config), (1, 16, 3, 8, 12), 32)
+    return TinyModel("cosmos_predict2", partial(build, "CosmosI2VPredict2", PREDICT2), (1, 16, 3, 8, 12), 32)
 
 
 UNET = {

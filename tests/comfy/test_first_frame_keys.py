@@ -19,7 +19,7 @@ from evolved import WINDOWS, load_pack, tiny_sd15, with_motion_model
 from native_guides import first_predictions, guide_of, patched, relative, spans_of
 from native_models import BUILDERS, TinyModel, sample, tiny
 from test_cogvideox import CALLS as COGVIDEOX
-from test_cogvideox import SPANS, TextFirst, cogvideox
+from test_cogvideox import SPANS, cogvideox
 from test_cogvideox import guide_of as guide_of_cogvideox
 from test_native_half_precision import ROUNDING, in_half
 from torch import Tensor
@@ -57,7 +57,6 @@ class WholeFilm(DenseReference):
         model: the tiny model.
         source: of the keys.
         guide: of masks, or none.
-        text_first: whether a joint sequence begins with the text.
     """
 
     def __init__(
@@ -67,16 +66,15 @@ class WholeFilm(DenseReference):
         guide: MaskGuidance | None = None,
         spans: TextSpans | None = None,
         calls: Calls | None = None,
-        text_first: bool = False,
         rows: str = "both",
     ) -> None:
         calls = calls or CALLS[model.name]
-        latents, of_text = model.latents[-2:], TextFirst if text_first else DenseGuide
-        guides = [] if guide is None else [of_text(guide, calls, latents, spans)]
+        latents = model.latents[-2:]
+        guides = [] if guide is None else [DenseGuide(guide, calls, latents, spans)]
         self.__dict__.update(vars(DenseReference(tiny("wan"), guides)), order=calls.each, guides=guides)
-        self.calls, self.source, self.text_first, self.rows = calls, source, text_first, rows
+        self.calls, self.source, self.rows = calls, source, rows
         whole = replace(calls, per_frame=False)
-        self.pairs = [] if guide is None else [of_text(guide, whole, latents, spans)]
+        self.pairs = [] if guide is None else [DenseGuide(guide, whole, latents, spans)]
 
     def attend(self, function: Any, previous: Any, *args: Any, **kwargs: Any) -> Tensor:
         call = self.order[self.count]
@@ -110,7 +108,7 @@ class WholeFilm(DenseReference):
         size = calls.grids[level][0] * calls.grids[level][1]
         text = calls.text if call[0] == "J" else 0
         length = calls.before + calls.frames * size + calls.after + text
-        start = calls.before + (text if self.text_first else 0)
+        start = calls.video_start(call[0])
         out = torch.zeros(length, length)
         for frame in range(calls.frames):
             rows = slice(start + frame * size, start + (frame + 1) * size)
@@ -174,7 +172,7 @@ def test_every_way_of_masks_follows_the_keys(name: str, mode: str, monkeypatch: 
 @pytest.mark.parametrize("source", ["first", "first_prev_self"])
 def test_text_before_the_film(source: str) -> None:
     model, guide = cogvideox(), guide_of_cogvideox("separate")
-    reference = WholeFilm(model, source, guide, SPANS, COGVIDEOX, text_first=True)
+    reference = WholeFilm(model, source, guide, SPANS, COGVIDEOX)
     expected = first_predictions(model, reference.hang(model.patcher))
     compare(first_predictions(model, hung(model, keys(source), mask_guidance_patch(guide, SPANS))), expected, model)
 

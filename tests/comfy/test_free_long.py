@@ -11,8 +11,8 @@ import torch
 from dense_reference import CALLS, Calls
 from direct_free_long import DirectFreeLong
 from native_guides import relative
-from native_models import TinyModel, sample, tiny
-from test_cogvideox import CALLS as TEXT_FIRST
+from native_models import TinyModel, given_last_frame, sample, tiny
+from test_cogvideox import CALLS as COGVIDEOX
 from test_cogvideox import cogvideox
 from torch import Tensor
 
@@ -32,7 +32,7 @@ SETTINGS = {
     "windows alone": FreeLong(WINDOW, end_percent=0.0),
 }
 # Frames of the latents that are not of the film.
-OTHER_FRAMES = {"ltx_guided": 1, "wan_vace_reference": 1}
+OTHER_FRAMES = {"ltx_guided": 1, "ltx_weak_guide": 1, "wan_vace_reference": 1}
 FAMILIES = (
     "wan",
     "wan_odd",
@@ -41,6 +41,10 @@ FAMILIES = (
     "wan_humo",
     "ltx",
     "ltx_guided",
+    "ltx_weak_guide",
+    "wan_scail",
+    "wan_bernini",
+    "cogvideox",
     "hunyuan",
     "hunyuan_masked",
     "hunyuan_reference",
@@ -65,7 +69,11 @@ def long_model(name: str) -> TinyModel:
     model = tiny(name)
     latents = list(model.latents)
     latents[2] = FRAMES + OTHER_FRAMES.get(name, 0)
-    extras = {"vace_frames": [long_control()]} if name == "wan_vace_reference" else model.extras
+    extras = dict(model.extras)
+    if name == "wan_vace_reference":
+        extras["vace_frames"] = [long_control()]
+    if "concat_mask" in extras:
+        extras["concat_mask"] = given_last_frame(latents[2])
     return replace(model, latents=tuple(latents), extras=extras)
 
 
@@ -120,7 +128,7 @@ def test_whole_clip_until_end_percent(name: str) -> None:
 @pytest.mark.parametrize("size", [(8, 12), (7, 11)])
 def test_text_before_the_film(size: tuple[int, int]) -> None:
     model = replace(cogvideox(size), latents=(1, 16, FRAMES, *size))
-    reference = DirectFreeLong(SETTINGS["FreeLong"], replace(TEXT_FIRST, frames=FRAMES), text_first=True)
+    reference = DirectFreeLong(SETTINGS["FreeLong"], replace(COGVIDEOX, frames=FRAMES))
     expected = sample(model, reference.hang(model.patcher))
     film = sample(model, free_long(model, SETTINGS["FreeLong"]))
     assert relative(film, expected) < EXACT
@@ -215,9 +223,21 @@ def test_twice_in_the_same_blocks_is_refused() -> None:
 
 def test_native_lengths() -> None:
     found = {}
-    for name in (*FAMILIES, "wan_5b", "sd15", "svd"):
+    # Not every ComfyUI has Bernini.
+    for name in (*sorted(set(FAMILIES) - {"wan_bernini"}), "wan_5b", "wan_speech", "sd15", "svd"):
         family, network = require_supported(tiny(name).patcher)
         found[name] = family.native_frames(network)
     wans = {"wan": 21, "wan_odd": 21, "wan_reference": 21, "wan_vace_reference": 21, "wan_humo": 25, "wan_5b": 31}
-    others = {"ltx": 16, "ltx_guided": 16, "mochi": 28, "cosmos": 16, "cosmos_predict2": 24, "sd15": 16, "svd": 25}
+    wans |= {"wan_scail": 21, "wan_speech": 20}
+    others = {
+        "ltx": 16,
+        "ltx_guided": 16,
+        "ltx_weak_guide": 16,
+        "mochi": 28,
+        "cogvideox": 13,
+        "cosmos": 16,
+        "cosmos_predict2": 24,
+        "sd15": 16,
+        "svd": 25,
+    }
     assert found == {**wans, **others, "hunyuan": 33, "hunyuan_masked": 33, "hunyuan_reference": 33}
