@@ -93,7 +93,13 @@ class FirstFrameKeys:
 
 
 class FirstFrameKeysPatch:
-    """Keys of other frames as an attention patch; see ``first_frame_keys_patch``."""
+    """Keys of other frames as an attention patch; see ``first_frame_keys_patch``.
+
+    Attributes:
+        chooses_frames: its name in messages, since it lets frames meet others and needs calls of the whole clip.
+    """
+
+    chooses_frames = "the choice of first frame keys"
 
     def __init__(self, settings: FirstFrameKeys) -> None:
         self.settings = settings

@@ -190,7 +190,13 @@ def _on_grid(video: Tensor, site: AttentionSite) -> Tensor:
 
 
 class FreeLongPatch:
-    """FreeLong as an attention patch. Windows and filters are made once per kind of call and stay until ``release``."""
+    """FreeLong as an attention patch. Windows and filters are made once per kind of call and stay until ``release``.
+
+    Attributes:
+        chooses_frames: its name in messages, since it lets frames meet others and needs calls of the whole clip.
+    """
+
+    chooses_frames = "FreeLong"
 
     def __init__(self, settings: FreeLong) -> None:
         self.settings = settings

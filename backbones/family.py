@@ -171,6 +171,11 @@ class Family(ABC):
         """
         return 0
 
+    def asks_by_frame(self, network: Any, extras: Mapping[str, Any]) -> bool:
+        """Say whether each frame of the film runs a self-attention of its own among all frames; arguments as
+        ``leading_frames``."""
+        return False
+
     def sampler_problem(self, network: Any, sampler: Any) -> str:
         """What keeps guidance from a run, known before anything is sampled: a sentence, or empty.
 

@@ -123,6 +123,17 @@ def _check_patches(
             check_text(prompts)
 
 
+def _tell_what_needs_whole_clips(patches: Sequence[Patch], family: Family, facts: RunFacts) -> None:
+    """Name the patches that choose frames for others to meet, where each frame asks by itself."""
+    for patch in patches:
+        chooser = getattr(patch, "chooses_frames", "")
+        if chooser:
+            facts.note(
+                f"{chooser} has no effect on the self-attention of this {family.name} model while a pose film drives it, "
+                "since each frame asks by itself there; guides act as elsewhere."
+            )
+
+
 def film_extras(conds: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
     """What the conditions say of the film, all of them together."""
     return {name: value for group in conds.values() for cond in group or () for name, value in cond.items()}
@@ -155,6 +166,8 @@ def _run(executor: Any, family: Family, network: Any, noise: Tensor, *args: Any,
         raise ValueError(problem)
     for stack in options.get(STACKS_KEY, ()):
         _check_patches(stack.patches, family, noise, film_frames, lengths)
+        if family.asks_by_frame(network, extras):
+            _tell_what_needs_whole_clips(stack.patches, family, facts)
         _check_steps(stack.patches, facts, guider.model_patcher.get_model_object("model_sampling"), sigmas)
     result = executor(noise, *args, **kwargs)
     if facts.model_calls and family.finds_sites:

@@ -56,11 +56,11 @@ class Wan(MarkedFamily):
 
     def sequence(self, network: Any, call: ModelCall, place: BlockPlace, args: Mapping[str, Any]) -> SiteSequence:
         grid = patched_grid(call.latents, network.patch_size, len(call.frames))
-        start = self._reference_tokens(network, call) + call.leading_frames * grid.rows * grid.columns
+        start = self._reference_tokens(network, call, args) + call.leading_frames * grid.rows * grid.columns
         video = slice(start, start + grid.tokens)
         queries, text = args["img"].shape[1], args["txt"].shape[1]
         whole = self.site(call, grid, "self", place, video=video)
-        if asks_by_frame(network) and call.extras.get("pose_latents") is not None:
+        if is_animate2(network) and call.extras.get("pose_latents") is not None:
             expected = self._frame_by_frame(call, grid, whole, queries)
         else:
             expected = [ExpectedCall(queries, queries, whole)]
@@ -89,6 +89,10 @@ class Wan(MarkedFamily):
             return 20
         return 25 if hasattr(network, "audio_proj") else self.trained_frames
 
+    def asks_by_frame(self, network: Any, extras: Mapping[str, Any]) -> bool:
+        """As ``Family.asks_by_frame``: Animate 2, while a pose film drives it."""
+        return is_animate2(network) and extras.get("pose_video_latent") is not None
+
     def sampler_problem(self, network: Any, sampler: Any) -> str:
         """As ``Family.sampler_problem``: the causal model's own sampler runs blocks that are given no options."""
         name = getattr(getattr(sampler, "sampler_function", None), "__name__", "")
@@ -101,7 +105,7 @@ class Wan(MarkedFamily):
 
     def leading_frames(self, network: Any, extras: Mapping[str, Any]) -> int:
         """As ``Family.leading_frames``: Animate's and VACE's reference pictures are frames of the latents."""
-        if asks_by_frame(network):
+        if is_animate2(network):
             return 1
         if hasattr(network, "face_adapter"):
             return int("concat_latent_image" in extras)
@@ -117,17 +121,17 @@ class Wan(MarkedFamily):
         return next((place for place, is_reference in enumerate(same) if not is_reference), 0)
 
     @staticmethod
-    def _reference_tokens(network: Any, call: ModelCall) -> int:
+    def _reference_tokens(network: Any, call: ModelCall, args: Mapping[str, Any]) -> int:
         """Tokens of reference pictures that stand before the film's, beside those of the latents' own frames."""
+        if hasattr(network, "patch_embedding_pose"):
+            # SCAIL lays them before the film as further frames, and says how many frames that makes.
+            frames, rows, columns = args["transformer_options"]["grid_sizes"]
+            return (frames - call.latents[2]) * rows * columns
         reference = call.extras.get("reference_latent")
-        if reference is None:
+        if reference is None or getattr(network, "ref_conv", None) is None:
             return 0
         rows, columns = network.patch_size[-2:]
-        size = (reference.shape[-2] // rows) * (reference.shape[-1] // columns)
-        if getattr(network, "ref_conv", None) is not None:
-            return size
-        # SCAIL lays them before the film as further frames; elsewhere they follow it.
-        return reference.shape[2] * size if hasattr(network, "patch_embedding_pose") else 0
+        return (reference.shape[-2] // rows) * (reference.shape[-1] // columns)
 
     @staticmethod
     def _picture_tokens(network: Any, call: ModelCall) -> int | None:
@@ -139,6 +143,6 @@ class Wan(MarkedFamily):
         return sum(given) if given or hasattr(network, "img_emb_refimage") else None
 
 
-def asks_by_frame(network: Any) -> bool:
-    """Say whether a Wan model runs its self-attention frame by frame, as Animate 2 does."""
+def is_animate2(network: Any) -> bool:
+    """Say whether a Wan model is Animate 2, whose blocks run a branch for the film and one for a pose."""
     return hasattr(network.blocks[0], "forward_gen")

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 from native_guides import guide_of, masks_of, patched, relative
-from native_models import COGVIDEOX, HUNYUAN, LTX, PREDICT2, WAN, WAN_LATENTS, TinyModel, build, sample
+from native_models import COGVIDEOX, HUNYUAN, LTX, PREDICT2, WAN, WAN_LATENTS, TinyModel, build, sample, tiny
 
+from mask_guided_video.attention_patches.free_long import FreeLong, free_long_patch
 from mask_guided_video.attention_patches.mask_guidance import MaskGuidance, mask_guidance_patch
 from mask_guided_video.backbones.registry import install_patches, require_supported
 
@@ -172,3 +173,17 @@ def test_a_kind_of_attention_that_is_never_found_is_named(
     told = [record.getMessage() for record in caplog.records if "recognised" in record.getMessage()]
     assert len(told) == 1
     assert told[0].startswith("no call of the self-attention of Wan 2.1 / 2.2 was recognised")
+
+
+def test_patches_over_frames_are_named_where_each_frame_asks_by_itself(caplog: pytest.LogCaptureFixture) -> None:
+    """Animate 2 with a pose film; without one the whole clip asks at once."""
+    free_long = free_long_patch(FreeLong(2, end_percent=1.0))
+    for name, told in (("wan_animate2", 1), ("wan_animate2_still", 0)):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            film = sample(tiny(name), install_patches(tiny(name).patcher, [free_long]))
+        sentences = [
+            record.getMessage() for record in caplog.records if "FreeLong has no effect" in record.getMessage()
+        ]
+        assert len(sentences) == told
+        assert torch.equal(film, sample(tiny(name))) == bool(told)
