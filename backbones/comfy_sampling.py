@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
+from ..video_models.noise import is_rescheduled
+from .window_runs import shuffle_once
+
 
 @dataclass(frozen=True)
 class SamplerSettings:
@@ -84,6 +87,9 @@ def sample_film(
     mask = latent.get("noise_mask")
     if mask is not None:
         mask = latent_mask(mask, samples.shape)
+    if is_rescheduled(start):
+        model = model.clone()
+        shuffle_once(model.model_options, start)
     result["samples"] = comfy.sample.sample(
         model,
         start,

@@ -10,7 +10,7 @@ Source: LAMP (arXiv 2310.10769), first-frame conditioning.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,8 +18,10 @@ from torch import Tensor
 
 from ..video_models.first_frame import FirstFrame
 from ..video_models.latent_statistics import SWITCH
-from .host_hooks import film_extras, window_frames
+from ..video_models.window_frames import window_frames
+from .host_hooks import film_extras
 from .registry import diffusion_model, family_of
+from .window_runs import pictures_beside, prepare_windows
 
 LOCK_KEY = "mask_guided_video_first_frame"
 # Where a run says at which of the latents' frames the film begins.
@@ -90,6 +92,7 @@ def install_first_frame_lock(model: Any, first_frame: FirstFrame, raw: Tensor | 
         guider = executor.class_obj
         first_frame.check_film(as_film(noise).shape)
         place = _place(guider)
+        prepare_windows(guider.model_options, noise)
         _lay(guider.model_options, first_frame, place)
         # An empty latent stays as it is: the host takes one of zeros for none at all.
         if latents is not None and bool(latents.any()):
@@ -138,7 +141,10 @@ def _lay(model_options: dict[str, Any], first_frame: FirstFrame, place: int) -> 
         **kwargs: Any,
     ) -> Tensor:
         options = transformer_options or {}
-        given = _clean_input(executor.class_obj.model_sampling, x, t, options, first_frame.latents, place)
+        frames = x.shape[2] if x.ndim == 5 else x.shape[0] // _chunks(options)
+        names = window_frames(options, frames, pictures_beside(frames, c_concat, kwargs))
+        places = [here for here, name in enumerate(names) if name == place]
+        given = _clean_input(executor.class_obj.model_sampling, x, t, options, first_frame.latents, places)
         return executor(given, t, c_concat, c_crossattn, control, options, **kwargs).to(x.dtype)
 
     def prediction(args: Mapping[str, Any]) -> Tensor:
@@ -158,18 +164,16 @@ def _lay(model_options: dict[str, Any], first_frame: FirstFrame, place: int) -> 
 
 
 def _clean_input(
-    sampling: Any, x: Tensor, sigma: Tensor, options: Mapping[str, Any], clean: Tensor, place: int
+    sampling: Any, x: Tensor, sigma: Tensor, options: Mapping[str, Any], clean: Tensor, places: Sequence[int]
 ) -> Tensor:
-    """Latents of a call of the model, with the clean first frame where the call holds it.
+    """Latents of a call of the model, with the clean first frame at the places where the call holds it.
 
     The host will scale them by a factor of the noise level, so the frame is divided by that factor. In double precision
     what comes out rounds to the very bits that are wanted, and the other frames to what they were without it.
     """
-    chunks = len(options.get("cond_or_uncond") or (0,))
-    films = x if x.ndim == 5 else x.unflatten(0, (chunks, -1)).transpose(1, 2)
-    frames = window_frames(options, films.shape[2])
-    if place not in frames:
+    if not places:
         return x
+    films = x if x.ndim == 5 else x.unflatten(0, (_chunks(options), -1)).transpose(1, 2)
     if films.shape[-2:] != clean.shape[-2:]:
         raise ValueError(
             f"a condition is for a part of the picture ({films.shape[-1]} x {films.shape[-2]} of {clean.shape[-1]} x "
@@ -181,8 +185,14 @@ def _clean_input(
     # All rows of a chunk are at one noise level.
     factor = sampling.calculate_input(sigma, unit).flatten()[:: x.shape[0] // films.shape[0]]
     rows = clean.to(films).repeat(films.shape[0] // clean.shape[0], 1, 1, 1, 1)
-    films[:, :, frames.index(place)] = rows[:, :, 0] / factor[:, None, None, None]
+    for place in places:
+        films[:, :, place] = rows[:, :, 0] / factor[:, None, None, None]
     return films if x.ndim == 5 else films.transpose(1, 2).flatten(0, 1)
+
+
+def _chunks(options: Mapping[str, Any]) -> int:
+    """Conditional and unconditional parts of the batch of a call."""
+    return len(options.get("cond_or_uncond") or (0,))
 
 
 def _placed(latents: Tensor, frame: Tensor, place: int) -> Tensor:

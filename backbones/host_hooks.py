@@ -19,9 +19,11 @@ from torch import Tensor
 from ..attention_patches.attention import OVERRIDE_KEY
 from ..attention_patches.site import AttentionKind
 from ..attention_patches.stack import Patch, PatchStack
+from ..video_models.window_frames import CALL_FRAMES_KEY, window_frames
 from .block_sites import BlockMarkers
 from .family import Family, ModelCall, text_tokens
 from .override_chain import STACKS_KEY, OverrideChain, hung_stacks
+from .window_runs import check_window_call, kept_pictures_note, pictures_beside, prepare_windows
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +41,7 @@ class RunFacts:
     """What holds for one run of a sampler.
 
     Attributes:
-        latents: size of the film's latents.
+        film_frames: of the whole clip, without reference pictures before and guide pictures behind it; 0 when unknown.
         prompts: name of the prompt of each condition, by the host's ``uuid`` of it.
         leading_frames: see ``Family.leading_frames``.
         model_calls: how many calls of the model there were.
@@ -48,7 +50,7 @@ class RunFacts:
         notes: what was said of calls that cannot be guided.
     """
 
-    latents: tuple[int, ...]
+    film_frames: int
     prompts: Mapping[Any, str]
     leading_frames: int = 0
     model_calls: int = 0
@@ -153,10 +155,11 @@ def _run(executor: Any, family: Family, network: Any, noise: Tensor, *args: Any,
     guider = executor.class_obj
     extras = film_extras(guider.conds)
     leading_frames = family.leading_frames(network, extras)
-    facts = RunFacts(tuple(noise.shape), prompt_names(guider.conds), leading_frames)
+    film_frames = family.film_frames(network, noise.shape, extras) - leading_frames
+    facts = RunFacts(film_frames, prompt_names(guider.conds), leading_frames)
     options = guider.model_options.setdefault("transformer_options", {})
     options[RUN_KEY] = facts
-    film_frames = family.film_frames(network, noise.shape, extras) - leading_frames
+    prepare_windows(guider.model_options, noise)
     positive = [cond for cond in guider.conds.get("positive") or () if cond.get("uuid") in facts.prompts]
     lengths = {facts.prompts[cond["uuid"]]: cond["cross_attn"].shape[1] for cond in positive}
     sampler = args[1] if len(args) > 1 else kwargs.get("sampler")
@@ -203,17 +206,20 @@ def _call_model(
 ) -> Tensor:
     """Wrap a call of the model: lay the sites of this call into its options."""
     options = dict(transformer_options or {})
-    facts = options.get(RUN_KEY) or RunFacts((), {})
+    facts = options.get(RUN_KEY) or RunFacts(0, {})
     facts.model_calls += 1
     chunks = tuple(options.get("cond_or_uncond") or (0,))
     extras = {**kwargs, "control": control}
     sigma = float(t.flatten()[0])
     per_chunk = (x.shape[0] // len(chunks), *x.shape[1:]) if family.frame_axis == 0 else tuple(x.shape)
     film_frames = family.film_frames(network, per_chunk, extras)
-    leading_frames, frames = split_frames(window_frames(options, film_frames), facts.leading_frames)
-    clip_frames = max(frames, default=0) + 1
-    if facts.latents:
-        clip_frames = family.film_frames(network, facts.latents, extras) - facts.leading_frames
+    check_window_call(executor.class_obj, x, len(chunks), options, extras)
+    pictures = pictures_beside(film_frames, c_concat, extras)
+    note = kept_pictures_note(options) if pictures else None
+    if note:
+        facts.note(note)
+    leading_frames, frames = split_frames(window_frames(options, film_frames, pictures), facts.leading_frames)
+    clip_frames = facts.film_frames or max(frames, default=0) + 1
     call = ModelCall(
         latents=tuple(x.shape),
         text_length=text_tokens(c_crossattn),
@@ -230,34 +236,11 @@ def _call_model(
         note=facts.note,
     )
     options[CLIP_FRAMES_KEY] = clip_frames
+    options[CALL_FRAMES_KEY] = frames
     markers, overrides = made
     overrides.complete(options)
     family.prepare(network, call, options, markers)
     return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
-
-
-def window_frames(options: Mapping[str, Any], frames: int) -> tuple[int, ...]:
-    """Where the frames of a call stand in the whole clip.
-
-    Args:
-        options: ``transformer_options``: ComfyUI's ``context_window``, or AnimateDiff-Evolved's ``ad_params``.
-        frames: of the film in this call.
-
-    Raises:
-        ValueError: the window has fewer frames than the model is given.
-    """
-    window = options.get("context_window")
-    indices = getattr(window, "index_list", None)
-    if indices is None:
-        indices = (options.get("ad_params") or {}).get("sub_idxs")
-    if indices is None:
-        return tuple(range(frames))
-    if len(indices) < frames:
-        raise ValueError(
-            f"the context window names {len(indices)} frames but the model is given {frames}; another node changes the "
-            "number of frames inside of windows, take it out."
-        )
-    return tuple(int(index) for index in indices[:frames])
 
 
 def split_frames(indices: Sequence[int], leading_frames: int) -> tuple[int, tuple[int, ...]]:

@@ -1,13 +1,15 @@
 """ComfyUI's context windows for every family: the host cuts a long clip into overlapping ones at each step.
 
-The host's handler is used as it is, with what it leaves out: conditions that have frames of their own (pictures, control
-films), batches of several clips, models whose frames are the batch, and samplers that call the model between steps.
+The host's handler is used as it is, but for three things: batches of several clips, conditions that only seem to have the
+clip's frames because one of their axes is as long, and the anchor frame that it lays in front of windows, which a window
+that overlaps its neighbours does not need.
 
 Source: Comfy-Org/ComfyUI, comfy/context_windows.py.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -15,12 +17,12 @@ from typing import Any
 
 from torch import Tensor
 
-# Where ComfyUI's sampling looks for what cuts the clip.
-CONTEXT_KEY = "context_handler"
+from .window_runs import CONTEXT_KEY
+
 # Under this key the host limits its estimate of memory to one window.
 ESTIMATE_KEY = "ContextWindows_prepare_sampling"
-# Noise levels that differ by less than this part of them are the same.
-SAME_LEVEL = 1e-4
+# Conditions that have frames, but not those of the clip: subjects beside it, and the clip before it.
+OTHER_FRAMES = ("time_dim_concat", "reference_motion")
 
 
 @dataclass(frozen=True)
@@ -75,12 +77,14 @@ def install_context_windows(model: Any, frame_axis: int, windows: ContextWindows
     from comfy.patcher_extension import WrappersMP
 
     windowed = model.clone()
+    known = inspect.signature(host.IndexListContextHandler).parameters
     windowed.model_options[CONTEXT_KEY] = window_handler()(
         context_schedule=host.get_matching_context_schedule(windows.schedule),
         fuse_method=host.get_matching_fuse_method(windows.fuse_method),
         context_length=windows.length,
         context_overlap=windows.overlap,
         dim=frame_axis,
+        **({"causal_window_fix": False} if "causal_window_fix" in known else {}),
     )
     windowed.remove_wrappers_with_key(WrappersMP.PREPARE_SAMPLING, ESTIMATE_KEY)
     host.create_prepare_sampling_wrapper(windowed)
@@ -91,9 +95,15 @@ def install_context_windows(model: Any, frame_axis: int, windows: ContextWindows
 def window_handler() -> type:
     """The host's handler, specialised; made on first use, since ComfyUI may be absent."""
     import comfy.context_windows as host
+    from comfy.patcher_extension import add_callback_with_key
 
     class VideoWindows(host.IndexListContextHandler):
-        """Cuts conditions too, and takes batches."""
+        """Takes batches, and cuts only what has the frames of the clip."""
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            resize = host.IndexListCallbacks.RESIZE_COND_ITEM
+            add_callback_with_key(resize, CONTEXT_KEY, self._resized, self.callbacks)
 
         def execute(
             self,
@@ -110,27 +120,29 @@ def window_handler() -> type:
             # The host looks for one noise level and cuts along frames what has one entry per clip of the batch.
             return super().execute(of_window, model, conds, x_in, timestep[:1], model_options)
 
-        def set_step(self, timestep: Tensor, model_options: dict[str, Any]) -> None:
-            # Some samplers call the model between two steps too, which the host refuses.
-            sigmas = model_options["transformer_options"]["sample_sigmas"]
-            self._step = max(int((sigmas >= timestep * (1.0 - SAME_LEVEL)).sum()) - 1, 0)
-
         def get_resized_cond(self, cond_in: Any, x_in: Tensor, window: Any, device: Any = None) -> Any:
             resized = super().get_resized_cond(cond_in, x_in, window, device)
-            if resized is None or self.dim == 0:
-                return resized
-            for cond in resized:
-                cond["model_conds"] = {
-                    name: _cut(value, x_in, window, device) for name, value in cond.get("model_conds", {}).items()
-                }
+            if resized is not None and self.dim:
+                for given, cond in zip(cond_in, resized, strict=True):
+                    if "mask" in given:
+                        cond["mask"] = _cut_mask(given["mask"], x_in, window, device)
             return resized
+
+        def _resized(self, name: str, value: Any, window: Any, x: Tensor, device: Any, conditions: Any) -> Any:
+            """A condition cut as its model says, or whole where its axis is as long as the clip by chance, or None."""
+            own = self._model.resize_cond_for_context_window(name, value, window, x, device)
+            if own is not None:
+                return own
+            tensor = getattr(value, "cond", value)
+            # The host itself knows that the sound of a film has its frames elsewhere.
+            if not isinstance(tensor, Tensor) or not self.dim or name == "audio_embed":
+                return None
+            return value if tensor.ndim < x.ndim or name in OTHER_FRAMES else None
 
     return VideoWindows
 
 
-def _cut(value: Any, latents: Tensor, window: Any, device: Any) -> Any:
-    """Cut a condition [..., T, h, w] of the model to the frames of a window; others, and cut ones, stay."""
-    tensor = getattr(value, "cond", None)
-    if not isinstance(tensor, Tensor) or tensor.ndim < latents.ndim or tensor.shape[-3] != latents.shape[2]:
-        return value
-    return value._copy_with(window.get_tensor(tensor, device, dim=tensor.ndim - 3))
+def _cut_mask(mask: Tensor, latents: Tensor, window: Any, device: Any) -> Tensor:
+    """Cut where a prompt holds, [B, 1 or T, h, w], to the frames of a window."""
+    own = mask.shape[1] == latents.shape[window.dim] and mask.ndim == latents.ndim - 1
+    return window.get_tensor(mask, device, dim=1) if own else mask.to(device)

@@ -79,12 +79,12 @@ def native_classes() -> dict[str, type]:
         def __init__(self, model_config: Any, model_type: Any, device: Any = None) -> None:
             super().__init__(model_config, model_type, device=device, unet_model=make_unet)
 
-        def apply_model(self, x: Tensor, t: Tensor, c_concat: Tensor | None = None, *rest: Any, **options: Any) -> Any:
-            # ComfyUI's own context windows cut the latents but leave conditions of five axes whole.
-            window = (options.get("transformer_options") or {}).get("context_window")
-            if c_concat is not None and window is not None and c_concat.shape[2] != x.shape[2]:
-                c_concat = window.get_tensor(c_concat, dim=2)
-            return super().apply_model(x, t, c_concat, *rest, **options)
+        def resize_cond_for_context_window(
+            self, name: str, value: Any, window: Any, x: Tensor, *_: Any, **__: Any
+        ) -> Any:
+            # ComfyUI takes an axis that is as long as the clip for its frames; here only films have any.
+            tensor = getattr(value, "cond", None)
+            return value if isinstance(tensor, Tensor) and tensor.ndim < x.ndim else None
 
         def extra_conds(self, **given: Any) -> dict[str, Any]:
             config = self.diffusion_model.config

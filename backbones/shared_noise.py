@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..video_models.first_frame import FirstFrame
-from ..video_models.noise import plain_noise, share_first_frame
+from ..video_models.noise import is_rescheduled, mark_rescheduled, plain_noise, share_first_frame
 from ..video_models.trajectory_noise import SPATIAL_CUTOFF, TEMPORAL_CUTOFF, trajectory_noise
 from .first_frame_lock import as_film, like_latents, raw_frame
 from .registry import diffusion_model, family_of
@@ -66,12 +66,14 @@ class SharedNoise:
             input_latent: LATENT with [B, C, T, h, w] or, where the batch is the film, [T, C, h, w].
         """
         given = self.noise.generate_noise(input_latent)
-        film = as_film(given)
+        shared = self._shared(as_film(given))
+        return mark_rescheduled(like_latents(shared, given), is_rescheduled(given))
+
+    def _shared(self, film: Tensor) -> Tensor:
         if self.mode == "freetraj":
-            return like_latents(self._along_paths(film), given)
+            return self._along_paths(film)
         source = self._noised_first_frame(film[:, :, :1]) if self.mode == "first_frame" else None
-        shared = share_first_frame(film, self.amount, self.mode == "variance_preserving", source)
-        return like_latents(shared, given)
+        return share_first_frame(film, self.amount, self.mode == "variance_preserving", source)
 
     def _along_paths(self, film: Tensor) -> Tensor:
         generator = torch.Generator("cpu").manual_seed(self.seed)

@@ -79,7 +79,7 @@ class Bench:
         patched = install_patches(self.patcher, patches)
         options = {**patched.model_options["transformer_options"], "wrappers": patched.wrappers}
         options.update(cond_or_uncond=[0], uuids=[], sigmas=self.sigma[:1])
-        options[RUN_KEY] = RunFacts(self.case.latents, {})
+        options[RUN_KEY] = RunFacts(0, {})
         apply_model = self.patcher.model.apply_model
         return lambda: apply_model(self.noise, self.sigma, transformer_options=dict(options), **self.inputs)
 

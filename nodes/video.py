@@ -9,7 +9,7 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..video_models.noise import NOISE_MODES, video_noise
+from ..video_models.noise import NOISE_MODES, is_rescheduled, mark_rescheduled, video_noise
 from .types import CATEGORY, SEED_RANGE, TOYBOX, display_range
 
 MODEL_FOLDERS = ("diffusion_models", "checkpoints")
@@ -33,7 +33,7 @@ class SeededVideoNoise:
         if indices is not None:
             size = (max(indices) + 1, *size[1:])
         noise = video_noise(size, self.seed, self.mode, window=self.window, stride=self.stride, shared=self.shared)
-        return noise if indices is None else noise[list(indices)]
+        return noise if indices is None else mark_rescheduled(noise[list(indices)], is_rescheduled(noise))
 
 
 class LoadVideoModel(io.ComfyNode):
@@ -163,7 +163,9 @@ class VideoNoise(io.ComfyNode):
                     default="plain",
                     tooltip="plain: every frame its own. freenoise: frames after the first window reuse earlier ones, "
                     "shuffled. specmix: freenoise in the middle of the clip, fresh at its ends. shared: every frame "
-                    "holds a part of the first frame's noise.",
+                    "holds a part of the first frame's noise. With freenoise or specmix and core's own sampler on a "
+                    "model that no node of this pack has patched, turn freenoise off in core's Context Windows: they "
+                    "would shuffle once more.",
                 ),
                 io.Int.Input(
                     "window",

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..attention_patches.first_frame_keys import KeyPlaces, folded_site
 from ..attention_patches.site import SITE_KEY, AttentionKind, AttentionSite, BatchRows
 from .lavie_config import LaVieConfig, UpscalerConfig
+from .window_frames import CALL_FRAMES_KEY, window_frames
 
 
 @dataclass(frozen=True)
@@ -44,14 +45,15 @@ class ClipContext:
         Args:
             latents: of the call.
             timesteps: [B], 0 .. train_timesteps - 1.
-            options: ComfyUI's ``transformer_options``; read here: ``cond_or_uncond``, ``sigmas``, ``context_window``
-                and ``clip_frames`` (of the whole clip, when the call sees a window of it).
+            options: ComfyUI's ``transformer_options``; read here: ``cond_or_uncond``, ``sigmas``, ``context_window``,
+                ``call_frames`` and ``clip_frames`` (which frames these are, and of how many, when the call sees a
+                window of the clip).
             train_timesteps: length of the noise schedule.
         """
         options = options or {}
         frames = latents.shape[2]
         window = options.get("context_window")
-        indices = tuple(window.index_list) if window is not None else tuple(range(frames))
+        indices = options.get(CALL_FRAMES_KEY) or window_frames(options, frames)
         sigmas = options.get("sigmas")
         return cls(
             batch=latents.shape[0],

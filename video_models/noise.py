@@ -14,6 +14,19 @@ from torch import Tensor
 
 NoiseMode = Literal["plain", "freenoise", "specmix", "shared"]
 NOISE_MODES: tuple[str, ...] = get_args(NoiseMode)
+# A tensor of noise whose frames repeat on purpose has this attribute.
+RESCHEDULED = "mask_guided_video_rescheduled"
+
+
+def mark_rescheduled(noise: Tensor, rescheduled: bool = True) -> Tensor:
+    """Say of noise, on the tensor itself, whether its frames are rescheduled, so that nobody shuffles them once more."""
+    setattr(noise, RESCHEDULED, rescheduled)
+    return noise
+
+
+def is_rescheduled(noise: Tensor) -> bool:
+    """Whether ``mark_rescheduled`` was said of this very tensor."""
+    return getattr(noise, RESCHEDULED, False)
 
 
 def plain_noise(size: tuple[int, ...], generator: torch.Generator) -> Tensor:
@@ -137,7 +150,7 @@ def video_noise(
         keep_variance: for ``shared``, see :func:`share_first_frame`.
 
     Returns:
-        float32 CPU tensor of that size.
+        float32 CPU tensor of that size, marked as rescheduled where its frames are.
 
     Raises:
         ValueError: unknown mode, size that is not five-dimensional, or values out of range.
@@ -150,9 +163,10 @@ def video_noise(
         return noise
     if mode == "shared":
         return share_first_frame(noise, shared, keep_variance)
-    if mode == "freenoise":
-        return reschedule_frames(noise, generator, window, stride)
-    if mode == "specmix":
-        residual = plain_noise(tuple(size), generator)
-        return spectral_mix(reschedule_frames(noise, generator, window, stride), residual)
-    raise ValueError(f"noise mode is {mode!r}; choose one of {', '.join(NOISE_MODES)}.")
+    if mode not in ("freenoise", "specmix"):
+        raise ValueError(f"noise mode is {mode!r}; choose one of {', '.join(NOISE_MODES)}.")
+    residual = plain_noise(tuple(size), generator) if mode == "specmix" else None
+    result = reschedule_frames(noise, generator, window, stride)
+    if residual is not None:
+        result = spectral_mix(result, residual)
+    return mark_rescheduled(result, size[2] > window)

@@ -18,11 +18,11 @@ from mask_guided_video.backbones.host_hooks import (
     prompt_names,
     schedule_progress,
     split_frames,
-    window_frames,
 )
 from mask_guided_video.backbones.ltx import LTXVideo
 from mask_guided_video.backbones.registry import FAMILIES, family_of
 from mask_guided_video.backbones.unet import unet_grid, unet_transformers
+from mask_guided_video.video_models.window_frames import KEPT_FRAMES_KEY, KeptFrames, window_frames
 
 SITE = AttentionSite(
     kind="self",
@@ -268,6 +268,39 @@ def test_frames_of_windows() -> None:
     assert window_frames(both, 1) == (1,)
     # Guide frames at the end are no part of the film.
     assert window_frames({"context_window": SimpleNamespace(index_list=[2, 3, 9])}, 2) == (2, 3)
+    guided = SimpleNamespace(index_list=[2, 3], guide_frames_indices=[0, 1], causal_anchor_index=1)
+    assert window_frames({"context_window": guided}, 3) == window_frames({"context_window": guided}, 5) == (1, 2, 3)
+    with pytest.raises(ValueError, match="names 3 frames but the model is given 6"):
+        window_frames({"context_window": guided}, 6)
+
+
+def test_an_anchor_stands_before_the_frames_of_a_window() -> None:
+    window = SimpleNamespace(index_list=[4, 5], causal_anchor_index=3)
+    assert window_frames({"context_window": window}, 3) == (3, 4, 5)
+    # The host says so of windows that begin with the clip.
+    window.causal_anchor_index = -1
+    assert window_frames({"context_window": window}, 2) == (4, 5)
+
+
+@pytest.mark.parametrize(
+    ("kept", "plain", "with_pictures"),
+    [
+        (KeptFrames(latents=(0,)), (0, 4, 5, 6), (0, 4, 5, 6)),
+        (KeptFrames(conditions=(0,)), (3, 4, 5, 6), (0, 4, 5, 6)),
+        (KeptFrames(latents=(0, 2), conditions=(1,)), (0, 4, 2, 6), (0, 1, 2, 6)),
+        (KeptFrames(latents=(-1,)), (3, 4, 5, 8), (3, 4, 5, 8)),
+        # The host itself fails for a frame that no window has room for.
+        (KeptFrames(latents=(7,)), (3, 4, 5, 6), (3, 4, 5, 6)),
+    ],
+)
+def test_kept_frames_stand_at_their_place_of_every_window(
+    kept: KeptFrames, plain: tuple[int, ...], with_pictures: tuple[int, ...]
+) -> None:
+    window = SimpleNamespace(index_list=[4, 5, 6], causal_anchor_index=3, total_frames=9)
+    options = {"context_window": window, KEPT_FRAMES_KEY: kept}
+    assert window_frames(options, 4) == plain
+    assert window_frames(options, 4, has_pictures=True) == with_pictures
+    assert window_frames({KEPT_FRAMES_KEY: kept}, 4) == (0, 1, 2, 3)
 
 
 def test_windows_with_fewer_frames_than_the_model_are_refused() -> None:
