@@ -1,0 +1,45 @@
+"""Tiny models with long films: what of their conditions has one entry for each frame, and its part of a window."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from native_models import TinyModel, tiny
+from torch import Tensor
+
+# How many of a model's latents are reference pictures in front of the film.
+LEADING = {"wan_animate": 1, "wan_vace_reference": 1}
+# Conditions with frames: their size, and the axis of the frames; -1 is where it goes.
+CONDITIONS: dict[str, dict[str, tuple[int, ...]]] = {
+    "wan_image": {"concat_latent_image": (1, 16, -1, 8, 12), "concat_mask": (1, 4, -1, 8, 12)},
+    "wan_camera": {"concat_latent_image": (1, 16, -1, 8, 12), "camera_conditions": (1, 24, -1, 64, 96)},
+    "wan_vace": {"vace_frames": (1, 32, -1, 8, 12)},
+    "wan_vace_reference": {"vace_frames": (1, 32, -1, 8, 12)},
+    "wan_animate": {"concat_latent_image": (1, 16, -1, 8, 12), "concat_mask": (1, 4, -1, 8, 12)},
+    "wan_humo": {"audio_embed": (1, -1, 8, 5, 1280)},
+}
+
+
+def with_film(name: str, frames: int, window: Sequence[int] | None = None) -> TinyModel:
+    """The tiny model with conditions for a film of so many latent frames, or for some frames of it alone."""
+    extras: dict[str, Any] = dict(tiny(name).extras)
+    picked = torch.tensor(list(range(frames) if window is None else window))
+    for number, (key, size) in enumerate(CONDITIONS.get(name, {}).items()):
+        extras[key] = _frames(name, key, [frames if length == -1 else length for length in size], number)
+        extras[key] = extras[key].index_select(size.index(-1), picked)
+        if key == "vace_frames":
+            extras[key] = [extras[key]]
+    return replace(tiny(name), extras=extras)
+
+
+def _frames(name: str, key: str, size: list[int], number: int) -> Tensor:
+    """Random, but for VACE's reference picture: the second half of its control is nothing."""
+    found = torch.randn(size, generator=torch.Generator().manual_seed(11 + number))
+    if name == "wan_vace_reference":
+        latent_format = importlib.import_module("comfy.latent_formats").Wan21()
+        found[:, 16:, :1] = latent_format.process_out(torch.zeros(1, 16, 1, 8, 12))
+    return found
