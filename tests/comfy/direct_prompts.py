@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from dense_reference import CALLS, DenseReference
+from dense_reference import CALLS, Calls, DenseReference
 from native_models import TinyModel
 from torch import Tensor
 
@@ -22,11 +22,14 @@ class DirectPrompts(DenseReference):
         model: the tiny model.
         weights: [frames, prompts] of the frames that the model is called with.
         embeddings: of each prompt, [1, L, C].
+        calls: of the model; those of ``CALLS`` by default.
     """
 
-    def __init__(self, model: TinyModel, weights: Tensor, embeddings: Sequence[Tensor]) -> None:
+    def __init__(
+        self, model: TinyModel, weights: Tensor, embeddings: Sequence[Tensor], calls: Calls | None = None
+    ) -> None:
         super().__init__(model, [])
-        self.calls = CALLS[model.name]
+        self.calls = calls or CALLS[model.name]
         self.weights = weights
         self.lengths = [embedding.shape[1] for embedding in embeddings]
         self.joined = torch.cat(list(embeddings), dim=1)

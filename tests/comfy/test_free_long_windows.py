@@ -13,6 +13,7 @@ from native_guides import first_predictions, relative
 from native_models import TinyModel, sample, tiny
 from test_native_windows import predictions_by_window
 from torch import Tensor
+from window_films import with_film
 
 from mask_guided_video.attention_patches.free_long import FreeLong
 from mask_guided_video.backbones.host_windows import ContextWindows, install_context_windows
@@ -86,6 +87,7 @@ def test_whole_film_is_what_the_hosts_handler_makes_of_them() -> None:
         context_length=LENGTH,
         context_overlap=OVERLAP,
         dim=2,
+        causal_window_fix=False,
     )
     assert relative(film, sample(model, expected, noise=noise)) < EXACT
 
@@ -154,32 +156,15 @@ def test_samplers_that_call_the_model_between_steps(sampler: str) -> None:
     assert bool(film.isfinite().all()) and relative(film, sample(model, noise=noise, steps=4, sampler=sampler)) > CLEAR
 
 
-def random_frames(channels: int, *size: int) -> Tensor:
-    return torch.randn(1, channels, FRAMES, *size, generator=torch.Generator().manual_seed(11))
-
-
-@pytest.mark.parametrize(
-    ("name", "extras"),
-    [
-        ("wan_image", {"concat_latent_image": (16, 8, 12), "concat_mask": (4, 8, 12)}),
-        ("wan_camera", {"concat_latent_image": (16, 8, 12), "camera_conditions": (24, 64, 96)}),
-        ("wan_vace", {"vace_frames": (32, 8, 12)}),
-        ("cosmos_predict2", {}),
-    ],
-)
-def test_conditions_with_frames_are_cut_too(name: str, extras: dict[str, tuple[int, ...]]) -> None:
-    def with_frames(window: list[int]) -> TinyModel:
-        found: dict[str, Any] = {key: random_frames(*size)[:, :, window] for key, size in extras.items()}
-        if "vace_frames" in found:
-            found["vace_frames"] = [found["vace_frames"]]
-        return replace(tiny(name), extras={**tiny(name).extras, **found})
-
-    model = with_frames(list(range(FRAMES)))
+@pytest.mark.parametrize("name", ["wan_image", "wan_camera", "wan_vace", "wan_humo", "cosmos_predict2"])
+def test_conditions_with_frames_are_cut_too(name: str) -> None:
+    model = with_film(name, FRAMES)
     noise = noise_of(model)
     found = predictions_by_window(model, install_context_windows(model.patcher, 2, WINDOWS), noise)
     assert len(found) == 3
     for window, predictions in found.items():
-        alone = with_frames(list(window))
+        assert len(window) == LENGTH
+        alone = with_film(name, FRAMES, window)
         expected = first_predictions(alone, alone.patcher, noise=noise[:, :, list(window)])
         assert relative(predictions["positive"], expected["positive"]) < EXACT
 

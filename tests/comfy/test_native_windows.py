@@ -16,7 +16,7 @@ from dense_reference import CALLS, DenseGuide, DenseReference, latent_frames
 from native_guides import first_predictions, guide_of, masks_of, patched, relative, spans_of
 from native_models import BUILDERS, TinyModel, sample, tiny
 from torch import Tensor
-from window_films import LEADING, with_film
+from window_films import LEADING, film_part, with_film
 
 pytestmark = [pytest.mark.comfy, pytest.mark.usefixtures("as_in_a_node")]
 
@@ -77,11 +77,7 @@ def by_hand(name: str, window: tuple[int, ...], noise: Tensor, **changes: Any) -
     """The frames of a window as a film of their own, with explicit biases of their masks."""
     leading, frames = LEADING.get(name, 0), noise.shape[tiny(name).window_axis]
     model = with_film(name, frames, window)
-    here = [frame - leading for frame in window if frame >= leading]
-    calls = replace(CALLS[name], frames=len(here))
-    if leading and len(here) == len(window):
-        # None of the reference's tokens.
-        calls = replace(calls, before=0)
+    here, calls = film_part(name, window)
     masks = latent_frames(masks_of(model, frames - leading), frames - leading, calls.factor)[:, here]
     guide = guide_of(name, "separate", masks=masks, **changes)
     reference = DenseReference(model, [DenseGuide(guide, calls, model.latents[-2:], spans_of(name))])
@@ -195,7 +191,7 @@ def test_guide_pictures_of_ltx_in_windows_are_refused(own: bool) -> None:
         patcher = windowed(patcher, "ltx_guided", "standard_static")
     with pytest.raises(ValueError, match="does not cut this model's guide pictures to its context windows; take the"):
         sample(model, patcher, noise=noise)
-    # Without windows, and in a window that holds all of it, nothing is in the way.
+    # Without windows nothing is in the way.
     assert bool(sample(model, guided("ltx_guided", 9), noise=noise, steps=1).isfinite().all())
 
 

@@ -12,6 +12,7 @@ from native_guides import first_predictions, relative
 from native_models import BUILDERS, TinyModel, sample, tiny
 from test_native_windows import NOT_CUT_BY_THE_HOST, film_frames, predictions_by_window, windowed
 from torch import Tensor
+from window_films import CONDITIONS, LEADING, film_part, with_film
 
 from mask_guided_video.attention_patches.free_long import FreeLong, free_long_patch
 from mask_guided_video.attention_patches.prompt_schedule import PromptSchedule, prompt_schedule_patch
@@ -109,17 +110,22 @@ def test_the_same_prompt_throughout_is_the_plain_film(name: str) -> None:
     + [(name, "looped_uniform", True) for name in ("wan", "ltx", "sd15")],
 )
 def test_context_windows_have_the_prompts_of_their_frames(name: str, schedule: str, loops: bool) -> None:
-    model, frames = tiny(name), film_frames(name)
-    starts, parts, noise = starts_of(name, frames), prompts_of(model), model.noise(frames=frames)
+    frames, leading = film_frames(name), LEADING.get(name, 0)
+    model = with_film(name, frames + leading)
+    starts, parts, noise = starts_of(name, frames), prompts_of(model), model.noise(frames=frames + leading)
     patched, joined, _ = scheduled(model, parts, starts, 3)
     patched = windowed(patched, name, schedule, loops)
     found = predictions_by_window(model, patched, noise, positive=joined)
     weights = weights_by_hand(starts, 3, frames, CALLS[name].factor)
     assert len(found) >= 3
     for window, predictions in found.items():
-        direct = DirectPrompts(model, weights[list(window)], [part[0][0] for part in parts])
+        here, calls = film_part(name, window)
+        alone = with_film(name, frames + leading, window)
+        # The joined prompt comes with the conditions of the whole film.
+        positive = [[joined[0][0], {**joined[0][1], **{key: alone.extras[key] for key in CONDITIONS.get(name, ())}}]]
+        direct = DirectPrompts(alone, weights[here], [part[0][0] for part in parts], calls)
         part = noise.index_select(model.window_axis, torch.tensor(window))
-        expected = first_predictions(model, direct.hang(model.patcher), noise=part, positive=joined)
+        expected = first_predictions(alone, direct.hang(alone.patcher), noise=part, positive=positive)
         assert relative(predictions["positive"], expected["positive"]) < EXACT
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from dense_reference import CALLS, Calls
 from native_models import TinyModel, tiny
 from torch import Tensor
 
@@ -34,6 +35,17 @@ def with_film(name: str, frames: int, window: Sequence[int] | None = None) -> Ti
         if key == "vace_frames":
             extras[key] = [extras[key]]
     return replace(tiny(name), extras=extras)
+
+
+def film_part(name: str, window: Sequence[int]) -> tuple[list[int], Calls]:
+    """Which frames of the film stand in a window of latent frames, and the attention calls of a film of just these."""
+    leading = LEADING.get(name, 0)
+    here = [frame - leading for frame in window if frame >= leading]
+    calls = replace(CALLS[name], frames=len(here))
+    if leading and len(here) == len(window):
+        # The reference picture is not in this window, and none of its tokens.
+        calls = replace(calls, before=0)
+    return here, calls
 
 
 def _frames(name: str, key: str, size: list[int], number: int) -> Tensor:
