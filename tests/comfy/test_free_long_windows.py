@@ -169,6 +169,37 @@ def test_conditions_with_frames_are_cut_too(name: str) -> None:
         assert relative(predictions["positive"], expected["positive"]) < EXACT
 
 
+@pytest.mark.parametrize("name", ["wan", "wan_reference"])
+def test_what_only_seems_to_have_the_films_frames_stays_whole(name: str) -> None:
+    """32 channels of a text, and the 8 rows of a reference picture: ComfyUI itself takes them for 32 and 8 frames."""
+    model, frames = tiny(name), {"wan": 32, "wan_reference": 8}[name]
+    noise = model.noise(frames=frames)
+    found = predictions_by_window(model, install_context_windows(model.patcher, 2, ContextWindows(6, 1)), noise)
+    for window, predictions in found.items():
+        expected = first_predictions(model, model.patcher, noise=noise[:, :, list(window)])
+        assert relative(predictions["positive"], expected["positive"]) < EXACT
+
+
+@pytest.mark.parametrize("frames_of_mask", [1, FRAMES])
+@pytest.mark.parametrize("frames", [FRAMES, 8])
+def test_a_prompt_for_a_part_of_the_picture(frames_of_mask: int, frames: int) -> None:
+    """The mask is cut with the film where it has its frames, and stays whole where only its height is the same."""
+    model = tiny("wan")
+    mask = torch.zeros(1, min(frames_of_mask, frames), 8, 12)
+    mask[..., :5] = 1.0
+    (embedding, extras), (other, _) = model.conditioning(1)[0], model.conditioning(3)[0]
+    positive = [[embedding, {**extras, "mask": mask}], [other, {**extras, "mask": 1.0 - mask}]]
+    noise = model.noise(frames=frames)
+    windowed = install_context_windows(model.patcher, 2, ContextWindows(6, 1))
+    film = sample(model, windowed, noise=noise, positive=positive)
+    # Left and right of the border the film is that of one prompt each.
+    for place, alone in ((0, embedding), (-1, other)):
+        expected = sample(model, windowed, noise=noise, positive=[[alone, extras]], steps=1)
+        found = sample(model, windowed, noise=noise, positive=positive, steps=1)
+        assert relative(found[..., place], expected[..., place]) < EXACT
+    assert bool(film.isfinite().all())
+
+
 # --- the nodes --------------------------------------------------------------------------------------------------------
 
 

@@ -114,18 +114,10 @@ def test_without_guidance_and_two_films_at_once(stage):
     assert results.shape[0] == 2 and not torch.equal(results[0], results[1])
 
 
-@both_stages
-def test_cores_own_windows_cut_the_film_too(stage):
-    """The host's handler leaves conditions of five axes whole; the model cuts them itself."""
+def core_windows(model, length, **settings):
     import comfy.context_windows as windows
 
-    from mask_guided_video.backbones.host_windows import ContextWindows, install_context_windows
-
-    make = upscale if stage.model.model.diffusion_model.config.stage == "upscaling" else interpolate
-    inputs = make(stage, film(4), window=0)
-    length = inputs[3]["samples"].shape[2] // 2 + 1
-    own = install_context_windows(inputs[0], 2, ContextWindows(length, 1))
-    core = inputs[0].clone()
+    core = model.clone()
     core.model_options["context_handler"] = windows.IndexListContextHandler(
         context_schedule=windows.get_matching_context_schedule("standard_static"),
         fuse_method=windows.get_matching_fuse_method("pyramid"),
@@ -134,8 +126,31 @@ def test_cores_own_windows_cut_the_film_too(stage):
         context_stride=1,
         closed_loop=False,
         dim=2,
+        **settings,
     )
-    assert torch.equal(sample((core, *inputs[1:])), sample((own, *inputs[1:])))
+    return core
+
+
+@both_stages
+def test_cores_own_windows_cut_the_film_too(stage):
+    """Without an anchor they are ours; with one, as they are set by default, each window sees the frame before it."""
+    from mask_guided_video.backbones.host_windows import ContextWindows, install_context_windows
+
+    make = upscale if stage.model.model.diffusion_model.config.stage == "upscaling" else interpolate
+    inputs = make(stage, film(4), window=0)
+    length = inputs[3]["samples"].shape[2] // 2 + 1
+    own = sample((install_context_windows(inputs[0], 2, ContextWindows(length, 1)), *inputs[1:]))
+    assert torch.equal(sample((core_windows(inputs[0], length, causal_window_fix=False), *inputs[1:])), own)
+    anchored = sample((core_windows(inputs[0], length), *inputs[1:]))
+    assert torch.isfinite(anchored).all() and not torch.equal(anchored, own)
+
+
+def test_a_text_with_as_many_channels_as_the_film_has_frames_stays_whole(upscaling):
+    """ComfyUI takes an axis that is as long as the clip for its frames."""
+    inputs = upscale(upscaling, film(32, 4, 6), window=0)
+    assert inputs[3]["samples"].shape[2] == inputs[1][0][0].shape[-1] == 32
+    assert torch.isfinite(sample((core_windows(inputs[0], 30), *inputs[1:]), steps=1)).all()
+    assert torch.isfinite(sample(upscale(upscaling, film(32, 4, 6), window=30), steps=1)).all()
 
 
 @both_stages
