@@ -191,13 +191,11 @@ def test_a_prompt_for_a_part_of_the_picture(frames_of_mask: int, frames: int) ->
     positive = [[embedding, {**extras, "mask": mask}], [other, {**extras, "mask": 1.0 - mask}]]
     noise = model.noise(frames=frames)
     windowed = install_context_windows(model.patcher, 2, ContextWindows(6, 1))
-    film = sample(model, windowed, noise=noise, positive=positive)
     # Left and right of the border the film is that of one prompt each.
     for place, alone in ((0, embedding), (-1, other)):
         expected = sample(model, windowed, noise=noise, positive=[[alone, extras]], steps=1)
         found = sample(model, windowed, noise=noise, positive=positive, steps=1)
         assert relative(found[..., place], expected[..., place]) < EXACT
-    assert bool(film.isfinite().all())
 
 
 # --- the nodes --------------------------------------------------------------------------------------------------------
