@@ -73,12 +73,15 @@ class Wan(MarkedFamily):
 
     @staticmethod
     def _frame_by_frame(call: ModelCall, grid: TokenGrid, whole: Any, length: int) -> list[ExpectedCall]:
-        """Animate 2's calls: the reference picture's among all frames, then each frame's among all frames and a pose."""
+        """Animate 2's calls: each frame's among all frames and its own of the pose.
+
+        The first frame of a call has no pose; it is the reference picture, but in a later context window one of the film's.
+        """
         size = grid.rows * grid.columns
         expected = [ExpectedCall(size, length, None)] * call.leading_frames
         for frame in call.frames:
             site = replace(whole, video=slice(0, size), key_video=whole.video, query_frames=(frame,))
-            expected.append(ExpectedCall(size, length + size, site))
+            expected.append(ExpectedCall(size, length + (size if expected else 0), site))
         return expected
 
     def native_frames(self, network: Any) -> int:

@@ -16,17 +16,19 @@ from dense_reference import CALLS, DenseGuide, DenseReference, latent_frames
 from native_guides import first_predictions, guide_of, masks_of, patched, relative, spans_of
 from native_models import BUILDERS, TinyModel, sample, tiny
 from torch import Tensor
-from window_films import LEADING, film_part, with_film
+from window_films import film_part, with_film
 
 pytestmark = [pytest.mark.comfy, pytest.mark.usefixtures("as_in_a_node")]
 
 EXACT = 1e-4
 CLEAR = 1e-3
 # ComfyUI does not make the places of these guide pictures anew for a window.
-NOT_CUT_BY_THE_HOST = {"ltx_guided"}
+NOT_CUT_BY_THE_HOST = {"ltx_guided", "ltx_weak_guide", "ltx_masked_guide"}
 # ComfyUI gives these models an anchor frame more than it tells them of.
 NO_ANCHOR = {"svd"}
-FAMILIES = sorted(set(BUILDERS) - NOT_CUT_BY_THE_HOST)
+# One call for each frame, as many as the window has: not in the table of calls.
+ASKS_BY_FRAME = {"wan_animate2"}
+FAMILIES = sorted(set(BUILDERS) - NOT_CUT_BY_THE_HOST - ASKS_BY_FRAME)
 
 
 def film_frames(name: str) -> int:
@@ -75,7 +77,7 @@ def predictions_by_window(
 
 def by_hand(name: str, window: tuple[int, ...], noise: Tensor, **changes: Any) -> dict[str, Tensor]:
     """The frames of a window as a film of their own, with explicit biases of their masks."""
-    leading, frames = LEADING.get(name, 0), noise.shape[tiny(name).window_axis]
+    leading, frames = CALLS[name].leading, noise.shape[tiny(name).window_axis]
     model = with_film(name, frames, window)
     here, calls = film_part(name, window)
     masks = latent_frames(masks_of(model, frames - leading), frames - leading, calls.factor)[:, here]
@@ -93,7 +95,7 @@ def compare(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize(("schedule", "loops"), [("standard_static", False), ("looped_uniform", True)])
 def test_core_windows_are_guided_by_their_part_of_the_masks(name: str, schedule: str, loops: bool) -> None:
-    leading = LEADING.get(name, 0)
+    leading = CALLS[name].leading
     frames = film_frames(name) + leading
     model = with_film(name, frames)
     noise = model.noise(frames=frames)
@@ -116,7 +118,7 @@ def test_core_windows_are_guided_by_their_part_of_the_masks(name: str, schedule:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_windows_with_rows_left_alone(name: str) -> None:
-    leading = LEADING.get(name, 0)
+    leading = CALLS[name].leading
     frames = film_frames(name) + leading
     model = with_film(name, frames)
     if model.cfg == 1.0:
@@ -160,6 +162,21 @@ def test_animatediff_windows(name: str) -> None:
     sample(model, guided, steps=1, noise=noise)
     for window, predictions in found.items():
         compare(predictions, by_hand(name, window, noise))
+
+
+def test_a_model_that_asks_frame_by_frame(caplog: pytest.LogCaptureFixture) -> None:
+    """The first frame of a window has no pose, and is guided where it is one of the film's."""
+    name, frames = "wan_animate2", film_frames("wan_animate2") + 1
+    model = with_film(name, frames)
+    noise = model.noise(frames=frames)
+    guide = guide_of(name, "separate", masks=masks_of(model, frames - 1))
+    found = predictions_by_window(
+        model, windowed(patched(model, guide, spans_of(name)), name, "standard_static"), noise
+    )
+    plain = predictions_by_window(model, windowed(model.patcher, name, "standard_static"), noise)
+    assert len(found) >= 3 and "was recognised" not in caplog.text
+    for window, predictions in found.items():
+        assert relative(predictions["positive"], plain[window]["positive"]) > CLEAR
 
 
 # --- what the host's own windows cannot do ----------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from native_guides import first_predictions, relative
 from native_models import BUILDERS, TinyModel, sample, tiny
 from test_native_windows import NOT_CUT_BY_THE_HOST, film_frames, predictions_by_window, windowed
 from torch import Tensor
-from window_films import CONDITIONS, LEADING, film_part, with_film
+from window_films import CONDITIONS, film_part, with_film
 
 from mask_guided_video.attention_patches.free_long import FreeLong, free_long_patch
 from mask_guided_video.attention_patches.prompt_schedule import PromptSchedule, prompt_schedule_patch
@@ -110,7 +110,7 @@ def test_the_same_prompt_throughout_is_the_plain_film(name: str) -> None:
     + [(name, "looped_uniform", True) for name in ("wan", "ltx", "sd15")],
 )
 def test_context_windows_have_the_prompts_of_their_frames(name: str, schedule: str, loops: bool) -> None:
-    frames, leading = film_frames(name), LEADING.get(name, 0)
+    frames, leading = film_frames(name), CALLS[name].leading
     model = with_film(name, frames + leading)
     starts, parts, noise = starts_of(name, frames), prompts_of(model), model.noise(frames=frames + leading)
     patched, joined, _ = scheduled(model, parts, starts, 3)

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from dense_reference import CALLS
 from native_models import BUILDERS, TinyModel, sample, tiny
 from test_native_windows import NOT_CUT_BY_THE_HOST, film_frames, windowed
 from torch import Tensor
-from window_films import LEADING, with_film
+from window_films import with_film
 
 from mask_guided_video.attention_patches.site import AttentionSite
 from mask_guided_video.attention_patches.stack import Attend
@@ -50,7 +51,7 @@ class FirstCalls:
 def _by_frame(v: Tensor, site: AttentionSite) -> Tensor:
     """[frames, everything else] of the film's tokens."""
     frames, height, width = site.grid
-    v = v[:, :, site.video]
+    v = v[:, :, site.key_video or site.video]
     if site.rows.folded == "frames":
         return v.unflatten(0, (-1, frames)).transpose(0, 1).flatten(1)
     return v.unflatten(2, (frames, height * width)).movedim(2, 0).flatten(1)
@@ -89,7 +90,7 @@ def said_and_seen(
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_frames_stand_where_the_sites_of_core_windows_say(name: str) -> None:
-    leading = LEADING.get(name, 0)
+    leading = CALLS[name].leading
     frames = film_frames(name) + leading
     model = with_film(name, frames)
     noise = model.noise(frames=frames)
@@ -114,7 +115,7 @@ def test_every_schedule(name: str, schedule: str, loops: bool) -> None:
 
 @pytest.mark.parametrize("name", ["wan", "wan_image", "wan_animate", "ltx", "sd15"])
 def test_our_windows_have_no_anchor(name: str) -> None:
-    leading = LEADING.get(name, 0)
+    leading = CALLS[name].leading
     frames = film_frames(name) + leading
     model = with_film(name, frames)
     patcher = install_context_windows(model.patcher, model.window_axis, ContextWindows(4, 1))
@@ -134,7 +135,7 @@ def test_latents_that_are_kept_in_every_window(name: str, anchor: bool, kept: st
 
     if "latent_retain_index_list" not in inspect.signature(host.IndexListContextHandler).parameters:
         pytest.skip("this ComfyUI keeps no latents")
-    leading = LEADING.get(name, 0)
+    leading = CALLS[name].leading
     frames = film_frames(name) + leading
     model = with_film(name, frames)
     lists = {"latent_retain_index_list": kept, "cond_retain_index_list": kept}
