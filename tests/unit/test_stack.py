@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
+import weakref
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mask_guided_video.attention_patches.attention import attention, torch_attention
+from mask_guided_video.attention_patches.kernels import region_attention
 from mask_guided_video.attention_patches.site import SITE_KEY, AttentionSite, BatchRows
 from mask_guided_video.attention_patches.stack import Attend, PatchStack
 
@@ -28,6 +32,7 @@ SITE = AttentionSite(
     progress=0.1,
     sigma=10.0,
 )
+SITE_OF_ONE_ROW = replace(SITE, rows=BatchRows(samples=1))
 
 
 def joined(seed: int = 0) -> Tensor:
@@ -264,3 +269,147 @@ def test_innermost_patches_run_once_before_another_packs_override() -> None:
     attention(q, q, q, 3, transformer_options=options(stack))
     assert log == ["outer", "explicit", "another", "inner"]
     assert not explicit.seen[0][0].last
+
+
+# --- scale, grouped heads, containers ---------------------------------------------------------------------------------
+
+
+def favour_second_key(attend: Attend, q: Tensor, k: Tensor, v: Tensor, site: AttentionSite) -> Tensor:
+    """Adds log(3) to the second key's logits by channels, as region guidance does."""
+    of_queries = torch.ones(1, q.shape[2], 1)
+    of_keys = torch.tensor([[[0.0], [math.log(3.0)]]])
+    return region_attention(
+        q, k, v, of_queries, of_keys, bias=attend.bias, attend=lambda q, k, v, bias: attend.with_bias(bias)(q, k, v, site)
+    )
+
+
+def two_keys() -> tuple[Tensor, Tensor, Tensor]:
+    """One query and two keys of one head of four channels; with scale 1/4 the second key is exp(log 2) times the first."""
+    q = torch.tensor([[[[4.0, 0.0, 0.0, 0.0]]]])
+    k = torch.tensor([[[[0.0, 0.0, 0.0, 0.0], [math.log(2.0), 0.0, 0.0, 0.0]]]])
+    v = torch.tensor([[[[0.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]]]])
+    return q, k, v
+
+
+@pytest.mark.parametrize(("scale", "share"), [(None, 12 / 13), (0.5, 12 / 13), (0.25, 6 / 7), (0.0, 3 / 4)])
+def test_a_scale_of_the_call_is_for_its_own_products_only(scale: float | None, share: float) -> None:
+    """exp(scale * 4 * log 2) * 3 against 1, whatever the scale: 4 * 3, 4 * 3, 2 * 3 and 1 * 3."""
+    given = {} if scale is None else {"scale": scale}
+    stack = PatchStack([favour_second_key])
+    out = attention(*two_keys(), 1, skip_reshape=True, transformer_options=options(stack), **given)
+    torch.testing.assert_close(out, torch.full((1, 1, 4), share))
+    plain = attention(*two_keys(), 1, skip_reshape=True, transformer_options=options(stack, None), **given)
+    torch.testing.assert_close(plain, torch.full((1, 1, 4), (share / (1 - share) / 3) / (share / (1 - share) / 3 + 1)))
+
+
+def test_a_scale_is_handed_on_where_no_patch_acts() -> None:
+    seen: list[Any] = []
+
+    def function(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None, **kwargs: Any) -> Tensor:
+        seen.append((q, kwargs.get("scale")))
+        return torch_attention(q, k, v, heads, mask, **kwargs)
+
+    q, k, v = two_keys()
+    for site in (None, SITE):
+        given = {"scale": 0.25, "skip_reshape": True, "transformer_options": {SITE_KEY: site}}
+        PatchStack([Recorder()]).override(function, q, k, v, 1, **given)
+    assert seen[0][0] is q and seen[0][1] == 0.25
+    # Where one acts, its patch sees queries for which d ** -0.5 = 1/2 does the same.
+    assert seen[1][1] is None and seen[1][0].tolist() == [[[[2.0, 0.0, 0.0, 0.0]]]]
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_grouped_heads_reach_patches_once_for_each_head_of_q(split: bool) -> None:
+    """Two heads of q share the one head of k and v."""
+    q, k, v = two_keys()
+    q = torch.cat((q, 0.0 * q), dim=1)
+    tensors = (q, k, v) if split else tuple(tensor.transpose(1, 2).flatten(2) for tensor in (q, k, v))
+    patch = Recorder()
+    stack = PatchStack([patch, favour_second_key])
+    given = {"enable_gqa": True, "skip_reshape": split, "transformer_options": options(stack)}
+    out = attention(*tensors, 2, **given)
+    assert [tensor.shape for tensor in patch.seen[0][1:4]] == [(1, 2, 1, 4), (1, 2, 2, 4), (1, 2, 2, 4)]
+    torch.testing.assert_close(out, torch.tensor([[[12 / 13] * 4 + [3 / 4] * 4]]))
+    unguided = attention(*tensors, 2, **given | {"transformer_options": {}})
+    torch.testing.assert_close(unguided, torch.tensor([[[4 / 5] * 4 + [1 / 2] * 4]]))
+
+
+class Container:
+    """As the host's ``AttentionTensorContainer``: one owner, who gives the tensor away."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor: Tensor | None = tensor
+
+    def peek(self) -> Tensor:
+        assert self.tensor is not None
+        return self.tensor
+
+    def take(self) -> Tensor:
+        tensor, self.tensor = self.peek(), None
+        return tensor
+
+
+class FreeingKernel:
+    """A kernel that frees q, k and v when it has made its own form of them, and notes which are then still held."""
+
+    def __init__(self) -> None:
+        self.held: list[bool] = []
+
+        def function(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None, **kwargs: Any) -> Tensor:
+            return torch_attention(q, k, v, heads, mask, **kwargs)
+
+        def in_containers(q: Container, k: Container, v: Container, heads: int, **kwargs: Any) -> Tensor:
+            tensors = [container.take() for container in (q, k, v)]
+            watched = [weakref.ref(tensor) for tensor in tensors]
+            out = torch_attention(*tensors, heads, **kwargs)
+            del tensors
+            self.held += [reference() is not None for reference in watched]
+            return out
+
+        def override(func: Any, *args: Any, **kwargs: Any) -> Tensor:
+            return function(*args, **kwargs)
+
+        function.container_function = override.container_function = in_containers
+        self.function, self.override = function, override
+
+
+@pytest.mark.parametrize("place", ["host", "override", "behind another stack"])
+def test_containers_reach_the_kernel_that_frees_them(place: str) -> None:
+    freeing = FreeingKernel()
+    stack = PatchStack([favour_second_key], host=freeing.function)
+    if place != "host":
+        stack = stack.chain(freeing.override)
+    if place == "behind another stack":
+        stack = PatchStack([Recorder()]).chain(stack.override)
+    for site in (None, lambda queries, keys: None):
+        containers = [Container(tensor) for tensor in two_keys()]
+        given = {"skip_reshape": True, "transformer_options": options(stack, site)}
+        out = stack.override.container_function(*containers, 1, **given)
+        torch.testing.assert_close(out, torch.full((1, 1, 4), 4 / 5))
+    assert freeing.held == [False] * 6
+
+
+@pytest.mark.parametrize("place", ["host", "override"])
+def test_guided_calls_in_containers_are_guided(place: str) -> None:
+    freeing = FreeingKernel()
+    stack = PatchStack([favour_second_key], host=freeing.function)
+    stack = stack if place == "host" else stack.chain(freeing.override)
+    containers = [Container(tensor) for tensor in two_keys()]
+    asked: list[tuple[int, int]] = []
+
+    def finder(queries: int, keys: int) -> AttentionSite:
+        asked.append((queries, keys))
+        return SITE_OF_ONE_ROW
+
+    given = {"skip_reshape": True, "transformer_options": options(stack, finder)}
+    out = stack.override.container_function(*containers, 1, **given)
+    torch.testing.assert_close(out, torch.full((1, 1, 4), 12 / 13))
+    assert asked == [(1, 2)] and all(container.tensor is None for container in containers)
+
+
+def test_without_a_kernel_for_containers_the_host_takes_the_tensors_out() -> None:
+    def plain(func: Any, *args: Any, **kwargs: Any) -> Tensor:
+        return func(*args, **kwargs)
+
+    assert not hasattr(PatchStack([]).override, "container_function")
+    assert not hasattr(PatchStack([], plain, FreeingKernel().function).override, "container_function")
