@@ -69,7 +69,8 @@ def replacing_kernel(override: Attention | None) -> Attention | None:
 
     It takes any call that the host's function takes. None for overrides that may do more than that.
     """
-    shim = None if override is None else _undecorated(override)
+    # An argument that is there already would stand where the given function does.
+    shim = None if isinstance(override, functools.partial) else _undecorated(override)
     code = getattr(shim, "__code__", None)
     hands_on = code is not None and code.co_argcount == 1 and code.co_flags & inspect.CO_VARARGS
     if not hands_on or _reads(code, code.co_varnames[0]):
@@ -125,7 +126,7 @@ class ExactCalls:
 
         out = self._asked(functools.partial(override, counted), override, known, call, args, kwargs, calls)
         if out is None:
-            self._say(logging.WARNING if kernel is None else logging.INFO, override)
+            self._say(*((logging.WARNING, override) if kernel is None else (logging.INFO, kernel)))
             return function(*args, **kwargs)
         return out
 
@@ -167,8 +168,8 @@ class ExactCalls:
             self._said.add(name)
             logger.log(
                 level,
-                "the attention function %s rounds or leaves out what guidance is made of, so guided calls are computed "
-                "without it, exactly, and all other calls still go to it.",
+                "the attention function %s rounds, leaves out or refuses what guidance is made of, so guided calls are "
+                "computed exactly without it and all other calls still go to it.",
                 name,
             )
 
