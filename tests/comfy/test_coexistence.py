@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from dense_reference import OVERRIDE, DenseReference
+from company import CLEAR, EXACT, ORDERS, in_order, prove_both
+from dense_reference import OVERRIDE
 from native_guides import dense, guide_of, patched, relative, spans_of
 from native_models import TinyModel, build, sample, tiny
 from torch import Tensor
@@ -27,9 +28,6 @@ from mask_guided_video.backbones.override_chain import OverrideChain, outermost_
 pytestmark = [pytest.mark.comfy, pytest.mark.usefixtures("as_in_a_node")]
 
 MODELS = ("wan", "hunyuan", "sd15")
-# Of the output's range, in single precision; and what each side's doing changes at least.
-EXACT, CLEAR = 1e-4, 2e-3
-ORDERS = ("other first", "ours first")
 
 
 @pytest.fixture(autouse=True)
@@ -37,35 +35,6 @@ def kernels_of_long_films(monkeypatch: pytest.MonkeyPatch) -> None:
     """Channels and partitions, as for films of real length."""
     monkeypatch.setattr(guidance_plan, "DENSE_PAIRS", 0)
     monkeypatch.setattr(guidance_plan, "PARTITION_TOKENS", 1)
-
-
-def in_order(model: TinyModel, order: str, other: Callable[[Any], Any], ours: Callable[[Any], Any]) -> Any:
-    """The model with both patches, one after the other."""
-    first, second = (other, ours) if order == "other first" else (ours, other)
-    return second(first(model.patcher))
-
-
-def prove_both(
-    model: TinyModel,
-    order: str,
-    other: Callable[[Any], Any],
-    reference: DenseReference | None = None,
-    mode: str = "separate",
-    **settings: Any,
-) -> Tensor:
-    """Sample with both patches; compare with explicit biases beside the other, and with each alone."""
-    name = model.name
-    guide, spans = guide_of(name, mode), spans_of(name)
-    both = sample(
-        model, in_order(model, order, other, lambda patcher: patched(model, guide, spans, patcher)), **settings
-    )
-    reference = reference or dense(model, guide, spans)
-    expected = sample(model, reference.hang(other(model.patcher)), **settings)
-    assert reference.model_calls
-    assert relative(both, expected) < EXACT
-    assert relative(both, sample(model, other(model.patcher), **settings)) > CLEAR
-    assert relative(both, sample(model, patched(model, guide, spans), **settings)) > CLEAR
-    return both
 
 
 # --- overrides --------------------------------------------------------------------------------------------------------
