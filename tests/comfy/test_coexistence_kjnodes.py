@@ -23,6 +23,8 @@ from packs import KJNODES, load_pack, run_node
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from mask_guided_video.attention_patches import guidance_plan
+
 pytestmark = [pytest.mark.comfy, pytest.mark.usefixtures("as_in_a_node", "kernels_of_long_films")]
 
 # Sage and flash attention compute in half precision, what they are given by KJNodes that is not.
@@ -92,8 +94,9 @@ def flash(monkeypatch: pytest.MonkeyPatch) -> Widths:
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("mode", ["separate", "separate hard"])
 def test_sage_attention_keeps_the_calls_that_are_not_guided(
-    kjnodes: ModuleType, sage: Widths, order: str, mode: str
+    kjnodes: ModuleType, sage: Widths, order: str, mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(guidance_plan, "PARTITION_TOKENS", 1)
     model, with_sage = tiny("wan"), node(kjnodes, "PathchSageAttentionKJ", sage_attention="auto")
     expected = sample(model, dense(model, guide_of("wan", mode), None).hang(model.patcher))
     sage.clear()
@@ -116,7 +119,9 @@ def test_flash_attention_carries_guidance(kjnodes: ModuleType, flash: Widths, or
     assert {width for width, _ in flash} == {24, 32}
 
 
-def test_sparse_attention_with_guidance(kjnodes: ModuleType, caplog: pytest.LogCaptureFixture) -> None:
+def test_sparse_attention_with_guidance(
+    kjnodes: ModuleType, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """NABLA leaves keys out of calls of 3000 tokens and more, without a look at the function that it is given."""
     from comfy.ldm.modules.attention import attention_pytorch, wrap_attn
 
@@ -124,9 +129,15 @@ def test_sparse_attention_with_guidance(kjnodes: ModuleType, caplog: pytest.LogC
     from mask_guided_video.attention_patches.site import SITE_KEY, AttentionSite, BatchRows
     from mask_guided_video.attention_patches.stack import PatchStack
 
+    def flex_attention(q: Tensor, k: Tensor, v: Tensor, block_mask: Any) -> Tensor:
+        """Uncompiled, the real one looks at no block."""
+        kept = block_mask.to_dense().bool().repeat_interleave(64, dim=-2).repeat_interleave(64, dim=-1)
+        return scaled_dot_product_attention(q, k, v, attn_mask=kept)
+
+    monkeypatch.setattr(sys.modules["kjnodes.nodes.model_optimization_nodes"], "flex_attention", flex_attention)
     latent = {"samples": torch.zeros(1, 16, 3, 64, 64)}
     patcher = tiny("wan").patcher
-    settings = {"window_time": 1, "window_width": 1, "window_height": 1, "sparsity": 0.9, "torch_compile": False}
+    settings = {"window_time": 1, "window_width": 1, "window_height": 1, "sparsity": 0.3, "torch_compile": False}
     nabla = run_node(kjnodes, "NABLA_AttentionKJ", model=patcher, latent=latent, **settings)
     override = nabla.model_options["transformer_options"]["optimized_attention_override"]
     generator = torch.Generator().manual_seed(0)
@@ -140,15 +151,14 @@ def test_sparse_attention_with_guidance(kjnodes: ModuleType, caplog: pytest.LogC
     stack = PatchStack([mask_guidance_patch(MaskGuidance(masks, mode="separate", rows="both"))])
     given = {"skip_reshape": True, "transformer_options": {SITE_KEY: site}, "_inside_attn_wrapper": True}
     expected = stack.override(wrap_attn(attention_pytorch.__wrapped__), q, k, v, 1, **given)
+    chained = stack.chain(override)
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
-            out = stack.chain(override).override(attention_pytorch.__wrapped__, q, k, v, 1, **given)
+            out = chained.override(attention_pytorch.__wrapped__, q, k, v, 1, **given)
     torch.testing.assert_close(out, expected)
     assert caplog.text.count("attention_override_nabla rounds, leaves out") == 1
     sparse = override(attention_pytorch.__wrapped__, q, k, v, 1, **given)
-    unguided = stack.chain(override).override(
-        attention_pytorch.__wrapped__, q, k, v, 1, **given | {"transformer_options": {}}
-    )
+    unguided = chained.override(attention_pytorch.__wrapped__, q, k, v, 1, **given | {"transformer_options": {}})
     assert torch.equal(unguided, sparse) and relative(sparse, expected) > CLEAR
 
 
@@ -200,23 +210,13 @@ def test_enhance_a_video(kjnodes: ModuleType, name: str, order: str) -> None:
     prove_both(tiny(name), order, node(kjnodes, title, latent=latent, weight=8.0))
 
 
-@pytest.mark.parametrize("order", ORDERS)
-def test_skipped_layer(kjnodes: ModuleType, order: str, caplog: pytest.LogCaptureFixture) -> None:
-    """Of both chunks in a batch the block is given one: there guidance is left out, with a sentence."""
+def test_skipped_layer_fails_by_itself_and_says_so(kjnodes: ModuleType) -> None:
+    """It needs the node for caching that hands the model on as it is today; the host's own is in the tests of blocks."""
     model = tiny("wan")
-
-    def other(patcher: Any) -> Any:
-        patcher = run_node(kjnodes, "SkipLayerGuidanceWanVideo", model=patcher, **settings)
-        # What its companion for caching told it.
-        patcher.model_options["transformer_options"]["current_percent"] = 0.5
-        return patcher
-
-    settings = {"blocks": "1", "start_percent": 0.0, "end_percent": 1.0}
-    reference = dense(model, guide_of("wan", "separate"), spans_of("wan"))
-    reference.order = "S0 C0 -0 -0".split()
-    with caplog.at_level(logging.WARNING):
-        prove_both(model, order, other, reference)
-    assert "splits the batch" in caplog.text
+    other = node(kjnodes, "SkipLayerGuidanceWanVideo", blocks="1", start_percent=0.0, end_percent=1.0)
+    for patcher in (other(model.patcher), *(in_order(model, order, other, ours("wan")) for order in ORDERS)):
+        with pytest.raises(ValueError, match="only works with TeaCacheKJ"):
+            sample(model, patcher)
 
 
 @pytest.mark.parametrize("order", ORDERS)
