@@ -34,7 +34,7 @@ def attention(
         transformer_options: may hold the override, and for it the attention site.
         skip_reshape: the tensors come with the heads split.
         skip_output_reshape: leave the heads of the result split.
-        **kwargs: handed on to the override.
+        **kwargs: ``scale`` and ``enable_gqa`` as ``torch_attention``; all of them are handed on to the override.
 
     Returns:
         [B, Lq, heads * d], or with ``skip_output_reshape`` [B, heads, Lq, d].
@@ -42,7 +42,9 @@ def attention(
     options = transformer_options or {}
     override = options.get(OVERRIDE_KEY)
     if override is None:
-        return torch_attention(q, k, v, heads, mask, skip_reshape=skip_reshape, skip_output_reshape=skip_output_reshape)
+        return torch_attention(
+            q, k, v, heads, mask, skip_reshape=skip_reshape, skip_output_reshape=skip_output_reshape, **kwargs
+        )
     return override(
         torch_attention,
         q,
@@ -66,13 +68,29 @@ def torch_attention(
     *,
     skip_reshape: bool = False,
     skip_output_reshape: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
     **_: Any,
 ) -> Tensor:
-    """Torch's fused attention; arguments as ``attention``, which calls it where nothing overrides."""
+    """Torch's fused attention; arguments as ``attention``, which calls it where nothing overrides.
+
+    Args:
+        scale: factor on the products of queries and keys, ``d ** -0.5`` when None.
+        enable_gqa: k and v may have fewer heads, each of which serves as many heads of q.
+    """
     if not skip_reshape:
-        q, k, v = (tensor.unflatten(-1, (heads, -1)).transpose(1, 2) for tensor in (q, k, v))
+        widths = (q.shape[-1] // heads,) * 3 if enable_gqa else tuple(t.shape[-1] // heads for t in (q, k, v))
+        pairs = zip((q, k, v), widths, strict=True)
+        q, k, v = (tensor.unflatten(-1, (-1, width)).transpose(1, 2) for tensor, width in pairs)
+    if enable_gqa:
+        k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
     if mask is not None:
         # Short forms: no batch axis, no head axis.
         mask = mask[None, None] if mask.ndim == 2 else mask[:, None] if mask.ndim == 3 else mask
-    out = scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    out = scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
     return out if skip_output_reshape else out.transpose(1, 2).flatten(2)
+
+
+def repeat_heads(tensor: Tensor, heads: int) -> Tensor:
+    """Give each head of [B, fewer, L, d] to as many of the ``heads`` heads of q as share it; the tensor itself if none."""
+    return tensor if tensor.shape[1] == heads else tensor.repeat_interleave(heads // tensor.shape[1], dim=1)

@@ -6,15 +6,19 @@ A patch is middleware: it gets the rest of the chain as ``attend`` and the tenso
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from .attention import torch_attention
+from .attention_call import AttentionCall
+from .exact_kernels import REQUEST, ExactCalls, replacing_kernel
 from .site import SITE_KEY, AttentionSite, SiteFinder
 
 logger = logging.getLogger(__name__)
@@ -23,15 +27,8 @@ logger = logging.getLogger(__name__)
 APPLIED_KEY = "attention_patches_applied"
 # The key in ``transformer_options`` under which a stack hands its innermost patches on to the stacks behind it.
 INNERMOST_KEY = "attention_patches_innermost"
-# The call names of ComfyUI's attention functions after ``func``, in their positional order.
-_POSITIONAL = ("q", "k", "v", "heads", "mask", "attn_precision", "skip_reshape", "skip_output_reshape")
-# The sub-quadratic function names its tensors in full.
-_SYNONYMS = {"query": "q", "key": "k", "value": "v"}
-# Kernels with these words in their names quantise q and k by block, which region channels do not survive, and return
-# wrong results for masks on most of their builds (Comfy-Org/ComfyUI#13735).
-_QUANTISING = ("sage",)
-# Overrides with these words in their names stand for the attention function itself: they read no site.
-_KERNELS = ("sage", "flash")
+# The key in ``transformer_options`` under which a stack says that a call carries guidance, to the stacks behind it.
+EXACT_KEY = "attention_patches_exact"
 
 
 @dataclass(frozen=True)
@@ -72,69 +69,6 @@ Patch: TypeAlias = Callable[[Attend, Tensor, Tensor, Tensor, AttentionSite], Ten
 Override: TypeAlias = Callable[..., Tensor]
 
 
-@dataclass(frozen=True)
-class _Call:
-    """One call of an attention function with its arguments sorted by name."""
-
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    heads: int
-    mask: Tensor | None
-    skip_reshape: bool
-    skip_output_reshape: bool
-    rest: dict[str, Any]
-
-    @classmethod
-    def bind(cls, args: Sequence[Any], kwargs: Mapping[str, Any]) -> _Call:
-        if len(args) > len(_POSITIONAL):
-            raise TypeError(
-                f"an attention call has at most {len(_POSITIONAL)} positional arguments ({', '.join(_POSITIONAL)}) "
-                f"but got {len(args)}; pass the others by name."
-            )
-        named = dict(zip(_POSITIONAL, args, strict=False))
-        for name, value in kwargs.items():
-            named[_SYNONYMS.get(name, name)] = value
-        missing = [name for name in _POSITIONAL[:4] if name not in named]
-        if missing:
-            raise TypeError(f"the attention call lacks {', '.join(missing)}; pass q, k, v and heads.")
-        return cls(
-            q=named.pop("q"),
-            k=named.pop("k"),
-            v=named.pop("v"),
-            heads=named.pop("heads"),
-            mask=named.pop("mask", None),
-            skip_reshape=named.pop("skip_reshape", False),
-            skip_output_reshape=named.pop("skip_output_reshape", False),
-            rest=named,
-        )
-
-    @property
-    def lengths(self) -> tuple[int, int]:
-        """Lengths of the query and of the key sequence."""
-        return self.q.shape[-2], self.k.shape[-2]
-
-    def split_heads(self, tensor: Tensor) -> Tensor:
-        """Return ``tensor`` as [B, heads, L, d], whichever of the two layouts the call came in."""
-        if self.skip_reshape:
-            return tensor
-        return tensor.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-
-
-def _bias(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """Bring a mask to an additive one of four axes; [Lq, Lk] and [B, Lq, Lk] are ComfyUI's short forms."""
-    if mask is None:
-        return None
-    if mask.dtype == torch.bool:
-        # Half of ComfyUI's attention functions take a boolean mask for something else.
-        mask = torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, torch.finfo(dtype).min)
-    if mask.ndim == 2:
-        return mask[None, None]
-    if mask.ndim == 3:
-        return mask[:, None]
-    return mask
-
-
 class PatchStack:
     """Patches in order, the first one outermost, as one attention override.
 
@@ -146,17 +80,24 @@ class PatchStack:
         previous: the override that was installed before this one; it takes the place of the attention function.
     """
 
-    def __init__(self, patches: Sequence[Patch], previous: Override | None = None) -> None:
+    def __init__(
+        self, patches: Sequence[Patch], previous: Override | None = None, host: Callable[..., Tensor] = torch_attention
+    ) -> None:
         self.patches: tuple[Patch, ...] = tuple(patches)
         self.previous = previous
+        self.host = host
         # Shared by all stacks that ``around`` makes of this one; see APPLIED_KEY.
         self._identity = object()
         self._marks_calls = False
         self._warned: set[str] = set()
+        self._exact_calls = ExactCalls()
+        #: What ``optimized_attention_override`` holds: ``run``, and where the host may leave tensors to be freed early
+        #: (``container_function``) the function for that.
+        self.override: Override = _override(self)
 
     def chain(self, previous: Override | None) -> PatchStack:
         """Return a stack with the same patches that calls ``previous`` where the attention function would be called."""
-        return PatchStack(self.patches, previous)
+        return PatchStack(self.patches, previous, self.host)
 
     def around(self, override: Override | None) -> PatchStack:
         """Return this stack laid around an override that may hold on to this very stack: it acts once all the same."""
@@ -167,6 +108,7 @@ class PatchStack:
     def release(self) -> None:
         """Drop the tables that the patches keep on devices; they are made again when needed."""
         self._warned = set()
+        self._exact_calls.forget()
         for patch in self.patches:
             drop = getattr(patch, "release", None)
             if drop is not None:
@@ -176,10 +118,8 @@ class PatchStack:
         # ComfyUI deep-copies model options at every clone; patches are immutable and their tables are shared.
         return self
 
-    # A compiled model calls this as it is: sites and tables are Python objects that differ from step to step.
-    @torch.compiler.disable
-    def override(self, func: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-        """Run one attention call through the patches; what ``optimized_attention_override`` holds.
+    def run(self, func: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        """Run one attention call through the patches.
 
         Args:
             func: the host's attention function, called as ``func(q, k, v, heads, mask=None, **kwargs)``.
@@ -191,11 +131,40 @@ class PatchStack:
         Returns:
             [B, Lq, heads * d], or with ``skip_output_reshape`` [B, heads, Lq, d].
         """
+        site, active, kwargs = self._resolve(partial(AttentionCall.bind, args), kwargs)
+        if active:
+            return self._attend(func, AttentionCall.bind(args, kwargs), site, active)
+        if (kwargs.get("transformer_options") or {}).get(EXACT_KEY):
+            return self._exact(func)(*args, **kwargs)
+        return func(*args, **kwargs) if self.previous is None else self.previous(func, *args, **kwargs)
+
+    def run_containers(self, q: Any, k: Any, v: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """``run`` for tensors in containers (``peek``, ``take``) that the next function empties as soon as it can.
+
+        Calls without an active patch go on in their containers, so that the tensors are freed as early as without us.
+        """
+
+        def peeked(kwargs: Mapping[str, Any]) -> AttentionCall:
+            return AttentionCall.bind((q.peek(), k.peek(), v.peek(), *args), kwargs)
+
+        site, active, kwargs = self._resolve(peeked, kwargs)
+        if not active and not (kwargs.get("transformer_options") or {}).get(EXACT_KEY):
+            return _containers(self.previous or self.host)(q, k, v, *args, **kwargs)
+        func = inspect.unwrap(self.host)
+        taken = (q.take(), k.take(), v.take(), *args)
+        if active:
+            return self._attend(func, AttentionCall.bind(taken, kwargs), site, active)
+        return self._exact(func)(*taken, **kwargs)
+
+    def _resolve(
+        self, bind: Callable[[Mapping[str, Any]], AttentionCall], kwargs: dict[str, Any]
+    ) -> tuple[AttentionSite | None, list[Patch], dict[str, Any]]:
+        """Return where a call stands, the patches that act there and the arguments to hand on."""
         options = kwargs.get("transformer_options") or {}
         site, applied = options.get(SITE_KEY), options.get(APPLIED_KEY, ())
         patches = () if self._identity in applied else self.patches
         if callable(site):
-            site = self._find(site, _Call.bind(args, kwargs))
+            site = self._find(site, bind(kwargs))
             # A finder counts calls, so that it is asked once: the next stack in the chain gets the answer.
             options = {**options, SITE_KEY: site}
             kwargs = {**kwargs, "transformer_options": options}
@@ -203,55 +172,66 @@ class PatchStack:
         inner = [*(patch for patch in active if _is_innermost(patch)), *options.get(INNERMOST_KEY, ())]
         if inner:
             active = [patch for patch in active if not _is_innermost(patch)]
-            behind = isinstance(getattr(self.previous, "__self__", None), PatchStack)
+            behind = _is_stack(self.previous)
             options = {**options, INNERMOST_KEY: tuple(inner) if behind else ()}
             kwargs = {**kwargs, "transformer_options": options}
             active += [] if behind else inner
-        if not active:
-            return func(*args, **kwargs) if self.previous is None else self.previous(func, *args, **kwargs)
-        if self._marks_calls:
+        if active and self._marks_calls:
             kwargs = {**kwargs, "transformer_options": {**options, APPLIED_KEY: (*applied, self._identity)}}
-        call = _Call.bind(args, kwargs)
-        head_dim = call.split_heads(call.q).shape[3]
+        return site, active, kwargs
 
-        found = site
+    def _exact(self, func: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """What comes after the patches, for calls that carry guidance."""
+        if self.previous is None:
+            return self._exact_calls.function(func)
+        if _is_stack(self.previous):
+            return partial(self.previous, func)
+        return partial(self._exact_calls.through, self.previous, self._exact_calls.function(func))
 
+    def _attend(
+        self, func: Callable[..., Tensor], given: AttentionCall, found: AttentionSite, active: Sequence[Patch]
+    ) -> Tensor:
+        """Run a call through the patches that act at its site."""
+        call = given.plainly_scaled()
+        head_dim = call.head_dim
+        rest = {name: value for name, value in call.rest.items() if name != "enable_gqa"}
+        options = call.rest["transformer_options"]
         # Whether the function leaves the heads of its results together in memory.
         whole_heads: list[bool] = []
 
         def kernel(q: Tensor, k: Tensor, v: Tensor, site: AttentionSite, bias: Tensor | None) -> Tensor:
             heads = q.shape[1]
-            function, previous = func, self.previous
-            if bias is not None or q.shape[3] != head_dim:
-                function, previous = _exact(func), None if _quantises(self.previous) else self.previous
             # Functions sum in another order when the heads come split, so rows that are left alone must not.
             split = call.skip_reshape or q.shape[3] != head_dim
             tensors = (q, k, v) if split else (tensor.transpose(1, 2).flatten(2) for tensor in (q, k, v))
-            arguments = dict(call.rest, mask=bias, skip_reshape=split, skip_output_reshape=True)
+            arguments = dict(rest, mask=bias, skip_reshape=split, skip_output_reshape=True)
             if site is not found:
                 # A patch has split the call: the next stack in the chain shall know.
-                arguments["transformer_options"] = {**call.rest["transformer_options"], SITE_KEY: site}
-            if previous is None:
-                out = function(*tensors, heads, **arguments)
+                arguments["transformer_options"] = {**options, SITE_KEY: site}
+            if bias is not None or q.shape[3] != head_dim or options.get(EXACT_KEY):
+                function = self._exact(func)
+                arguments["transformer_options"] = {**arguments["transformer_options"], EXACT_KEY: True}
+                arguments[REQUEST] = False
             else:
-                out = previous(function, *tensors, heads, **arguments)
+                function = func if self.previous is None else partial(self.previous, func)
+            out = function(*tensors, heads, **arguments)
             # Some functions know skip_output_reshape only on some of their paths.
             if out.ndim == 3:
                 return out.unflatten(-1, (heads, -1)).transpose(1, 2)
             whole_heads.append(out.is_contiguous())
             return out
 
-        last = self.previous is None or _named(self.previous, _KERNELS)
-        attend = Attend(kernel, _bias(call.mask, call.q.dtype), last)
+        last = self.previous is None or replacing_kernel(self.previous) is not None
+        attend = Attend(kernel, call.bias, last)
         for patch in reversed(active):
             attend = _wrap(patch, attend)
-        out = attend(*(call.split_heads(tensor) for tensor in (call.q, call.k, call.v)), site)
+        out = attend(*call.split(), found)
         if not call.skip_output_reshape:
             return out.transpose(1, 2).flatten(2)
         # What follows may round otherwise when memory is laid out otherwise.
         return out.contiguous() if all(whole_heads) else out
 
-    def _find(self, finder: SiteFinder, call: _Call) -> AttentionSite | None:
+    def _find(self, finder: SiteFinder, call: AttentionCall) -> AttentionSite | None:
         """Ask where a call stands; None too when its batch is not the one that the model was called with."""
         site = finder(*call.lengths)
         if site is None or call.q.shape[0] == site.rows.total:
@@ -266,20 +246,26 @@ class PatchStack:
         return None
 
 
-def _named(function: Callable[..., Any] | None, words: Sequence[str]) -> bool:
-    """Say whether one of the words is in the name of a function."""
-    name = getattr(function, "__qualname__", "").lower()
-    return any(word in name for word in words)
+def _override(stack: PatchStack) -> Override:
+    """``PatchStack.run`` as the host calls it; a function, since the host looks for attributes on it."""
+
+    # A compiled model calls this as it is: sites and tables are Python objects that differ from step to step.
+    @torch.compiler.disable
+    def override(func: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        return stack.run(func, *args, **kwargs)
+
+    override.__self__ = stack
+    if _containers(stack.previous or stack.host) is not None:
+        override.container_function = torch.compiler.disable(stack.run_containers)
+    return override
 
 
-def _quantises(function: Callable[..., Any] | None) -> bool:
-    """Say whether an attention function is one of those that round q and k by block."""
-    return _named(function, _QUANTISING)
+def _containers(function: Callable[..., Any]) -> Callable[..., Tensor] | None:
+    return getattr(function, "container_function", None)
 
 
-def _exact(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Return the function, or torch's own where it cannot take channels and masks."""
-    return torch_attention if _quantises(function) else function
+def _is_stack(override: Override | None) -> bool:
+    return isinstance(getattr(override, "__self__", None), PatchStack)
 
 
 def _acts_at(patch: Patch, site: AttentionSite) -> bool:

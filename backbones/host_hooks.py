@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -58,18 +59,28 @@ class RunFacts:
     found: set[AttentionKind] = field(default_factory=set)
     notes: set[str] = field(default_factory=set)
     progress: dict[float, float] = field(default_factory=dict)
+    # A host with several devices runs the chunks of a step in one thread each.
+    lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> RunFacts:
         return self
 
+    def count_model_call(self) -> None:
+        """Take note of a call of the model."""
+        with self.lock:
+            self.model_calls += 1
+
     def note(self, message: str) -> None:
         """Log what cannot be guided, once in a run."""
-        if message not in self.notes:
+        with self.lock:
+            said = message in self.notes
             self.notes.add(message)
+        if not said:
             logger.warning(message)
 
     def progress_at(self, model_sampling: Any, sigma: float) -> float:
         """``schedule_progress``, asked once per noise level."""
+        # Threads that ask at once find the same.
         if sigma not in self.progress:
             self.progress[sigma] = schedule_progress(model_sampling, sigma)
         return self.progress[sigma]
@@ -84,11 +95,12 @@ def hang_patches(model: Any, patches: Sequence[Patch], family: Family, network: 
         family: of the model.
         network: its diffusion model.
     """
+    from comfy.ldm.modules.attention import optimized_attention
     from comfy.patcher_extension import CallbacksMP, WrappersMP
 
     patched = model.clone()
     options = patched.model_options["transformer_options"]
-    stack = PatchStack(patches).chain(options.get(OVERRIDE_KEY))
+    stack = PatchStack(patches, options.get(OVERRIDE_KEY), optimized_attention)
     options[OVERRIDE_KEY] = stack.override
     options[STACKS_KEY] = hung_stacks(options, stack)
     markers, overrides = BlockMarkers(), OverrideChain()
@@ -207,7 +219,7 @@ def _call_model(
     """Wrap a call of the model: lay the sites of this call into its options."""
     options = dict(transformer_options or {})
     facts = options.get(RUN_KEY) or RunFacts(0, {})
-    facts.model_calls += 1
+    facts.count_model_call()
     chunks = tuple(options.get("cond_or_uncond") or (0,))
     extras = {**kwargs, "control": control}
     sigma = float(t.flatten()[0])

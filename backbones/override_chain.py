@@ -1,15 +1,12 @@
-"""Keep our stacks in the chain of attention overrides when another pack has put its own in their place.
+"""Keep our stacks outermost in the chain of attention overrides, whatever another pack has put there after them.
 
-Most packs set ``optimized_attention_override`` without a look at what was there. What they leave out is laid around
-their override again, at each call of the model.
+Most packs set ``optimized_attention_override`` without a look at what was there, and some take the calls first and hand
+on what they do not want. Our stacks are laid around theirs again, at each call of the model.
 """
 
 from __future__ import annotations
 
-import contextlib
-import functools
 from collections.abc import Mapping, Sequence
-from types import FunctionType, MethodType
 from typing import Any
 
 from ..attention_patches.attention import OVERRIDE_KEY
@@ -17,8 +14,6 @@ from ..attention_patches.stack import Override, PatchStack
 
 # Where the stacks of a patched model lie in ``transformer_options``, in the order in which they were hung.
 STACKS_KEY = "attention_patch_stacks"
-# Other packs' overrides hold on to a handful of functions.
-MAX_LOOKED_AT = 500
 
 
 class OverrideChain:
@@ -31,23 +26,25 @@ class OverrideChain:
         return self
 
     def complete(self, options: dict[str, Any]) -> None:
-        """Lay those stacks around the override that it does not reach by itself.
+        """Lay the model's stacks around the override, unless they are outermost as they are.
+
+        Overrides that call the ones before them may keep the calls that suit them, as sparse attention keeps the long
+        ones, or make two calls of one. A stack that they hold on to acts once all the same.
 
         Args:
             options: ``transformer_options`` of one model call, changed in place.
         """
-        override = options.get(OVERRIDE_KEY)
-        reached = reached_stacks(override)
-        missing = [stack for stack in options.get(STACKS_KEY, ()) if stack not in reached]
-        if not missing:
+        override, stacks = options.get(OVERRIDE_KEY), options.get(STACKS_KEY, ())
+        outermost, foreign = outermost_stacks(override)
+        if all(stack in outermost for stack in stacks):
             return
-        key = (id(override), *map(id, missing))
+        key = (id(foreign), *map(id, stacks))
         if key not in self._made:
-            outer = override
-            for stack in missing:
+            outer = foreign
+            for stack in stacks:
                 outer = stack.around(outer).override
-            # The override is kept too, so that no other one gets its id.
-            self._made[key] = (override, outer)
+            # The override is kept too, so that no other one gets its id. Several threads may run one model.
+            self._made.setdefault(key, (foreign, outer))
         options[OVERRIDE_KEY] = self._made[key][1]
 
     def release(self) -> None:
@@ -60,50 +57,10 @@ def hung_stacks(options: Mapping[str, Any], stack: PatchStack) -> tuple[PatchSta
     return (*options.get(STACKS_KEY, ()), stack)
 
 
-def reached_stacks(override: Override | None) -> Sequence[PatchStack]:
-    """Our stacks that an override holds on to, and so calls: as previous ones, in closures, partials and attributes."""
+def outermost_stacks(override: Override | None) -> tuple[Sequence[PatchStack], Override | None]:
+    """Our stacks that a call meets before any other pack's override, and that override."""
     found: list[PatchStack] = []
-    ahead: list[Any] = [override]
-    looked_at: dict[int, Any] = {}
-    while ahead and len(looked_at) < MAX_LOOKED_AT:
-        value = ahead.pop()
-        if id(value) in looked_at:
-            continue
-        looked_at[id(value)] = value
-        if isinstance(value, PatchStack):
-            found.append(value)
-            ahead.append(value.previous)
-        else:
-            ahead += _held_values(value)
-    return found
-
-
-def _held_values(value: Any) -> list[Any]:
-    """What a function, a callable object or a container holds on to; nothing for all else."""
-    if isinstance(value, MethodType):
-        return [value.__self__, *_attributes(value.__self__)]
-    if isinstance(value, functools.partial):
-        return [value.func, *value.args, *value.keywords.values()]
-    if isinstance(value, FunctionType):
-        return [*_closed_over(value), *(value.__defaults__ or ()), *_attributes(value)]
-    if isinstance(value, (list, tuple)):
-        return list(value)
-    if isinstance(value, dict):
-        return list(value.values())
-    return _attributes(value) if callable(value) else []
-
-
-def _closed_over(function: FunctionType) -> list[Any]:
-    found = []
-    for cell in function.__closure__ or ():
-        # A variable that has no value yet.
-        with contextlib.suppress(ValueError):
-            found.append(cell.cell_contents)
-    return found
-
-
-def _attributes(value: Any) -> list[Any]:
-    """Attributes of an object; none of classes and of networks, which are large and hold no override."""
-    if isinstance(value, type) or hasattr(value, "named_parameters"):
-        return []
-    return list(getattr(value, "__dict__", {}).values())
+    while isinstance(stack := getattr(override, "__self__", None), PatchStack):
+        found.append(stack)
+        override = stack.previous
+    return found, override

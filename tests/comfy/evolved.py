@@ -1,12 +1,11 @@
 """AnimateDiff-Evolved with narrow layers: its own loader, nodes and sampling.
 
-The pack (github.com/Kosinkadink/ComfyUI-AnimateDiff-Evolved) is taken from the checkout's ``custom_nodes``. Its motion
+The pack (github.com/Kosinkadink/ComfyUI-AnimateDiff-Evolved) is found as ``packs`` says. Its motion
 modules have fixed widths, of which these have a tenth, as has the U-Net; all else is as with the real files.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -14,16 +13,17 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import packs
 import pytest
 import torch
 from native_models import UNET, TinyModel, build, sample
+from packs import run_node
 from torch import Tensor
 
 from mask_guided_video.attention_patches.free_long import FreeLong, FreeLongPatch, free_long_patch
 from mask_guided_video.attention_patches.site import AttentionSite
 from mask_guided_video.backbones.registry import install_patches
 
-FOLDER = "ComfyUI-AnimateDiff-Evolved"
 NAME = "animatediff_evolved"
 FRAMES, WINDOW, OVERLAP = 8, 4, 2
 # Static windows of 4 with 2 in common.
@@ -32,29 +32,12 @@ WINDOWS = {(0, 1, 2, 3), (2, 3, 4, 5), (4, 5, 6, 7)}
 
 def load_pack(comfy_folder: Path) -> ModuleType:
     """The pack as ComfyUI imports it; the test is skipped where it is not installed."""
-    if NAME in sys.modules:
-        return sys.modules[NAME]
-    folder = comfy_folder / "custom_nodes" / FOLDER
-    if not (folder / "__init__.py").is_file():
-        pytest.skip(f"no {FOLDER} in the custom_nodes of this ComfyUI")
-    spec = importlib.util.spec_from_file_location(
-        NAME, folder / "__init__.py", submodule_search_locations=[str(folder)]
-    )
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[NAME] = module
-    spec.loader.exec_module(module)
-    return module
+    return packs.load_pack(comfy_folder, packs.ANIMATEDIFF, NAME)
 
 
 def part_of_pack(name: str) -> ModuleType:
     """One of its modules."""
     return sys.modules[f"{NAME}.animatediff.{name}"]
-
-
-def run_node(pack: ModuleType, node: str, **inputs: Any) -> Any:
-    """First output of one of its nodes."""
-    instance = pack.NODE_CLASS_MAPPINGS[node]()
-    return getattr(instance, instance.FUNCTION)(**inputs)[0]
 
 
 def random_weight(name: str, shape: torch.Size, generator: torch.Generator) -> Tensor:

@@ -13,21 +13,21 @@ from typing import Any
 
 import pytest
 import torch
-from dense_reference import OVERRIDE, DenseReference
+from company import CLEAR, EXACT, ORDERS, in_order, prove_both
+from dense_reference import OVERRIDE
 from native_guides import dense, guide_of, patched, relative, spans_of
 from native_models import TinyModel, build, sample, tiny
 from torch import Tensor
 
 from mask_guided_video.attention_patches import guidance_plan
+from mask_guided_video.attention_patches.attention import torch_attention
+from mask_guided_video.attention_patches.site import SITE_KEY
 from mask_guided_video.attention_patches.stack import PatchStack
-from mask_guided_video.backbones.override_chain import OverrideChain, reached_stacks
+from mask_guided_video.backbones.override_chain import OverrideChain, outermost_stacks
 
 pytestmark = [pytest.mark.comfy, pytest.mark.usefixtures("as_in_a_node")]
 
 MODELS = ("wan", "hunyuan", "sd15")
-# Of the output's range, in single precision; and what each side's doing changes at least.
-EXACT, CLEAR = 1e-4, 2e-3
-ORDERS = ("other first", "ours first")
 
 
 @pytest.fixture(autouse=True)
@@ -35,35 +35,6 @@ def kernels_of_long_films(monkeypatch: pytest.MonkeyPatch) -> None:
     """Channels and partitions, as for films of real length."""
     monkeypatch.setattr(guidance_plan, "DENSE_PAIRS", 0)
     monkeypatch.setattr(guidance_plan, "PARTITION_TOKENS", 1)
-
-
-def in_order(model: TinyModel, order: str, other: Callable[[Any], Any], ours: Callable[[Any], Any]) -> Any:
-    """The model with both patches, one after the other."""
-    first, second = (other, ours) if order == "other first" else (ours, other)
-    return second(first(model.patcher))
-
-
-def prove_both(
-    model: TinyModel,
-    order: str,
-    other: Callable[[Any], Any],
-    reference: DenseReference | None = None,
-    mode: str = "separate",
-    **settings: Any,
-) -> Tensor:
-    """Sample with both patches; compare with explicit biases beside the other, and with each alone."""
-    name = model.name
-    guide, spans = guide_of(name, mode), spans_of(name)
-    both = sample(
-        model, in_order(model, order, other, lambda patcher: patched(model, guide, spans, patcher)), **settings
-    )
-    reference = reference or dense(model, guide, spans)
-    expected = sample(model, reference.hang(other(model.patcher)), **settings)
-    assert reference.model_calls
-    assert relative(both, expected) < EXACT
-    assert relative(both, sample(model, other(model.patcher), **settings)) > CLEAR
-    assert relative(both, sample(model, patched(model, guide, spans), **settings)) > CLEAR
-    return both
 
 
 # --- overrides --------------------------------------------------------------------------------------------------------
@@ -174,25 +145,44 @@ def test_an_override_taken_out_again_leaves_ours() -> None:
     assert torch.equal(sample(model, node(guided)), sample(model, guided))
 
 
-def test_reached_stacks_are_found_wherever_they_are_held() -> None:
-    stack = PatchStack([])
+def test_stacks_stay_outermost_and_act_once_wherever_they_are_held() -> None:
+    """An override that takes the calls first would keep those that suit it."""
+    calls: list[int] = []
 
-    def by_default(func: Any, *args: Any, before: Any = stack.override) -> None:
-        before(func, *args)
+    def count(attend: Any, q: Tensor, k: Tensor, v: Tensor, site: Any) -> Tensor:
+        calls.append(1)
+        return attend(q, k, v, site)
 
-    def wrapped() -> None: ...
+    stack = PatchStack([count])
+
+    def by_default(func: Any, *args: Any, before: Any = stack.override, **kwargs: Any) -> Tensor:
+        return before(func, *args, **kwargs)
+
+    def wrapped(func: Any, *args: Any, **kwargs: Any) -> Tensor:
+        return wrapped.__wrapped__(func, *args, **kwargs)
 
     wrapped.__wrapped__ = stack.override
     holders = (
         stack.override,
         PatchStack([], stack.override).override,
-        functools.partial(louder, stack.override),
+        functools.partial(chained_closure(None)),
+        functools.partial(by_default),
         Chained(stack.override),
         Chained(chained_closure(stack.override)).__call__,
+        PatchStack([], chained_closure(stack.override)).override,
         wrapped,
+        louder,
+        None,
     )
-    assert all(stack in reached_stacks(holder) for holder in holders)
-    assert not any(reached_stacks(holder) for holder in (None, louder, Chained(louder), torch.nn.Linear(1, 1)))
+    q = torch.ones(1, 2, 4)
+    for holder in holders:
+        options = {OVERRIDE: holder, "attention_patch_stacks": (stack,), SITE_KEY: object()}
+        OverrideChain().complete(options)
+        outermost, foreign = outermost_stacks(options[OVERRIDE])
+        assert outermost and not isinstance(getattr(foreign, "__self__", None), PatchStack)
+        calls.clear()
+        options[OVERRIDE](torch_attention, q, q, q, 1, transformer_options=options)
+        assert calls == [1], holder
 
 
 def test_overrides_are_made_once_so_that_compiled_models_keep(caplog: pytest.LogCaptureFixture) -> None:

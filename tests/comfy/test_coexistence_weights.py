@@ -119,10 +119,22 @@ def blockwise_operations() -> Any:
 
 
 def eighth_operations() -> Any:
-    """ComfyUI's own scaled weights of 8 bits."""
+    """ComfyUI's own layers of scaled weights of 8 bits; this machine computes with them in full precision."""
     import comfy.ops
 
-    return comfy.ops.scaled_fp8_ops(fp8_matrix_mult=False, scale_input=False, override_dtype=torch.float8_e4m3fn)
+    return comfy.ops.mixed_precision_ops({"mixed_ops": True}, torch.float32, disabled={"float8_e4m3fn"})
+
+
+def eighth_weights(model: Any) -> dict[str, Tensor]:
+    """The weights of a network as a file of ComfyUI's has them: attention in 8 bits with a scale for each layer."""
+    state = dict(model.state_dict())
+    layout = torch.tensor(list(b'{"format": "float8_e4m3fn"}'), dtype=torch.uint8)
+    for name in [name for name in state if "attn." in name and name.endswith((".q.weight", ".k.weight", ".v.weight"))]:
+        scale = state[name].abs().amax() / torch.finfo(torch.float8_e4m3fn).max
+        layer = name.removesuffix(".weight")
+        state[name] = (state[name] / scale).to(torch.float8_e4m3fn)
+        state |= {f"{layer}.weight_scale": scale, f"{layer}.comfy_quant": layout}
+    return state
 
 
 def quantised_wan(operations: Any) -> TinyModel:
@@ -134,12 +146,13 @@ def quantised_wan(operations: Any) -> TinyModel:
     config.custom_operations = operations
     with torch.no_grad():
         model = config.get_model({})
-        randomise(model.diffusion_model)
+        if operations.__name__ == "MixedPrecisionOps":
+            model.diffusion_model.load_state_dict(eighth_weights(tiny("wan").patcher.model.diffusion_model))
+        else:
+            randomise(model.diffusion_model)
         for layer in model.modules():
             if hasattr(layer, "quantise"):
                 layer.quantise()
-            if hasattr(layer, "scale_weight"):
-                layer.scale_weight.fill_(1.5)
     model.eval()
     device = torch.device("cpu")
     return TinyModel("wan", lambda: comfy.model_patcher.ModelPatcher(model, device, device), WAN_LATENTS, 32)

@@ -12,6 +12,8 @@ import json
 import pytest
 import test_workflows as bundled
 import torch
+from packs import ANIMATEDIFF as ANIMATEDIFF_PACK
+from packs import pack_folder
 
 pytestmark = pytest.mark.comfy
 
@@ -43,11 +45,8 @@ def plain_server(start_server, packs, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def animatediff_server(start_server, packs, comfy_folder, tmp_path_factory):
-    folders = (comfy_folder / "custom_nodes").glob("*")
-    found = [path for path in folders if path.name.lower() == "comfyui-animatediff-evolved"]
-    if not found:
-        pytest.skip("ComfyUI-AnimateDiff-Evolved is not among the checkout's custom nodes")
-    with start_server(tmp_path_factory.mktemp("paths_animatediff"), {**packs, found[0].name: found[0]}) as running:
+    pack = pack_folder(comfy_folder, ANIMATEDIFF_PACK)
+    with start_server(tmp_path_factory.mktemp("paths_animatediff"), {**packs, pack.name: pack}) as running:
         yield running
 
 

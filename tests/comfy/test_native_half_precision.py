@@ -23,7 +23,9 @@ def in_half(name: str, dtype: torch.dtype) -> Any:
     """The tiny model with its weights in half precision."""
     import comfy.model_patcher
 
-    model = copy.deepcopy(tiny(name).patcher.model)
+    whole = tiny(name).patcher.model
+    # The core's configs answer for every attribute, those that copying asks for too.
+    model = copy.deepcopy(whole, {id(whole.model_config): whole.model_config})
     network = model.diffusion_model.to(dtype)
     if hasattr(network, "patch_embedding"):
         # Wan keeps this layer in single precision.

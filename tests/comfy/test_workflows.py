@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from packs import ANIMATEDIFF as ANIMATEDIFF_PACK
+from packs import pack_folder
 
 pytestmark = pytest.mark.comfy
 
@@ -101,11 +103,7 @@ def is_widget(specification):
 
 @pytest.fixture(scope="module")
 def animatediff_pack(comfy_folder):
-    folders = (comfy_folder / "custom_nodes").glob("*")
-    found = [path for path in folders if path.name.lower() == "comfyui-animatediff-evolved"]
-    if not found:
-        pytest.skip("ComfyUI-AnimateDiff-Evolved is not among the checkout's custom nodes")
-    return found[0]
+    return pack_folder(comfy_folder, ANIMATEDIFF_PACK)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mask_guided_video.attention_patches import free_long as module
-from mask_guided_video.attention_patches.attention import attention
+from mask_guided_video.attention_patches.attention import attention, torch_attention
 from mask_guided_video.attention_patches.free_long import OCTAVES, FreeLong, FreeLongPatch, free_long_patch
 from mask_guided_video.attention_patches.kernels import explicit_attention
 from mask_guided_video.attention_patches.mask_guidance import MaskGuidance, mask_guidance_patch
@@ -212,11 +212,13 @@ def test_pieces_of_the_batch_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     qkv = make_tensors(site)
     seen = []
 
-    def record(func: Any, q: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def kernel(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None, **kwargs: Any) -> Tensor:
         seen.append(q.shape[0])
-        return func(q, *args, **kwargs)
+        return torch_attention(q, k, v, heads, mask, **kwargs)
 
-    record.__qualname__ = "flash"
+    def record(func: Any, *args: Any, **kwargs: Any) -> Tensor:
+        return kernel(*args, **kwargs)
+
     whole = run([free_long_patch(SETTINGS["FreeLong"])], site, qkv)
     monkeypatch.setattr(module, "PIECE_BYTES_CPU", 1)
     stack = PatchStack([free_long_patch(SETTINGS["FreeLong"])]).chain(record)
