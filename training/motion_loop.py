@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from ..missing_packages import missing_package
 from .checkpoints import load_checkpoint, save_checkpoint
 from .motion_architectures import Architecture
 from .motion_examples import ExampleMaker, motion_loss
