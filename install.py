@@ -42,6 +42,8 @@ EXTRAS = {
     "evaluation": ("scipy>=1.10",),
 }
 TEST_EXTRAS = ("pytest>=8.0", "ruff>=0.6", "hypothesis>=6.80")
+# New environments come with old ones, which would hold back torch.
+BUILD_TOOLS = {"pip", "setuptools", "wheel"}
 WITHOUT_DEPENDENCIES = {"groundingdino-py"}
 OPENCV = ("opencv-python", "opencv-python-headless", "opencv-contrib-python", "opencv-contrib-python-headless")
 # What is lost when a package cannot be installed; everything else works without it.
@@ -223,7 +225,8 @@ def add_missing(python: Path, wanted: list[str], update: bool = False, dry_run: 
     Args:
         python: into whose environment.
         wanted: requirements.
-        update: those of ``wanted`` that are installed in too old a version move; else they stay, and it is said.
+        update: those of ``wanted`` that are installed in too old a version move, and the tools that build packages
+            may; else they stay, and it is said.
         dry_run: only say what would come.
 
     Returns:
@@ -234,7 +237,7 @@ def add_missing(python: Path, wanted: list[str], update: bool = False, dry_run: 
     stay = [] if update else old
     for line in stay:
         say(f"  {package_name(line)} {held[normalised(package_name(line))]} stays as it is; {line} is wanted.")
-    free = {normalised(package_name(line)) for line in old} if update else set()
+    free = {normalised(package_name(line)) for line in old} | BUILD_TOOLS if update else set()
     coming = [line for line in missing if line not in stay]
     alone = [line for line in coming if package_name(line) in WITHOUT_DEPENDENCIES]
     failed: list[str] = []

@@ -80,6 +80,13 @@ def environment(folder: Path) -> Path:
     with install.constraints(held) as options:
         if install.pip_install(python, [*options, *asked, *EXTRAS]):
             raise ValueError(f"what ComfyUI {version} asks for could not be installed; pip's messages above say why.")
+    tried = subprocess.run([str(python), "-c", "import torchaudio"], capture_output=True, text=True)
+    if tried.returncode:
+        # Its metadata lets it go with versions of torch that it fails with.
+        raise ValueError(
+            f"the torchaudio that ComfyUI {version} asks for fails with torch {held.get('torch')} "
+            f"({tried.stderr.strip().splitlines()[-1]}); install the newest torch in {sys.prefix}."
+        )
     return python
 
 

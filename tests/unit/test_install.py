@@ -27,7 +27,7 @@ def pip(install, monkeypatch):
 
     monkeypatch.setattr(install, "pip_install", run)
     monkeypatch.setattr(install, "missing_in", lambda python, wanted: wanted)
-    monkeypatch.setattr(install, "installed_in", lambda python: {"torch": "2.8.0", "peft": "0.1.0"})
+    monkeypatch.setattr(install, "installed_in", lambda python: {"torch": "2.8.0", "peft": "0.1.0", "pip": "9"})
     return tried, fails
 
 
@@ -112,7 +112,7 @@ def test_what_is_installed_moves_only_when_it_was_asked_for(install, pip, monkey
     assert install.add_missing(sys.executable, ["peft>=0.11", "einops>=0.7"]) == ["peft>=0.11"]
     assert "peft 0.1.0 stays as it is; peft>=0.11 is wanted" in capsys.readouterr().out
     assert install.add_missing(sys.executable, ["peft>=0.11"], update=True) == []
-    assert held == [(["peft==0.1.0", "torch==2.8.0"], ["einops>=0.7"]), (["torch==2.8.0"], ["peft>=0.11"])]
+    assert held == [(["peft==0.1.0", "pip==9", "torch==2.8.0"], ["einops>=0.7"]), (["torch==2.8.0"], ["peft>=0.11"])]
 
 
 def test_constraints_hold_versions_that_pip_can_read(install):
