@@ -13,6 +13,7 @@ if find_spec("comfy_api") is None or find_spec("folder_paths") is None:
     NODE_CLASS_MAPPINGS: dict[str, type] = {}
     NODE_DISPLAY_NAME_MAPPINGS: dict[str, str] = {}
 else:
+    from .missing_packages import warn_of_missing_packages
     from .nodes.box_converters import BBOXToBoxes, BoxesToBBOX, FromSEGS, ToSEGS
     from .nodes.detection import DetectObjects, LoadGroundingDINO
     from .nodes.extension import MaskGuidedExtend
@@ -36,6 +37,7 @@ else:
     from .nodes.tracking import TrackMasks
     from .nodes.video import LoadVideoModel, SampleVideo, VideoNoise
 
+    warn_of_missing_packages()
     register_folder("grounding-dino")
     register_folder("sams")
     register_folder("sam2")

@@ -80,12 +80,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("\ncli.py: cancelled; no file was left half-written.\n")
         return CANCELLED
-    except ModuleNotFoundError as error:
+    except ImportError as error:
         if options.debug or (error.name or "").startswith(PACKAGE_NAME):
             raise
-        sys.stderr.write(
-            f"cli.py: the package {error.name!r} is not installed; run: python -m pip install -r requirements.txt\n"
-        )
+        text = " ".join(str(error).split())
+        if isinstance(error, ModuleNotFoundError):
+            command = module("missing_packages").install_command(error.name)
+            text = f"the package {error.name!r} is not installed; run: {command}"
+        sys.stderr.write(f"cli.py: {text}\n")
         return WRONG_INPUT
     except (ValueError, OSError) as error:
         if options.debug:

@@ -4,31 +4,47 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from on_hosts import comfyui_folders, comfyui_requirements
 
 ROOT = Path(__file__).resolve().parent.parent
-COMFY_MODULES = ("aiohttp", "torchsde", "yaml", "psutil", "scipy", "kornia", "spandrel", "pydantic", "alembic")
+# Optional for ComfyUI itself, but not for the nodes that tests run.
+COMFY_MODULES = ("scipy", "kornia", "spandrel", "pydantic")
 
 
 def comfyui_folder() -> Path | None:
-    """The ComfyUI checkout: ``COMFYUI_PATH``, else where comfy-cli puts it; None when there is none."""
-    named = os.environ.get("COMFYUI_PATH")
-    folder = Path(named).expanduser() if named else Path.home() / "comfy" / "ComfyUI"
-    return folder.resolve() if (folder / "comfy" / "model_management.py").is_file() else None
+    """The ComfyUI checkout, the first where several are found; None when there is none."""
+    return next(iter(comfyui_folders()), None)
 
 
 def comfyui_problem() -> str:
     """Why tests with ComfyUI cannot run here; empty when they can."""
-    if comfyui_folder() is None:
+    try:
+        folder = comfyui_folder()
+    except ValueError as error:
+        return str(error)
+    if folder is None:
         return "no ComfyUI checkout at COMFYUI_PATH or ~/comfy/ComfyUI"
-    missing = [name for name in COMFY_MODULES if importlib.util.find_spec(name) is None]
+    asked = comfyui_requirements((folder / "requirements.txt").read_text(encoding="utf-8").split("#non essential")[0])
+    names = [re.split(r"[^\w.-]", line)[0] for line in asked]
+    missing = [name for name in names if not _is_installed(name)]
+    missing += [name for name in COMFY_MODULES if importlib.util.find_spec(name) is None]
     if missing:
         return f"ComfyUI's requirements are not installed in this Python (missing: {', '.join(missing)})"
     return ""
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        return bool(metadata.version(name))
+    except metadata.PackageNotFoundError:
+        return False
 
 
 def chromium_executable() -> Path | None:
@@ -66,9 +82,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Put ComfyUI on the path where there is one, then import the package as ``mask_guided_video``."""
     # `python -m pytest` puts the root on the path, where our folder `nodes` would hide ComfyUI's module of that name.
     sys.path[:] = [entry for entry in sys.path if Path(entry or os.curdir).resolve() != ROOT]
-    folder = comfyui_folder()
-    if folder is not None and not comfyui_problem() and _wants_comfy(config):
-        sys.path.insert(0, str(folder))
+    if _wants_comfy(config) and not comfyui_problem():
+        sys.path.insert(0, str(comfyui_folder()))
         import torch
         from comfy.cli_args import args
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..missing_packages import missing_package
 from ..perception.boxes import Box, Detections
 from ..perception.detection.detector import ObjectDetector
 from ..perception.prompts import ObjectPrompt
@@ -106,8 +107,10 @@ def _switches(table: np.ndarray, judged: np.ndarray) -> int:
 
 def assign(values: np.ndarray) -> list[tuple[int, int]]:
     """One-to-one pairs (row, column) with the largest sum, over all ways where there are few, else best pairs first."""
-    from scipy.optimize import linear_sum_assignment
-
+    try:
+        from scipy.optimize import linear_sum_assignment
+    except ImportError as error:
+        raise missing_package("measuring trackers", "scipy") from error
     rows, columns = linear_sum_assignment(-values)
     return list(zip(rows.tolist(), columns.tolist(), strict=True))
 

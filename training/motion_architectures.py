@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from ..missing_packages import missing_package
 from ..video_models.sharing import sharing_copy
 from .motion_lamp import LampArchitecture
 
@@ -26,7 +27,6 @@ MODULE_SETS: dict[str, str] = {
     "convolutions": r"resnets\.\d+\.(conv1|conv2)",
 }
 DEFAULT_MODULES = ("self_queries", "temporal")
-INSTALL_HINT = "python -m pip install peft accelerate"
 
 
 class Architecture(Protocol):
@@ -109,7 +109,7 @@ class LoraArchitecture:
             from peft import LoraConfig, inject_adapter_in_model
             from peft.tuners.lora import LoraLayer
         except ImportError as error:
-            raise ImportError(f"motion tuning by LoRA needs the package peft; run: {INSTALL_HINT}") from error
+            raise missing_package("motion tuning by LoRA", "peft") from error
 
         names = [
             name

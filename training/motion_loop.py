@@ -15,8 +15,9 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from ..missing_packages import missing_package
 from .checkpoints import load_checkpoint, save_checkpoint
-from .motion_architectures import INSTALL_HINT, Architecture
+from .motion_architectures import Architecture
 from .motion_examples import ExampleMaker, motion_loss
 from .motion_settings import MotionSettings
 
@@ -137,7 +138,7 @@ def _accelerator(settings: MotionSettings, device: torch.device) -> Iterator[Any
         from accelerate import Accelerator
         from accelerate.state import AcceleratorState, GradientState
     except ImportError as error:
-        raise ImportError(f"motion tuning needs the package accelerate; run: {INSTALL_HINT}") from error
+        raise missing_package("motion tuning", "accelerate") from error
 
     def forget() -> None:
         # accelerate keeps device and precision for the whole process; a graph may tune twice with different ones.

@@ -22,6 +22,7 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ...missing_packages import install_command
 from ...weight_files.reading import load_checked
 from .grounding import OTHER_TOKENS, STOP, CaptionReader, Grounding, Pictures, grounding_of
 
@@ -287,8 +288,8 @@ def package_with(tokenizer: Any, bert_model: nn.Module) -> Iterator[ModuleType]:
             package = importlib.import_module("groundingdino.models.GroundingDINO.groundingdino")
         except ImportError as error:
             raise ImportError(
-                f"GroundingDINO .pth files need the package groundingdino-py, which cannot be imported ({error}); "
-                "install it, or use a model folder in the transformers layout."
+                f"GroundingDINO .pth files need the package groundingdino-py, which cannot be imported ({error}); run: "
+                f"{install_command('groundingdino-py')}, or use a model folder in the transformers layout."
             ) from error
         ours = {
             "BertModelWarper": TextEncoder,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from ...missing_packages import missing_package
 from ..loading import check_model_folder, load_model_folder
 from .memory_propagation import MemoryModel
 from .sam2 import video_classes, video_processor
@@ -30,7 +31,7 @@ def load_folder(folder: str | Path, dtype: torch.dtype = torch.float32) -> Memor
     """
     video = video_classes("EdgeTAM", "4.57", "EdgeTamVideoModel", "EdgeTamVideoInferenceSession")
     if importlib.util.find_spec("timm") is None:
-        raise ImportError("EdgeTAM needs the package timm for its picture encoder; install it with: pip install timm")
+        raise missing_package("EdgeTAM", "timm")
     folder = check_model_folder(folder, *MODEL_TYPES)
     # Reading its configuration as usual, transformers 4 asks the network for that of the default picture encoder.
     config = video[0].config_class(**json.loads((folder / "config.json").read_text(encoding="utf-8")))

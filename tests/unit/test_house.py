@@ -29,12 +29,12 @@ ALLOWED = {
     "weight_files": set(),
     "backbones": {"attention_patches", "video_models"},
     "video_models": {"attention_patches", "weight_files", "toybox"},
-    "perception": {"attention_patches", "weight_files"},
+    "perception": {"attention_patches", "weight_files", "missing_packages"},
     "recipes": {"attention_patches", "weight_files", "video_models", "perception"},
     "commands": {"perception", "recipes"},
     "toybox": set(),
     "nodes": {"attention_patches", "backbones", "video_models", "perception", "recipes", "toybox", "training"},
-    "training": {"attention_patches", "video_models", "perception", "recipes", "toybox"},
+    "training": {"attention_patches", "video_models", "perception", "recipes", "toybox", "missing_packages"},
 }
 # The rooms of perception stand apart on what lies beside them in its root; this one draws with another.
 PERCEPTION_ROOMS = {"detection": set(), "segmentation": set(), "tracking": set(), "masks": set(), "pictures": {"masks"}}
@@ -259,7 +259,7 @@ def test_project_metadata():
         'requires-python = ">=3.10"',
         'PublisherId = "mask-guided-video"',
         'DisplayName = "Mask-Guided Video"',
-        'requires-comfyui = ">=0.3.64"',
+        'requires-comfyui = ">=0.20.1"',
     ):
         assert expected in text
     version = re.search(r'^version = "(\d+\.\d+\.\d+)"', text, re.M).group(1)

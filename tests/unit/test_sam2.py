@@ -184,7 +184,7 @@ def test_edgetam_from_a_folder(tmp_path):
 
 def test_edgetam_without_timm_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ImportError, match="pip install timm"):
+    with pytest.raises(ImportError, match=r"EdgeTAM needs the package timm; run: .*install\.py"):
         edgetam.load_folder(tmp_path)
 
 

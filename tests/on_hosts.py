@@ -1,0 +1,160 @@
+"""Run the tests, those with ComfyUI once for each checkout that is found; ``python install.py test`` does so.
+
+    python tests/on_hosts.py [pytest's arguments]
+    python tests/on_hosts.py --list     only say which ComfyUI checkouts are found
+
+ComfyUI is looked for at ``COMFYUI_PATH``, which may name several folders separated as in PATH, else in ~/comfy/ComfyUI
+and ~/comfy/ComfyUI-oldest. Versions of ComfyUI ask for different packages, so each gets an environment of its own,
+``.venv-comfyui-VERSION``; torch and whatever else fits is shared with the Python that runs this.
+
+``TEST_RESULTS`` may name a folder that keeps the results; the last line is the sum of all that are there.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+HOSTS = ("~/comfy/ComfyUI", "~/comfy/ComfyUI-oldest")
+HOST_TESTS = "tests/comfy"
+# What the tests ask for that ComfyUI does not.
+EXTRAS = ("playwright>=1.40",)
+NO_TESTS = 5
+
+
+def comfyui_folders() -> list[Path]:
+    """The ComfyUI checkouts that tests run with; empty when there are none.
+
+    Raises:
+        ValueError: a folder of ``COMFYUI_PATH`` holds no ComfyUI.
+    """
+    named = [entry for entry in os.environ.get("COMFYUI_PATH", "").split(os.pathsep) if entry]
+    folders = [Path(entry).expanduser().resolve() for entry in named or HOSTS]
+    found = [folder for folder in folders if (folder / "comfy" / "model_management.py").is_file()]
+    if named and found != folders:
+        wrong = next(folder for folder in folders if folder not in found)
+        raise ValueError(f"COMFYUI_PATH names {wrong}, which holds no ComfyUI; clone it there or name another folder.")
+    return found
+
+
+def comfyui_version(folder: Path) -> str:
+    """What a checkout calls itself, such as 0.33.0; the folder's name where it says nothing."""
+    path = folder / "comfyui_version.py"
+    found = re.search(r"__version__ = \"([\w.+-]+)\"", path.read_text(encoding="utf-8")) if path.is_file() else None
+    return found[1] if found else folder.name
+
+
+def comfyui_requirements(text: str) -> list[str]:
+    """The lines of a requirements.txt, without comments."""
+    return [line for line in (line.split("#")[0].strip() for line in text.splitlines()) if line]
+
+
+def environment(folder: Path) -> Path:
+    """The Python of an environment with what one ComfyUI asks for, on top of the packages of this Python.
+
+    Raises:
+        ValueError: what it asks for cannot be installed.
+    """
+    # Not at the top: with the root on the path our folder `nodes` would hide ComfyUI's module of that name.
+    sys.path.append(str(ROOT))
+    import install
+
+    version = comfyui_version(folder)
+    python = install.make_environment(Path(sys.executable), ROOT / f".venv-comfyui-{version}")
+    where = [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
+    packages = subprocess.run(where, capture_output=True, text=True, check=True).stdout.strip()
+    shared = dict.fromkeys(sysconfig.get_path(name) for name in ("purelib", "platlib"))
+    (Path(packages) / "shared_packages.pth").write_text("".join(f"{path}\n" for path in shared), encoding="utf-8")
+    install.say(f"Installing what ComfyUI {version} asks for ...")
+    # A second torch would take gigabytes, and torchaudio has to fit the one that is there.
+    held = {name: held for name, held in install.installed_here().items() if name in ("torch", "torchvision")}
+    asked = comfyui_requirements((folder / "requirements.txt").read_text(encoding="utf-8"))
+    with install.constraints(held) as options:
+        if install.pip_install(python, [*options, *asked, *EXTRAS]):
+            raise ValueError(f"what ComfyUI {version} asks for could not be installed; pip's messages above say why.")
+    tried = subprocess.run([str(python), "-c", "import torchaudio"], capture_output=True, text=True)
+    if tried.returncode:
+        # Its metadata lets it go with versions of torch that it fails with.
+        raise ValueError(
+            f"the torchaudio that ComfyUI {version} asks for fails with torch {held.get('torch')} "
+            f"({tried.stderr.strip().splitlines()[-1]}); install the newest torch in {sys.prefix}."
+        )
+    return python
+
+
+def split(arguments: Sequence[str]) -> tuple[list[str] | None, list[str] | None]:
+    """Pytest's arguments for the run without ComfyUI and for those with it; None where only the other is asked for."""
+    paths = [entry for entry in arguments if re.match(r"(\./)?tests(/|$)", entry)]
+    options = [entry for entry in arguments if entry not in paths]
+    if not paths or any(entry.strip("./") == "tests" for entry in paths):
+        files = sorted((ROOT / "tests" / "unit").rglob("test_*.py"))
+        marked = [path for path in files if "\n@pytest.mark.comfy\n" in path.read_text(encoding="utf-8")]
+        hosted = [HOST_TESTS, *(path.relative_to(ROOT).as_posix() for path in marked)]
+        return ["tests/unit", *options], [*hosted, *options]
+    hosted = [entry for entry in paths if entry.removeprefix("./").startswith(HOST_TESTS)]
+    alone = [entry for entry in paths if entry not in hosted]
+    return ([*alone, *options] if alone else None), ([*hosted, *options] if hosted else None)
+
+
+def run(python: Path, arguments: Sequence[str], results: Path, comfyui: Path | None = None) -> int:
+    """Run pytest, keep its results in the file ``results``, and return its exit status."""
+    variables = dict(os.environ) if comfyui is None else {**os.environ, "COMFYUI_PATH": str(comfyui)}
+    command = [str(python), "-m", "pytest", f"--junitxml={results}", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=variables).returncode
+
+
+def closing_line(files: Iterable[Path]) -> str:
+    """The sum of several runs, in the form in which pytest closes one."""
+    keys = ("tests", "failures", "errors", "skipped", "time")
+    suites = [suite for file in files for suite in ElementTree.parse(file).getroot().iter("testsuite")]
+    total = {key: sum(float(suite.get(key) or 0) for suite in suites) for key in keys}
+    passed = total["tests"] - total["failures"] - total["errors"] - total["skipped"]
+    counts = {"failed": total["failures"], "passed": passed, "skipped": total["skipped"], "errors": total["errors"]}
+    words = ", ".join(f"{count:.0f} {word}" for word, count in counts.items() if count)
+    return f" {words or 'no tests ran'} in {total['time']:.2f}s ".center(80, "=")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the tests; returns pytest's exit status, of several runs the first bad one."""
+    folders = comfyui_folders()
+    if list(arguments) == ["--list"]:
+        sys.stdout.write("".join(f"{folder}\n" for folder in folders))
+        return 0
+    alone, hosted = split(arguments) if folders else (list(arguments), None)
+    statuses = []
+    with tempfile.TemporaryDirectory() as temporary:
+        results = Path(os.environ.get("TEST_RESULTS") or temporary)
+        if alone is not None:
+            statuses.append(run(Path(sys.executable), alone, results / "alone.xml"))
+        for folder in folders if hosted is not None else []:
+            version = comfyui_version(folder)
+            try:
+                python = environment(folder)
+            except ValueError as error:
+                sys.stdout.write(f"on_hosts.py: {error}\n")
+                statuses.append(1)
+                continue
+            sys.stdout.write(f"\nThe tests with ComfyUI {version} in {folder}:\n")
+            sys.stdout.flush()
+            statuses.append(run(python, hosted, results / f"comfyui-{version}.xml", folder))
+        files = sorted(results.glob("*.xml"))
+        if len(files) > 1:
+            sys.stdout.write(closing_line(files) + "\n")
+    bad = [status for status in statuses if status not in (0, NO_TESTS)]
+    # A run that was killed has a negative one.
+    return abs(bad[0]) if bad else min(statuses)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except ValueError as error:
+        sys.exit(f"on_hosts.py: {error}")
