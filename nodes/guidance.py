@@ -49,8 +49,8 @@ class MaskToAttentionBias(io.ComfyNode):
                 io.String.Input(
                     "phrases",
                     default="",
-                    tooltip="Words of the prompt that name the objects, in order, separated by commas. Empty: the "
-                    "labels of the tracks. separate and cross_text use them.",
+                    tooltip="Words of the prompt that name the objects, separated by commas: labels of the tracks, or one "
+                    "phrase per object in their order. Empty: the labels. separate and cross_text use them.",
                 ),
                 io.Combo.Input(
                     "mode",

@@ -69,13 +69,11 @@ def regions_of_tracks(tracks: Any, phrases: Sequence[str]) -> NamedRegions:
 
 
 def _binding_notes(tracks: Any, names: Sequence[str], groups: Sequence[Sequence[int]]) -> tuple[str, ...]:
-    """Which objects a phrase got that is not their label, which have no words, and which are in no region."""
+    """Which objects a phrase got that is not their label, and which are in no region."""
     told = [f"{identity} {label}".strip() for identity, label in zip(tracks.ids, tracks.labels, strict=True)]
     notes = []
     for name, group in zip(names, groups, strict=True):
-        if not name and any(names):
-            notes.append(f"object {told[group[0]]} has no label, so no words are steered in it.")
-        elif any(phrase_key(tracks.labels[place]) != phrase_key(name) for place in group):
+        if name and any(phrase_key(tracks.labels[place]) != phrase_key(name) for place in group):
             notes.append(f"{name} is object {', '.join(told[place] for place in group)}.")
     guided = {place for group in groups for place in group}
     left = [name for place, name in enumerate(told) if place not in guided]
@@ -113,4 +111,7 @@ def guide_report(guide: BindableGuide, notes: Sequence[str] = ()) -> str:
         lines.append(
             f"{name}: in {frames} of {len(region)} frames, {100 * share:.1f} % of the picture, {guide.mode_name}."
         )
+    if guide.uses_words and guide.phrases:
+        wordless = [f"region {index + 1}" for index, phrase in enumerate(guide.phrases) if not phrase]
+        lines += [f"{name} has no label, so no words are steered in it." for name in wordless]
     return "\n".join((*lines, *notes))

@@ -172,6 +172,11 @@ def wanted_tracks(tracks: TrackedObjects | None, mask: Tensor | None, phrases: l
     wanted = track_of_mask(mask) if tracks is None else tracks
     if not phrases:
         return wanted
+    if len(phrases) > len(wanted.ids):
+        raise ValueError(
+            f"there are {len(phrases)} phrases ({', '.join(phrases)}) and {len(wanted.ids)} objects; give one for each, "
+            "or none."
+        )
     named = named_objects(phrases, wanted.labels, "masks")
     return replace(wanted.select([place for place, _ in named]), labels=tuple(phrase for _, phrase in named))
 

@@ -104,8 +104,8 @@ def _what() -> list[Any]:
         io.String.Input(
             "phrases",
             default="",
-            tooltip="Words of the prompt that name the objects, in order, separated by commas. Empty: the labels of the "
-            "tracks. Without phrases the modes steer no words; direct_a_video, motionbooth and trailblazer need them.",
+            tooltip="Words of the prompt that name the objects, separated by commas: labels of the tracks, or one phrase "
+            "per object in their order. Empty: the labels. Without phrases the modes steer no words; direct_a_video, motionbooth and trailblazer need them.",
         ),
         io.String.Input(
             "background_phrase",
