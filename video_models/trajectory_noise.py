@@ -14,7 +14,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..attention_patches.guide_checks import check_shape, checked_masks
+from ..attention_patches.guide_checks import checked_masks
 from ..attention_patches.regions import FOREGROUND, guard_thin_objects, pool_area, pool_time
 
 # The published filter: order of the Butterworth, and where it is down to one half, as a part of the highest frequency.
@@ -82,9 +82,8 @@ def object_boxes(masks: Tensor, frames: int, height: int, width: int, time_facto
         First row, last row + 1, first column, last column + 1; all 0 where an object is not in a frame.
 
     Raises:
-        ValueError: the masks' frames do not fit those of the latents, or their pictures have quite another shape.
+        ValueError: the masks' frames do not fit those of the latents.
     """
-    check_shape("the masks are", masks.shape[2:], (height, width), "film's latents")
     masks = pool_time(masks, frames, "max", time_factor)
     pooled, present = guard_thin_objects(pool_area(masks, height, width), masks)
     inside = (pooled >= FOREGROUND) & present[..., None, None]

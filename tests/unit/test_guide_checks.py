@@ -23,7 +23,6 @@ from mask_guided_video.recipes.mask_refine import mask_refine
 from mask_guided_video.recipes.mask_refine_settings import MaskRefineSettings
 from mask_guided_video.training.motion_examples import ExampleMaker
 from mask_guided_video.training.motion_settings import MotionSettings
-from mask_guided_video.video_models.trajectory_noise import trajectory_noise
 
 PROMPT = "a red ball moves left on sand"
 NO_BLOCK = "blocks has 'foo', which fits no block of this model .*up.0.0"
@@ -79,7 +78,6 @@ def test_masks_of_another_shape_are_refused_before_any_work(tiny_video_model, tm
         lambda: guided_clips(model, GuidedClipsSettings(PROMPT), TALL, tmp_path),
         lambda: measure_masks(film, tracks, tracks),
         lambda: fit_prompt(ObjectPrompt(0, mask=TALL[0, 0]), 4, 16, 16),
-        lambda: trajectory_noise(torch.zeros(1, 4, 4, 8, 8), TALL, torch.Generator()),
     ):
         with pytest.raises(ValueError, match="16 x 32 pixels but the film.* distorted"):
             work()
