@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..perception.phrases import read_phrases
+from ..perception.phrases import split_phrases
 
 
 def frames_of(image: Tensor, minimum: int = 1) -> Tensor:
@@ -86,4 +86,7 @@ def phrase_list(text: str) -> list[str]:
     Raises:
         ValueError: there is text that names nothing.
     """
-    return list(read_phrases([text])) if text.strip() else []
+    phrases = split_phrases(text)
+    if text.strip() and not phrases:
+        raise ValueError(f"phrases is {text!r}, which names nothing; write what is meant, such as: red ball.")
+    return phrases

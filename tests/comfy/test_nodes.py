@@ -125,7 +125,7 @@ class TestMaskToAttentionBias:
         assert ("region 2 has no label, so no words are steered in it." in report) == (mode == "separate")
 
     def test_text_that_names_nothing_is_refused(self):
-        with pytest.raises(ValueError, match="phrase ',' names nothing"):
+        with pytest.raises(ValueError, match="phrases is ',', which names nothing"):
             bias(tracks=two_tracks(), phrases=",")
 
     def test_strength_is_relative_to_the_mode(self):
