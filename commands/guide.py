@@ -145,7 +145,11 @@ def _read_objects(options: argparse.Namespace) -> tuple[tuple[ObjectPath, ...], 
     from ..perception.phrases import named_objects, read_phrases
 
     paths, masks, labels = _read_places(options)
-    named = named_objects(read_phrases(options.phrases or ()), labels, "paths" if paths else "masks")
+    wanted = read_phrases(options.phrases or ())
+    if not labels:
+        # Nothing was found: the film is made without guidance.
+        return paths, masks, wanted
+    named = named_objects(wanted, labels, "paths" if paths else "masks")
     places = [place for place, _ in named]
     phrases = tuple(phrase for _, phrase in named)
     paths = tuple(paths[place] for place in places) if paths else ()

@@ -160,3 +160,11 @@ def test_guide_reads_what_follow_wrote(cli, followed, tmp_path):
         films.append(read_film_bytes(out / "film.mp4")[0].float())
     # Only the order of sums differs.
     assert (films[0] - films[1]).abs().mean() < 0.5
+
+
+def test_guide_goes_on_without_an_object(cli, followed, tmp_path):
+    path = followed("purple triangle")
+    words = ["--prompt", "a purple triangle on sand", "--object", "purple triangle", "--frames", "10", "--steps", "1"]
+    assert cli.main(["guide", *words, "--masks", str(path), "--quiet", "--out", str(tmp_path / "out")]) == 0
+    notes = json.loads((tmp_path / "out" / "report.json").read_text())["notes"]
+    assert notes == ["the masks of round 1 are empty: nothing guides it."]
