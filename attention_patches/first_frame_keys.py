@@ -21,8 +21,8 @@ from typing import Any, Literal, TypeAlias, get_args
 import torch
 from torch import Tensor
 
-from .guide_checks import block_patterns, check_choice, check_percents
-from .guide_patch import check_site, matches_block
+from .guide_checks import block_patterns, check_choice, check_percents, matches_block
+from .guide_patch import check_site
 from .local_windows import frame_tokens, part_of_keys
 from .mask_guidance import GuidedRows
 from .rows import bias_part, empty_result

@@ -17,7 +17,8 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor
 
-from .guide_patch import check_site, matches_block
+from .guide_checks import matches_block
+from .guide_patch import check_site
 from .local_windows import (
     WindowBlock,
     centred_windows,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor
@@ -76,6 +77,46 @@ def block_patterns(blocks: str) -> tuple[str, ...]:
     return patterns
 
 
+def matches_block(block: str, pattern: str) -> bool:
+    """Say whether ``down.1.0`` is meant by a pattern: ``all``, the name or the start of it, or with ``*`` and ``?``."""
+    return pattern == "all" or fnmatchcase(block, pattern) or fnmatchcase(block, f"{pattern}.*")
+
+
+def check_blocks(blocks: str, names: Sequence[str]) -> None:
+    """Compare a comma list of block name patterns with the blocks of a model.
+
+    Raises:
+        ValueError: a pattern fits none of them.
+    """
+    for pattern in block_patterns(blocks):
+        if not any(matches_block(name, pattern) for name in names):
+            raise ValueError(
+                f"blocks has {pattern!r}, which fits no block of this model ({', '.join(names)}); correct it, or "
+                "write all."
+            )
+
+
+def check_shape(name: str, size: Sequence[int], film_size: Sequence[int], film: str = "film") -> None:
+    """Compare the shape of masks, or of another picture, with that of the film to which they shall belong.
+
+    Args:
+        name: of what is compared, with its verb, for the message.
+        size: height and width of it.
+        film_size: height and width of the film; only the ratios count.
+        film: what has this size, for the message.
+
+    Raises:
+        ValueError: width and height relate to each other otherwise, by more than ``MAX_STRETCH``.
+    """
+    (height, width), (film_height, film_width) = size, film_size
+    stretch = (width / height) / (film_width / film_height)
+    if not 1.0 / MAX_STRETCH <= stretch <= MAX_STRETCH:
+        raise ValueError(
+            f"{name} {width} x {height} pixels but the {film} {film_width} x {film_height}: they would be distorted; "
+            "crop to that shape, or give what was made for this film."
+        )
+
+
 def check_film(masks: Tensor, clip_frames: int, height: int, width: int, time_factor: int | None = None) -> None:
     """Compare masks [R, F, H, W] with the clip that is about to be sampled.
 
@@ -89,10 +130,4 @@ def check_film(masks: Tensor, clip_frames: int, height: int, width: int, time_fa
         ValueError: the masks' frames do not fit, or their pictures have quite another shape.
     """
     latent_frame_groups(masks.shape[1], clip_frames, time_factor)
-    mask_height, mask_width = masks.shape[2:]
-    stretch = (mask_width / mask_height) / (width / height)
-    if not 1.0 / MAX_STRETCH <= stretch <= MAX_STRETCH:
-        raise ValueError(
-            f"the masks are {mask_width} x {mask_height} pixels but the film's latents {width} x {height}: on it they "
-            "would be distorted; crop the masks to the film's shape, or sample at theirs."
-        )
+    check_shape("the masks are", masks.shape[2:], (height, width), "film's latents")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
-from fnmatch import fnmatchcase
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -139,13 +138,8 @@ class GuidePatch(ABC):
         Args:
             progress: of each step, as in ``AttentionSite``.
         """
-        start, end = self.guide.percents
-        if self.guide.is_active and progress and not any(start <= step <= end for step in progress):
-            logger.warning(
-                "mode %s acts from %g to %g of the schedule, where none of the %d steps of this run lies (the first is at "
-                "%.3f, the last at %.3f): it does nothing here; widen its schedule or take more steps.",
-                *(self.guide.mode_name, start, end, len(progress), progress[0], progress[-1]),
-            )
+        for sentence in idle_steps(self.guide, progress):
+            logger.warning(sentence)
 
     @abstractmethod
     def acts_at(self, site: AttentionSite) -> bool:
@@ -197,6 +191,23 @@ class GuidePatch(ABC):
         return [chunk for chunk in chunks if self.text_spans.holds_for(prompts, chunk)]
 
 
+def idle_steps(guide: BindableGuide, progress: Sequence[float]) -> list[str]:
+    """Say so, in at most one sentence, when none of a run's steps lies in the part of the schedule that a guide has.
+
+    Args:
+        guide: that may ask for nothing, of which nothing is said.
+        progress: of each step, as in ``AttentionSite``.
+    """
+    start, end = guide.percents
+    if not guide.is_active or not progress or any(start <= max(step, 0.0) <= end for step in progress):
+        return []
+    return [
+        f"mode {guide.mode_name} acts from {start:g} to {end:g} of the schedule, where none of the {len(progress)} steps "
+        f"of this run lies (the first is at {progress[0]:.3f}, the last at {progress[-1]:.3f}): it does nothing here; widen "
+        "its schedule or take more steps."
+    ]
+
+
 def chosen_chunks(site: AttentionSite, rows: str) -> list[int]:
     """Indices of the chunks that are guided: all with ``both``, else the conditional ones."""
     return [index for index, chunk in enumerate(site.rows.chunks) if rows == "both" or chunk == CONDITIONAL]
@@ -205,11 +216,6 @@ def chosen_chunks(site: AttentionSite, rows: str) -> list[int]:
 def text_length(site: AttentionSite, key_length: int) -> int:
     """Number of text tokens among the keys of a call."""
     return len(range(*(site.text or slice(None)).indices(key_length)))
-
-
-def matches_block(block: str, pattern: str) -> bool:
-    """Say whether ``down.1.0`` is meant by a pattern: ``all``, the name or the start of it, or with ``*`` and ``?``."""
-    return pattern == "all" or fnmatchcase(block, pattern) or fnmatchcase(block, f"{pattern}.*")
 
 
 def check_site(q: Tensor, site: AttentionSite) -> None:

@@ -16,8 +16,9 @@ from .guide_checks import (
     check_percents,
     check_phrases,
     checked_masks,
+    matches_block,
 )
-from .guide_patch import GuidePatch, chosen_chunks, matches_block, text_length
+from .guide_patch import GuidePatch, chosen_chunks, text_length
 from .region_tables import GuidanceMode, region_tables
 from .regions import FOREGROUND, MaskPyramid, TimePooling
 from .site import AttentionSite

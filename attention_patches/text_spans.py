@@ -127,6 +127,25 @@ class TextSpans:
         return self._moved(lists, key_length)
 
 
+def spans_of_named(find: Callable[[Sequence[str]], TextSpans], phrases: Sequence[str]) -> TextSpans:
+    """Token positions of phrases of which some are empty: objects without words, which have no positions.
+
+    Args:
+        find: the positions of phrases that are not empty.
+        phrases: one per object.
+
+    Raises:
+        ValueError: as ``find`` does.
+    """
+    spans = find([phrase for phrase in phrases if phrase])
+    positions = iter(spans.positions)
+    return replace(
+        spans,
+        phrases=tuple(phrases),
+        positions=tuple(next(positions) if phrase else () for phrase in phrases),
+    )
+
+
 @dataclass(frozen=True)
 class Word:
     """A word or a punctuation mark of a text.

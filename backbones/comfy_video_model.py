@@ -18,6 +18,7 @@ from ..video_models.noise import plain_noise
 from ..video_models.video_model import VideoGeometry
 from .film_decoding import decode_parts
 from .first_frame_lock import install_first_frame_lock
+from .host_hooks import schedule_progress
 from .lamp_sampler import match_statistics
 from .prompt_tokens import token_spans
 from .registry import install_patches, require_supported
@@ -69,6 +70,7 @@ class ComfyVideoModel:
         self.model = model
         self.clip = clip
         self.vae = vae
+        self.block_names = family.block_names(network)
         self.geometry = VideoGeometry(
             spatial_factor=vae.spacial_compression_encode(),
             temporal_factor=vae.temporal_compression_decode() or 1,
@@ -77,6 +79,14 @@ class ComfyVideoModel:
             width=width,
             height=height,
         )
+
+    def step_progress(self, steps: int, sampler: str = "ddim", start_percent: float = 0.0) -> list[float]:
+        """Where in the schedule the steps of such a run lie, 0 (noise) to 1, as attention patches see it.
+
+        Every sampler takes the same steps.
+        """
+        sampling = self.model.get_model_object("model_sampling")
+        return [schedule_progress(sampling, float(sigma)) for sigma in _sigmas(sampling, steps, start_percent)[:-1]]
 
     def encode_prompt(self, prompt: str) -> ComfyPrompt:
         """Encode a prompt, which may be empty."""
@@ -148,10 +158,7 @@ class ComfyVideoModel:
                 changes.append(match_statistics(first_frame.switch))
         if background_lock is not None:
             changes.append(_keep_background(background_lock, noise))
-        sampling = model.get_model_object("model_sampling")
-        sigmas = comfy.samplers.calculate_sigmas(sampling, "ddim_uniform", steps)
-        if start_percent > 0.0:
-            sigmas = _later(sigmas, sampling, start_percent)
+        sigmas = _sigmas(model.get_model_object("model_sampling"), steps, start_percent)
         host_sampler = stepwise_sampler(changes) if changes else comfy.samplers.sampler_object(SAMPLERS[sampler])
         start = torch.zeros_like(noise) if latents is None else model.model.process_latent_out(latents.expand_as(noise))
 
@@ -176,8 +183,13 @@ class ComfyVideoModel:
         return film if first_frame is None else first_frame.placed(film)
 
 
-def _later(sigmas: Tensor, sampling: Any, start_percent: float) -> Tensor:
-    """The part of a schedule from a progress on; at least its last step."""
+def _sigmas(sampling: Any, steps: int, start_percent: float) -> Tensor:
+    """Noise levels of a run that begins at a progress; at least its last step."""
+    import comfy.samplers
+
+    sigmas = comfy.samplers.calculate_sigmas(sampling, "ddim_uniform", steps)
+    if start_percent == 0.0:
+        return sigmas
     progress = 1.0 - sampling.timestep(sigmas[:-1]).float() / (sampling.num_timesteps - 1)
     kept = (progress >= start_percent).nonzero().flatten()
     first = int(kept[0]) if len(kept) else len(sigmas) - 2

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..attention_patches.free_long import FreeLong, FreeLongPatch, free_long_patch
-from ..attention_patches.guide_patch import matches_block
+from ..attention_patches.guide_checks import matches_block
 from .override_chain import STACKS_KEY
 from .registry import install_patches, require_supported
 

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from ..attention_patches.guide_checks import check_shape
 from ..video_models.first_frame import FirstFrame
 from ..video_models.noise import is_rescheduled, mark_rescheduled, plain_noise, share_first_frame
 from ..video_models.trajectory_noise import SPATIAL_CUTOFF, TEMPORAL_CUTOFF, trajectory_noise
@@ -64,6 +65,9 @@ class SharedNoise:
 
         Args:
             input_latent: LATENT with [B, C, T, h, w] or, where the batch is the film, [T, C, h, w].
+
+        Raises:
+            ValueError: masks that do not fit the film, in length or in shape.
         """
         given = self.noise.generate_noise(input_latent)
         shared = self._shared(as_film(given))
@@ -76,6 +80,7 @@ class SharedNoise:
         return share_first_frame(film, self.amount, self.mode == "variance_preserving", source)
 
     def _along_paths(self, film: Tensor) -> Tensor:
+        check_shape("the masks are", self.masks.shape[-2:], film.shape[-2:], "film's latents")
         generator = torch.Generator("cpu").manual_seed(self.seed)
         # The same seed has most likely drawn the film's noise: go on where that ended.
         plain_noise(tuple(film.shape), generator)

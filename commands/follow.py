@@ -68,6 +68,7 @@ def run(options: argparse.Namespace) -> int:
 def follow_settings(options: argparse.Namespace) -> FollowSettings:
     """The settings; what was not given is the recipe's own."""
     from ..perception.masks.mask_refinement import RefinementSettings
+    from ..perception.phrases import read_phrases
     from ..perception.tracking.track_settings import TrackSettings
     from ..recipes.find_and_follow import FollowSettings
 
@@ -75,7 +76,7 @@ def follow_settings(options: argparse.Namespace) -> FollowSettings:
         return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
 
     return FollowSettings(
-        tuple(options.phrases),
+        read_phrases(options.phrases),
         **given("box_threshold", "text_threshold", "detect_every"),
         tracking=TrackSettings(
             **given("max_objects"), **({"folder": tempfile.gettempdir()} if options.on_disk else {})

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 # Options that are no settings of the film.
 OTHERS = (
-    *("path", "masks", "constants", "frame_strength", "first_image", "fresh"),
+    *("path", "masks", "phrases", "constants", "frame_strength", "first_image", "fresh"),
     *("model", "parts", "tokenizer", "motion", "motion_strength"),
 )
 
@@ -29,7 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--prompt", required=True, help="of the film")
     what.add_argument(
         "--object", action="append", dest="phrases", metavar="PHRASE",
-        help="words of the prompt that name an object, once per mask (default: the labels of the path)",
+        help="words of the prompt that name an object, one per mask (default: the labels of the path, or the names that "
+        "follow wrote beside its masks)",
     )  # fmt: skip
     what.add_argument("--background", dest="background_phrase", metavar="PHRASE", help="words that name the background")
     what.add_argument("--negative-prompt", metavar="TEXT", help="of the film (default: empty)")
@@ -100,8 +101,8 @@ def run(options: argparse.Namespace) -> int:
     from ..recipes.guided_clips_report import guided_clips_summary
     from ..recipes.long_video_models import ModelFiles
 
-    paths, masks = _read_masks(options)
-    settings = guide_settings(options, paths)
+    paths, masks, phrases = _read_objects(options)
+    settings = guide_settings(options, phrases)
     picture = None if options.first_image is None else read_picture(options.first_image)
     files = ModelFiles(options.model, parts=options.parts, tokenizer=options.tokenizer)
     set_threads(options.threads)
@@ -131,22 +132,37 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def guide_settings(options: argparse.Namespace, paths: tuple[ObjectPath, ...] = ()) -> GuidedClipsSettings:
+def guide_settings(options: argparse.Namespace, phrases: tuple[str, ...] = ()) -> GuidedClipsSettings:
     """The settings; what was not given is the recipe's own."""
     from ..recipes.guided_clips_settings import GuidedClipsSettings
 
     given = given_settings(options, OTHERS)
-    labels = tuple(path.label for path in paths)
-    phrases = tuple(given.pop("phrases", ())) or (labels if all(labels) else ())
     return GuidedClipsSettings(**given, phrases=phrases, constants=", ".join(options.constants or ()))
 
 
-def _read_masks(options: argparse.Namespace) -> tuple[tuple[ObjectPath, ...], Tensor | None]:
-    """Drawn paths, or masks [N, L, H, W]."""
+def _read_objects(options: argparse.Namespace) -> tuple[tuple[ObjectPath, ...], Tensor | None, tuple[str, ...]]:
+    """Drawn paths, or masks [N, L, H, W], and the phrase of each (none where no object has one)."""
+    from ..perception.phrases import named_objects, read_phrases
+
+    paths, masks, labels = _read_places(options)
+    wanted = read_phrases(options.phrases or ())
+    if not labels:
+        # Nothing was found: the film is made without guidance.
+        return paths, masks, wanted
+    named = named_objects(wanted, labels, "paths" if paths else "masks")
+    places = [place for place, _ in named]
+    phrases = tuple(phrase for _, phrase in named)
+    paths = tuple(paths[place] for place in places) if paths else ()
+    return paths, None if masks is None else masks[places], phrases if any(phrases) else ()
+
+
+def _read_places(options: argparse.Namespace) -> tuple[tuple[ObjectPath, ...], Tensor | None, tuple[str, ...]]:
+    """Drawn paths, or masks [N, L, H, W], and what each object is called there, if anything."""
     import torch
 
     from ..perception.masks.mask_paths import parse_paths
-    from ..recipes.given_masks import read_masks
+    from ..recipes.given_masks import objects_of, read_masks
+    from ..recipes.mask_names import read_names
 
     if (options.path is None) == (options.masks is None):
         raise ValueError("give the objects' places: either --path FILE or --masks PATH, once per object.")
@@ -154,9 +170,10 @@ def _read_masks(options: argparse.Namespace) -> tuple[tuple[ObjectPath, ...], Te
         if not options.path.is_file():
             raise ValueError(f"there is no path {str(options.path)!r}; check the name.")
         try:
-            return parse_paths(options.path.read_text(encoding="utf-8-sig")), None
+            paths = parse_paths(options.path.read_text(encoding="utf-8-sig"))
         except UnicodeDecodeError as error:
             raise ValueError(f"the path {str(options.path)!r} is no UTF-8 text ({error.reason}).") from error
+        return paths, None, tuple(path.label for path in paths)
     films = [read_masks(path) for path in options.masks]
     films = [film if film.ndim == 4 else film[None] for film in films]
     other = next((film for film in films if film.shape[1:] != films[0].shape[1:]), None)
@@ -165,7 +182,8 @@ def _read_masks(options: argparse.Namespace) -> tuple[tuple[ObjectPath, ...], Te
             f"the masks have {list(films[0].shape[1:])} and {list(other.shape[1:])} frames, rows and columns; give all "
             "objects masks of one length and size."
         )
-    return (), torch.cat(films)
+    labels = [read_names(path, objects_of(film)) for path, film in zip(options.masks, films, strict=True)]
+    return (), torch.cat(films), tuple(label for names in labels for label in names)
 
 
 def _drawn(paths: tuple[ObjectPath, ...], settings: GuidedClipsSettings, model: Any) -> Tensor:

@@ -29,11 +29,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     where.add_argument("--path", type=Path, metavar="FILE.json", help="instead of masks: a drawn path, for every film")
     parser.add_argument(
         "--object", action="append", default=[], dest="phrases", metavar="PHRASE",
-        help="what the masks are of; give it once per object (default: the labels of the path)",
+        help="what the masks are of; give it once per object (default: the labels of the path, or the names that follow "
+        "wrote beside its masks)",
     )  # fmt: skip
     parser.add_argument(
         "--found", type=Path, metavar="PATH",
-        help="masks of what is in the film, given like --masks, instead of looking for it (masks.npy of follow); objects pair by overlap",
+        help="masks of what is in the film, given like --masks, instead of looking for it (masks.npy of follow); objects pair by their names where all are "
+        "among the phrases, else by overlap",
     )  # fmt: skip
     parser.add_argument(
         "--reference", type=Path, metavar="PATH", help="film (or folder) to compare the background with"
@@ -54,6 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Measure films and write the report."""
     from ..perception.masks.mask_paths import parse_paths
+    from ..perception.phrases import read_phrases
     from ..recipes.files import staged_folder
     from ..recipes.mask_metrics import Finding
     from ..recipes.mask_metrics_clip import load_clip
@@ -64,6 +67,7 @@ def run(options: argparse.Namespace) -> int:
 
     set_threads(options.threads)
     clips = match_clips(options.film, options.masks, options.reference, options.found)
+    options.phrases = read_phrases(options.phrases)
     paths = _named(parse_paths(_text_of(options.path)), options.phrases) if options.path is not None else ()
     check_readable(clips)
     names = ("box_threshold", "text_threshold", "detect_every")
@@ -92,17 +96,16 @@ def _measure(
     from ..perception.masks.mask_paths import path_tracks
     from ..recipes.films import read_film_bytes
     from ..recipes.mask_metrics import find_objects
-    from ..recipes.mask_metrics_files import read_tracks
+    from ..recipes.mask_metrics_files import read_found, read_tracks
     from ..recipes.mask_metrics_report import film_report
 
     film = Film(read_film_bytes(clip.film)[0])
     size = len(film), film.height, film.width
-    wanted = path_tracks(paths, *size) if clip.masks is None else read_tracks(clip.masks, tuple(options.phrases), *size)
+    wanted = path_tracks(paths, *size) if clip.masks is None else read_tracks(clip.masks, options.phrases, *size)
     reference = Film(read_film_bytes(clip.reference)[0]) if clip.reference is not None else None
     before = None
     if finders is None:
-        # Nothing says which of them has which phrase: they pair by overlap.
-        found = read_tracks(clip.found, (), *size)
+        found = read_found(clip.found, wanted.labels, *size)
     else:
         found = find_objects(film, wanted.labels, *finders, finding, bars)
         if reference is not None:
@@ -112,13 +115,14 @@ def _measure(
     )
 
 
-def _named(paths: tuple[ObjectPath, ...], phrases: list[str]) -> tuple[ObjectPath, ...]:
-    """Paths with other labels, where there are any."""
-    if not phrases:
-        return paths
-    if len(paths) != len(phrases):
+def _named(paths: tuple[ObjectPath, ...], phrases: tuple[str, ...]) -> tuple[ObjectPath, ...]:
+    """The paths that phrases name, with these as labels; all paths where there are none."""
+    from ..perception.phrases import named_objects
+
+    if len(paths) < len(phrases):
         raise ValueError(f"the path has {len(paths)} objects and there are {len(phrases)} phrases; give one for each.")
-    return tuple(replace(path, label=phrase) for path, phrase in zip(paths, phrases, strict=True))
+    named = named_objects(phrases, [path.label for path in paths], "paths")
+    return tuple(replace(paths[place], label=phrase) for place, phrase in named)
 
 
 def _text_of(path: Path) -> str:

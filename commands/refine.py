@@ -64,8 +64,10 @@ def _add_models(models: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run Mask Refine and write its films, sheet and report."""
+    from ..perception.phrases import read_phrases
     from ..recipes.files import staged_folder
-    from ..recipes.given_masks import read_masks
+    from ..recipes.given_masks import objects_of, read_masks
+    from ..recipes.mask_names import read_names
     from ..recipes.mask_refine import mask_refine
     from ..recipes.mask_refine_files import FILES, write_mask_refine
     from ..recipes.mask_refine_settings import MaskRefineSettings
@@ -73,17 +75,18 @@ def run(options: argparse.Namespace) -> int:
     from ..recipes.report import summary
 
     given = given_settings(options, (*MODELS, "masks", "fps"))
-    settings = MaskRefineSettings(**given | {"phrases": tuple(given["phrases"])})
+    settings = MaskRefineSettings(**given | {"phrases": read_phrases(given["phrases"])})
     if not 0.0 < options.fps <= 1000.0:
         raise ValueError(f"fps is {options.fps:g}; give a value above 0, up to 1000.")
     set_threads(options.threads)
     masks = read_masks(options.masks) if options.masks else None
+    names = () if masks is None else read_names(options.masks, objects_of(masks))
     with staged_folder(options.out) as stage:
         started = time.perf_counter()
         models = load(load_model_set, *(getattr(options, name) for name in MODELS))
         loading = time.perf_counter() - started
         with StageBars(options.quiet) as bars:
-            result = mask_refine(models.model, models.detector, models.tracker, settings, masks, bars)
+            result = mask_refine(models.model, models.detector, models.tracker, settings, masks, bars, names=names)
         result.report["model"] = models.name
         result.report["timings"]["loading models"] = loading
         write_mask_refine(stage, result, options.fps)

@@ -8,6 +8,7 @@ from typing import Any
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..perception.phrases import phrase_key
 from ..perception.tracks import frame_ranges
 from .mask_output import PREVIEW_BYTES, PREVIEW_LIMIT
 from .types import CATEGORY, BoundingBox, DetectorType, HelperModel, display_range
@@ -216,8 +217,8 @@ def detection_report(detections: list[list[Any]], phrases: list[str], looked: li
     if count < len(detections):
         lines.append(f"Looked at {count} of {len(detections)} frames.")
     for phrase in phrases:
-        label = " ".join(phrase.lower().split())
-        missing = [frame for frame in looked if all(box.label != label for box in detections[frame])]
+        label = phrase_key(phrase)
+        missing = [frame for frame in looked if all(phrase_key(box.label) != label for box in detections[frame])]
         hits = count - len(missing)
         if not hits:
             lines.append(f"{phrase}: not found in any of {count} frames; what follows goes on unguided.")

@@ -5,15 +5,16 @@ from __future__ import annotations
 import logging
 from typing import Any, get_args
 
-import torch
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..attention_patches.guide_checks import check_blocks
 from ..attention_patches.guide_patch import BindableGuide
 from ..attention_patches.mask_guidance import DEFAULT_STRENGTH, GuidanceMode, GuidedRows, MaskGuidance
-from ..attention_patches.regions import FOREGROUND, TimePooling
-from ..attention_patches.text_spans import TextSpans
+from ..attention_patches.regions import TimePooling
+from ..attention_patches.text_spans import TextSpans, spans_of_named
 from ..backbones.family import Family
+from .guide_regions import guide_report, named_regions
 from .types import CATEGORY, Guide, Tracks, display_range
 
 logger = logging.getLogger(__name__)
@@ -48,8 +49,8 @@ class MaskToAttentionBias(io.ComfyNode):
                 io.String.Input(
                     "phrases",
                     default="",
-                    tooltip="Words of the prompt that name the objects, in order, separated by commas. Empty: the "
-                    "labels of the tracks. separate and cross_text use them.",
+                    tooltip="Words of the prompt that name the objects, separated by commas: labels of the tracks, or one "
+                    "phrase per object in their order. Empty: the labels. separate and cross_text use them.",
                 ),
                 io.Combo.Input(
                     "mode",
@@ -137,10 +138,10 @@ class MaskToAttentionBias(io.ComfyNode):
         tracks: Any = None,
         mask: Tensor | None = None,
     ) -> io.NodeOutput:
-        regions, names = named_regions(tracks, mask, phrases)
+        regions = named_regions(tracks, mask, phrases)
         guide = MaskGuidance(
-            masks=regions,
-            phrases=names,
+            masks=regions.masks,
+            phrases=regions.phrases,
             mode=mode,
             strength=strength * DEFAULT_STRENGTH[mode] if mode in DEFAULT_STRENGTH else strength,
             start_percent=start_percent,
@@ -150,89 +151,9 @@ class MaskToAttentionBias(io.ComfyNode):
             hard=hard,
             time_pooling=time_pooling,
         )
-        report = guide_report(guide)
+        report = guide_report(guide, regions.notes)
         logger.info(report)
         return io.NodeOutput(guide, report)
-
-
-def named_regions(tracks: Any, mask: Tensor | None, phrases: str) -> tuple[Tensor, tuple[str, ...]]:
-    """Regions [R, T, H, W] and their phrases out of what is connected, either tracks or a mask.
-
-    Raises:
-        ValueError: if both or neither is, or phrases do not fit.
-    """
-    from .inputs import masks_of, phrase_list
-
-    if (tracks is None) == (mask is None):
-        given = "both" if mask is not None else "neither"
-        raise ValueError(f"{given} of tracks and mask is connected; connect exactly one of them.")
-    wanted = phrase_list(phrases)
-    return regions_of_tracks(tracks, wanted) if tracks is not None else regions_of_mask(masks_of(mask), wanted)
-
-
-def regions_of_tracks(tracks: Any, phrases: list[str]) -> tuple[Tensor, tuple[str, ...]]:
-    """One region per phrase out of tracks.
-
-    Args:
-        tracks: ``perception.tracks.Tracks``.
-        phrases: wanted, may be empty.
-
-    Returns:
-        Masks [R, T, H, W] and their phrases (none when the tracks have no labels).
-
-    Raises:
-        ValueError: if phrases fit neither the labels nor the number of objects.
-    """
-    labels = [label.lower() for label in tracks.labels]
-    if not labels:
-        return tracks.object_masks(), ()
-    names = phrases or list(dict.fromkeys(label for label in labels if label))
-    groups = [[index for index, label in enumerate(labels) if label == name.lower()] for name in names]
-    if not names:
-        return tracks.object_masks(), ()
-    if not all(groups):
-        if len(names) == len(labels):
-            return tracks.object_masks(), tuple(names)
-        if len(names) == 1:
-            return tracks.union()[None], tuple(names)
-        missing = next(name for name, group in zip(names, groups, strict=True) if not group)
-        raise ValueError(
-            f"phrase {missing!r} names no tracked object (labels: {', '.join(dict.fromkeys(labels))}); use the "
-            f"labels, or give one phrase per object ({len(labels)})."
-        )
-    return torch.stack([tracks.select(group).union() for group in groups]), tuple(names)
-
-
-def regions_of_mask(mask: Tensor, phrases: list[str]) -> tuple[Tensor, tuple[str, ...]]:
-    """The one region of a MASK: [1, T, H, W], or none at all when the mask is empty.
-
-    Raises:
-        ValueError: if there is more than one phrase.
-    """
-    if len(phrases) > 1:
-        raise ValueError(
-            f"a mask is one region but there are {len(phrases)} phrases ({', '.join(phrases)}); give one, or connect "
-            "tracks."
-        )
-    if not bool((mask > 0).any()):
-        return mask[None][:0], ()
-    return mask[None], tuple(phrases)
-
-
-def guide_report(guide: BindableGuide) -> str:
-    """One line per region, or the plain statement that there is none."""
-    if not guide.is_active:
-        reason = "strength is 0" if bool((guide.masks >= FOREGROUND).any()) else "no object in any frame"
-        return f"{reason}: the film runs unguided."
-    lines = []
-    for index, region in enumerate(guide.masks):
-        name = guide.phrases[index] if guide.phrases else f"region {index + 1}"
-        frames = (region.flatten(1) > 0).any(dim=1).sum().item()
-        share = region.mean().item()
-        lines.append(
-            f"{name}: in {frames} of {len(region)} frames, {100 * share:.1f} % of the picture, {guide.mode_name}."
-        )
-    return "\n".join(lines)
 
 
 class PatchAttention(io.ComfyNode):
@@ -300,18 +221,6 @@ class PatchAttention(io.ComfyNode):
         return io.NodeOutput(patched)
 
 
-def check_blocks(patterns: str, names: list[str]) -> None:
-    """Raise ValueError when a pattern of block names fits no block of the model."""
-    from ..attention_patches.guide_patch import matches_block
-
-    for pattern in (part.strip() for part in patterns.split(",") if part.strip()):
-        if not any(matches_block(name, pattern) for name in names):
-            raise ValueError(
-                f"blocks has {pattern!r}, which fits no block of this model ({', '.join(names)}); correct it, or "
-                "write all."
-            )
-
-
 def phrase_spans(
     guide: BindableGuide, family: Family, clip: Any, prompt: str, positive: Any = None
 ) -> TextSpans | None:
@@ -344,9 +253,11 @@ def phrase_spans(
         return None
     if not prompt.strip():
         raise ValueError(
-            f"prompt is empty, so {', '.join(guide.phrases)} cannot be found in it; connect the positive prompt's text."
+            f"prompt is empty, so {', '.join(filter(None, guide.phrases))} cannot be found in it; connect the positive prompt's text."
         )
-    return token_spans(clip, prompt, guide.phrases, family, positive, guide.background_phrase)
+    return spans_of_named(
+        lambda phrases: token_spans(clip, prompt, phrases, family, positive, guide.background_phrase), guide.phrases
+    )
 
 
 class PreviewGuide(io.ComfyNode):

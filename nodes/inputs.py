@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..perception.phrases import split_phrases
+
 
 def frames_of(image: Tensor, minimum: int = 1) -> Tensor:
     """An IMAGE batch as frames: a view, not a copy.
@@ -79,7 +81,12 @@ def masks_for_frames(mask: Tensor, frames: int, height: int, width: int) -> Tens
 
 
 def phrase_list(text: str) -> list[str]:
-    """Phrases of a widget: separated by commas, full stops, semicolons or new lines; order kept, repeats dropped."""
-    for separator in ".;\n":
-        text = text.replace(separator, ",")
-    return list(dict.fromkeys(" ".join(part.split()) for part in text.split(",") if part.strip()))
+    """Phrases of a widget, as ``perception.phrases`` reads them; none where it is empty.
+
+    Raises:
+        ValueError: there is text that names nothing.
+    """
+    phrases = split_phrases(text)
+    if text.strip() and not phrases:
+        raise ValueError(f"phrases is {text!r}, which names nothing; write what is meant, such as: red ball.")
+    return phrases

@@ -63,8 +63,8 @@ class MaskMetrics(io.ComfyNode):
                 io.String.Input(
                     "phrases",
                     default="",
-                    tooltip="What the masks are of, one phrase per object, separated by commas. Empty: the labels of the "
-                    "tracks.",
+                    tooltip="What the masks are of, separated by commas: labels of the tracks that are measured, or one "
+                    "phrase per object. Empty: the labels of all.",
                 ),
                 io.String.Input(
                     "prompt",
@@ -127,6 +127,7 @@ class MaskMetrics(io.ComfyNode):
         segmenter: HelperModel | None = None,
         reference: Tensor | None = None,
     ) -> io.NodeOutput:
+        from ..attention_patches.guide_checks import check_shape
         from ..recipes.mask_metrics_report import film_report, metrics_summary
         from ..recipes.report import rounded
         from .host import progress
@@ -134,6 +135,8 @@ class MaskMetrics(io.ComfyNode):
 
         film = Film(image)
         wanted = wanted_tracks(tracks, mask, phrase_list(phrases))
+        # Before anything is looked for.
+        check_shape("the wanted masks are", wanted.size, (film.height, film.width))
         before = None if reference is None else Film(reference)
         if found is None:
             found = looked_for(film, wanted, detector, segmenter, box_threshold)
@@ -155,11 +158,12 @@ class MaskMetrics(io.ComfyNode):
 
 
 def wanted_tracks(tracks: TrackedObjects | None, mask: Tensor | None, phrases: list[str]) -> TrackedObjects:
-    """The masks of the guide, with the phrases as labels where there are any.
+    """The masks of the guide that the phrases name, with these as labels; all of them where there are none.
 
     Raises:
-        ValueError: both or neither of tracks and mask, or another number of phrases than objects.
+        ValueError: both or neither of tracks and mask, or phrases that do not fit the objects.
     """
+    from ..perception.phrases import named_objects
     from .object_masks import track_of_mask
 
     if (tracks is None) == (mask is None):
@@ -168,12 +172,13 @@ def wanted_tracks(tracks: TrackedObjects | None, mask: Tensor | None, phrases: l
     wanted = track_of_mask(mask) if tracks is None else tracks
     if not phrases:
         return wanted
-    if len(phrases) != len(wanted.ids):
+    if len(phrases) > len(wanted.ids):
         raise ValueError(
             f"there are {len(phrases)} phrases ({', '.join(phrases)}) and {len(wanted.ids)} objects; give one for each, "
             "or none."
         )
-    return replace(wanted, labels=tuple(phrases))
+    named = named_objects(phrases, wanted.labels, "masks")
+    return replace(wanted.select([place for place, _ in named]), labels=tuple(phrase for _, phrase in named))
 
 
 def looked_for(

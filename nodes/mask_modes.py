@@ -65,25 +65,25 @@ class DynamicMaskGuidance(io.ComfyNode):
     ) -> io.NodeOutput:
         from ..attention_patches.mask_modes.presets import make_mode, read_constants
         from ..perception.masks.keyframes import parse_values
-        from .guidance import guide_report, named_regions
+        from .guide_regions import guide_report, named_regions
 
-        regions, names = named_regions(tracks, mask, phrases)
+        regions = named_regions(tracks, mask, phrases)
         chosen = {
             **_overrides(start_percent, end_percent, blocks, rows),
             **read_constants(mode, constants),
         }
         guide = ModeGuide(
-            masks=regions,
-            phrases=names,
+            masks=regions.masks,
+            phrases=regions.phrases,
             # An empty mask has no region, and so no words.
-            background_phrase=background_phrase if len(regions) else "",
+            background_phrase=background_phrase if len(regions.masks) else "",
             mode=make_mode(mode, **chosen),
             strength=strength,
-            frame_strength=parse_values(frame_strength, regions.shape[1]),
+            frame_strength=parse_values(frame_strength, regions.masks.shape[1]),
             key_source=None if key_source == OWN else key_source,
             time_pooling=time_pooling,
         )
-        report = f"{guide_report(guide)}\n{constants_report(guide)}"
+        report = f"{guide_report(guide, regions.notes)}\n{constants_report(guide)}"
         logger.info(report)
         return io.NodeOutput(guide, report)
 
@@ -104,8 +104,8 @@ def _what() -> list[Any]:
         io.String.Input(
             "phrases",
             default="",
-            tooltip="Words of the prompt that name the objects, in order, separated by commas. Empty: the labels of the "
-            "tracks. Without phrases the modes steer no words; direct_a_video, motionbooth and trailblazer need them.",
+            tooltip="Words of the prompt that name the objects, separated by commas: labels of the tracks, or one phrase "
+            "per object in their order. Empty: the labels. Without phrases the modes steer no words; direct_a_video, motionbooth and trailblazer need them.",
         ),
         io.String.Input(
             "background_phrase",

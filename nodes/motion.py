@@ -87,10 +87,11 @@ class TrainMotion(io.ComfyNode):
         from ..attention_patches.mask_modes.presets import read_constants
         from ..backbones.motion_files import apply_motion
         from ..training.motion_settings import MaskAugmentation, MotionSettings
+        from .inputs import phrase_list
 
         settings = MotionSettings(
             prompt=prompt,
-            phrases=names_of(phrases),
+            phrases=tuple(phrase_list(phrases)),
             background_phrase=background_phrase,
             frames=frames,
             width=width,

@@ -13,6 +13,7 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..perception.frames import Film
+from ..perception.phrases import listed_parts
 from ..perception.tracks import Tracks as TrackedObjects
 from .mask_output import DRAWN_FILM_BYTES, DRAWN_FILM_LIMIT, union_of
 from .types import CATEGORY, Tracks, display_range
@@ -101,10 +102,8 @@ class SelectObjects(io.ComfyNode):
         minimum_frames: int,
         invert: bool,
     ) -> io.NodeOutput:
-        from .inputs import phrase_list
-
         choice = Choice(
-            tuple(label.lower() for label in phrase_list(labels)),
+            tuple(label.lower() for label in listed_parts(labels)),
             parse_numbers(ids),
             keep,
             count,

@@ -128,8 +128,9 @@ def free_region(mask: Tensor | None, samples: Tensor, grow: int, blur: int) -> T
     """Where a locked film may change: [1, 1, T, h, w].
 
     Raises:
-        ValueError: no mask, an empty one, or another number of masks than frames.
+        ValueError: no mask, an empty one, another number of masks than frames, or masks of quite another shape.
     """
+    from ..attention_patches.guide_checks import check_shape
     from ..attention_patches.regions import pool_time
     from ..video_models.background_lock import lock_mask
     from .inputs import masks_of
@@ -140,6 +141,7 @@ def free_region(mask: Tensor | None, samples: Tensor, grow: int, blur: int) -> T
     if not bool((masks > 0.5).any()):
         raise ValueError("background_lock is on but the mask is empty: nothing could change; turn the lock off.")
     frames, height, width = samples.shape[2:]
+    check_shape("the masks are", masks.shape[1:], (height, width), "film's latents")
     return lock_mask(pool_time(masks[None], frames)[0], height, width, grow, blur)
 
 

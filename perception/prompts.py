@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
+from ..attention_patches.guide_checks import check_shape
 from .boxes import Box, clamp_box
 
 
@@ -71,7 +72,8 @@ def fit_prompt(prompt: ObjectPrompt, frames: int, height: int, width: int) -> Ob
     """A prompt cut to a film: box clamped, mask bool [H, W] at frame size; None when it is all outside or empty.
 
     Raises:
-        ValueError: when the film has no such frame, or a point lies outside the picture.
+        ValueError: when the film has no such frame, a point lies outside the picture, or the mask has quite another
+            shape.
     """
     if prompt.frame >= frames:
         raise ValueError(
@@ -97,6 +99,7 @@ def _fit_mask(mask: Tensor, height: int, width: int) -> Tensor:
     values = values.float() / 255 if values.dtype == torch.uint8 else values.float()
     if not torch.isfinite(values).all():
         raise ValueError("the mask of a prompt holds NaN or infinite values; give numbers in 0..1.")
+    check_shape("the mask of a prompt is", values.shape, (height, width))
     if tuple(values.shape) != (height, width):
         values = functional.interpolate(values[None, None], (height, width), mode="bilinear", antialias=True)[0, 0]
     return values > 0.5

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..perception.boxes import Detections
 from ..perception.frames import Film
 from ..perception.masks.mask_refinement import RefinementSettings, refine_tracks
+from ..perception.phrases import phrase_key
 from ..perception.tracking.track_settings import TrackSettings
 from ..perception.tracks import Tracks
 from .protocols import Detector, Tracker
@@ -53,7 +54,7 @@ class FollowResult:
 
     Attributes:
         detections: boxes per frame; frames that were not looked at have none.
-        tracks: one mask per object and frame.
+        tracks: one mask per object and frame, objects in the order of the phrases.
         report: settings, timings and what was seen, ready for JSON.
     """
 
@@ -99,8 +100,16 @@ def find_and_follow(
         progress=stage("detect"),
     )
     tracks = tracker.track(film, detections, settings.tracking, stage("track"))
+    tracks = _in_order(tracks, settings.phrases)
     tracks = refine_tracks(tracks, settings.refinement, film, settings.tracking.folder, stage("refine"))
     return FollowResult(detections, tracks, _report(film, tracks, settings, timings))
+
+
+def _in_order(tracks: Tracks, phrases: Sequence[str]) -> Tracks:
+    """Objects in the order of the phrases that found them, whatever was found first."""
+    order = {phrase_key(phrase): place for place, phrase in enumerate(phrases)}
+    places = sorted(range(len(tracks.ids)), key=lambda place: order.get(phrase_key(tracks.labels[place]), len(order)))
+    return tracks if places == list(range(len(places))) else tracks.select(places)
 
 
 def _report(film: Film, tracks: Tracks, settings: FollowSettings, timings: dict[str, float]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from ..perception.tracks import Tracks
 from .files import replacing
 from .films import to_bytes, write_pictures
 from .find_and_follow import FollowResult
+from .mask_names import names_path, write_names
 from .report import write_report
 from .sheets import write_picture
 
@@ -21,13 +22,15 @@ MASK_ARRAY = "masks.npy"
 TRACKED_FILM = "tracked.mp4"
 STRIP = "strip.png"
 REPORT = "report.json"
-FILES = (MASK_FILM, MASK_ARRAY, TRACKED_FILM, STRIP, REPORT)
+MASK_NAMES = names_path(Path(MASK_ARRAY)).name
+FILES = (MASK_FILM, MASK_ARRAY, MASK_NAMES, TRACKED_FILM, STRIP, REPORT)
 
 
 def write_find_and_follow(folder: Path, film: Film, result: FollowResult, frames_per_second: float) -> None:
     """Write the masks as a film and as an array, the film with the objects drawn on it, a strip and the report.
 
-    The array is bool [objects, frames, height, width]; ``refine --masks`` reads it. All are written frame by frame.
+    The array is bool [objects, frames, height, width], and the names of its objects lie beside it: ``refine``, ``guide``,
+    ``metrics`` and ``train-motion`` read both. All are written frame by frame.
     """
     from PIL import Image
 
@@ -36,6 +39,7 @@ def write_find_and_follow(folder: Path, film: Film, result: FollowResult, frames
     union = (tracks.masks.union(slice(frame, frame + 1))[0] for frame in frames)
     write_pictures(folder / MASK_FILM, (mask[..., None].expand(-1, -1, 3) for mask in union), frames_per_second)
     _write_array(folder / MASK_ARRAY, tracks)
+    write_names(folder / MASK_ARRAY, tracks.labels)
     drawn = (to_bytes(draw_masks(film, tracks, chosen=[frame]))[0] for frame in frames)
     write_pictures(folder / TRACKED_FILM, drawn, frames_per_second)
     strip = to_bytes(strip_over_time(film, tracks))[0]

@@ -9,7 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..attention_patches.guide_checks import check_shape
 from ..attention_patches.regions import pool_area
+from ..perception.phrases import named_objects
 from ..perception.tracks import Tracks
 from .films import read_film, read_picture
 
@@ -58,30 +60,46 @@ def read_masks(path: Path) -> Tensor:
     return masks[None] if masks.ndim == 2 else masks
 
 
-def fit_masks(masks: Tensor, phrases: Sequence[str], frames: int, height: int, width: int) -> Tracks:
-    """Bring given masks to a film's length and size.
+def objects_of(masks: Tensor) -> int:
+    """How many objects masks [H, W], [T, H, W] or [N, T, H, W] are of."""
+    return masks.shape[0] if masks.ndim == 4 else 1
+
+
+def fit_masks(
+    masks: Tensor, phrases: Sequence[str], frames: int, height: int, width: int, names: Sequence[str] = ()
+) -> Tracks:
+    """Bring given masks to a film's length and size, and give them their phrases.
 
     Args:
         masks: [H, W], [T, H, W] or [N, T, H, W] in 0..1; T is 1 (for all frames) or the film's length. Another height and
             width is resized by area.
-        phrases: one per object.
+        phrases: which objects are wanted, see ``bind_phrases``: one per object where those have no names. None at all
+            keeps every object with its name.
         frames: of the film.
         height: of the film, pixels.
         width: of the film, pixels.
+        names: of the objects, empty for one without; none at all is the same.
+
+    Returns:
+        The objects in the order of the phrases, labelled with them.
 
     Raises:
-        ValueError: another number of objects or frames (both numbers are named), values not finite or not in 0..1.
+        ValueError: another number of objects or frames (both numbers are named), values not finite or not in 0..1, a
+            phrase that names no object, or masks of quite another shape than the film.
     """
     masks = checked_masks(masks)
-    if len(masks) != len(phrases):
-        raise ValueError(f"there are masks for {len(masks)} objects and {len(phrases)} phrases; give one per object.")
+    named = named_objects(phrases, names or ("",) * len(masks), "masks")
+    check_shape("the masks are", masks.shape[2:], (height, width))
+    places = [place for place, _ in named]
+    # The same objects in their order need no copy.
+    masks = masks if places == list(range(len(masks))) else masks[places]
     if masks.shape[1] not in (1, frames):
         raise ValueError(
             f"there are {masks.shape[1]} masks and the film has {frames} frames; give one mask per frame, or a single one."
         )
     if tuple(masks.shape[2:]) != (height, width):
         masks = pool_area(masks, height, width).clamp(0.0, 1.0)
-    return Tracks.from_masks(masks.expand(-1, frames, -1, -1), tuple(phrases))
+    return Tracks.from_masks(masks.expand(-1, frames, -1, -1), tuple(label for _, label in named))
 
 
 def checked_masks(masks: Tensor) -> Tensor:

@@ -17,8 +17,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..attention_patches.guide_checks import MAX_STRETCH
-from ..attention_patches.mask_modes.guide import mode_patches
+from ..attention_patches.guide_checks import check_blocks, check_shape
+from ..attention_patches.guide_patch import idle_steps
+from ..attention_patches.mask_modes.guide import ModeGuide, mode_patches
+from ..attention_patches.text_spans import TextSpans, spans_of_named
 from ..perception.pictures.histogram_match import histogram_match
 from ..video_models.first_frame import FirstFrame
 from .checked_settings import MAX_FRAMES
@@ -158,9 +160,11 @@ def _prepared(
     film_length(model, settings)
     found = RoundMasks.of(masks, settings.rounds, *size, settings.mask_borders)
     found.strength_of_round(0, settings.frame_strength)
-    first = settings.guide(found.of_round(0, settings.phrases, *size[1:]), ())
+    first = _guide(model, settings, found.of_round(0, settings.phrases, *size[1:]), ())
+    check_blocks(first.blocks, model.block_names)
+    stages.notes += idle_steps(first, model.step_progress(settings.steps, settings.sampler))
     if settings.phrases or settings.background_phrase:
-        model.token_spans(settings.prompt, settings.phrases, settings.background_phrase)
+        _spans(model, settings)
     elif first.needs_words and first.is_active:
         stages.notes.append(f"no phrase names the objects: of {settings.mode} only what needs no words acts.")
     positive = model.encode_prompt(settings.prompt)
@@ -234,9 +238,8 @@ def _sample(
 ) -> Tensor:
     """Latents [1, C, T, h, w] of a round."""
     settings, model = run.settings, run.model
-    guide = settings.guide(masks, strength)
-    worded = settings.phrases or settings.background_phrase
-    spans = model.token_spans(settings.prompt, settings.phrases, settings.background_phrase) if worded else None
+    guide = _guide(model, settings, masks, strength)
+    spans = _spans(model, settings) if settings.phrases or settings.background_phrase else None
     noise = model.noise(frames or run.size[0], *run.size[1:], settings.seed + number)
     with run.stages.stage("sampling"):
         return model.sample(
@@ -251,6 +254,18 @@ def _sample(
             first_frame=None if first is None else FirstFrame(first, settings.match_statistics),
             callback=lambda step, total, _denoised: run.progress(number, step, total),
         )
+
+
+def _guide(model: VideoModel, settings: GuidedClipsSettings, masks: Tensor, strength: tuple[float, ...]) -> ModeGuide:
+    """The guide of a round on this model's blocks."""
+    return settings.guide(masks, strength).on_blocks(model.block_names)
+
+
+def _spans(model: VideoModel, settings: GuidedClipsSettings) -> TextSpans:
+    """Where the words of the objects stand in the prompt."""
+    return spans_of_named(
+        lambda phrases: model.token_spans(settings.prompt, phrases, settings.background_phrase), settings.phrases
+    )
 
 
 def _decode(run: _Run, latents: Tensor, stored: list[StoredRound]) -> Tensor:
@@ -297,12 +312,7 @@ def _fitted(picture: Tensor, height: int, width: int) -> Tensor:
         ValueError: no picture, or one of quite another shape.
     """
     check_frames(picture[None], "the pixels of the first image")
-    stretch = (picture.shape[1] / picture.shape[0]) / (width / height)
-    if not 1.0 / MAX_STRETCH <= stretch <= MAX_STRETCH:
-        raise ValueError(
-            f"the first image is {picture.shape[1]} x {picture.shape[0]} pixels but the film {width} x {height}: it would "
-            "be distorted; crop it to the film's shape."
-        )
+    check_shape("the first image is", picture.shape[:2], (height, width))
     if tuple(picture.shape[:2]) != (height, width):
         planes = picture.movedim(-1, 0)[None].float()
         resized = functional.interpolate(planes, (height, width), mode="bilinear", antialias=True, align_corners=False)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..attention_patches.guide_checks import MAX_STRETCH
+from ..attention_patches.guide_checks import check_shape
 from ..perception.masks.mask_paths import ObjectPath, path_tracks
 from .given_masks import checked_masks, fit_masks
 from .guided_clips_settings import MaskBorders, joined_frames
@@ -58,12 +58,7 @@ class RoundMasks:
             # No object: as one that is nowhere.
             masks = masks.new_zeros(1, *masks.shape[1:])
         masks = checked_masks(masks)
-        stretch = (masks.shape[3] / masks.shape[2]) / (width / height)
-        if not 1.0 / MAX_STRETCH <= stretch <= MAX_STRETCH:
-            raise ValueError(
-                f"the masks are {masks.shape[3]} x {masks.shape[2]} pixels but the film {width} x {height}: on it they "
-                "would be distorted; crop the masks to the film's shape, or make the film at theirs."
-            )
+        check_shape("the masks are", masks.shape[2:], (height, width))
         found = cls(masks, rounds, frames, _step(masks.shape[1], rounds, frames), borders)
         found._check_borders()
         return found

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..attention_patches.mask_modes.guide import ModeGuide
 from ..attention_patches.mask_modes.presets import make_mode, read_constants
+from ..perception.phrases import plain_phrase
 from ..video_models.noise import share_first_frame
 from .checked_settings import MAX_FRAMES, MAX_SEED, MAX_SIDE, MAX_STEPS, check_choices, check_ranges, film_size
 from .protocols import Geometry, SamplerName
@@ -97,7 +98,7 @@ class GuidedClipsSettings:
     def __post_init__(self) -> None:
         if isinstance(self.phrases, str):
             raise ValueError(f"phrases is the string {self.phrases!r}; give a tuple of phrases.")
-        object.__setattr__(self, "phrases", tuple(" ".join(phrase.split()) for phrase in self.phrases))
+        object.__setattr__(self, "phrases", tuple(plain_phrase(phrase) for phrase in self.phrases))
         object.__setattr__(self, "frame_strength", tuple(self.frame_strength))
         given = read_constants(self.mode, self.constants) if isinstance(self.constants, str) else self.constants
         object.__setattr__(self, "constants", dict(given))

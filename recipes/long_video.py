@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..attention_patches.free_long import free_long_patch
+from ..attention_patches.guide_checks import check_blocks
 from ..attention_patches.prompt_schedule import frame_weights
 from ..video_models.noise import video_noise
 from .film_record import FilmRecord
@@ -102,6 +103,7 @@ def long_video(
     """
     started = time.perf_counter()
     frames, height, width = settings.film_size(model.geometry)
+    check_blocks(settings.blocks, model.block_names)
     if interpolator is not None and frames < 2:
         raise ValueError(f"frames is {frames}; there is nothing in between to fill in, make at least 2.")
     sizes = {FILM: (frames, height, width)}

@@ -12,9 +12,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ..attention_patches.guide_checks import check_shape
 from ..perception.boxes import Progress
 from ..perception.frames import Film
 from ..perception.masks.mask_sequences import SequenceSettings, make_sequence
+from ..perception.phrases import phrase_key
 from ..perception.tracking.track_settings import TrackSettings
 from ..perception.tracks import Tracks
 from .find_and_follow import FollowSettings, find_and_follow
@@ -98,7 +100,7 @@ def measure_masks(film: Film, wanted: Tracks, found: Tracks) -> dict[str, Any]:
         ``others_found``: objects of the wanted phrases that stand for none of them.
 
     Raises:
-        ValueError: masks for another number of frames.
+        ValueError: masks for another number of frames, or of quite another shape.
     """
     wanted, found = _fitted(wanted, film, "wanted masks"), _fitted(found, film, "found masks")
     pairs = _pairs(wanted, found)
@@ -107,10 +109,10 @@ def measure_masks(film: Film, wanted: Tracks, found: Tracks) -> dict[str, Any]:
         partner = pairs.get(number)
         values = _compare(wanted, number, found, partner)
         objects.append({"phrase": label, **values, "found_id": None if partner is None else found.ids[partner]})
-    asked = {label.lower() for label in wanted.labels}
+    asked = {phrase_key(label) for label in wanted.labels}
     others = [place for place, label in enumerate(found.labels) if place not in pairs.values()]
     if any(asked):
-        others = [place for place in others if not found.labels[place] or found.labels[place].lower() in asked]
+        others = [place for place in others if not found.labels[place] or phrase_key(found.labels[place]) in asked]
     return {
         "objects": objects,
         "iou": mean_of([entry["iou"] for entry in objects]),
@@ -159,6 +161,7 @@ def _fitted(tracks: Tracks, film: Film, name: str) -> Tracks:
             f"there are {name} for {tracks.frames} frames and the film has {len(film)}; give one mask per frame, or a "
             "single one."
         )
+    check_shape(f"the {name} are", tracks.size, (film.height, film.width))
     if (tracks.frames, *tracks.size) == (len(film), film.height, film.width):
         return tracks
     return make_sequence(tracks, SequenceSettings(frames=len(film), height=film.height, width=film.width))
@@ -170,7 +173,7 @@ def _pairs(wanted: Tracks, found: Tracks) -> dict[int, int]:
     ranked = []
     for first, phrase in enumerate(wanted.labels):
         for second, label in enumerate(found.labels):
-            if not by_label or phrase.lower() == label.lower():
+            if not by_label or phrase_key(phrase) == phrase_key(label):
                 values = _compare(wanted, first, found, second)
                 distance = values["centroid_error"]
                 ranked.append((-(values["iou"] or 0.0), 2.0 if distance is None else distance, first, second))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ..attention_patches.guide_checks import check_shape
+from ..perception.phrases import phrase_key
 from ..perception.tracks import Tracks
 from .films import read_film_bytes
-from .given_masks import FILM_SUFFIXES, fit_masks, read_masks
+from .given_masks import FILM_SUFFIXES, fit_masks, objects_of, read_masks
+from .mask_names import read_names
 
 MASK_SUFFIXES = (".npy", ".png", *FILM_SUFFIXES)
 
@@ -70,13 +74,18 @@ def check_readable(clips: list[Clip]) -> None:
     """Read every film and its masks once, before anything is computed.
 
     Raises:
-        ValueError: one that cannot be read, or masks for another number of frames; the message names the file.
+        ValueError: one that cannot be read, or masks for another number of frames or of quite another shape; the message
+            names the file.
     """
     for clip in clips:
-        frames = len(read_film_bytes(clip.film)[0])
+        film = read_film_bytes(clip.film)[0]
+        frames = len(film)
         for path in (clip.masks, clip.found):
-            count = None if path is None else read_masks(path).shape[-3]
-            if count not in (None, 1, frames):
+            if path is None:
+                continue
+            count, *size = read_masks(path).shape[-3:]
+            check_shape(f"the masks of {path.name} are", size, film.shape[1:3], f"film {clip.film.name}")
+            if count not in (1, frames):
                 raise ValueError(
                     f"{path.name} has masks for {count} frames and {clip.film.name} has {frames}; give one mask per "
                     "frame, or a single one."
@@ -94,7 +103,7 @@ def read_tracks(path: Path, phrases: tuple[str, ...], frames: int, height: int, 
 
     Args:
         path: as ``read_masks`` takes it; a file without objects is no objects.
-        phrases: one per object, or none at all.
+        phrases: of the objects, as in ``fit_masks``.
         frames: of the film.
         height: of the film in pixels.
         width: of the film in pixels.
@@ -103,10 +112,28 @@ def read_tracks(path: Path, phrases: tuple[str, ...], frames: int, height: int, 
         ValueError: they cannot be read, or there is another number of objects or frames.
     """
     masks = read_masks(path)
-    objects = masks.shape[0] if masks.ndim == 4 else 1
+    objects = objects_of(masks)
     if objects == 0 and not phrases:
         return Tracks.empty(frames, height, width)
-    return fit_masks(masks, phrases or ("",) * objects, frames, height, width)
+    return fit_masks(masks, phrases, frames, height, width, read_names(path, objects))
+
+
+def read_found(path: Path, phrases: Sequence[str], frames: int, height: int, width: int) -> Tracks:
+    """Masks of what is in a film, for comparison with objects of these phrases.
+
+    Args:
+        path, frames, height, width: as in ``read_tracks``.
+        phrases: of the objects that they are compared with.
+
+    Returns:
+        Tracks that are labelled only where every name beside the file is one of the phrases: other names say nothing
+        about which object is which.
+    """
+    tracks = read_tracks(path, (), frames, height, width)
+    asked = {phrase_key(phrase) for phrase in phrases}
+    if all(phrase_key(label) in asked for label in tracks.labels):
+        return tracks
+    return replace(tracks, labels=("",) * len(tracks.labels))
 
 
 def _entries(folder: Path, suffixes: tuple[str, ...], folders: bool) -> dict[str, Path]:

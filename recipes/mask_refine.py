@@ -6,16 +6,20 @@ asked otherwise, the first film's noise, so that the masks belong to the film th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..attention_patches.guide_checks import check_blocks
+from ..attention_patches.guide_patch import idle_steps
 from ..attention_patches.mask_guidance import MaskGuidance, mask_guidance_patch
 from ..attention_patches.regions import pool_time
 from ..perception.boxes import Box
 from ..perception.masks.mask_refinement import RefinementSettings, refine_tracks
+from ..perception.phrases import phrase_key
 from ..perception.tracks import Tracks
 from ..video_models.background_lock import BackgroundLock, lock_mask
 from .films import check_frames
@@ -63,6 +67,8 @@ def mask_refine(
     settings: MaskRefineSettings,
     masks: Tensor | None = None,
     progress: StageProgress | None = None,
+    *,
+    names: Sequence[str] = (),
 ) -> MaskRefineResult:
     """Generate, detect, track, guide, regenerate, measure.
 
@@ -74,6 +80,7 @@ def mask_refine(
         masks: guide tracks of the user's own instead of detection: [T, H, W] or [N, T, H, W] in 0..1, one per phrase,
             one frame for all or as many as the film has, of any size.
         progress: called with (stage, done, total); may raise to cancel.
+        names: of the objects that ``masks`` are of, by which phrases find theirs; none: they have the phrases' order.
 
     Returns:
         Both films, the tracks and a report. Where no object is found the second film is made without guidance and the
@@ -85,9 +92,10 @@ def mask_refine(
     """
     run = _Run(model, detector, tracker, settings, Stages(progress))
     frames, height, width = settings.film_size(model.geometry)
-    # Before any work: a phrase that is not in the prompt ends here.
+    # Before any work: a block that the model lacks, or a phrase that is not in the prompt, ends here.
+    check_blocks(settings.blocks, model.block_names)
     model.token_spans(settings.prompt, settings.phrases)
-    given = None if masks is None else fit_masks(masks, settings.phrases, frames, height, width)
+    given = None if masks is None else fit_masks(masks, settings.phrases, frames, height, width, names)
     if given is None and (detector is None or tracker is None):
         raise ValueError("there is neither a detector with a tracker nor masks; give one of them.")
 
@@ -172,7 +180,7 @@ def _find_again(run: _Run, frames: Tensor, report: Progress) -> Tracks | None:
 def _refined(run: _Run, tracks: Tracks) -> Tracks:
     settings = run.settings
     for phrase in settings.phrases:
-        if phrase not in tracks.labels and tracks.ids:
+        if tracks.ids and phrase_key(phrase) not in map(phrase_key, tracks.labels):
             run.stages.notes.append(f"no {phrase!r} was found in the first film; it is not guided.")
     if not tracks.ids:
         return tracks
@@ -192,12 +200,22 @@ def _guide(run: _Run, tracks: Tracks) -> MaskGuidance | None:
         run.stages.notes.append(f"{cause}; the second film was made without guidance.")
         return None
     # A phrase is one region: an object that the tracker lost and found again is still the same object.
-    phrases = tuple(dict.fromkeys(tracks.labels))
+    labels = [phrase_key(label) for label in tracks.labels]
+    phrases = tuple(phrase for phrase in settings.phrases if phrase_key(phrase) in labels)
     regions = [
-        tracks.select([number for number, label in enumerate(tracks.labels) if label == phrase]).union()
+        tracks.select([place for place, label in enumerate(labels) if label == phrase_key(phrase)]).union()
         for phrase in phrases
     ]
-    return settings.guide(torch.stack(regions), phrases)
+    guide = settings.guide(torch.stack(regions), phrases)
+    run.stages.notes += idle_steps(guide, _progress(run))
+    return guide
+
+
+def _progress(run: _Run) -> list[float]:
+    """Where in the schedule the steps of the second film lie."""
+    settings = run.settings
+    start = 1.0 - settings.refine_strength if settings.regenerate == "refine" else 0.0
+    return run.model.step_progress(settings.steps, settings.sampler, start) if start < 1.0 else []
 
 
 def _regenerate(

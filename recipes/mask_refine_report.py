@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..attention_patches.mask_guidance import MaskGuidance
+from ..perception.phrases import phrase_key
 from ..perception.tracks import Tracks
 from .mask_refine_settings import MaskRefineSettings
 from .measurements import change_outside, frames_sha256, mask_iou, measure_film
@@ -108,7 +109,7 @@ def _seen(found: Tracks, label: str | None = None) -> Tensor:
     """
     union = torch.zeros(found.frames, *found.size, dtype=torch.bool)
     for number, name in enumerate(found.labels):
-        if label in (None, name):
+        if label is None or phrase_key(label) == phrase_key(name):
             for frame in (~found.misses[number]).nonzero().flatten().tolist():
                 union[frame] |= found.masks[number, frame] >= INSIDE
     return union

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..attention_patches.mask_guidance import GuidanceMode, GuidedRows, MaskGuidance
+from ..perception.phrases import phrase_key, plain_phrase
 from .checked_settings import MAX_FRAMES, MAX_SEED, MAX_SIDE, MAX_STEPS, check_choices, check_ranges, film_size
 from .protocols import Geometry, SamplerName
 
@@ -81,14 +82,14 @@ class MaskRefineSettings:
     def __post_init__(self) -> None:
         if isinstance(self.phrases, str):
             raise ValueError(f"phrases is the string {self.phrases!r}; give a tuple of phrases.")
-        object.__setattr__(self, "phrases", tuple(" ".join(phrase.split()) for phrase in self.phrases))
+        object.__setattr__(self, "phrases", tuple(plain_phrase(phrase) for phrase in self.phrases))
         if not self.prompt.strip():
             raise ValueError("the prompt is empty; describe the film, for example 'a red ball bounces on sand'.")
         if not self.phrases or not all(self.phrases):
             raise ValueError(
                 f"phrases are {list(self.phrases)}; name at least one object in words of the prompt, none empty."
             )
-        if len(set(self.phrases)) != len(self.phrases):
+        if len(set(map(phrase_key, self.phrases))) != len(self.phrases):
             raise ValueError(f"phrases are {list(self.phrases)}; name each object once.")
         check_choices(
             (

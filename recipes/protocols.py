@@ -68,6 +68,13 @@ class VideoModel(Protocol):
     def geometry(self) -> Geometry:
         """Sizes of the model."""
 
+    @property
+    def block_names(self) -> Sequence[str]:
+        """Names of the blocks whose attention can be patched, in the order of the forward pass."""
+
+    def step_progress(self, steps: int, sampler: SamplerName = "ddim", start_percent: float = 0.0) -> list[float]:
+        """Where in the schedule the steps of such a run lie, 0 (noise) to 1, as attention patches see it."""
+
     def encode_prompt(self, prompt: str) -> PromptEmbedding:
         """Encode a prompt, which may be empty."""
 

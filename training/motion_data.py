@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,8 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from ..attention_patches.guide_checks import check_shape
+from ..perception.phrases import bind_phrases, read_phrases
 from ..recipes.films import read_film
 from ..recipes.given_masks import FILM_SUFFIXES, read_masks
+from ..recipes.mask_names import names_path, read_names
 from .motion_settings import MotionSettings
 
 logger = logging.getLogger(__name__)
@@ -126,6 +129,9 @@ def find_clips(videos: Path, masks: Path | None, settings: MotionSettings) -> li
                 f"the clip {name!r} has no prompt; give one for all, or write it into {name}.txt beside it."
             )
         if masks is not None and not words.phrases:
+            # Objects of one name are one region.
+            words = replace(words, phrases=read_phrases(list(filter(None, read_names(found[name])))))
+        if masks is not None and not words.phrases:
             raise ValueError(
                 f"the clip {name!r} has masks but no phrase that names the object in its prompt; give one for all, or "
                 f"write it into the second line of {name}.txt."
@@ -216,7 +222,7 @@ def _by_name(folder: Path, what: str, is_wanted: Callable[[Path], bool]) -> dict
 
 
 def _words(film: Path, settings: MotionSettings) -> ClipWords:
-    common = ClipWords(settings.prompt.strip(), settings.phrases, settings.background_phrase.strip())
+    common = ClipWords(settings.prompt.strip(), read_phrases(settings.phrases), settings.background_phrase.strip())
     written = film.with_suffix(".txt")
     if not written.is_file():
         return common
@@ -228,7 +234,7 @@ def _words(film: Path, settings: MotionSettings) -> ClipWords:
     others = [line for line in lines if not line.lower().startswith(BACKGROUND_MARK)]
     if not others:
         return common
-    return ClipWords(others[0], tuple(others[1:]) or common.phrases, named[0] if named else common.background)
+    return ClipWords(others[0], read_phrases(others[1:]) or common.phrases, named[0] if named else common.background)
 
 
 def _encoded(clip: ClipFiles, encoder: ClipEncoder, settings: MotionSettings) -> tuple[Tensor, Tensor | None]:
@@ -254,13 +260,21 @@ def _encoded(clip: ClipFiles, encoder: ClipEncoder, settings: MotionSettings) ->
             f"the clip {clip.name!r} has {len(film)} frames and {masks.shape[1]} masks at stride {settings.stride}; "
             "give one mask per frame, or a single one."
         )
-    if len(masks) != len(clip.words.phrases):
-        raise ValueError(
-            f"the clip {clip.name!r} has masks of {len(masks)} objects and {len(clip.words.phrases)} phrases; give "
-            "one per object."
-        )
+    check_shape(f"the masks of the clip {clip.name!r} are", masks.shape[2:], film.shape[1:3])
+    masks = _of_phrases(clip, masks)
     small = fitted(masks.flatten(0, 1)[:, None].float(), height, width)
     return latents, (small.clamp(0, 1) * 255).round().to(torch.uint8)[:, 0].unflatten(0, masks.shape[:2]).contiguous()
+
+
+def _of_phrases(clip: ClipFiles, masks: Tensor) -> Tensor:
+    """Masks [N, T, H, W], one per phrase: all objects of a phrase together."""
+    phrases, names = clip.words.phrases, read_names(clip.masks, len(masks))
+    if not any(names) and len(masks) != len(phrases):
+        raise ValueError(
+            f"the clip {clip.name!r} has masks of {len(masks)} objects and {len(phrases)} phrases; give one per object."
+        )
+    groups = bind_phrases(phrases, names, f"masks of the clip {clip.name!r}")
+    return torch.stack([masks[group].amax(0) for group in groups])
 
 
 def _cache_key(files: Sequence[ClipFiles], encoder: ClipEncoder, settings: MotionSettings) -> str:
@@ -270,7 +284,9 @@ def _cache_key(files: Sequence[ClipFiles], encoder: ClipEncoder, settings: Motio
         for path in (clip.film, clip.masks):
             parts = [] if path is None else sorted(path.iterdir()) if path.is_dir() else [path]
             entries.append([[str(part.resolve()), part.stat().st_size, part.stat().st_mtime_ns] for part in parts])
-        entries.append([clip.words.prompt, len(clip.words.phrases)])
+        names = None if clip.masks is None else names_path(clip.masks)
+        written = names.read_text(encoding="utf-8") if names is not None and names.is_file() else ""
+        entries.append([clip.words.prompt, list(clip.words.phrases), written])
     # A picture of noise tells one VAE from another.
     size = encoder.geometry.spatial_factor * 2
     probe = torch.rand(1, size, size, 3, generator=torch.Generator().manual_seed(0))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..attention_patches.attention import OVERRIDE_KEY
 from ..attention_patches.first_frame_keys import FirstFrameKeys, first_frame_keys_patch
+from ..attention_patches.guide_checks import check_blocks
 from ..attention_patches.mask_modes.guide import ModeGuide, mode_patches
 from ..attention_patches.mask_modes.presets import make_mode
 from ..attention_patches.site import CONDITIONAL, UNCONDITIONAL
@@ -29,6 +30,10 @@ class PromptModel(Protocol):
     @property
     def geometry(self) -> Any:
         """Sizes."""
+
+    @property
+    def block_names(self) -> Sequence[str]:
+        """Names of the blocks whose attention can be patched."""
 
     def encode_prompt(self, prompt: str) -> Any:
         """With ``embedding`` [1, L, C]."""
@@ -77,7 +82,8 @@ class ExampleMaker:
         settings: of the run.
 
     Raises:
-        ValueError: a phrase that is not in its prompt, an unknown mask mode or a constant that it does not have.
+        ValueError: a phrase that is not in its prompt, an unknown mask mode, a constant that it does not have or a block
+            that the model does not have.
     """
 
     def __init__(self, model: PromptModel, clips: Sequence[TrainingClip], settings: MotionSettings) -> None:
@@ -86,6 +92,7 @@ class ExampleMaker:
         self.frames = clip_sizes(settings, model.geometry)[0]
         self.cell = model.geometry.spatial_factor
         self.mode = make_mode(settings.mode, **settings.constants)
+        check_blocks(self.mode.blocks, model.block_names)
         self.empty = _embedding(model, "")
         self.words = {clip.words: _read(model, clip.words) for clip in clips}
 

@@ -130,6 +130,18 @@ def check_settings(config: NoiseSchedule, steps: int, cfg: float) -> None:
         raise ValueError(f"cfg is {cfg}; choose 0 or more (1 = no guidance by the prompt).")
 
 
+def step_progress(config: NoiseSchedule, steps: int, sampler: str, start_percent: float) -> list[float]:
+    """Where in the schedule the steps of ``sample_latents`` lie, as ``AttentionSite`` counts it.
+
+    Raises:
+        ValueError: an unknown sampler, or steps beyond the schedule.
+    """
+    check_settings(config, steps, cfg=1.0)
+    scheduler = make_scheduler(sampler, config, steps)
+    timesteps = scheduler.timesteps[first_step(scheduler, config, start_percent) :]
+    return [1.0 - float(timestep) / (config.num_train_timesteps - 1) for timestep in timesteps]
+
+
 def same_lengths(embeddings: Sequence[Tensor]) -> list[Tensor]:
     """Repeat text sequences [1, L, C] up to their least common length, which attention does not notice."""
     common = math.lcm(*(text.shape[1] for text in embeddings))

@@ -12,9 +12,10 @@ from torch import Tensor
 from ..attention_patches.stack import Patch
 from ..attention_patches.text_spans import TextSpans
 from .background_lock import BackgroundLock
-from .denoising import Conditions, SampleCallback, sample_latents
+from .denoising import Conditions, SampleCallback, sample_latents, step_progress
 from .first_frame import FirstFrame
 from .frame_coding import FrameCoder
+from .lavie_sites import transformer_places
 from .lavie_unet import LaVieUNet
 from .model_parts import ModelParts
 from .noise import plain_noise
@@ -83,6 +84,19 @@ class StandaloneVideoModel(ModelParts):
     ) -> None:
         super().__init__(unet, PromptEncoder(text_encoder, tokenizer, padding_is_read), FrameCoder(vae), device)
         self.geometry = geometry
+
+    @property
+    def block_names(self) -> list[str]:
+        """Names of the blocks whose attention can be patched, in the order of the forward pass."""
+        return [place.name for place in transformer_places(self.unet.config)]
+
+    def step_progress(self, steps: int, sampler: str = "ddim", start_percent: float = 0.0) -> list[float]:
+        """Where in the schedule the steps of such a run lie, 0 (noise) to 1, as attention patches see it.
+
+        Raises:
+            ValueError: an unknown sampler, or steps beyond the schedule.
+        """
+        return step_progress(self.unet.config, steps, sampler, start_percent)
 
     def encode_prompt(self, prompt: str) -> TextEmbedding:
         """Encode a prompt, which may be empty."""

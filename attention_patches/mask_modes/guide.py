@@ -9,8 +9,14 @@ from typing import get_args
 from torch import Tensor
 
 from ..first_frame_keys import FirstFrameKeys, KeySource, first_frame_keys_patch
-from ..guide_checks import block_patterns, check_choice, check_number, check_phrases, checked_masks
-from ..guide_patch import matches_block
+from ..guide_checks import (
+    block_patterns,
+    check_choice,
+    check_number,
+    check_phrases,
+    checked_masks,
+    matches_block,
+)
 from ..regions import FOREGROUND, MaskPyramid, TimePooling
 from ..stack import Patch
 from ..text_spans import TextSpans

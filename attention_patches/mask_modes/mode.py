@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from ..first_frame_keys import KeySource
-from ..guide_checks import block_patterns, check_choice, check_number, check_percents
-from ..guide_patch import matches_block
+from ..guide_checks import block_patterns, check_choice, check_number, check_percents, matches_block
 from ..mask_guidance import GuidedRows
 from ..probability_edit import ProbabilityEdit
 from ..region_tables import RegionTables

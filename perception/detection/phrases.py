@@ -2,44 +2,28 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
-
-def split_phrases(text: str) -> list[str]:
-    """Phrases of one text field: separated by full stops, commas, semicolons or new lines, in lower case, once each.
-
-    Example:
-        >>> split_phrases("Red ball, blue square.")
-        ['red ball', 'blue square']
-    """
-    parts = (" ".join(part.lower().split()) for part in re.split(r"[.,;\n]", text))
-    return list(dict.fromkeys(part for part in parts if part))
+from ..phrases import checked_phrase, split_phrases
 
 
 def check_phrases(phrases: Sequence[str] | str) -> list[str]:
-    """Phrases in lower case, without their full stops, once each, in the given order.
+    """Phrases in lower case, without weights and full stops, once each, in the given order.
 
     Args:
         phrases: one text field, which is split, or phrases.
 
     Raises:
-        ValueError: when there are none, or one is empty, no text, or holds a full stop.
+        ValueError: when there are none, or one is empty, no text, or several.
     """
     if isinstance(phrases, str):
         phrases = split_phrases(phrases)
-    wanted = []
-    for phrase in phrases:
-        if not isinstance(phrase, str):
-            raise ValueError(f"phrase {phrase!r} is a {type(phrase).__name__}; give text, for example 'red ball'.")
-        text = " ".join(phrase.lower().split()).rstrip(".").strip()
-        if not text:
-            raise ValueError(f"phrase {phrase!r} is empty; name an object, for example 'red ball'.")
-        if "." in text:
-            raise ValueError(f"phrase {phrase!r} holds a full stop; give the parts as separate phrases.")
-        wanted.append(text)
+    wanted = [checked_phrase(phrase).lower() for phrase in phrases]
     if not wanted:
         raise ValueError("there are no phrases; name at least one object, for example 'red ball'.")
+    numbered = next((phrase for phrase in wanted if "." in phrase), None)
+    if numbered is not None:
+        raise ValueError(f"phrase {numbered!r} holds a full stop, where a detector's caption ends; write it without.")
     return list(dict.fromkeys(wanted))
 
 

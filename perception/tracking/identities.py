@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..boxes import Box, iou
 from ..mask_shapes import box_of_mask, mask_iou
+from ..phrases import phrase_key
 from .appearance import histogram, likeness
 
 # Overlap that a box needs with the object that is followed there, when both have one label and when they have two.
@@ -86,7 +87,7 @@ class KnownObject:
 
 def agree(first: str, second: str) -> bool:
     """Whether two labels may be of one object: they are the same, or one says nothing."""
-    return first == second or not first or not second
+    return first == second or not first or not second or phrase_key(first) == phrase_key(second)
 
 
 def match_boxes(followed: Mapping[int, KnownObject], boxes: Sequence[Box]) -> dict[int, int]:

@@ -158,6 +158,15 @@ class TestMaskMetrics:
         with pytest.raises(ValueError, match="no label to look for"):
             metrics(image=film, mask=masks, **models)
 
+    def test_phrases_choose_objects_by_their_labels(self):
+        """In another order than the labels: the ball is still judged by the ball, and alone when it alone is named."""
+        masks = torch.zeros(2, 8, 64, 64)
+        masks[0, :, :, :20] = masks[1, :, :, 40:] = 1
+        tracks = Tracks.from_masks(masks, ("red ball", "blue square"))
+        for phrases in ("blue square, Red ball", "red ball"):
+            numbers = json.loads(metrics(image=self.film(), tracks=tracks, found=tracks, phrases=phrases)[2])
+            assert numbers["iou"] == 1.0 and len(numbers["objects"]) == len(phrases.split(","))
+
     def test_clip_models_are_folders_of_clip_vision(self, tmp_path, monkeypatch):
         import folder_paths
 
@@ -179,6 +188,7 @@ class TestMaskMetrics:
             ({"tracks": None}, "neither of tracks and mask"),
             ({"found": None}, "nothing says where the objects are"),
             ({"phrases": "a, b"}, "2 phrases .* and 1 objects"),
+            ({"image": torch.ones(8, 64, 128, 3)}, "64 x 64 pixels but the film 128 x 64: they would be distorted"),
             ({"image": torch.ones(5, 64, 64, 3)}, "8 frames and the film has 5"),
             ({"reference": torch.ones(5, 64, 64, 3)}, "8 frames and the reference 5"),
             ({"reference": torch.ones(8, 32, 64, 3)}, "64 pixels in height and the reference 32"),

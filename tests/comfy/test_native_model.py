@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 
 import pytest
@@ -323,3 +324,25 @@ def test_lavie_file_alone_gives_a_model(tiny_folder, tmp_path, native):
     assert clip is None and vae is None
     assert require_supported(model)[1].config == require_supported(native[0])[1].config
     assert model.model.model_sampling.sigma_max.item() == pytest.approx(157.407, abs=0.01)
+
+
+def test_steps_and_blocks_are_told_alike(tiny_folder):
+    alone, hosted = models(tiny_folder)
+    assert hosted.block_names == alone.block_names
+    for start in (0.0, 0.5):
+        steps = hosted.step_progress(6, "ddim", start)
+        assert steps == pytest.approx(alone.step_progress(6, "ddim", start), abs=2e-3) and len(steps) > 1
+
+
+def test_a_prompt_that_is_too_long_is_told_once(tiny_folder, caplog):
+    """However often phrases are looked for in it."""
+    from mask_guided_video.backbones.loading import load_native_toybox
+    from mask_guided_video.backbones.prompt_tokens import token_spans
+
+    native = load_native_toybox(tiny_folder)
+    prompt = "a red ball moves left " * 24
+    with caplog.at_level(logging.WARNING):
+        assert token_spans(native[1], prompt, ("red ball",), LaVie()).positions[0]
+        assert not caplog.records
+        native[1].tokenize(prompt)
+    assert len(caplog.records) == 1 and "the text encoder reads the first" in caplog.text

@@ -96,6 +96,38 @@ class TestMaskToAttentionBias:
         with pytest.raises(ValueError, match="'cat' names no tracked object"):
             bias(tracks=Tracks.from_masks(torch.stack([square()] * 3), ("a", "b", "c")), phrases="a, cat")
 
+    @pytest.mark.parametrize(
+        ("phrases", "lefts"),
+        [
+            ("blue square, red ball", [18, 2]),
+            ("blue square, ball", [18, 2]),
+            ("(Red  Ball:1.2)\nsquare", [2, 18]),
+        ],
+    )
+    def test_a_label_stays_with_its_object(self, phrases, lefts):
+        guide, _ = bias(tracks=two_tracks(), phrases=phrases, mode="cross_text")
+        assert [int(mask[0].nonzero()[:, 1].min()) for mask in guide.masks] == lefts
+
+    @pytest.mark.parametrize("phrases", ["square, ball", "ball"])
+    def test_words_of_another_object_are_refused(self, phrases):
+        with pytest.raises(ValueError, match="names no tracked object .labels: red ball, blue square"):
+            bias(tracks=two_tracks(), phrases=phrases)
+
+    def test_the_report_says_who_got_a_phrase_and_who_none(self):
+        assert "toys is object 1 red ball, 2 blue square." in bias(tracks=two_tracks(), phrases="toys")[1]
+        assert "no phrase names object 1 red ball: not guided." in bias(tracks=two_tracks(), phrases="blue square")[1]
+        assert "object" not in bias(tracks=two_tracks(), phrases="red ball, blue square")[1]
+
+    @pytest.mark.parametrize("mode", ["focus", "focus_fg", "separate"])
+    def test_an_object_without_label_is_guided_too(self, mode):
+        guide, report = bias(tracks=two_tracks(("red ball", "")), mode=mode)
+        assert guide.phrases == ("red ball", "") and guide.masks[1, :, 8:24, 18:30].min() == 1
+        assert ("region 2 has no label, so no words are steered in it." in report) == (mode == "separate")
+
+    def test_text_that_names_nothing_is_refused(self):
+        with pytest.raises(ValueError, match="phrases is ',', which names nothing"):
+            bias(tracks=two_tracks(), phrases=",")
+
     def test_strength_is_relative_to_the_mode(self):
         assert bias(mask=square(), mode="separate", strength=0.5)[0].strength == 4.0
 
@@ -275,6 +307,7 @@ class TestRegenerate:
             ("mode is 'again'", film, {"mode": "again"}),
             ("no mask is connected", film, {"background_lock": True}),
             ("the mask is empty", film, {"background_lock": True, "mask": torch.zeros(4, 32, 32)}),
+            ("would be distorted", film, {"background_lock": True, "mask": torch.ones(4, 32, 64)}),
             ("3 mask frames do not fit a clip of 4 frames", film, {"background_lock": True, "mask": square(3)}),
             ("latent holds NaN", broken, {}),
             ("connect video latents", {"samples": torch.zeros(1, 4, 8, 8)}, {}),

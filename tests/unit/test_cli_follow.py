@@ -96,3 +96,75 @@ def test_cancel_leaves_nothing(cli, film, tmp_path, capsys, monkeypatch):
     assert cli.main(["follow", str(film), "--object", "red ball", "--out", str(tmp_path / "out")]) == 130
     assert not (tmp_path / "out").exists()
     assert "cancelled" in capsys.readouterr().err
+
+
+def shares(masks, truth):
+    return [float((mask & truth).sum() / (mask | truth).sum()) for mask in masks]
+
+
+@pytest.fixture
+def followed(cli, film, tmp_path):
+    """Follow with the objects asked for in an order, and what it leaves."""
+
+    def run(*phrases):
+        words = [word for phrase in phrases for word in ("--object", phrase)]
+        assert cli.main(["follow", str(film), *words, "--out", str(tmp_path / "followed"), "--quiet"]) == 0
+        return tmp_path / "followed" / "masks.npy"
+
+    return run
+
+
+@pytest.mark.parametrize("phrases", [("red ball", "blue square"), ("blue square", "red ball")])
+def test_masks_are_in_the_order_of_the_phrases_and_keep_their_names(followed, clip, phrases):
+    path = followed(*phrases)
+    assert json.loads(path.with_name("masks.names.json").read_text(encoding="utf-8")) == list(phrases)
+    report = json.loads(path.with_name("report.json").read_text(encoding="utf-8"))
+    assert [entry["phrase"] for entry in report["objects"]] == list(phrases)
+    for mask, phrase in zip(np.load(path), phrases, strict=True):
+        assert shares([mask], clip.masks[["red ball", "blue square"].index(phrase)])[0] > 0.85
+
+
+def test_several_phrases_in_one_text_and_weights(followed):
+    path = followed("(red ball:1.2),\nblue square.")
+    assert json.loads(path.with_name("masks.names.json").read_text(encoding="utf-8")) == ["red ball", "blue square"]
+
+
+def test_a_text_that_names_nothing_is_refused(cli, film, tmp_path, capsys):
+    assert cli.main(["follow", str(film), "--object", ",", "--out", str(tmp_path / "out")]) == 2
+    assert "phrase ',' names nothing" in capsys.readouterr().err
+
+
+def test_metrics_read_what_follow_wrote(cli, film, followed, tmp_path):
+    """The phrases in the other order: each is still compared with its own masks, and one alone with its own."""
+    path = followed("red ball", "blue square")
+    for phrases in ([], ["blue square", "red ball"], ["blue square"]):
+        words = [word for phrase in phrases for word in ("--object", phrase)]
+        given = ["metrics", str(film), "--masks", str(path), "--found", str(path), *words, "--quiet"]
+        assert cli.main([*given, "--out", str(tmp_path / "judged")]) == 0
+        report = json.loads((tmp_path / "judged" / "metrics.json").read_text())
+        assert report["mean"]["iou"] == 1.0
+        found = [entry["phrase"] for entry in report["clips"][0]["objects"]]
+        assert found == (phrases or ["red ball", "blue square"])
+
+
+def test_guide_reads_what_follow_wrote(cli, followed, tmp_path):
+    path = followed("blue square", "red ball")
+    given = ["guide", "--prompt", "a red ball and a blue square on sand", "--masks", str(path), "--frames", "10"]
+    films = []
+    for phrases in ([], ["red ball", "blue square"]):
+        words = [word for phrase in phrases for word in ("--object", phrase)]
+        out = tmp_path / f"guided{len(phrases)}"
+        assert cli.main([*given, *words, "--steps", "1", "--quiet", "--out", str(out)]) == 0
+        report = json.loads((out / "report.json").read_text())
+        assert report["settings"]["phrases"] == (phrases or ["blue square", "red ball"])
+        films.append(read_film_bytes(out / "film.mp4")[0].float())
+    # Only the order of sums differs.
+    assert (films[0] - films[1]).abs().mean() < 0.5
+
+
+def test_guide_goes_on_without_an_object(cli, followed, tmp_path):
+    path = followed("purple triangle")
+    words = ["--prompt", "a purple triangle on sand", "--object", "purple triangle", "--frames", "10", "--steps", "1"]
+    assert cli.main(["guide", *words, "--masks", str(path), "--quiet", "--out", str(tmp_path / "out")]) == 0
+    notes = json.loads((tmp_path / "out" / "report.json").read_text())["notes"]
+    assert notes == ["the masks of round 1 are empty: nothing guides it."]

@@ -103,6 +103,11 @@ def test_nothing_found_is_a_result(cli, folder):
         (["--masks", "masks.npy"], "no phrase to look for"),
         (["--masks", "nowhere.npy", "--object", "ball"], "no mask file"),
         (["--masks", "empty", "--object", "ball"], "holds no .png files"),
+        (
+            ["--masks", "tall.npy", "--object", "ball"],
+            "masks of tall.npy are 64 x 128 pixels but the film film.mp4 64 x 64",
+        ),
+        (["--masks", "masks.npy", "--object", "."], "phrase '.' names nothing"),
         (["--path", "nowhere.json"], "cannot be read"),
         (["--path", "path.json", "--object", "a", "--object", "b"], "1 objects and there are 2 phrases"),
         (["--masks", "masks.npy", "--object", "ball", "--clip", "empty"], "no folder of a CLIP model"),
@@ -113,6 +118,7 @@ def test_nothing_found_is_a_result(cli, folder):
 def test_wrong_input_is_one_sentence_and_leaves_nothing(cli, folder, capsys, monkeypatch, changes, message):
     monkeypatch.chdir(folder)
     np.save("short.npy", np.zeros((1, 5, 8, 8), dtype=bool))
+    np.save("tall.npy", np.zeros((1, 8, 128, 64), dtype=bool))
     (folder / "empty").mkdir()
     (folder / "broken.mp4").write_bytes(b"no film")
     (folder / "path.json").write_text('{"keyframes": [{"frame": 0, "x": 0.5, "y": 0.5, "width": 0.5, "height": 0.5}]}')

@@ -86,6 +86,22 @@ def test_promises(mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
+def test_an_object_without_words_beside_one_that_has_them(mode: str) -> None:
+    """Its region counts, nothing breaks, and its lack of words is not a lack of all words."""
+    other = torch.zeros(1, FRAMES, SIDE, SIDE)
+    other[:, :, 1:3, 2:] = 1.0
+    both = torch.cat([masks(), other])
+    spans = replace(SPANS, phrases=("ball", ""), positions=((2,), ()))
+    changed = 0
+    for kind, folded in KINDS:
+        at = site(kind, folded)
+        out = run(replace(guide(mode, both[:1]), masks=both, phrases=("ball", "")), at, spans=spans)
+        assert bool(torch.isfinite(out).all()), (mode, kind)
+        changed += not torch.equal(out, attention(*tensors(at), 2))
+    assert changed
+
+
+@pytest.mark.parametrize("mode", MODES)
 def test_frames_without_an_object_are_left_alone(mode: str) -> None:
     given = masks()
     given[:, 1] = 0.0

@@ -11,6 +11,7 @@ from mask_guided_video.attention_patches.text_spans import (
     TextSpans,
     find_phrases,
     locate_phrases,
+    spans_of_named,
     split_words,
 )
 
@@ -201,3 +202,15 @@ def test_repeated_text_sequences() -> None:
     # ... as long as they are there.
     with pytest.raises(ValueError, match="the phrase 'ball' stands at token 7 but the model sees 6 text tokens"):
         spans.repeated(6)
+
+
+def test_an_empty_phrase_is_an_object_without_words():
+    asked = []
+
+    def find(phrases):
+        asked.append(tuple(phrases))
+        return TextSpans(tuple(phrases), ((1, 2), (5,)), 8)
+
+    spans = spans_of_named(find, ("red ball", "", "cat"))
+    assert asked == [("red ball", "cat")]
+    assert spans.phrases == ("red ball", "", "cat") and spans.positions == ((1, 2), (), (5,)) and spans.length == 8
