@@ -60,7 +60,7 @@ def _add_guide(guide: Any) -> None:
     guide.add_argument("--path", type=Path, metavar="FILE", help="drawn paths (JSON) over the whole film")
     guide.add_argument(
         "--masks", type=Path, action="append", metavar="PATH",
-        help="film, .npy, PNG or folder of PNGs, once per object, instead of a path",
+        help="film, .npy, picture or folder of pictures, once per object, instead of a path",
     )  # fmt: skip
     guide.add_argument("--mode", help="dmg, peekaboo, trailblazer, freetraj ... (default: dmg)")
     guide.add_argument(

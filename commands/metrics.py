@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument(
         "--masks", type=Path, metavar="PATH",
-        help="where the objects should be: .npy, .png, a film, or a folder of PNGs; for a folder of films a folder with "
+        help="where the objects should be: .npy, a picture, a film, or a folder of pictures; for a folder of films a folder with "
         "one of these for each, of the same name",
     )  # fmt: skip
     where.add_argument("--path", type=Path, metavar="FILE.json", help="instead of masks: a drawn path, for every film")

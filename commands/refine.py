@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     guide.add_argument("--end-percent", type=float, help="of the schedule, guidance ends (default: 0.52)")
     guide.add_argument("--blocks", help="all, or a comma list such as mid,up (default: all)")
     guide.add_argument("--hard", action="store_true", default=None, help="cut the masks at one half")
-    guide.add_argument("--masks", type=Path, metavar="FILE", help="your own guide masks (.npy, .png or a film)")
+    guide.add_argument("--masks", type=Path, metavar="FILE", help="your own guide masks (.npy, picture, film or folder)")
     guide.add_argument("--grow", type=int, metavar="PIXELS", help="grow the found masks (below 0: shrink)")
     guide.add_argument("--box-threshold", type=float, help="of the detector (default: 0.35)")
     guide.add_argument("--text-threshold", type=float, help="of the detector (default: 0.25)")

@@ -102,7 +102,10 @@ def _opened(path: Path) -> Iterator[Any]:
     try:
         with av.open(str(path), metadata_errors="replace") as container:
             if not container.streams.video:
-                raise ValueError(f"{str(path)!r} holds no pictures, only {_kinds(container)}; give a video file.")
+                raise ValueError(
+                    f"{str(path)!r} cannot be read as a film (there are no pictures in it, only {_kinds(container)}); give "
+                    "a video file."
+                )
             yield container
     except (av.error.FFmpegError, MemoryError) as error:
         reason = getattr(error, "strerror", None) or error
@@ -111,7 +114,7 @@ def _opened(path: Path) -> Iterator[Any]:
 
 def _kinds(container: Any) -> str:
     kinds = sorted({stream.type for stream in container.streams})
-    return " and ".join("sound" if kind == "audio" else kind for kind in kinds) or "an empty container"
+    return " and ".join("sound" if kind == "audio" else kind for kind in kinds) or "nothing"
 
 
 def _frames(container: Any, stream: Any, path: Path) -> Iterator[Any]:

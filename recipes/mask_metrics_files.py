@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..perception.tracks import Tracks
+from .decoding import FILM_SUFFIXES
 from .films import read_film_bytes
-from .given_masks import FILM_SUFFIXES, fit_masks, read_masks
-
-MASK_SUFFIXES = (".npy", ".png", *FILM_SUFFIXES)
+from .given_masks import MASK_SUFFIXES, fit_masks, read_masks
 
 
 @dataclass(frozen=True)

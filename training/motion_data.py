@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from ..recipes.decoding import FILM_SUFFIXES
 from ..recipes.films import read_film
-from ..recipes.given_masks import FILM_SUFFIXES, read_masks
+from ..recipes.given_masks import MASK_SUFFIXES, read_masks
 from .motion_settings import MotionSettings
 
 logger = logging.getLogger(__name__)
@@ -110,7 +111,7 @@ def find_clips(videos: Path, masks: Path | None, settings: MotionSettings) -> li
     found: dict[str, Path] = {}
     if masks is not None:
         found = _by_name(
-            masks, "masks", lambda path: path.is_dir() or path.suffix.lower() in (".npy", ".png", *FILM_SUFFIXES)
+            masks, "masks", lambda path: path.is_dir() or path.suffix.lower() in MASK_SUFFIXES
         )
         odd = sorted(set(films) ^ set(found))
         if odd:

@@ -3,7 +3,7 @@
     python cli.py train-motion --videos clips --masks masks --prompt "a horse runs" --phrase horse --base lavie_base.pt
         --parts v1-5-pruned-emaonly.safetensors --out horse.safetensors
 
-A film ``horse.mp4`` belongs to the masks ``horse.npy`` (or a film, a PNG, a folder of PNGs); ``horse.txt`` beside it
+A film ``horse.mp4`` belongs to the masks ``horse.npy`` (or a film, a picture, a folder of pictures); ``horse.txt`` beside it
 may hold its own prompt, then its phrases, one a line, and ``background: ...``. The result loads with Load Motion in
 ComfyUI, with ``--motion`` here, and a LoRA with ComfyUI's own loader too. An interrupted run goes on from its folder by
 the same command.
