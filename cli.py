@@ -87,10 +87,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"cli.py: the package {error.name!r} is not installed; run: python -m pip install -r requirements.txt\n"
         )
         return WRONG_INPUT
-    except (ValueError, OSError) as error:
-        if options.debug:
+    except (ValueError, OSError, ImportError, MemoryError, RuntimeError) as error:
+        sentence = module("commands.running").sentence_of(error)
+        if options.debug or sentence is None:
             raise
-        sys.stderr.write(f"cli.py: {' '.join(str(error).split())}\n")
+        sys.stderr.write(f"cli.py: {sentence}\n")
         return WRONG_INPUT
 
 

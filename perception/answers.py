@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-BROKEN_WEIGHTS = (
-    "its weights are broken, or too large for half precision: load it in float32, or copy its file again"
-)
+BROKEN_WEIGHTS = "its weights are broken, or too large for half precision: load it in float32, or copy its file again"
 
 
 class BrokenAnswerError(RuntimeError):

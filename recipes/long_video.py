@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..attention_patches.free_long import free_long_patch
 from ..attention_patches.prompt_schedule import frame_weights
+from ..attention_patches.text_spans import shorten
 from ..video_models.noise import video_noise
 from .film_record import FilmRecord
 from .film_sheet import Lane
@@ -96,11 +97,19 @@ def long_video(
         progress: called with (stage, done, total); may raise to cancel.
 
     Raises:
-        ValueError: before any work, sizes that the model cannot make, a prompt that begins after the end, or a film
+        ValueError: before any work, a prompt beside a schedule that no stage would use, sizes that the model cannot make, a prompt that begins after the end, or a film
             that is too short to fill in frames; later, films that are broken.
         OSError: before any work, the disk has too little room for the films that later stages need.
     """
     started = time.perf_counter()
+    stages = Stages(progress)
+    if settings.prompt.strip() and settings.schedule.strip():
+        if interpolator is None and upscaler is None:
+            raise ValueError(
+                f"there is a prompt ({shorten(settings.prompt)!r}) beside a schedule, whose prompts would be used instead; "
+                "leave one of both out."
+            )
+        stages.notes.append("The schedule's prompts made the film; the prompt beside it was that of the later stages.")
     frames, height, width = settings.film_size(model.geometry)
     if interpolator is not None and frames < 2:
         raise ValueError(f"frames is {frames}; there is nothing in between to fill in, make at least 2.")
@@ -112,7 +121,7 @@ def long_video(
         sizes[UPSCALED] = (longest, height * upscaler.factor, width * upscaler.factor)
     stores = {name: stored_film(folder, *sizes[name]) for name in list(sizes)[:-1]}
     window = settings.window or model.geometry.native_frames
-    run = _Run(settings, folder, Stages(progress), window, sizes, stores)
+    run = _Run(settings, folder, stages, window, sizes, stores)
     with torch.inference_mode():
         latents, facts = _sample(run, model)
         with run.stages.stage("writing films") as report:

@@ -127,11 +127,17 @@ def array_masks(path: Path) -> Tensor:
     except (ValueError, EOFError, OSError, MemoryError, SyntaxError, TypeError, TokenError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{name} cannot be read as a NumPy array ({reason}); save it with numpy.save.") from error
-    if not isinstance(values, np.ndarray) or values.ndim not in (2, 3, 4) or values.dtype.kind not in "buif":
+    is_array = isinstance(values, np.ndarray) and values.ndim in (2, 3, 4)
+    # Wider than 8 bytes are numbers of this machine's own kind.
+    if not is_array or values.dtype.kind not in "buif" or values.dtype.itemsize > 8:
         kind = f"{values.dtype} {list(values.shape)}" if isinstance(values, np.ndarray) else "several arrays"
-        raise ValueError(f"{name} holds {kind}; give numbers [frames, height, width] or [objects, frames, height, width].")
+        raise ValueError(
+            f"{name} holds {kind}; give numbers [frames, height, width] or [objects, frames, height, width]."
+        )
     if 0 in values.shape[-3:] and not (values.ndim == 4 and values.shape[0] == 0):
-        raise ValueError(f"{name} holds an empty array {list(values.shape)}; give masks of at least one frame and pixel.")
+        raise ValueError(
+            f"{name} holds an empty array {list(values.shape)}; give masks of at least one frame and pixel."
+        )
     if values.shape[-1] in CHANNELS and values.shape[-2] >= LEAST_SIDE:
         raise ValueError(
             f"{name} holds {list(values.shape)}, with {values.shape[-1]} channels as it seems; give numbers [frames, "
@@ -209,7 +215,9 @@ def _masks_of(rasters: Sequence[_Raster], name: str) -> Tensor:
     kinds = {raster.full for raster in drawn}
     if len(kinds) > 1:
         if None in kinds:
-            raise ValueError(f"some pictures in {name} are coloured by a palette and others are not; save all in one format.")
+            raise ValueError(
+                f"some pictures in {name} are coloured by a palette and others are not; save all in one format."
+            )
         parts = [_checked(raster.values.astype(np.float32) / raster.full, name) for raster in rasters]
         masks = torch.stack(parts)
         if float(masks.max()) < 0.5:

@@ -110,9 +110,7 @@ def find_clips(videos: Path, masks: Path | None, settings: MotionSettings) -> li
         )
     found: dict[str, Path] = {}
     if masks is not None:
-        found = _by_name(
-            masks, "masks", lambda path: path.is_dir() or path.suffix.lower() in MASK_SUFFIXES
-        )
+        found = _by_name(masks, "masks", lambda path: path.is_dir() or path.suffix.lower() in MASK_SUFFIXES)
         odd = sorted(set(films) ^ set(found))
         if odd:
             raise ValueError(
@@ -166,6 +164,8 @@ def load_clips(
             if progress is not None:
                 progress(number + 1, len(files))
         _write_cache(cache, kept, key)
+    for number, clip in enumerate(files):
+        _report_empty(clip, kept.get(f"{number}.masks"))
     return [
         TrainingClip(clip.words, kept[f"{number}.latents"], kept.get(f"{number}.masks"))
         for number, clip in enumerate(files)
@@ -262,6 +262,14 @@ def _encoded(clip: ClipFiles, encoder: ClipEncoder, settings: MotionSettings) ->
         )
     small = fitted(masks.flatten(0, 1)[:, None].float(), height, width)
     return latents, (small.clamp(0, 1) * 255).round().to(torch.uint8)[:, 0].unflatten(0, masks.shape[:2]).contiguous()
+
+
+def _report_empty(clip: ClipFiles, masks: Tensor | None) -> None:
+    """Say which objects of a clip are masked in no frame: nothing is learned of where they are."""
+    if masks is not None:
+        empty = [repr(phrase) for phrase, film in zip(clip.words.phrases, masks, strict=True) if int(film.max()) < 128]
+        if empty:
+            logger.warning("the masks of the clip %r are empty in all frames for %s.", clip.name, ", ".join(empty))
 
 
 def _cache_key(files: Sequence[ClipFiles], encoder: ClipEncoder, settings: MotionSettings) -> str:
