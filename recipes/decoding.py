@@ -121,8 +121,10 @@ def _frames(container: Any, stream: Any, path: Path) -> Iterator[Any]:
     """Decoded frames, with the alpha that some codecs keep apart."""
     import av
 
-    name = stream.codec_context.name
-    if stream.metadata.get("alpha_mode") != "1" or name not in LAYERED:
+    # Of a codec that the library does not know there is nothing.
+    name = getattr(stream.codec_context, "name", None)
+    told = {key.lower(): value for key, value in stream.metadata.items()}
+    if told.get("alpha_mode") != "1" or name not in LAYERED:
         yield from container.decode(stream)
         return
     if LAYERED[name] not in av.codecs_available:
