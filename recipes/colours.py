@@ -76,6 +76,20 @@ def planes_of(picture: Tensor, matrix: YuvMatrix) -> np.ndarray:
     return planes.numpy()
 
 
+def halved_chroma(planes: np.ndarray) -> np.ndarray:
+    """Luma and chroma with one chroma for each square of four pixels, their mean, one below the other.
+
+    Args:
+        planes: uint8 [3, H, W], both sides even.
+
+    Returns:
+        uint8 [1.5 H, W], the layout ``yuv420p``.
+    """
+    chroma = torch.from_numpy(planes[1:]).float()
+    halved = torch.nn.functional.avg_pool2d(chroma, 2).add_(0.5).to(torch.uint8)
+    return np.concatenate([planes[0].ravel(), halved.numpy().ravel()]).reshape(-1, planes.shape[2])
+
+
 def rgb_of(planes: np.ndarray, matrix: YuvMatrix, full: bool = False) -> np.ndarray:
     """The picture of luma and chroma.
 

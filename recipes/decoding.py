@@ -21,6 +21,8 @@ FILM_SUFFIXES = (".mp4", ".mov", ".webm", ".mkv", ".gif")
 # H.273 names 2 for «not said».
 UNSAID = 2
 FULL_RANGE = 2
+# By the pixels across and down that share a chroma.
+SUBSAMPLED = {(2, 2): "420p", (2, 1): "422p"}
 # Codecs whose alpha is a second film inside of the packets, which only these decoders read.
 LAYERED = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 # What the readers of picture formats raise for bytes that are no picture; an error of memory is a size that lies.
@@ -149,8 +151,23 @@ def _pixels(frame: Any, with_alpha: bool) -> np.ndarray:
         return frame.to_ndarray(format="rgb24")
     # The library's own way to RGB rounds down, so that films darken with every time they are loaded and saved.
     full = kind.name.startswith("yuvj")
-    planes = frame.reformat(format="yuvj444p" if full else "yuv444p").to_ndarray()
-    return rgb_of(planes, matrix, full or int(frame.color_range) == FULL_RANGE)
+    return rgb_of(_planes(frame, "yuvj" if full else "yuv"), matrix, full or int(frame.color_range) == FULL_RANGE)
+
+
+def _planes(frame: Any, kind: str) -> np.ndarray:
+    """Luma and chroma of every pixel: uint8 [3, H, W].
+
+    Each chroma is taken as it is for all of its pixels: between its neighbours' it would blur thin lines and enlarged pixels.
+    """
+    luma, chroma = frame.format.components[:2]
+    shares = round(luma.width / chroma.width), round(luma.height / chroma.height)
+    frame = frame.reformat(format=kind + SUBSAMPLED.get(shares, "444p"))
+    planes = np.empty((3, frame.height, frame.width), np.uint8)
+    for whole, part in zip(planes, frame.planes, strict=False):
+        values = np.frombuffer(part, np.uint8).reshape(-1, part.line_size)[: part.height, : part.width]
+        down, across = -(-frame.height // part.height), -(-frame.width // part.width)
+        whole[:] = values.repeat(down, 0).repeat(across, 1)[: frame.height, : frame.width]
+    return planes
 
 
 def _turn(frame: Any) -> tuple[int, int, int, int]:

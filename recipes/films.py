@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .colours import YuvMatrix, guessed_matrix, planes_of
+from .colours import YuvMatrix, guessed_matrix, halved_chroma, planes_of
 from .decoding import decoded_film, decoded_pictures, frame_rate
 from .files import replacing
 
@@ -142,8 +142,8 @@ def _encode(path: Path, pictures: Iterable[Tensor], rate: Fraction, crf: int, me
                 stream.height, stream.width = size[:2]
             elif picture.shape != size:
                 raise ValueError(f"pictures of shapes {tuple(size)} and {tuple(picture.shape)} make no film; give one.")
-            frame = av.VideoFrame.from_ndarray(planes_of(picture, matrix), format="yuv444p")
-            container.mux(stream.encode(frame.reformat(format="yuv420p")))
+            planes = halved_chroma(planes_of(picture, matrix))
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(planes, format="yuv420p")))
         if stream is None:
             raise ValueError(f"there are no pictures for {path.name}; give at least one.")
         container.mux(stream.encode())

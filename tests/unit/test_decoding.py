@@ -9,7 +9,15 @@ import torch
 from PIL import Image
 
 from mask_guided_video.recipes.colours import BT601, BT709, MATRICES, guessed_matrix, planes_of, rgb_of
-from mask_guided_video.recipes.films import read_film, read_film_bytes, read_picture, to_bytes, write_film
+from mask_guided_video.recipes.films import (
+    enlarge,
+    read_film,
+    read_film_bytes,
+    read_picture,
+    to_bytes,
+    write_film,
+    write_pictures,
+)
 
 ONE = 0x10000
 # Corners of the picture below: red, green, blue and white, from the top left in reading direction.
@@ -150,9 +158,19 @@ def test_colours_do_not_drift_from_copy_to_copy(tmp_path, height):
     assert float(difference) <= 3.0
 
 
+def test_enlarged_pixels_stay_apart(tmp_path):
+    small = torch.rand(2, 12, 16, 3, generator=torch.Generator().manual_seed(0)) * 0.6 + 0.2
+    write_film(tmp_path / "film.mp4", small, enlargement=4)
+    assert (read_film(tmp_path / "film.mp4") - enlarge(small, 4)).abs().max() * 255 < 12
+    write_pictures(tmp_path / "film.mp4", [enlarge(to_bytes(frame[None]), 2)[0] for frame in small], crf=0)
+    assert (read_film(tmp_path / "film.mp4") - enlarge(small, 2)).abs().max() * 255 < 4
+
+
 @pytest.mark.parametrize(
     ("kind", "options", "tagged", "size"),
     [
+        ("yuv422p", {"colorspace": "bt709"}, "bt709", (64, 64)),
+        ("yuv420p10le", {"colorspace": "bt709"}, "bt709", (66, 64)),
         ("yuv420p", {}, None, (64, 64)),
         ("yuv420p", {}, None, (720, 64)),
         ("yuv444p", {"colorspace": "bt2020nc"}, "bt2020nc", (64, 64)),

@@ -243,7 +243,7 @@ def test_cancel_leaves_no_half_written_film(model, interpolator, tmp_path, stage
 def test_sheet_and_report(model, tmp_path):
     from PIL import Image
 
-    result = long_video(model, settings(schedule=SCHEDULE), tmp_path)
+    result = long_video(model, settings(prompt="", schedule=SCHEDULE), tmp_path)
     write_long_video(tmp_path, result)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(files_of(result)) == [FILM, REPORT, SHEET]
     report = json.loads((tmp_path / REPORT).read_text())
