@@ -12,7 +12,7 @@ class BrokenAnswerError(RuntimeError):
 
 
 def check_answer(model: str, *answers: Tensor, way_out: str = BROKEN_WEIGHTS) -> None:
-    """Refuse an answer that is not finite; of comparisons with it nothing would be left but «no object».
+    """Refuse an answer that is not finite; of comparisons with it nothing would be left but "no object".
 
     Args:
         model: that answered, as a user calls it.

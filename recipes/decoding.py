@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 # Of films; a picture in such a file is a film of one frame.
 FILM_SUFFIXES = (".mp4", ".mov", ".webm", ".mkv", ".gif")
-# H.273 names 2 for «not said».
+# H.273 names 2 for "not said".
 UNSAID = 2
 FULL_RANGE = 2
 # By the pixels across and down that share a chroma.

@@ -1,4 +1,4 @@
-"""Models whose weights are broken say so: with NaN every comparison fails, and the answer would read «no object»."""
+"""Models whose weights are broken say so: with NaN every comparison fails, and the answer would read "no object"."""
 
 from __future__ import annotations
 
