@@ -56,7 +56,7 @@ def sentence_of(error: BaseException) -> str | None:
     Errors of values and of files are the user's, since everything that is given is checked and refused by them. So are
     models that answer nonsense, packages that are too old, and too little memory. What else happens is a fault.
     """
-    if isinstance(error, (ValueError, OSError, ImportError)):
+    if isinstance(error, (ValueError, OSError, ImportError, MemoryError)) and str(error):
         return " ".join(str(error).split())
     if isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY):
         return "there is too little memory for this; make the film smaller or shorter, or take a smaller model."
