@@ -89,10 +89,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             text = f"the package {error.name!r} is not installed; run: {command}"
         sys.stderr.write(f"cli.py: {text}\n")
         return WRONG_INPUT
-    except (ValueError, OSError) as error:
-        if options.debug:
+    except (ValueError, OSError, MemoryError, RuntimeError) as error:
+        sentence = module("commands.running").sentence_of(error)
+        if options.debug or sentence is None:
             raise
-        sys.stderr.write(f"cli.py: {' '.join(str(error).split())}\n")
+        sys.stderr.write(f"cli.py: {sentence}\n")
         return WRONG_INPUT
 
 

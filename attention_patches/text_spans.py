@@ -231,8 +231,8 @@ def shorten(text: str) -> str:
 
 
 def _listed(words: Sequence[Word]) -> str:
-    """Each word once, quoted; the first ones of a long text."""
-    named = list(dict.fromkeys(word.text for word in words if any(character.isalnum() for character in word.text)))
+    """Each word and mark once, quoted; the first ones of a long text."""
+    named = list(dict.fromkeys(word.text for word in words))
     shown = ", ".join(repr(word) for word in named[:SHOWN_WORDS])
     return shown if len(named) <= SHOWN_WORDS else f"{shown} and {len(named) - SHOWN_WORDS} more"
 

@@ -26,6 +26,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.util
+import itertools
 import json
 import os
 import platform
@@ -394,15 +395,8 @@ def clip_folder() -> Path | None:
 
 def read_clip(path: Path, frames: int | None = None) -> Tensor:
     """Decode a clip, or its beginning: uint8 [T, H, W, 3]."""
-    import av
-
-    pictures = []
-    with av.open(str(path)) as container:
-        for picture in container.decode(video=0):
-            pictures.append(torch.from_numpy(picture.to_ndarray(format="rgb24")))
-            if len(pictures) == frames:
-                break
-    return torch.stack(pictures)
+    pictures = itertools.islice(module("recipes.decoding").decoded_film(path), frames)
+    return torch.stack([torch.from_numpy(picture) for picture in pictures])
 
 
 def follow_clip(tracker: Any, film: Tensor, given: Sequence[tuple]) -> tuple[Any, Tensor]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..recipes.given_paths import given_path
 from .progress_bars import StageBars
-from .running import add_common, load, set_threads, write_result
+from .running import add_common, set_threads, write_result
 
 if TYPE_CHECKING:
     from ..recipes.find_and_follow import FollowSettings
@@ -16,16 +16,20 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``follow``."""
-    parser.add_argument("film", type=Path, help="MP4, WebM, GIF ...")
+    parser.add_argument("film", type=given_path, help="MP4, WebM, GIF ...")
     parser.add_argument(
         "--object", required=True, action="append", dest="phrases", metavar="PHRASE",
         help="what to find; give it once per object",
     )  # fmt: skip
     parser.add_argument(
-        "--detector", metavar="PATH", help="GroundingDINO folder or .pth file (default: the Toybox detector)"
+        "--detector",
+        type=given_path,
+        metavar="PATH",
+        help="GroundingDINO folder or .pth file (default: the Toybox detector)",
     )
     parser.add_argument(
         "--segmenter",
+        type=given_path,
         metavar="PATH",
         help="SAM, SAM-HQ, SAM 2, SAM 3 or EdgeTAM folder or file (default: the Toybox one)",
     )
@@ -50,14 +54,14 @@ def run(options: argparse.Namespace) -> int:
     from ..recipes.films import read_film_bytes
     from ..recipes.find_and_follow import find_and_follow
     from ..recipes.find_and_follow_files import FILES, follow_summary, write_find_and_follow
-    from ..recipes.model_sets import load_finders
+    from ..recipes.model_sets import load_finders, load_models
 
     set_threads(options.threads)
     settings = follow_settings(options)
     pictures, rate = read_film_bytes(options.film)
     film = Film(pictures)
     with staged_folder(options.out) as stage:
-        detector, tracker = load(load_finders, options.detector, options.segmenter, options.device)
+        detector, tracker = load_models(load_finders, options.detector, options.segmenter, options.device)
         with StageBars(options.quiet) as bars:
             result = find_and_follow(film, detector, tracker, settings, bars)
         write_find_and_follow(stage, film, result, rate)

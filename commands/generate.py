@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..recipes.given_paths import given_path
 from .progress_bars import StageBars
-from .running import add_common, given_settings, load, set_threads, write_result
+from .running import add_common, given_settings, set_threads, write_result
 
 if TYPE_CHECKING:
     from ..recipes.long_video_settings import LongVideoSettings
@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_argument_group("what to make")
     what.add_argument("--prompt", help="of the film")
     what.add_argument(
-        "--schedule", type=Path, metavar="FILE", help="prompts over time, lines such as '32: a blue ball'"
+        "--schedule", type=given_path, metavar="FILE", help="prompts over time, lines such as '32: a blue ball'"
     )
     what.add_argument("--schedule-overlap", type=int, metavar="FRAMES", help="of a fade between prompts (default: 8)")
     what.add_argument("--negative-prompt", metavar="TEXT", help="of the film (default: empty)")
@@ -59,11 +59,15 @@ def _add_technique(long: Any) -> None:
 def _add_models(models: Any) -> None:
     """Which models make the film, and how the later stages run."""
     models.add_argument("--model", default="toybox", help="toybox, or a file of LaVie's base model (default: toybox)")
-    models.add_argument("--parts", type=Path, metavar="PATH", help="Stable Diffusion 1 checkpoint or folder, for LaVie")
-    models.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="where the parts are a single file")
-    models.add_argument("--interpolate", type=Path, metavar="FILE", help="LaVie's interpolation model: fill in frames")
-    models.add_argument("--upscale", type=Path, metavar="FILE", help="LaVie's upscaler: four times the size")
-    models.add_argument("--upscale-parts", type=Path, metavar="PATH", help="x4 upscaler checkpoint or folder")
+    models.add_argument(
+        "--parts", type=given_path, metavar="PATH", help="Stable Diffusion 1 checkpoint or folder, for LaVie"
+    )
+    models.add_argument("--tokenizer", type=given_path, metavar="FOLDER", help="where the parts are a single file")
+    models.add_argument(
+        "--interpolate", type=given_path, metavar="FILE", help="LaVie's interpolation model: fill in frames"
+    )
+    models.add_argument("--upscale", type=given_path, metavar="FILE", help="LaVie's upscaler: four times the size")
+    models.add_argument("--upscale-parts", type=given_path, metavar="PATH", help="x4 upscaler checkpoint or folder")
     for stage, words, cfg in (("interpolation", "filling in frames", 4), ("upscaling", "enlarging", 5)):
         models.add_argument(f"--{stage}-steps", type=int, metavar="STEPS", help=f"of {words} (default: 50)")
         models.add_argument(f"--{stage}-cfg", type=float, metavar="CFG", help=f"of {words} (default: {cfg})")
@@ -78,13 +82,14 @@ def run(options: argparse.Namespace) -> int:
     from ..recipes.long_video import long_video
     from ..recipes.long_video_files import files_of, long_video_summary, write_long_video
     from ..recipes.long_video_models import ModelFiles, open_long_video_models
+    from ..recipes.model_sets import load_models
 
     settings = generate_settings(options)
     model_files = ModelFiles(*(getattr(options, name) for name in MODEL_FILES))
     set_threads(options.threads)
     with staged_folder(options.out) as stage:
         started = time.perf_counter()
-        models = load(open_long_video_models, model_files, options.device)
+        models = load_models(open_long_video_models, model_files, options.device)
         loading = time.perf_counter() - started
         with StageBars(options.quiet) as bars:
             result = long_video(models.model, settings, stage, models.interpolator, models.upscaler, bars)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..recipes.given_paths import given_path
 from .progress_bars import StageBars
-from .running import add_common, given_settings, load, set_threads, write_result
+from .running import add_common, given_settings, set_threads, write_result
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,9 +48,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     models.add_argument(
         "--model", default="toybox", help="toybox, LaVie's base model or Stable Diffusion 1.x (default: toybox)"
     )
-    models.add_argument("--parts", type=Path, metavar="PATH", help="Stable Diffusion 1 checkpoint or folder, for LaVie")
-    models.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="where the parts are a single file")
-    models.add_argument("--motion", type=Path, metavar="FILE", help="a tuned motion, from train-motion")
+    models.add_argument(
+        "--parts", type=given_path, metavar="PATH", help="Stable Diffusion 1 checkpoint or folder, for LaVie"
+    )
+    models.add_argument("--tokenizer", type=given_path, metavar="FOLDER", help="where the parts are a single file")
+    models.add_argument("--motion", type=given_path, metavar="FILE", help="a tuned motion, from train-motion")
     models.add_argument("--motion-strength", type=float, default=1.0, help="0 (none) upwards (default: 1)")
     add_common(parser)
     parser.add_argument("--fps", type=float, dest="frames_per_second", help="of the film (default: 8)")
@@ -58,10 +60,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_guide(guide: Any) -> None:
     """Masks, and how they act."""
-    guide.add_argument("--path", type=Path, metavar="FILE", help="drawn paths (JSON) over the whole film")
+    guide.add_argument("--path", type=given_path, metavar="FILE", help="drawn paths (JSON) over the whole film")
     guide.add_argument(
-        "--masks", type=Path, action="append", metavar="PATH",
-        help="film, .npy, PNG or folder of PNGs, once per object, instead of a path",
+        "--masks", type=given_path, action="append", metavar="PATH",
+        help="film, .npy, picture or folder of pictures, once per object, instead of a path",
     )  # fmt: skip
     guide.add_argument("--mode", help="dmg, peekaboo, trailblazer, freetraj ... (default: dmg)")
     guide.add_argument(
@@ -78,7 +80,7 @@ def _add_guide(guide: Any) -> None:
 
 def _add_rounds(rounds: Any) -> None:
     """How rounds begin and meet."""
-    rounds.add_argument("--first-image", type=Path, metavar="FILE", help="picture that the film begins with")
+    rounds.add_argument("--first-image", type=given_path, metavar="FILE", help="picture that the film begins with")
     rounds.add_argument("--first-round", help="without one: clip (free) or frame (one guided frame) (default: clip)")
     rounds.add_argument("--overlap", help="drop or keep the frame that two rounds share (default: drop)")
     rounds.add_argument("--colour-reference", help="global, local or none: whose colours frames take (default: global)")
@@ -100,6 +102,7 @@ def run(options: argparse.Namespace) -> int:
     from ..recipes.guided_clips_models import open_guided_model
     from ..recipes.guided_clips_report import guided_clips_summary
     from ..recipes.long_video_models import ModelFiles
+    from ..recipes.model_sets import load_models
 
     paths, masks, phrases = _read_objects(options)
     settings = guide_settings(options, phrases)
@@ -108,7 +111,7 @@ def run(options: argparse.Namespace) -> int:
     set_threads(options.threads)
     with staged_folder(options.out) as stage:
         started = time.perf_counter()
-        name, model = load(open_guided_model, files, options.motion, options.motion_strength, options.device)
+        name, model = load_models(open_guided_model, files, options.motion, options.motion_strength, options.device)
         loading = time.perf_counter() - started
         if masks is None:
             masks = _drawn(paths, settings, model)

@@ -7,8 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..recipes.given_paths import given_path
 from .progress_bars import StageBars
-from .running import add_common, load, set_threads, write_result
+from .running import add_common, set_threads, write_result
 
 if TYPE_CHECKING:
     from ..perception.masks.mask_paths import ObjectPath
@@ -19,34 +20,38 @@ REPORT = "metrics.json"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``metrics``."""
-    parser.add_argument("film", type=Path, help="MP4, WebM, GIF ..., or a folder of them")
+    parser.add_argument("film", type=given_path, help="MP4, WebM, GIF ..., or a folder of them")
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument(
-        "--masks", type=Path, metavar="PATH",
-        help="where the objects should be: .npy, .png, a film, or a folder of PNGs; for a folder of films a folder with "
+        "--masks", type=given_path, metavar="PATH",
+        help="where the objects should be: .npy, a picture, a film, or a folder of pictures; for a folder of films a folder with "
         "one of these for each, of the same name",
     )  # fmt: skip
-    where.add_argument("--path", type=Path, metavar="FILE.json", help="instead of masks: a drawn path, for every film")
+    where.add_argument(
+        "--path", type=given_path, metavar="FILE.json", help="instead of masks: a drawn path, for every film"
+    )
     parser.add_argument(
         "--object", action="append", default=[], dest="phrases", metavar="PHRASE",
         help="what the masks are of; give it once per object (default: the labels of the path, or the names that follow "
         "wrote beside its masks)",
     )  # fmt: skip
     parser.add_argument(
-        "--found", type=Path, metavar="PATH",
+        "--found", type=given_path, metavar="PATH",
         help="masks of what is in the film, given like --masks, instead of looking for it (masks.npy of follow); objects pair by their names where all are "
         "among the phrases, else by overlap",
     )  # fmt: skip
     parser.add_argument(
-        "--reference", type=Path, metavar="PATH", help="film (or folder) to compare the background with"
+        "--reference", type=given_path, metavar="PATH", help="film (or folder) to compare the background with"
     )
     parser.add_argument("--prompt", default="", help="of the films, for text alignment")
     parser.add_argument(
-        "--clip", type=Path, metavar="FOLDER",
+        "--clip", type=given_path, metavar="FOLDER",
         help="CLIP model in the transformers layout, for text alignment and frame consistency (default: not measured)",
     )  # fmt: skip
-    parser.add_argument("--detector", metavar="PATH", help="as in follow (default: the Toybox detector)")
-    parser.add_argument("--segmenter", metavar="PATH", help="as in follow (default: the Toybox one)")
+    parser.add_argument(
+        "--detector", type=given_path, metavar="PATH", help="as in follow (default: the Toybox detector)"
+    )
+    parser.add_argument("--segmenter", type=given_path, metavar="PATH", help="as in follow (default: the Toybox one)")
     parser.add_argument("--box-threshold", type=float, help="of the detector (default: 0.35)")
     parser.add_argument("--text-threshold", type=float, help="of the detector (default: 0.25)")
     parser.add_argument("--detect-every", type=int, metavar="FRAMES", help="look at every so many-th (default: 1)")
@@ -62,7 +67,7 @@ def run(options: argparse.Namespace) -> int:
     from ..recipes.mask_metrics_clip import load_clip
     from ..recipes.mask_metrics_files import check_readable, match_clips
     from ..recipes.mask_metrics_report import mean_report, metrics_summary
-    from ..recipes.model_sets import check_device, load_finders
+    from ..recipes.model_sets import check_device, load_finders, load_models
     from ..recipes.report import environment, write_report
 
     set_threads(options.threads)
@@ -74,10 +79,10 @@ def run(options: argparse.Namespace) -> int:
     finding = Finding(**{name: getattr(options, name) for name in names if getattr(options, name) is not None})
     with staged_folder(options.out) as stage:
         device = check_device(options.device)
-        scorer = load_clip(options.clip, device) if options.clip is not None else None
+        scorer = load_models(load_clip, options.clip, device) if options.clip is not None else None
         finders = None
         if options.found is None:
-            finders = load(load_finders, options.detector, options.segmenter, options.device)
+            finders = load_models(load_finders, options.detector, options.segmenter, options.device)
         with StageBars(options.quiet) as bars:
             measured = [
                 {"name": clip.name, **_measure(clip, options, paths, finders, finding, scorer, bars)} for clip in clips

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import time
-from pathlib import Path
 from typing import Any
 
+from ..recipes.given_paths import given_path
 from .progress_bars import StageBars
-from .running import add_common, given_settings, load, set_threads, write_result
+from .running import add_common, given_settings, set_threads, write_result
 
 MODELS = ("model", "device", "parts", "tokenizer", "detector", "segmenter")
 
@@ -37,7 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     guide.add_argument("--end-percent", type=float, help="of the schedule, guidance ends (default: 0.52)")
     guide.add_argument("--blocks", help="all, or a comma list such as mid,up (default: all)")
     guide.add_argument("--hard", action="store_true", default=None, help="cut the masks at one half")
-    guide.add_argument("--masks", type=Path, metavar="FILE", help="your own guide masks (.npy, .png or a film)")
+    guide.add_argument(
+        "--masks", type=given_path, metavar="FILE", help="your own guide masks (.npy, picture, film or folder)"
+    )
     guide.add_argument("--grow", type=int, metavar="PIXELS", help="grow the found masks (below 0: shrink)")
     guide.add_argument("--box-threshold", type=float, help="of the detector (default: 0.35)")
     guide.add_argument("--text-threshold", type=float, help="of the detector (default: 0.25)")
@@ -56,34 +58,38 @@ def _add_models(models: Any) -> None:
     models.add_argument(
         "--model", default="toybox", help="toybox (tiny demo models), or a file of LaVie's base model (default: toybox)"
     )
-    models.add_argument("--parts", metavar="PATH", help="Stable Diffusion 1 checkpoint or folder, for LaVie")
-    models.add_argument("--tokenizer", metavar="FOLDER", help="where the parts are a single file")
-    models.add_argument("--detector", metavar="PATH", help="as in follow (default: the Toybox detector)")
-    models.add_argument("--segmenter", metavar="PATH", help="as in follow (default: the Toybox one)")
+    models.add_argument(
+        "--parts", type=given_path, metavar="PATH", help="Stable Diffusion 1 checkpoint or folder, for LaVie"
+    )
+    models.add_argument("--tokenizer", type=given_path, metavar="FOLDER", help="where the parts are a single file")
+    models.add_argument(
+        "--detector", type=given_path, metavar="PATH", help="as in follow (default: the Toybox detector)"
+    )
+    models.add_argument("--segmenter", type=given_path, metavar="PATH", help="as in follow (default: the Toybox one)")
 
 
 def run(options: argparse.Namespace) -> int:
     """Run Mask Refine and write its films, sheet and report."""
     from ..perception.phrases import read_phrases
     from ..recipes.files import staged_folder
+    from ..recipes.films import check_rate
     from ..recipes.given_masks import objects_of, read_masks
     from ..recipes.mask_names import read_names
     from ..recipes.mask_refine import mask_refine
     from ..recipes.mask_refine_files import FILES, write_mask_refine
     from ..recipes.mask_refine_settings import MaskRefineSettings
-    from ..recipes.model_sets import load_model_set
+    from ..recipes.model_sets import load_model_set, load_models
     from ..recipes.report import summary
 
     given = given_settings(options, (*MODELS, "masks", "fps"))
     settings = MaskRefineSettings(**given | {"phrases": read_phrases(given["phrases"])})
-    if not 0.0 < options.fps <= 1000.0:
-        raise ValueError(f"fps is {options.fps:g}; give a value above 0, up to 1000.")
+    check_rate(options.fps, "fps")
     set_threads(options.threads)
     masks = read_masks(options.masks) if options.masks else None
     names = () if masks is None else read_names(options.masks, objects_of(masks))
     with staged_folder(options.out) as stage:
         started = time.perf_counter()
-        models = load(load_model_set, *(getattr(options, name) for name in MODELS))
+        models = load_models(load_model_set, *(getattr(options, name) for name in MODELS))
         loading = time.perf_counter() - started
         with StageBars(options.quiet) as bars:
             result = mask_refine(models.model, models.detector, models.tracker, settings, masks, bars, names=names)

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from ..recipes.given_paths import given_path
+
 # Arguments of every command that are no settings of a recipe.
 NOT_SETTINGS = frozenset({"command", "debug", "out", "device", "threads", "quiet"})
+# In the errors of torch on processors and on graphics cards; it has no class for the first.
+OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:
     """Arguments of every command that runs models."""
-    parser.add_argument("--out", type=Path, default=Path("output"), metavar="FOLDER", help="default: output")
+    parser.add_argument("--out", type=given_path, default=Path("output"), metavar="FOLDER", help="default: output")
     parser.add_argument("--device", help="cpu, cuda ... (default: cpu)")
     parser.add_argument("--threads", type=int, help="of the CPU (default: torch's own choice)")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
@@ -46,20 +50,19 @@ def given_settings(options: argparse.Namespace, others: Collection[str] = ()) ->
     }
 
 
-def load(loader: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a loader of models; what is wrong with the files becomes one kind of error.
+def sentence_of(error: BaseException) -> str | None:
+    """What a user can mend, in a sentence; None for a fault of the program, of which the traceback tells more.
 
-    Raises:
-        ValueError: the models cannot be loaded, and why.
+    Errors of values and of files are the user's, since everything that is given is checked and refused by them. So are
+    models that answer nonsense, and too little memory. What else happens is a fault.
     """
-    from transformers.utils.logging import disable_progress_bar
+    if isinstance(error, (ValueError, OSError, MemoryError)) and str(error):
+        return " ".join(str(error).split())
+    if isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY):
+        return "there is too little memory for this; make the film smaller or shorter, or take a smaller model."
+    from ..perception.answers import BrokenAnswerError
 
-    # The run has bars of its own.
-    disable_progress_bar()
-    try:
-        return loader(*arguments)
-    except (OSError, RuntimeError, ImportError) as error:
-        raise ValueError(f"the models cannot be loaded: {error}") from error
+    return str(error) if isinstance(error, BrokenAnswerError) else None
 
 
 def write_result(summary: str, folder: Path, names: Collection[str]) -> None:

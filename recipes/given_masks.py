@@ -5,59 +5,47 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from ..attention_patches.guide_checks import check_shape
 from ..attention_patches.regions import pool_area
 from ..perception.phrases import named_objects
 from ..perception.tracks import Tracks
-from .films import read_film, read_picture
+from .decoding import FILM_SUFFIXES
+from .mask_files import PICTURE_SUFFIXES, array_masks, film_masks, masks_in_folder, picture_masks
 
-FILM_SUFFIXES = (".mp4", ".mov", ".webm", ".mkv", ".gif")
+# Files that masks are read from, beside folders of pictures.
+MASK_SUFFIXES = (".npy", *PICTURE_SUFFIXES, *FILM_SUFFIXES)
 
 
 def read_masks(path: Path) -> Tensor:
-    """Read masks from a file or a folder: white or 1 is the object.
+    """Read masks from a file or a folder; see ``mask_files`` for what the object is in each kind.
 
     Args:
-        path: a NumPy ``.npy`` file ([H, W], [T, H, W] or [N, T, H, W]; bool, 0..1 or uint8), a PNG (one mask for all
-            frames), a film (one object), or a folder of PNGs (one object, a mask per frame in the order of their names).
+        path: a NumPy ``.npy`` file ([H, W], [T, H, W] or [N, T, H, W]; bool, 0..1 or whole numbers), a picture (one mask for
+            all frames; an animated one has one per frame), a film (one object), or a folder of pictures (a mask per frame in
+            the order of the numbers in their names).
 
     Returns:
-        float [T, H, W] or [N, T, H, W], 0..1.
+        float [T, H, W], or [N, T, H, W] where several objects are told apart, 0..1.
 
     Raises:
-        ValueError: no such file, another kind of file, an array of another rank, or a folder without PNGs or with some
-            of different sizes.
+        ValueError: no such file, another kind of file, an array of another rank, a folder without pictures or with some of
+            different sizes, values out of range, or what could be read in two ways.
     """
     if path.is_dir():
-        return _read_folder(path)
+        return picture_masks(masks_in_folder(path))
     if not path.is_file():
         raise ValueError(f"there is no mask file {str(path)!r}; check the path.")
     suffix = path.suffix.lower()
     if suffix in FILM_SUFFIXES:
-        return read_film(path).mean(-1)
-    if suffix == ".png":
-        return read_picture(path, "L")[None]
+        return film_masks(path)
+    if suffix in PICTURE_SUFFIXES:
+        return picture_masks([path])
     if suffix != ".npy":
-        known = ", ".join((".npy", ".png", *FILM_SUFFIXES))
+        known = ", ".join(MASK_SUFFIXES)
         raise ValueError(f"the mask file {str(path)!r} is of the kind {suffix or 'without suffix'!r}; give {known}.")
-    try:
-        values = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise ValueError(
-            f"{str(path)!r} cannot be read as a NumPy array ({error}); save it with numpy.save."
-        ) from error
-    if values.ndim not in (2, 3, 4) or not (values.dtype == bool or np.issubdtype(values.dtype, np.number)):
-        raise ValueError(
-            f"{str(path)!r} holds {values.dtype} {list(values.shape)}; give numbers [frames, height, width] or "
-            "[objects, frames, height, width]."
-        )
-    masks = torch.from_numpy(np.ascontiguousarray(values))
-    masks = masks.float() / 255.0 if masks.dtype == torch.uint8 and int(masks.max()) > 1 else masks.float()
-    return masks[None] if masks.ndim == 2 else masks
+    return array_masks(path)
 
 
 def objects_of(masks: Tensor) -> int:
@@ -118,24 +106,10 @@ def checked_masks(masks: Tensor) -> Tensor:
         raise ValueError(
             f"masks have shape {tuple(masks.shape)}; give [objects, frames, height, width], none of them 0."
         )
-    if not bool(torch.isfinite(masks).all()):
+    if not bool(masks.isfinite().all()):
         raise ValueError("masks hold NaN or infinite values; redraw them so that all lie in 0..1.")
     if float(masks.min()) < 0.0 or float(masks.max()) > 1.0:
         raise ValueError(
             f"mask values reach from {float(masks.min()):g} to {float(masks.max()):g}; scale them to 0..1."
         )
     return masks
-
-
-def _read_folder(folder: Path) -> Tensor:
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".png")
-    if not paths:
-        raise ValueError(f"the mask folder {str(folder)!r} holds no .png files; put one mask per frame into it.")
-    masks = [read_picture(path, "L") for path in paths]
-    other = next((place for place, mask in enumerate(masks) if mask.shape != masks[0].shape), None)
-    if other is not None:
-        raise ValueError(
-            f"the masks {paths[0].name} and {paths[other].name} in {str(folder)!r} are {list(masks[0].shape)} and "
-            f"{list(masks[other].shape)} pixels high and wide; give one size."
-        )
-    return torch.stack(masks)

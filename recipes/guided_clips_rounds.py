@@ -170,7 +170,7 @@ def _check_identity(number: int, before: dict[str, Any], now: dict[str, Any], fo
         if old != new:
             raise ValueError(
                 f"round {number + 1} in {str(folder)!r} was made with {name} {_shown(old)}, and now {name} is "
-                f"{_shown(new)}; set it back to go on, start afresh, or choose another folder."
+                f"{_shown(new)}; set it back to go on, start afresh (--fresh on the command line), or choose another folder."
             )
 
 

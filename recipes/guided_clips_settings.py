@@ -14,6 +14,7 @@ from ..attention_patches.mask_modes.presets import make_mode, read_constants
 from ..perception.phrases import plain_phrase
 from ..video_models.noise import share_first_frame
 from .checked_settings import MAX_FRAMES, MAX_SEED, MAX_SIDE, MAX_STEPS, check_choices, check_ranges, film_size
+from .films import RATES
 from .protocols import Geometry, SamplerName
 
 Overlap = Literal["drop", "keep"]
@@ -124,7 +125,7 @@ class GuidedClipsSettings:
                 ("steps", self.steps, 1, MAX_STEPS),
                 ("cfg", self.cfg, 1.0, 100.0),
                 ("shared_noise", self.shared_noise, 0.0, 1.0),
-                ("frames_per_second", self.frames_per_second, 0.01, 1000.0),
+                ("frames_per_second", self.frames_per_second, *RATES),
             )
         )
         # The guide checks its own fields; an empty mask is enough for that, and it happens before any work.

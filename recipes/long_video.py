@@ -19,6 +19,7 @@ from torch import Tensor
 from ..attention_patches.free_long import free_long_patch
 from ..attention_patches.guide_checks import check_blocks
 from ..attention_patches.prompt_schedule import frame_weights
+from ..attention_patches.text_spans import shorten
 from ..video_models.noise import video_noise
 from .film_record import FilmRecord
 from .film_sheet import Lane
@@ -97,11 +98,19 @@ def long_video(
         progress: called with (stage, done, total); may raise to cancel.
 
     Raises:
-        ValueError: before any work, sizes that the model cannot make, a prompt that begins after the end, or a film
+        ValueError: before any work, a prompt beside a schedule that no stage would use, sizes that the model cannot make, a prompt that begins after the end, or a film
             that is too short to fill in frames; later, films that are broken.
         OSError: before any work, the disk has too little room for the films that later stages need.
     """
     started = time.perf_counter()
+    stages = Stages(progress)
+    if settings.prompt.strip() and settings.schedule.strip():
+        if interpolator is None and upscaler is None:
+            raise ValueError(
+                f"there is a prompt ({shorten(settings.prompt)!r}) beside a schedule, whose prompts would be used instead; "
+                "leave one of both out."
+            )
+        stages.notes.append("The schedule's prompts made the film; the prompt beside it was that of the later stages.")
     frames, height, width = settings.film_size(model.geometry)
     check_blocks(settings.blocks, model.block_names)
     if interpolator is not None and frames < 2:
@@ -114,7 +123,7 @@ def long_video(
         sizes[UPSCALED] = (longest, height * upscaler.factor, width * upscaler.factor)
     stores = {name: stored_film(folder, *sizes[name]) for name in list(sizes)[:-1]}
     window = settings.window or model.geometry.native_frames
-    run = _Run(settings, folder, Stages(progress), window, sizes, stores)
+    run = _Run(settings, folder, stages, window, sizes, stores)
     with torch.inference_mode():
         latents, facts = _sample(run, model)
         with run.stages.stage("writing films") as report:

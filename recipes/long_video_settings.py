@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 from ..attention_patches.free_long import OCTAVES, FreeLong, LargestLevel
 from ..video_models.noise import NOISE_MODES, NoiseMode
 from .checked_settings import MAX_FRAMES, MAX_SEED, MAX_SIDE, MAX_STEPS, check_choices, check_ranges, film_size
+from .films import RATES
 from .prompt_schedule_text import ScheduledPrompt, parse_schedule
 from .protocols import Geometry, SamplerName
 
@@ -152,7 +153,7 @@ class LongVideoSettings:
                 ("cfg", self.cfg, 1.0, 100.0),
                 ("noise_stride", self.noise_stride, 1, MAX_FRAMES),
                 ("window", self.window, 1, MAX_FRAMES),
-                ("frames_per_second", self.frames_per_second, 0.01, 1000.0),
+                ("frames_per_second", self.frames_per_second, *RATES),
             )
         )
         # It checks its own fields, before any work.

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..perception.answers import check_answer
 from ..perception.boxes import Progress
 from ..perception.frames import Film
 
@@ -55,6 +56,7 @@ class ClipScorer:
             text = answer.text_embeds.float().cpu()
             if progress is not None:
                 progress(start + len(numbers), len(film))
+        check_answer("CLIP model", *features, text)
         frames = torch.nn.functional.normalize(torch.cat(features), dim=-1)
         scale = float(self.model.logit_scale.detach().float().exp())
         alignment = scale * float((frames @ torch.nn.functional.normalize(text, dim=-1).T).mean())

@@ -9,11 +9,10 @@ from pathlib import Path
 from ..attention_patches.guide_checks import check_shape
 from ..perception.phrases import phrase_key
 from ..perception.tracks import Tracks
+from .decoding import FILM_SUFFIXES
 from .films import read_film_bytes
-from .given_masks import FILM_SUFFIXES, fit_masks, objects_of, read_masks
+from .given_masks import MASK_SUFFIXES, fit_masks, objects_of, read_masks
 from .mask_names import read_names
-
-MASK_SUFFIXES = (".npy", ".png", *FILM_SUFFIXES)
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ def check_device(name: str | None) -> torch.device:
         ValueError: an unknown name, or a device that this machine does not have.
     """
     try:
-        device = torch.device(name or "cpu")
+        device = torch.device("cpu" if name is None else name)
     except RuntimeError as error:
         raise ValueError(f"device is {name!r}; give cpu, cuda, cuda:1 or mps.") from error
     missing = (device.type == "cuda" and not torch.cuda.is_available()) or (
@@ -83,6 +83,22 @@ def check_device(name: str | None) -> torch.device:
     if missing or device.type not in ("cpu", "cuda", "mps"):
         raise ValueError(f"device is {name!r}, which this machine (or its torch) does not have; take cpu.")
     return device
+
+
+def load_models(loader: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a loader of models; what is wrong with the files becomes one kind of error.
+
+    Raises:
+        ValueError: the models cannot be loaded, and why.
+    """
+    from transformers.utils.logging import disable_progress_bar
+
+    # Runs have bars of their own.
+    disable_progress_bar()
+    try:
+        return loader(*arguments)
+    except (OSError, RuntimeError, ImportError) as error:
+        raise ValueError(f"the models cannot be loaded: {error}") from error
 
 
 def load_toybox_set(device: str | None = None) -> ModelSet:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from ..recipes.given_paths import given_path
+
 RUNS = Path("training/runs")
 
 
@@ -26,8 +28,8 @@ def training_parser(
     parser = argparse.ArgumentParser(
         prog=f"train {name}", description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("--run", type=Path, default=RUNS / name, help="folder of the checkpoints and the log")
-    parser.add_argument("--out", type=Path, default=out, help="folder of the trained model")
+    parser.add_argument("--run", type=given_path, default=RUNS / name, help="folder of the checkpoints and the log")
+    parser.add_argument("--out", type=given_path, default=out, help="folder of the trained model")
     parser.add_argument("--steps", type=int, default=steps, help="steps to train")
     parser.add_argument("--batch", type=int, default=batch, help="examples per step")
     parser.add_argument("--learning-rate", type=float, default=learning_rate, help="between warm-up and decay")

@@ -20,6 +20,7 @@ from ..perception.boxes import Box, iou
 from ..perception.detection.detector import ObjectDetector
 from ..perception.open_models import open_detector, open_tracker
 from ..perception.tracking.tracker import ObjectTracker
+from ..recipes.given_paths import given_path
 from ..toybox import metrics, world
 from ..video_models.toybox import load_toybox
 from .perception_data import SMALLEST_AREA, Pictures, boxes_of_masks, draw_pictures, spoil
@@ -220,14 +221,14 @@ def main(arguments: list[str]) -> None:
     """Measure one model, or the two of them in a row, and write the figures."""
     parser = argparse.ArgumentParser(prog="evaluate perception", description=__doc__)
     parser.add_argument("what", choices=["detector", "segmenter", "chain"])
-    parser.add_argument("--detector", type=Path, default=ROOT / "toybox" / "detector")
-    parser.add_argument("--segmenter", type=Path, default=ROOT / "toybox" / "segmenter")
+    parser.add_argument("--detector", type=given_path, default=ROOT / "toybox" / "detector")
+    parser.add_argument("--segmenter", type=given_path, default=ROOT / "toybox" / "segmenter")
     parser.add_argument("--pictures", type=int, default=300, help="pictures, or clips for the chain divided by 10")
     parser.add_argument("--films", type=int, default=30, help="films to generate for the chain, 0 for none")
     parser.add_argument("--steps", type=int, default=25, help="sampling steps of a film")
     parser.add_argument("--cfg", type=float, default=4.0, help="classifier-free guidance of a film")
     parser.add_argument("--seed", type=int, default=90_001)
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--out", type=given_path, default=ROOT / "benchmarks" / "results")
     options = parser.parse_args(arguments)
 
     figures: dict[str, object] = {"pictures": options.pictures, "seed": options.seed, "split": "held_out"}

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..recipes.given_paths import given_path
 from ..toybox import metrics, world
 from ..video_models.toybox import TOYBOX_FOLDER, load_toybox
 from ..video_models.video_model import StandaloneVideoModel, TextEmbedding
@@ -80,9 +81,9 @@ def picture_quality(scenes: Sequence[world.Scene], through: Callable[[Tensor], T
 
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="evaluate text_to_video", description=__doc__)
-    parser.add_argument("--folder", type=Path, default=TOYBOX_FOLDER)
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "toybox_text_to_video.json")
-    parser.add_argument("--sheet", type=Path, help="write a PNG with four frames of every clip")
+    parser.add_argument("--folder", type=given_path, default=TOYBOX_FOLDER)
+    parser.add_argument("--out", type=given_path, default=ROOT / "benchmarks" / "results" / "toybox_text_to_video.json")
+    parser.add_argument("--sheet", type=given_path, help="write a PNG with four frames of every clip")
     parser.add_argument("--prompts", type=int, default=60)
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--cfg", type=float, default=4.0)

@@ -16,8 +16,9 @@ from torch.nn.functional import interpolate
 
 from ..attention_patches.guide_checks import check_shape
 from ..perception.phrases import bind_phrases, read_phrases
+from ..recipes.decoding import FILM_SUFFIXES
 from ..recipes.films import read_film
-from ..recipes.given_masks import FILM_SUFFIXES, read_masks
+from ..recipes.given_masks import MASK_SUFFIXES, read_masks
 from ..recipes.mask_names import names_path, read_names
 from .motion_settings import MotionSettings
 
@@ -112,9 +113,7 @@ def find_clips(videos: Path, masks: Path | None, settings: MotionSettings) -> li
         )
     found: dict[str, Path] = {}
     if masks is not None:
-        found = _by_name(
-            masks, "masks", lambda path: path.is_dir() or path.suffix.lower() in (".npy", ".png", *FILM_SUFFIXES)
-        )
+        found = _by_name(masks, "masks", lambda path: path.is_dir() or path.suffix.lower() in MASK_SUFFIXES)
         odd = sorted(set(films) ^ set(found))
         if odd:
             raise ValueError(
@@ -171,6 +170,8 @@ def load_clips(
             if progress is not None:
                 progress(number + 1, len(files))
         _write_cache(cache, kept, key)
+    for number, clip in enumerate(files):
+        _report_empty(clip, kept.get(f"{number}.masks"))
     return [
         TrainingClip(clip.words, kept[f"{number}.latents"], kept.get(f"{number}.masks"))
         for number, clip in enumerate(files)
@@ -275,6 +276,14 @@ def _of_phrases(clip: ClipFiles, masks: Tensor) -> Tensor:
         )
     groups = bind_phrases(phrases, names, f"masks of the clip {clip.name!r}")
     return torch.stack([masks[group].amax(0) for group in groups])
+
+
+def _report_empty(clip: ClipFiles, masks: Tensor | None) -> None:
+    """Say which objects of a clip are masked in no frame: nothing is learned of where they are."""
+    if masks is not None:
+        empty = [repr(phrase) for phrase, film in zip(clip.words.phrases, masks, strict=True) if int(film.max()) < 128]
+        if empty:
+            logger.warning("the masks of the clip %r are empty in all frames for %s.", clip.name, ", ".join(empty))
 
 
 def _cache_key(files: Sequence[ClipFiles], encoder: ClipEncoder, settings: MotionSettings) -> str:

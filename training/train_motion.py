@@ -3,7 +3,7 @@
     python cli.py train-motion --videos clips --masks masks --prompt "a horse runs" --phrase horse --base lavie_base.pt
         --parts v1-5-pruned-emaonly.safetensors --out horse.safetensors
 
-A film ``horse.mp4`` belongs to the masks ``horse.npy`` (or a film, a PNG, a folder of PNGs); ``horse.txt`` beside it
+A film ``horse.mp4`` belongs to the masks ``horse.npy`` (or a film, a picture, a folder of pictures); ``horse.txt`` beside it
 may hold its own prompt, then its phrases, one a line, and ``background: ...``. The result loads with Load Motion in
 ComfyUI, with ``--motion`` here, and a LoRA with ComfyUI's own loader too. An interrupted run goes on from its folder by
 the same command.
@@ -20,7 +20,8 @@ import torch
 from torch import nn
 
 from ..attention_patches.mask_modes.presets import read_constants
-from ..recipes.model_sets import check_device
+from ..recipes.given_paths import given_path
+from ..recipes.model_sets import check_device, load_models
 from ..video_models.motion_files import write_motion
 from .command_line import RUNS, log_to_file
 from .motion_architectures import ARCHITECTURES, DEFAULT_MODULES, MODULE_SETS, Architecture, make_architecture
@@ -44,8 +45,12 @@ def build_parser() -> argparse.ArgumentParser:
         prog="cli.py train-motion", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--videos", type=Path, required=True, help="folder of films, 2 or more; 8 to 16 are usual")
-    add("--masks", type=Path, help="folder of masks by the films' names; without it the model is tuned without masks")
+    add("--videos", type=given_path, required=True, help="folder of films, 2 or more; 8 to 16 are usual")
+    add(
+        "--masks",
+        type=given_path,
+        help="folder of masks by the films' names; without it the model is tuned without masks",
+    )
     add("--prompt", default="", help="of clips that bring no words of their own")
     add(
         "--phrase", action="append", default=[], help="words of the prompt that name the masked object; once per object"
@@ -56,9 +61,13 @@ def build_parser() -> argparse.ArgumentParser:
         default=TOYBOX,
         help="the model: toybox, a file of LaVie's base model, or Stable Diffusion 1.x (for lamp; default: toybox)",
     )
-    add("--parts", type=Path, help="for LaVie: Stable Diffusion 1 checkpoint or folder, for text encoder and VAE")
-    add("--out", type=Path, required=True, help="motion file to write, ending in .safetensors")
-    add("--run", type=Path, help=f"folder of checkpoint, curve and films (default: {RUNS}/<name of the motion file>)")
+    add("--parts", type=given_path, help="for LaVie: Stable Diffusion 1 checkpoint or folder, for text encoder and VAE")
+    add("--out", type=given_path, required=True, help="motion file to write, ending in .safetensors")
+    add(
+        "--run",
+        type=given_path,
+        help=f"folder of checkpoint, curve and films (default: {RUNS}/<name of the motion file>)",
+    )
     add("--arch", choices=list(ARCHITECTURES), default="lora", help="what is tuned (default: lora)")
     add("--rank", type=int, default=16, help="of the LoRA (default: 16)")
     add("--modules", default=",".join(DEFAULT_MODULES), help=f"layers of the LoRA, of {', '.join(MODULE_SETS)}")
@@ -127,7 +136,7 @@ def main(arguments: list[str]) -> int:
         torch.set_num_threads(options.threads)
     folder = options.run or RUNS / f"motion-{options.out.stem}"
     log_to_file(folder)
-    model, name = open_base(options, device)
+    model, name = load_models(open_base, options, device)
     job = MotionJob(model, model.unet, name, files, settings, architecture, device, folder)
     result = tune_motion(job, progress=_log, after_step=_validation(model, settings, folder))
     write_motion(options.out, result.motion.tensors, result.motion.info)

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..recipes.given_paths import given_path
 from ..toybox import world
 from ..video_models.lavie_config import LaVieConfig
 from ..video_models.lavie_unet import LaVieUNet
@@ -200,7 +201,7 @@ def main(arguments: list[str]) -> None:
     parser = training_parser(
         "text_to_video", __doc__, Path("toybox/text_to_video"), steps=4500, batch=8, learning_rate=1e-3
     )
-    parser.add_argument("--vae", type=Path, default=Path("toybox/text_to_video/vae"))
+    parser.add_argument("--vae", type=given_path, default=Path("toybox/text_to_video/vae"))
     parser.add_argument("--clips", type=int, default=8000)
     parser.add_argument("--image-steps", type=int, default=1200, help="steps on single frames before the clips")
     parser.add_argument("--image-every", type=int, default=8, help="afterwards, one step in so many is on frames")

@@ -77,7 +77,8 @@ class ObjectDetector:
 
         Raises:
             ValueError: for bad frames, phrases, thresholds or counts.
-            RuntimeError: when the model answers with NaN. Running out of memory halves the batch once, then is raised.
+            BrokenAnswerError: when the model answers with NaN.
+            RuntimeError: running out of memory halves the batch once, then is raised.
         """
         _check_options(box_threshold, text_threshold, nms_threshold, max_per_phrase, max_boxes)
         film = Film(frames)

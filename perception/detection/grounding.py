@@ -10,6 +10,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from ..answers import check_answer
+
 STOP = "."
 # What else is in a caption beside words; no word is read off these.
 OTHER_TOKENS = ("[CLS]", "[SEP]", "?")
@@ -68,7 +70,7 @@ class GroundingModel(Protocol):
         """Look for all phrases at once, in one caption.
 
         Raises:
-            RuntimeError: when the model answers with NaN.
+            BrokenAnswerError: when the model answers with NaN.
         """
 
 
@@ -122,15 +124,14 @@ def grounding_of(logits: Tensor, boxes: Tensor, places: Sequence[Sequence[int]],
         pictures: that were looked at.
 
     Raises:
-        RuntimeError: when the answer holds NaN.
+        BrokenAnswerError: when the answer holds NaN or is infinite.
     """
     # Half precision boxes would be off by a pixel in wide frames.
     logits, boxes = logits.float().cpu(), boxes.float().cpu()
-    scores = torch.stack([logits[..., list(words)].amax(-1).sigmoid() for words in places], -1)
-    if scores.isnan().any() or not torch.isfinite(boxes).all():
-        raise RuntimeError(
-            "the detector answers with NaN; its weights are broken, or too large for half precision: load it in float32."
-        )
+    # Places without a word hold minus infinity.
+    best = torch.stack([logits[..., list(words)].amax(-1) for words in places], -1)
+    check_answer("detector", best, boxes)
+    scores = best.sigmoid()
     centre, size = boxes.split(2, -1)
     scale = torch.tensor([pictures.width, pictures.height] * 2, dtype=torch.float32)
     return Grounding(torch.cat([centre - size / 2, centre + size / 2], -1) * scale, scores)

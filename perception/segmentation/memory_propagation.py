@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
+from ..answers import check_answer
 from ..frames import Film
 from ..prompts import ObjectPrompt
 from ..propagation import Sighting
@@ -275,6 +276,7 @@ def _watched(tracker: nn.Module, guess: Tensor | None) -> Iterator[list[float]]:
     likeness: list[float] = []
 
     def note(module: nn.Module, inputs: tuple, outputs: tuple) -> None:
+        check_answer("segmenter", outputs[1])
         likeness.append(float(outputs[1].float().max().clamp(0, 1)))
 
     def add(module: nn.Module, inputs: tuple, options: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
@@ -291,7 +293,12 @@ def _watched(tracker: nn.Module, guess: Tensor | None) -> Iterator[list[float]]:
 
 
 def _sighting(output: dict[str, Any], likeness: float, height: int, width: int) -> Sighting:
-    """A stored answer of the model as a mask at frame size and a score."""
+    """A stored answer of the model as a mask at frame size and a score.
+
+    Raises:
+        BrokenAnswerError: when it holds NaN.
+    """
+    check_answer("segmenter", output["object_score_logits"], output["pred_masks"])
     presence = float(output["object_score_logits"].float().flatten()[0])
     empty = Sighting(torch.zeros(height, width, dtype=torch.uint8), 0.0)
     if not presence > 0:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..answers import check_answer
 from ..frames import Film
 from ..loading import load_model_folder
 from ..mask_shapes import box_of_mask
@@ -114,6 +115,9 @@ class SamSegmenter:
 
         Returns:
             Logits float [N, grid, grid] and predicted IoU float [N], on the model's device.
+
+        Raises:
+            BrokenAnswerError: when the model answers with NaN.
         """
         parameter = next(self.model.mask_decoder.parameters())
 
@@ -136,6 +140,7 @@ class SamSegmenter:
             },
             candidates,
         )
+        check_answer("segmenter", masks, scores)
         best = scores.argmax(dim=1)
         rows = torch.arange(len(best), device=best.device)
         return masks[rows, best].float(), scores[rows, best].float()

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
+from ..answers import check_answer
 from ..frames import Film
 from ..loading import check_model_folder, load_model_folder, load_processor, model_type_of
 from ..prompts import ObjectPrompt
@@ -120,6 +121,9 @@ class TextMemoryModel(MemoryModel):
         Returns:
             Prompts with a mask at frame size, the phrase as label and a score, the surest first for each phrase.
             Objects of one phrase do not overlap; the same object may be found by several phrases.
+
+        Raises:
+            BrokenAnswerError: when the model answers with NaN.
         """
         found = []
         for phrase in phrases:
@@ -129,6 +133,7 @@ class TextMemoryModel(MemoryModel):
             )
             scores = (output.pred_logits.float().sigmoid() * output.presence_logits.float().sigmoid())[0]
             logits = output.pred_masks[0].float()
+            check_answer("segmenter", scores, logits)
             for number in self._distinct(scores, logits):
                 mask = functional.interpolate(
                     logits[number][None, None], (film.height, film.width), mode="bilinear", align_corners=False

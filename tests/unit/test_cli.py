@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from mask_guided_video.commands.progress_bars import StageBars
+from mask_guided_video.perception.answers import BrokenAnswerError
 from mask_guided_video.recipes.mask_refine_files import FILES
 from mask_guided_video.recipes.model_sets import MODEL_SETS, TOYBOX, ModelSet, check_device, load_model_set
 
@@ -123,6 +124,62 @@ def test_unknown_script(cli, capsys):
     assert "detector" in cli.script_names("train")
 
 
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (ImportError("motion tuning needs the package peft"), "motion tuning needs the package peft"),
+        (MemoryError(), "too little memory"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 8 bytes"), "too little memory"),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), "too little memory"),
+        (BrokenAnswerError("the detector answers with NaN"), "the detector answers with NaN"),
+    ],
+)
+def test_what_a_user_can_mend_is_a_sentence(cli, tiny, monkeypatch, tmp_path, capsys, error, message):
+    def fail(device):
+        raise error
+
+    monkeypatch.setattr("mask_guided_video.recipes.model_sets.load_models", lambda loader, *rest: fail(None))
+    assert cli.main([*arguments(tmp_path / "out"), "--quiet"]) == 2
+    captured = capsys.readouterr().err
+    assert message in captured and captured.count("\n") == 1
+    with pytest.raises(type(error)):
+        cli.main(["--debug", *arguments(tmp_path / "out"), "--quiet"])
+
+
+def test_a_fault_of_the_program_keeps_its_traceback(cli, tiny, monkeypatch, tmp_path):
+    def fail(*rest):
+        raise RuntimeError("The size of tensor a (4) must match the size of tensor b (3)")
+
+    monkeypatch.setattr("mask_guided_video.recipes.model_sets.load_models", fail)
+    with pytest.raises(RuntimeError, match="size of tensor a"):
+        cli.main([*arguments(tmp_path / "out"), "--quiet"])
+
+
+EMPTY = [
+    ("follow", "", "--object", "ball"),
+    ("follow", "film.mp4", "--object", "ball", "--out", ""),
+    ("follow", "film.mp4", "--object", "ball", "--detector", ""),
+    ("refine", "--prompt", "a ball", "--object", "ball", "--masks", " "),
+    ("refine", "--prompt", "a ball", "--object", "ball", "--parts", ""),
+    ("guide", "--prompt", "a ball", "--object", "ball", "--masks", ""),
+    ("guide", "--prompt", "a ball", "--path", ""),
+    ("generate", "--prompt", "a ball", "--upscale", ""),
+    ("metrics", "film.mp4", "--masks", ""),
+    ("convert", "", "--out", "model.safetensors"),
+    ("train-motion", "--videos", "", "--out", "motion.safetensors"),
+    ("train", "detector", "--run", ""),
+]
+
+
+@pytest.mark.parametrize("words", EMPTY, ids=" ".join)
+def test_an_empty_path_is_not_the_current_folder(cli, words, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(list(words))
+    assert stopped.value.code == 2 and "give a path" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_argparse_refuses_with_two(cli):
     with pytest.raises(SystemExit) as stopped:
         cli.main(["refine", "--prompt", "a red ball"])
@@ -172,7 +229,7 @@ def test_interrupted_process_leaves_nothing(root, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name", ["abacus", "meta", "cuda:99" if not torch.cuda.is_available() else "xpu"])
+@pytest.mark.parametrize("name", ["abacus", "", "meta", "cuda:99" if not torch.cuda.is_available() else "xpu"])
 def test_devices_that_are_not_there(name):
     with pytest.raises(ValueError, match=f"device is '{name}'"):
         check_device(name)

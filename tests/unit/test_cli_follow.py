@@ -1,6 +1,7 @@
 """Finding and following from the command line, on a Toybox film and the Toybox models."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -73,6 +74,26 @@ def test_wrong_input_is_one_sentence_and_leaves_nothing(cli, film, tmp_path, cap
     captured = capsys.readouterr()
     assert message in captured.err and captured.err.count("\n") == 1
     assert not out.exists()
+
+
+def test_a_folder_of_pictures_is_told_from_a_film(cli, tmp_path, capsys):
+    assert cli.main(["follow", str(tmp_path), "--object", "red ball", "--out", str(tmp_path / "out"), "--quiet"]) == 2
+    assert "is a folder; give a film file" in capsys.readouterr().err
+
+
+def test_a_detector_with_broken_weights_is_one_sentence(cli, film, root, tmp_path, capsys):
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "detector"
+    shutil.copytree(root / "toybox" / "detector", folder)
+    weights = load_file(folder / "model.safetensors")
+    spoilt = {name: value * float("nan") if value.is_floating_point() else value for name, value in weights.items()}
+    save_file(spoilt, folder / "model.safetensors", metadata={"format": "pt"})
+    words = ["--object", "red ball", "--detector", str(folder), "--out", str(tmp_path / "out"), "--quiet"]
+    assert cli.main(["follow", str(film), *words]) == 2
+    captured = capsys.readouterr().err
+    assert "the detector answers with NaN" in captured and captured.count("\n") == 1
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_segmenter_in_the_detectors_place_is_refused(cli, film, root, tmp_path, capsys):

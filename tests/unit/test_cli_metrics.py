@@ -113,12 +113,14 @@ def test_nothing_found_is_a_result(cli, folder):
         (["--masks", "masks.npy", "--object", "ball", "--clip", "empty"], "no folder of a CLIP model"),
         (["--masks", "masks.npy", "--object", "ball", "--reference", "broken.mp4"], "broken.mp4"),
         (["--masks", "masks.npy", "--object", "ball", "--detect-every", "0"], "every is 0"),
+        (["--masks", "none.npy", "--object", "ball"], "(0, 8, 64, 64)"),
     ],
 )
 def test_wrong_input_is_one_sentence_and_leaves_nothing(cli, folder, capsys, monkeypatch, changes, message):
     monkeypatch.chdir(folder)
     np.save("short.npy", np.zeros((1, 5, 8, 8), dtype=bool))
     np.save("tall.npy", np.zeros((1, 8, 128, 64), dtype=bool))
+    np.save("none.npy", np.zeros((0, 8, 64, 64), dtype=np.uint8))
     (folder / "empty").mkdir()
     (folder / "broken.mp4").write_bytes(b"no film")
     (folder / "path.json").write_text('{"keyframes": [{"frame": 0, "x": 0.5, "y": 0.5, "width": 0.5, "height": 0.5}]}')

@@ -23,3 +23,10 @@ def test_a_phrase_has_the_score_of_its_best_word():
 def test_broken_answers_are_refused():
     with pytest.raises(RuntimeError, match="NaN"):
         grounding_of(torch.full((1, 1, 4), float("nan")), torch.zeros(1, 1, 4), [[1]], PICTURES)
+
+
+def test_infinite_answers_are_refused_and_places_without_words_are_not_looked_at():
+    logits = torch.tensor([[[1.0, float("inf"), -float("inf"), 0.0]]])
+    with pytest.raises(RuntimeError, match="infinite"):
+        grounding_of(logits, torch.zeros(1, 1, 4), [[0], [1]], PICTURES)
+    assert grounding_of(logits, torch.zeros(1, 1, 4), [[0], [3]], PICTURES).scores.isfinite().all()

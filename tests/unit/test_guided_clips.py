@@ -216,7 +216,10 @@ class TestResuming:
             ({"prompt": "a blue ball moves left on sand", "phrases": ("blue ball",)}, "prompt"),
             ({"mode": "peekaboo"}, 'mode "dmg", and now mode is "peekaboo"'),
             ({"colour_reference": "local"}, "colour_reference"),
-            ({"seed": 1}, "seed 0, and now seed is 1"),
+            (
+                {"seed": 1},
+                "seed 0, and now seed is 1; set it back to go on, start afresh \\(--fresh on the command line\\), or",
+            ),
             ({"frames": 5}, "frames 4, and now frames is 5"),
         ],
     )

@@ -152,6 +152,15 @@ def test_prompts_over_time(model, tmp_path):
     assert torch.equal(first.weights + second.weights, torch.ones(12, dtype=torch.float64))
 
 
+def test_a_prompt_beside_a_schedule_is_used_or_refused(model, upscaler, tmp_path):
+    chosen = settings(schedule=SCHEDULE, **FEW)
+    with pytest.raises(ValueError, match="there is a prompt .* beside a schedule, .*; leave one of both out"):
+        long_video(model, chosen, tmp_path)
+    assert not list(tmp_path.iterdir())
+    notes = long_video(model, chosen, tmp_path, upscaler=upscaler).report["notes"]
+    assert any("the prompt beside it was that of the later stages" in note for note in notes)
+
+
 def test_a_schedule_of_one_prompt_is_that_prompt(model, tmp_path):
     prints = [
         long_video(model, chosen, tmp_path).report["films"][0]["sha256"]
@@ -234,7 +243,7 @@ def test_cancel_leaves_no_half_written_film(model, interpolator, tmp_path, stage
 def test_sheet_and_report(model, tmp_path):
     from PIL import Image
 
-    result = long_video(model, settings(schedule=SCHEDULE), tmp_path)
+    result = long_video(model, settings(prompt="", schedule=SCHEDULE), tmp_path)
     write_long_video(tmp_path, result)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(files_of(result)) == [FILM, REPORT, SHEET]
     report = json.loads((tmp_path / REPORT).read_text())

@@ -224,3 +224,10 @@ class TestClip:
 
     def test_it_is_a_scorer(self, clip_folder):
         assert isinstance(load_clip(clip_folder), ClipScorer)
+
+    def test_broken_weights_are_an_error(self, clip_folder):
+        scorer = load_clip(clip_folder)
+        with torch.no_grad():
+            scorer.model.visual_projection.weight.fill_(float("nan"))
+        with pytest.raises(RuntimeError, match="the CLIP model answers with NaN"):
+            scorer.score(self.film(), "red ball")

@@ -188,3 +188,12 @@ def test_settings_out_of_range(values, message):
 def test_rate_rises_stays_and_falls():
     settings = MotionSettings(steps=100, learning_rate=1.0, warm_up=10, decay=0.2)
     assert [round(settings.rate(step), 3) for step in (0, 9, 50, 80, 90, 99)] == [0.1, 1.0, 1.0, 1.0, 0.5, 0.05]
+
+
+def test_masks_that_are_empty_are_told(tmp_path, tiny_video_model, caplog):
+    videos, masks = write_clips(tmp_path)
+    load_clips(find_clips(videos, masks, SETTINGS), tiny_video_model, SETTINGS)
+    assert "empty" not in caplog.text
+    np.save(masks / "clip1.npy", np.zeros((5, 16, 16), bool))
+    load_clips(find_clips(videos, masks, SETTINGS), tiny_video_model, SETTINGS)
+    assert "the masks of the clip 'clip1' are empty in all frames for 'ball'" in caplog.text

@@ -219,3 +219,11 @@ def test_processor_files_are_used_and_checked(tmp_path):
     Sam2VideoVideoProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="32 x 32 pixels but the model wants 64 x 64"):
         sam3.load_folder(tmp_path)
+
+
+def test_broken_weights_are_no_empty_answer(model):
+    with torch.no_grad():
+        for parameter in model.model.detector_model.parameters():
+            parameter.fill_(float("nan"))
+    with pytest.raises(RuntimeError, match="the segmenter answers with NaN"):
+        model.find(Film(tiny_film(2)), 0, ["ball"])

@@ -107,6 +107,11 @@ def test_absent_phrase_is_named_with_the_words_of_the_prompt() -> None:
         find_phrases(PROMPT, ["ball", "green ball"])
 
 
+def test_marks_are_listed_among_the_words() -> None:
+    with pytest.raises(ValueError, match="whose words are 'a', 'red', '-', 'ball', ','; use"):
+        find_phrases("a red-ball, a red-ball", ["red ball"])
+
+
 def test_messages_cut_long_prompts() -> None:
     with pytest.raises(ValueError) as error:
         find_phrases(" ".join(f"word{number}" for number in range(500)), ["ball"])
