@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .files import replacing
+from ..weight_files.writing import replacing
 
 # Constant rate factor of H.264: next to nothing is lost to the eye.
 FINE = 14

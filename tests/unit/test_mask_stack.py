@@ -171,7 +171,7 @@ def test_a_folder_that_is_missing_or_full_is_an_error_at_once(tmp_path, monkeypa
     with pytest.raises(FileNotFoundError):
         MaskStack(2, 4, 9, folder=tmp_path / "missing").add_object()
     usage = type("Usage", (), {"free": 10})
-    monkeypatch.setattr(mask_stack.shutil, "disk_usage", lambda folder: usage)
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: usage)
     with pytest.raises(OSError, match="these masks take"):
         MaskStack(2, 4, 9, folder=tmp_path).add_object()
 
