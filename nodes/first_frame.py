@@ -91,8 +91,9 @@ def encoded(image: Tensor, vae: Any) -> Tensor:
     """Latents of one picture.
 
     Raises:
-        ValueError: several pictures, or no VAE.
+        ValueError: several pictures, one smaller than a latent cell, or no VAE.
     """
+    from ..backbones.film_encoding import check_size
     from .inputs import frames_of
 
     if vae is None:
@@ -100,6 +101,7 @@ def encoded(image: Tensor, vae: Any) -> Tensor:
     frames = frames_of(image)
     if len(frames) != 1:
         raise ValueError(f"image holds {len(frames)} pictures; give one alone, for example with ImageFromBatch.")
+    check_size(vae, *frames.shape[1:3])
     return vae.encode(frames)
 
 

@@ -195,7 +195,7 @@ def _is_of(error: OSError, path: Path) -> bool:
     if error.filename is None:
         return True
     shown = visible(Path(os.fsdecode(error.filename)))
-    return visible(path).parent in (shown, *shown.parents)
+    return visible(path).parent in (shown, shown.parent)
 
 
 def _remove_abandoned(stage: Path) -> None:

@@ -44,7 +44,7 @@ TEXTS = {
         '[{"keyframes": []}]',
     ),
     "modules": ("self_queries, temporal", "cross_queries", "nothing"),
-    "filename_prefix": ("video/a", "a%width%", "../outside", "a" * 300, "a\0b", "a/b/c"),
+    "filename_prefix": ("video/a", "a%width%", "a/b/c", "../outside", "a" * 300, "a\0b"),
     "name": ("", "film/a", "b" * 300, "c\0d", "../d"),
 }
 TEXTS["negative_points"], TEXTS["negative_prompt"] = TEXTS["points"], ("", *PROMPTS)
@@ -64,6 +64,20 @@ ODD_TEXTS = (
     "[1, 2",
     "%s %d",
 )
+# Of which a node takes exactly one.
+ONE_OF = {
+    "MGV_RefineMasks": ("tracks", "mask"),
+    "MGV_MaskToAttentionBias": ("tracks", "mask"),
+    "MGV_DynamicMaskGuidance": ("tracks", "mask"),
+    "MGV_MaskSequence": ("tracks", "mask"),
+    "MGV_MaskMetrics": ("tracks", "mask"),
+    "MGV_SharedNoise": ("tracks", "mask"),
+    "MGV_ToSEGS": ("tracks", "boxes"),
+    "MGV_FirstFrameLock": ("first_frame", "image"),
+}
+# Inputs that are of use together, or of one picture.
+TOGETHER = {"detector": "segmenter", "first_frame": "model", "boxes": "image"}
+ONE_PICTURE = {("MGV_FirstFrameLock", "image"), ("MGV_HistogramMatch", "reference")}
 # Of core there are many more, which are not ours to test.
 CHOSEN = {
     "sampler_name": ("ddim", "euler", "dpmpp_2m", "lcm"),
@@ -110,7 +124,7 @@ class Parts:
 
     Attributes:
         model, clip, vae: of a tiny text-to-video model.
-        stages: tiny LaVie models by the names of their nodes: what ``make_stage`` gives.
+        stages: other models with clip and vae, by the names of the nodes that need them.
         detector, segmenter: of the Toybox.
         segment: class of a segment, with the fields of Impact Pack's.
     """
@@ -128,6 +142,8 @@ class Parts:
 class Call:
     """Random inputs of one call of a node; inputs of a film mostly agree in length and size.
 
+    Half of the calls are tame, so that nodes do their work and are not only asked to refuse it.
+
     Args:
         node: its class.
         parts: shared by all calls.
@@ -142,30 +158,51 @@ class Call:
     def __post_init__(self) -> None:
         self.chance = random.Random(self.seed)
         self.generator = torch.Generator().manual_seed(self.chance.randrange(2**31))
+        self.tame = self.likely(0.5)
         self.frames = self.chance.choice((1, 2, 4, 5, 8))
         self.height, self.width = self.chance.choice(((32, 32), (16, 16), (32, 48), (24, 16), (33, 17)))
         schema = self.node.define_schema()
+        if self.tame and schema.node_id == "MGV_MaskGuidedExtend":
+            # A single square mask is for films of every length.
+            self.frames, self.height, self.width = 1, 32, 32
         self.name = schema.node_id
         self.makers: dict[str, Callable[[], Any]] = {
             "IMAGE": self.image, "MASK": self.mask, "LATENT": self.latent, "NOISE": self.noise,
             "CONDITIONING": self.conditioning, "MGV_TRACKS": self.tracks, "MGV_GUIDE": self.guide,
             "MGV_PROMPTS": self.prompts, "BOUNDING_BOX": self.boxes, "BBOX": self.bbox, "SEGS": self.segs,
-            "MODEL": lambda: self.stage.model if self.stage else self.parts.model,
-            "CLIP": lambda: self.stage.clip if self.stage else self.parts.clip,
-            "VAE": lambda: self.stage.vae if self.stage else self.parts.vae,
+            "MODEL": lambda: self.stage.model, "CLIP": lambda: self.stage.clip, "VAE": lambda: self.stage.vae,
             "MGV_DETECTOR": lambda: self.parts.detector, "MGV_SEGMENTER": lambda: self.parts.segmenter,
         }  # fmt: skip
         for entry in schema.inputs:
-            if not entry.optional or self.chance.random() < 0.5:
+            if not entry.optional or self.likely(0.5):
                 self.inputs[entry.id] = self.value(entry)
-        # Nodes that take either the one or the other are mostly given one.
-        if {"tracks", "mask"} <= self.inputs.keys() and self.name != "MGV_MaskToTracks" and self.likely(0.8):
-            del self.inputs[self.chance.choice(("tracks", "mask"))]
+        if self.tame:
+            self.make_usual({entry.id: entry for entry in schema.inputs})
+
+    def make_usual(self, entries: dict[str, Any]) -> None:
+        """One of those of which there must be one, and what is of use together."""
+        pair = ONE_OF.get(self.name)
+        if pair is not None:
+            chosen = self.chance.choice(pair)
+            self.inputs.setdefault(chosen, self.value(entries[chosen]))
+            self.inputs.pop(pair[1 - pair.index(chosen)], None)
+        for first, second in TOGETHER.items():
+            if first in self.inputs and second in entries:
+                self.inputs.setdefault(second, self.value(entries[second]))
+        if self.name == "MGV_FirstFrameLock" and "image" in self.inputs:
+            self.inputs["vae"] = self.parts.vae
+        if self.name == "MGV_MaskGuidedExtend":
+            self.inputs |= {"width": 32, "height": 32, "frames": 4}
+        if self.name == "MGV_MaskMetrics" and "detector" not in self.inputs:
+            self.inputs["found"] = self.tracks()
+        for node, name in ONE_PICTURE:
+            if node == self.name and name in self.inputs:
+                self.inputs[name] = self.inputs[name][:1]
 
     @property
     def stage(self) -> Any:
-        """Of LaVie, for the node that needs it."""
-        return self.parts.stages.get(self.name)
+        """What has this node's model, clip and vae."""
+        return self.parts.stages.get(self.name, self.parts)
 
     def likely(self, share: float) -> bool:
         return self.chance.random() < share
@@ -175,17 +212,29 @@ class Call:
         kind = entry.io_type
         if kind in self.makers:
             return self.makers[kind]()
+        if entry.id == "download":
+            return False
+        usual = self.tame and self.likely(0.6)
         if kind == "BOOLEAN":
-            return self.likely(0.5)
+            return entry.default if usual else self.likely(0.5)
         if kind == "COMBO":
-            return self.chance.choice(CHOSEN.get(entry.id) or list(entry.options))
+            wanted = CHOSEN.get(entry.id, entry.options)
+            if self.name == "MGV_TrainMotion" and entry.id == "videos":
+                return "clips"
+            return entry.default if usual else self.chance.choice([one for one in entry.options if one in wanted])
         if kind == "STRING":
-            if entry.default is not None and self.likely(0.3):
+            if entry.id == "prompt" and self.tame:
+                return PROMPTS[0]
+            if usual and entry.default is not None:
                 return entry.default
+            if self.tame:
+                return TEXTS.get(entry.id, ("ball",))[0]
             good = TEXTS.get(entry.id, ODD_TEXTS)
             return self.chance.choice(good if self.likely(0.7) else ODD_TEXTS)
         least, most = entry.min, min(entry.max, LARGEST.get(entry.id, entry.max))
         whole = kind == "INT"
+        if usual:
+            return min(most, entry.default)
         edges = [value for value in (least, most, entry.default, 1, 2) if least <= value <= most]
         if self.likely(0.5):
             return self.chance.choice(edges) if whole else float(self.chance.choice(edges))
@@ -197,7 +246,7 @@ class Call:
 
     def sized(self) -> tuple[int, int, int]:
         """Frames, height and width: mostly those of the call."""
-        if self.likely(0.85):
+        if self.tame or self.likely(0.7):
             return self.frames, self.height, self.width
         return tuple(self.chance.choice(sides) for sides in ((1, 2, 3, 9), (1, 3, 7, 40, 64), (1, 3, 8, 40, 64)))
 
@@ -218,7 +267,7 @@ class Call:
 
     def image(self) -> Tensor:
         pictures = self.random(*self.sized(), 4 if self.likely(0.1) else 3)
-        return self.odd_numbers(pictures) if self.likely(0.15) else pictures
+        return self.odd_numbers(pictures) if self.likely(0.05 if self.tame else 0.3) else pictures
 
     def mask(self) -> Tensor:
         frames, height, width = self.sized()
@@ -229,7 +278,7 @@ class Call:
             mask[:, height // 4 : -(-3 * height // 4), width // 4 : -(-3 * width // 4)] = 1.0
         if self.likely(0.3):
             mask = self.random(frames, height, width)
-        return self.odd_numbers(mask) if self.likely(0.15) else mask
+        return self.odd_numbers(mask) if self.likely(0.05 if self.tame else 0.3) else mask
 
     def tracks(self) -> Any:
         from mask_guided_video.perception.tracks import Tracks
@@ -285,7 +334,7 @@ class Call:
         return clip.encode_from_tokens_scheduled(clip.tokenize(self.chance.choice(PROMPTS)))
 
     def box(self) -> Any:
-        if self.likely(0.1):
+        if not self.tame and self.likely(0.2):
             return self.chance.choice(ODD_BOXES)
         sides = [self.chance.uniform(-4, 40) for _ in range(2)] + [self.chance.uniform(0.5, 40) for _ in range(2)]
         box = dict(zip(("x", "y", "width", "height"), sides, strict=True))

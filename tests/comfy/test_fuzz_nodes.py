@@ -22,14 +22,16 @@ Segment = namedtuple(
 
 @pytest.fixture(scope="module")
 def parts(native, tiny_folder, toybox_folder):
-    from lavie_stages import make_stage
+    from lavie_stages import Stage, make_stage
 
+    from mask_guided_video.backbones.loading import load_native_toybox
     from mask_guided_video.nodes.detection import LoadGroundingDINO
     from mask_guided_video.nodes.segmentation_models import LoadSAM
 
     stages = {"MGV_InterpolateVideo": "interpolation", "MGV_UpscaleVideo": "upscaling"}
     with torch.inference_mode():
         made = {node: make_stage(stage, tiny_folder) for node, stage in stages.items()}
+        made["MGV_LoadMotion"] = Stage(*load_native_toybox(toybox_folder), None)
         helpers = [node.execute("Toybox", "fp32", False).args[0] for node in (LoadGroundingDINO, LoadSAM)]
     return Parts(*native, made, *helpers, Segment)
 
