@@ -87,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"cli.py: the package {error.name!r} is not installed; run: python -m pip install -r requirements.txt\n"
         )
         return WRONG_INPUT
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MemoryError) as error:
         if options.debug:
             raise
         sys.stderr.write(f"cli.py: {' '.join(str(error).split())}\n")

@@ -403,6 +403,10 @@ def _score(seg: Any) -> float:
     return float(value[0])
 
 
+def _label(seg: Any) -> str:
+    return "" if seg.label is None else str(seg.label)
+
+
 def _region(seg: Any) -> list[int]:
     return [int(value) for value in _four(seg.crop_region, "crop region")]
 
@@ -422,7 +426,7 @@ def _scaled_boxes(segs: Any, height: int, width: int) -> list[Box]:
     (own_height, own_width), segments = _parts(segs)
     boxes = []
     for seg in segments:
-        box = _box(_four(seg.bbox, "bbox"), "xyxy", str(seg.label))
+        box = _box(_four(seg.bbox, "bbox"), "xyxy", _label(seg))
         if box is not None:
             box = Box(box.x, box.y, box.width, box.height, box.label, _score(seg))
             boxes.append(box.scaled(width / own_width, height / own_height))
@@ -437,6 +441,6 @@ def _boxes_in_film(segs: Any, masks: Tensor, height: int, width: int) -> Detecti
             inside = (mask > 0.5).nonzero()
             if len(inside):
                 (y0, x0), (y1, x1) = inside.amin(0).tolist(), (inside.amax(0) + 1).tolist()
-                box = Box.from_corners(x0, y0, x1, y1, str(seg.label), _score(seg))
+                box = Box.from_corners(x0, y0, x1, y1, _label(seg), _score(seg))
                 found[frame].append(box.scaled(width / own_width, height / own_height))
     return found
