@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, get_args
 
@@ -185,8 +186,16 @@ def _name_of(model: Any) -> str:
 
 
 def _new_path(prefix: str) -> Path:
-    folder, name, number, _ = save_path(prefix, folder_paths.get_folder_paths(FOLDER)[0], MOTION)
-    return folder / f"{name}_{number:05}_.safetensors"
+    """A file that does not exist yet; of its folder nothing stays, so that a cancelled run leaves nothing."""
+    root = Path(folder_paths.get_folder_paths(FOLDER)[0])
+    there = root.exists()
+    folder, name, number, _ = save_path(prefix, str(root), MOTION)
+    path = folder / f"{name}_{number:05}_.safetensors"
+    with suppress(OSError):
+        for made in path.relative_to(root).parents:
+            if made.parts or not there:
+                (root / made).rmdir()
+    return path
 
 
 def _written(motion: Any, path: Path) -> str:

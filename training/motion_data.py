@@ -298,7 +298,6 @@ def _read_cache(path: Path | None, key: str) -> dict[str, Tensor] | None:
 def _write_cache(path: Path | None, tensors: dict[str, Tensor], key: str) -> None:
     if path is None:
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         write_tensors(path, tensors, {"key": key})
     except OSError as error:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..weight_files.reading import read_metadata, read_state
-from ..weight_files.writing import check_writable, write_tensors
+from ..weight_files.writing import write_tensors
 from .lamp import with_lamp
 from .lora import with_lora
 from .video_model import StandaloneVideoModel
@@ -86,12 +86,11 @@ class MotionFile:
 
 
 def write_motion(path: Path, tensors: Mapping[str, Tensor], info: MotionInfo) -> None:
-    """Write a motion file; it appears under its name when it is complete.
+    """Write a motion file, and its folder; it appears under its name when it is complete.
 
     Raises:
         OSError: no room, or no right to write; its text is a sentence.
     """
-    check_writable(path)
     # One entry only: safetensors writes several in an order that differs from time to time.
     write_tensors(path, tensors, {METADATA_KEY: json.dumps(asdict(info))})
 

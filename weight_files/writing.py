@@ -118,16 +118,19 @@ def only_process(folder: Path, what: str) -> Iterator[None]:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file; it appears under its name when it is complete.
+    """Write a safetensors file; its folder is made, and it appears under its name when it is complete.
 
     Raises:
-        ValueError: the folder of ``path`` does not exist.
         NotWritten: no room, or no right to write.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     ready = {name: value.contiguous() for name, value in tensors.items()}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise NotWritten(error.errno, error.strerror, str(path)) from error
     with replacing(path) as temporary:
         try:
             save_file(ready, temporary, metadata=dict(metadata))
@@ -161,12 +164,14 @@ def check_room(folder: Path, size: int, what: str) -> None:
 
 
 def check_writable(path: Path) -> None:
-    """Make sure, before long work, that a file can be written; its folder is made.
+    """Make sure, before long work, that a file can be written; folders that are made for the trial go again.
 
     Raises:
         NotWritten: no right to write, no folder can be made there, or a name that no file can have.
     """
+    made: list[Path] = []
     try:
+        made += [folder for folder in path.parents if not folder.exists()]
         path.parent.mkdir(parents=True, exist_ok=True)
         with stage_in(path.parent) as stage:
             (stage / path.name).touch()
@@ -175,6 +180,10 @@ def check_writable(path: Path) -> None:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise NotWritten(getattr(error, "errno", None), reason, str(path)) from error
+    finally:
+        with suppress(OSError):
+            for folder in made:
+                folder.rmdir()
 
 
 def size_text(size: int) -> str:

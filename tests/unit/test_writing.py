@@ -103,7 +103,7 @@ class TestFullDisks:
 
 
 class TestNames:
-    @pytest.mark.parametrize("name", ["a" * 300, "a\0b", "file/a"])
+    @pytest.mark.parametrize("name", ["a" * 300, "a\0b", "file/a", "b" * 300 + "/a"])
     def test_what_no_file_can_be_is_said_before(self, tmp_path, name):
         (tmp_path / "file").write_text("")
         with pytest.raises(NotWritten, match="cannot be written to .* choose another name or folder"):
@@ -115,9 +115,10 @@ class TestNames:
         with pytest.raises(NotWritten, match=r"\(it is a folder\)"):
             check_writable(tmp_path / "a.mp4")
 
-    def test_folders_are_made_and_nothing_else(self, tmp_path):
-        check_writable(tmp_path / "deep" / "folder" / "a.mp4")
-        assert names(tmp_path / "deep" / "folder") == []
+    def test_a_trial_leaves_nothing(self, tmp_path):
+        (tmp_path / "there").mkdir()
+        check_writable(tmp_path / "there" / "deep" / "folder" / "a.mp4")
+        assert names(tmp_path) == ["there"] and names(tmp_path / "there") == []
 
     def test_tensors_are_as_readable_as_other_files(self, tmp_path):
         (tmp_path / "plain").write_text("")
