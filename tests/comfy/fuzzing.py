@@ -418,6 +418,9 @@ def _faults(kind: str, value: Any, call: Call) -> list[str]:
     wanted = 4 if kind == "IMAGE" else 3
     if value.ndim != wanted or not value.is_floating_point() or 0 in value.shape:
         return [f"{value.dtype} {list(value.shape)}"]
+    if kind == "IMAGE":
+        # A fourth channel, which some loaders give, passes as it is.
+        value = value[..., :3]
     if not (0.0 <= float(value.min()) and float(value.max()) <= 1.0):
         return [f"values from {float(value.min())} to {float(value.max())}"]
     frames = mask_frames(call) if kind == "MASK" else None
