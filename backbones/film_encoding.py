@@ -32,18 +32,27 @@ def encode_frames(vae: Any, frames: Tensor) -> Tensor:
     if vae is None:
         raise ValueError("there is no VAE; choose an SD checkpoint in Load Video Model, or load a VAE.")
     vae.throw_exception_if_invalid()
-    factor, cell = time_factor(vae), vae.spacial_compression_encode()
+    factor = time_factor(vae)
     if factor > 1:
         raise ValueError(
             f"this VAE puts {factor} frames into one latent frame, but here each frame is one; connect the VAE of a Stable "
             "Diffusion 1.x checkpoint."
         )
-    height, width = frames.shape[1:3]
-    if min(height, width) < cell:
-        raise ValueError(f"the film is {width} x {height} pixels; this VAE wants at least {cell} x {cell}.")
+    check_size(vae, *frames.shape[1:3])
     parts = []
     for part in frames.split(FRAMES_AT_ONCE):
         throw_exception_if_processing_interrupted()
         latents = vae.encode(part)
         parts.append(latents if latents.ndim == 5 else latents.transpose(0, 1)[None])
     return torch.cat(parts, dim=2)
+
+
+def check_size(vae: Any, height: int, width: int) -> None:
+    """Make sure that pictures have a latent cell at least.
+
+    Raises:
+        ValueError: they are smaller.
+    """
+    cell = vae.spacial_compression_encode()
+    if min(height, width) < cell:
+        raise ValueError(f"the film is {width} x {height} pixels; this VAE wants at least {cell} x {cell}.")

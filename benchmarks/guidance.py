@@ -350,7 +350,7 @@ def save(path: Path, content: dict[str, Any]) -> None:
     """Write all records and their summary; the file is replaced when it is complete."""
     content["summary"] = summarise(content["records"])
     ordered = {key: content[key] for key in ("settings", "summary", "records")}
-    with module("recipes.files").replacing(path) as temporary:
+    with module("weight_files.writing").replacing(path) as temporary:
         temporary.write_text(json.dumps(rounded(ordered), indent=1, allow_nan=False) + "\n", encoding="ascii")
 
 

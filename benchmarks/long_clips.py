@@ -122,7 +122,7 @@ def save(path: Path, content: dict[str, Any]) -> None:
     """Write all figures and their summary; the file is replaced when it is complete."""
     content["summary"] = summarise(content["films"])
     ordered = {key: content[key] for key in ("settings", "summary", "films")}
-    with module("recipes.files").replacing(path) as temporary:
+    with module("weight_files.writing").replacing(path) as temporary:
         temporary.write_text(json.dumps(ordered, indent=1, allow_nan=False) + "\n", encoding="ascii")
 
 

@@ -244,7 +244,7 @@ def save(path: Path, content: dict[str, Any]) -> None:
     content["summary"] = summarise(content["records"])
     ordered = {key: content[key] for key in ("settings", "variants", "summary", "records")}
     path.parent.mkdir(parents=True, exist_ok=True)
-    with module("recipes.files").replacing(path) as temporary:
+    with module("weight_files.writing").replacing(path) as temporary:
         temporary.write_text(json.dumps(rounded(ordered), indent=1, allow_nan=False) + "\n", encoding="ascii")
 
 

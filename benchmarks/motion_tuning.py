@@ -231,7 +231,7 @@ def sheet(path: Path, options: argparse.Namespace) -> None:
 
 def save(path: Path, content: dict[str, Any]) -> None:
     """Write the results; the file is replaced when it is complete."""
-    with module("recipes.files").replacing(path) as temporary:
+    with module("weight_files.writing").replacing(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="ascii")
 
 

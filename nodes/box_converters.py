@@ -208,6 +208,10 @@ class FromSEGS(io.ComfyNode):
         masks = masks_of_segs(segs)
         if image is None:
             frames, height, width, frame = *masks.shape[1:], 0
+            if 0 in (height, width):
+                raise ValueError(
+                    f"SEGS of {width} x {height} pixels say nothing of the picture's size; connect the film to image."
+                )
         else:
             film = Film(image)
             frames, height, width = len(film), film.height, film.width

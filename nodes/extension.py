@@ -14,6 +14,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..attention_patches.mask_modes.guide import ModeGuide
+from .file_names import FOLDER, prefix_problem, save_path
 from .types import CATEGORY, SEED_RANGE, Guide, display_range
 
 SAMPLERS = ("ddim", "euler")
@@ -58,6 +59,11 @@ class MaskGuidedExtend(io.ComfyNode):
                 ),
             ],
         )
+
+    @classmethod
+    def validate_inputs(cls, name: str | None = None) -> bool | str:
+        """Before anything runs."""
+        return prefix_problem(name, FOLDER, "name") or True
 
     @classmethod
     def execute(
@@ -235,7 +241,7 @@ def run_folder(name: str, temporary: Path) -> Iterator[Path]:
         temporary: for that.
 
     Raises:
-        ValueError: a name of dots and strokes only.
+        ValueError: a name of dots and strokes only, or one that no folder can have.
     """
     if not name.strip():
         folder = Path(tempfile.mkdtemp(prefix="rounds-", dir=temporary))
@@ -246,9 +252,14 @@ def run_folder(name: str, temporary: Path) -> Iterator[Path]:
         return
     if not name.strip(" ./\\"):
         raise ValueError(f"name is {name!r}; give one, such as video/zebra, or leave it empty.")
-    place, last, *_ = folder_paths.get_save_image_path(name.strip(), folder_paths.get_output_directory())
-    folder = Path(place) / last
-    folder.mkdir(exist_ok=True)
+    place, last, *_ = save_path(name.strip(), folder_paths.get_output_directory(), FOLDER, name="name")
+    folder = place / last
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"name is {name!r}, and the folder cannot be made ({error.strerror}); give another name."
+        ) from error
     yield folder
 
 

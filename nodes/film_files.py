@@ -13,6 +13,7 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..backbones.film_decoding import FRAMES_PER_PART, OVERLAP
+from .file_names import FILM, prefix_problem, save_path
 from .types import CATEGORY, display_range
 
 
@@ -88,6 +89,11 @@ class SaveLongVideo(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, filename_prefix: str | None = None) -> bool | str:
+        """Before anything is sampled."""
+        return prefix_problem(filename_prefix, FILM) or True
+
+    @classmethod
     def execute(
         cls,
         samples: dict[str, Any],
@@ -143,16 +149,12 @@ def new_paths(prefix: str, latents: Tensor, vae: Any, count: int) -> tuple[list[
         count: of the files.
 
     Raises:
-        ValueError: no name. Names outside of the output folder are refused by the host.
+        ValueError: no name, or one that no file can have. Names outside of the output folder are refused by the host.
     """
-    if not prefix.strip(" ./\\"):
-        raise ValueError(f"filename_prefix is {prefix!r}; give a name, such as video/long.")
     factor = vae.spacial_compression_decode()
     height, width = (side * factor for side in latents.shape[-2:])
-    folder, name, number, subfolder, _ = folder_paths.get_save_image_path(
-        prefix, folder_paths.get_output_directory(), width, height
-    )
-    return [Path(folder) / f"{name}_{number + place:05}_.mp4" for place in range(count)], subfolder
+    folder, name, number, subfolder = save_path(prefix, folder_paths.get_output_directory(), FILM, (width, height))
+    return [folder / f"{name}_{number + place:05}_.mp4" for place in range(count)], subfolder
 
 
 def counted(parts: Iterator[Tensor], report: Any) -> Iterator[Tensor]:

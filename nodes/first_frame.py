@@ -91,8 +91,9 @@ def encoded(image: Tensor, vae: Any) -> Tensor:
     """Latents of one picture.
 
     Raises:
-        ValueError: several pictures, or no VAE.
+        ValueError: several pictures, one smaller than a latent cell, or no VAE.
     """
+    from ..backbones.film_encoding import check_size
     from .inputs import frames_of
 
     if vae is None:
@@ -100,6 +101,7 @@ def encoded(image: Tensor, vae: Any) -> Tensor:
     frames = frames_of(image)
     if len(frames) != 1:
         raise ValueError(f"image holds {len(frames)} pictures; give one alone, for example with ImageFromBatch.")
+    check_size(vae, *frames.shape[1:3])
     return vae.encode(frames)
 
 
@@ -272,7 +274,7 @@ class HistogramMatch(io.ComfyNode):
     def execute(cls, image: Tensor, reference: Tensor | None = None) -> io.NodeOutput:
         from ..perception.pictures.histogram_match import histogram_match
         from .host import progress
-        from .inputs import frames_of
+        from .inputs import float_pictures, frames_of
 
         frames = frames_of(image)
         wanted = frames[:1] if reference is None else frames_of(reference)
@@ -281,7 +283,7 @@ class HistogramMatch(io.ComfyNode):
                 f"reference holds {len(wanted)} pictures; give one alone, for example with ImageFromBatch."
             )
         # A fourth channel, which some loaders give, stays as it is.
-        matched = image.clone()
+        matched = float_pictures(image).clone()
         report = progress()
         for start in range(0, len(frames), FRAMES_AT_ONCE):
             part = slice(start, start + FRAMES_AT_ONCE)

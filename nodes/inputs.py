@@ -9,25 +9,40 @@ from ..perception.phrases import split_phrases
 
 
 def frames_of(image: Tensor, minimum: int = 1) -> Tensor:
-    """An IMAGE batch as frames: a view, not a copy.
+    """An IMAGE batch as frames: a view, not a copy, where it holds floats.
 
     Args:
-        image: [T, H, W, 3 or 4], float 0..1.
+        image: [T, H, W, 3 or 4], as ``float_pictures`` takes it.
         minimum: how many frames are needed.
 
     Returns:
-        [T, H, W, 3].
+        Float [T, H, W, 3].
 
     Raises:
-        ValueError: wrong shape, too few frames, or values that are not finite.
+        ValueError: wrong shape or type, no pixel, too few frames, or values that are not finite.
     """
-    if image.ndim != 4 or image.shape[-1] < 3:
+    if image.ndim != 4 or image.shape[-1] < 3 or 0 in image.shape[1:3]:
         raise ValueError(f"image has shape {tuple(image.shape)}; connect an IMAGE batch [frames, height, width, 3].")
     if image.shape[0] < minimum:
         raise ValueError(f"the film has {image.shape[0]} frames; at least {minimum} are needed, connect a longer one.")
-    frames = image[..., :3]
+    frames = float_pictures(image[..., :3])
     check_finite(frames, "the film", "check the VAE (try --fp32-vae) or the node before")
     return frames
+
+
+def float_pictures(pictures: Tensor) -> Tensor:
+    """Pictures as ComfyUI's IMAGE has them, float 0..1; of uint8 0..255 and bool a copy, of floats the same tensor.
+
+    Raises:
+        ValueError: another type.
+    """
+    if pictures.dtype == torch.uint8:
+        return pictures.float() / 255.0
+    if pictures.dtype == torch.bool:
+        return pictures.float()
+    if not pictures.is_floating_point():
+        raise ValueError(f"image holds {pictures.dtype}; connect an IMAGE of floats in 0..1.")
+    return pictures
 
 
 def check_finite(values: Tensor, name: str, way_out: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, get_args
 
@@ -12,7 +14,10 @@ from torch import Tensor
 
 from ..attention_patches.first_frame_keys import KeySource
 from ..attention_patches.mask_modes.presets import MODES
+from .file_names import MOTION, prefix_problem, save_path
 from .types import CATEGORY, OWN, SEED_RANGE, TOYBOX, display_range
+
+logger = logging.getLogger(__name__)
 
 # Motion files lie where ComfyUI's users keep LoRA files; those of the kind lora load with core's loader too.
 FOLDER = "loras"
@@ -52,6 +57,11 @@ class TrainMotion(io.ComfyNode):
                 io.String.Output(display_name="report", tooltip="Clips, steps, last loss, and where the file is."),
             ],
         )
+
+    @classmethod
+    def validate_inputs(cls, filename_prefix: str | None = None) -> bool | str:
+        """Before anything is trained."""
+        return prefix_problem(filename_prefix, MOTION) or True
 
     @classmethod
     def execute(
@@ -110,16 +120,22 @@ class TrainMotion(io.ComfyNode):
             seed=seed,
         )
         kind = {"rank": rank, "modules": names_of(modules)} if architecture == "lora" else {}
-        result = _tuned((model, clip, vae), (videos, masks), settings, architecture, kind)
+        target = _new_path(filename_prefix) if filename_prefix.strip() else None
+        result = _tuned((model, clip, vae), (videos, masks), settings, architecture, kind, target)
         lines = [f"{len(result.clips)} clips, {len(result.losses)} steps, loss {result.losses[-1]:.4f} at the last."]
-        if filename_prefix.strip():
-            lines.append(f"written to {_written(result.motion, filename_prefix)}")
+        if target is not None:
+            lines.append(_written(result.motion, target))
         tuned = apply_motion(model, result.motion)
         return io.NodeOutput(tuned, _curve(result.losses), "\n".join(lines))
 
 
 def _tuned(
-    parts: tuple[Any, Any, Any], folders: tuple[str, str], settings: Any, architecture: str, kind: dict[str, Any]
+    parts: tuple[Any, Any, Any],
+    folders: tuple[str, str],
+    settings: Any,
+    architecture: str,
+    kind: dict[str, Any],
+    target: Path | None,
 ) -> Any:
     """Run the job; all that it learns through is made outside of the host's inference mode."""
     import comfy.model_management as management
@@ -138,7 +154,7 @@ def _tuned(
         files = find_clips(*(input_folder(name) for name in folders), settings)
         video_model = ComfyVideoModel(model, clip, vae)
         unet = trainable_unet(model)
-        job = MotionJob(video_model, unet, _name_of(model), files, settings, made, device)
+        job = MotionJob(video_model, unet, _name_of(model), files, settings, made, device, target=target)
         report = progress(settings.steps)
         return tune_motion(job, progress=lambda done, total, _: report(done, total), encoding=lambda *_: report(0, 1))
 
@@ -170,14 +186,29 @@ def _name_of(model: Any) -> str:
     return TOYBOX if config.cross_attention_dim == TOYBOX_TEXT_CHANNELS else "LaVie"
 
 
-def _written(motion: Any, prefix: str) -> str:
+def _new_path(prefix: str) -> Path:
+    """A file that does not exist yet; of its folder nothing stays, so that a cancelled run leaves nothing."""
+    root = Path(folder_paths.get_folder_paths(FOLDER)[0])
+    there = root.exists()
+    folder, name, number, _ = save_path(prefix, str(root), MOTION)
+    path = folder / f"{name}_{number:05}_.safetensors"
+    with suppress(OSError):
+        for made in path.relative_to(root).parents:
+            if made.parts or not there:
+                (root / made).rmdir()
+    return path
+
+
+def _written(motion: Any, path: Path) -> str:
+    """Write the file; says where it is. A tuned model is not thrown away because its file cannot be written."""
     from ..video_models.motion_files import write_motion
 
-    root = folder_paths.get_folder_paths(FOLDER)[0]
-    folder, name, number, subfolder, _ = folder_paths.get_save_image_path(prefix, root)
-    path = Path(folder) / f"{name}_{number:05}_.safetensors"
-    write_motion(path, motion.tensors, motion.info)
-    return str(Path(FOLDER) / subfolder / path.name)
+    try:
+        write_motion(path, motion.tensors, motion.info)
+    except OSError as error:
+        logger.warning("NOT WRITTEN: %s", error)
+        return f"NOT WRITTEN: {error} The model that comes out has the motion in it."
+    return f"written to {Path(FOLDER) / path.relative_to(folder_paths.get_folder_paths(FOLDER)[0])}"
 
 
 def _curve(losses: list[float]) -> Tensor:

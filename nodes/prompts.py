@@ -197,6 +197,8 @@ def mask_in_frame(mask: Tensor, frame: int) -> Tensor:
     from .inputs import masks_of
 
     batch = mask[None] if mask.ndim == 2 else mask
+    if not len(batch):
+        raise ValueError(f"mask has shape {tuple(mask.shape)}; connect a MASK [frames, height, width].")
     if len(batch) > 1 and frame >= len(batch):
         raise ValueError(f"there are {len(batch)} masks and frame is {frame}; use 0 to {len(batch) - 1}, or one mask.")
     return masks_of(batch[frame if len(batch) > 1 else 0])[0].detach().cpu()

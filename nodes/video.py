@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..perception.mask_stack import too_large
 from ..video_models.noise import NOISE_MODES, is_rescheduled, mark_rescheduled, video_noise
 from .types import CATEGORY, SEED_RANGE, TOYBOX, display_range
 
@@ -230,7 +232,14 @@ class VideoNoise(io.ComfyNode):
         noise = SeededVideoNoise(seed, mode, window, stride, shared)
         if mode in ("freenoise", "specmix") and stride > window:
             raise ValueError(f"stride {stride} is larger than window {window}; make it {window} or less.")
-        samples = torch.zeros((batch_size, *size), device=management.intermediate_device())
+        try:
+            samples = torch.zeros((batch_size, *size), device=management.intermediate_device())
+        except torch.cuda.OutOfMemoryError:
+            # The host frees its models then.
+            raise
+        except RuntimeError as error:
+            numbers = {"batch_size": batch_size, "frames": frames, "width": width, "height": height}
+            raise MemoryError(too_large("empty latents", 4 * batch_size * math.prod(size), **numbers)) from error
         return io.NodeOutput(noise, {"samples": samples})
 
 

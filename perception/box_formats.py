@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .boxes import Box, Detections, clamp_box
+from .boxes import Box, Detections, as_number, clamp_box, shown
+from .mask_stack import too_large
 
 Sides = Literal["xywh", "xyxy"]
 Nesting = Literal["one_per_frame", "every_frame", "list_per_frame"]
@@ -73,6 +74,8 @@ def from_bbox(boxes: Any, frames: int, sides: Sides, nesting: Nesting, label: st
     _check_choice("sides", sides, SIDES)
     _check_choice("nesting", nesting, NESTINGS)
     boxes = _plain(boxes)
+    if boxes is not None and not isinstance(boxes, list):
+        raise ValueError(f"a BBOX is {shown(boxes)}; give four numbers, a list of them, or a list of such lists.")
     if not boxes:
         return [[] for _ in range(frames)]
     if _is_row(boxes):
@@ -243,15 +246,22 @@ def masks_of_segs(segs: Any) -> Tensor:
 
     Raises:
         ValueError: when the value is no SEGS, a field is broken, or masks have different numbers of frames.
+        MemoryError: when the system has not so much memory.
     """
     (height, width), segments = _parts(segs)
     crops = [_crop(seg) for seg in segments]
     lengths = sorted({len(crop) for crop in crops})
     if len(lengths) > 1:
         raise ValueError(f"masks of SEGS have {lengths} frames; give the same number for all.")
-    masks = torch.zeros(len(crops), lengths[0] if lengths else 1, height, width)
+    frames = lengths[0] if lengths else 1
+    try:
+        masks = torch.zeros(len(crops), frames, height, width)
+    except RuntimeError as error:
+        numbers = {"segments": len(crops), "frames": frames, "height": height, "width": width}
+        size = 4 * math.prod(numbers.values())
+        raise MemoryError(too_large("the masks of SEGS", size, **numbers)) from error
     for mask, crop, seg in zip(masks, crops, segments, strict=True):
-        x0, y0, x1, y1 = (int(value) for value in seg.crop_region)
+        x0, y0, x1, y1 = _region(seg)
         if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height) or crop.shape[1:] != (y1 - y0, x1 - x0):
             raise ValueError(
                 f"a SEG has the crop region {[x0, y0, x1, y1]} and a mask of {list(crop.shape[1:])} in a picture of "
@@ -301,15 +311,17 @@ def _is_row(value: Any) -> bool:
 
 
 def _rows(rows: Any, sides: Sides, label: str) -> list[Box]:
-    if rows is None or _is_row(rows):
+    if rows is None or _is_row(rows) or not isinstance(rows, list):
         rows = [rows]
     boxes = (_box(row, sides, label) for row in rows if row)
     return [box for box in boxes if box is not None]
 
 
 def _box(row: Any, sides: Sides, label: str) -> Box | None:
-    if not _is_row(row) or len(row) != 4 or not all(math.isfinite(item) for item in row):
-        raise ValueError(f"a box is {row!r}; give four finite numbers, or choose the nesting that fits.")
+    if not _is_row(row) or len(row) != 4:
+        raise ValueError(f"a box is {shown(row)}; give four finite numbers, or choose the nesting that fits.")
+    if not all(math.isfinite(as_number(item, "side of a box")) for item in row):
+        raise ValueError(f"a box is {shown(row)}; give four finite numbers, or choose the nesting that fits.")
     x, y, third, fourth = row
     wide, high = (third, fourth) if sides == "xywh" else (third - x, fourth - y)
     if wide < 0 or high < 0:
@@ -354,6 +366,8 @@ def _parts(segs: Any) -> tuple[tuple[int, int], Sequence[Any]]:
     if not _is_segs(segs):
         raise ValueError(f"SEGS is a {type(segs).__name__}; give ((height, width), [SEG]).")
     (height, width, *_), segments = segs
+    if min(height, width) < 0:
+        raise ValueError(f"SEGS are of {width} x {height} pixels; give the size of the picture.")
     for seg in segments:
         missing = [name for name in SEG._fields[:6] if not hasattr(seg, name)]
         if missing:
@@ -364,9 +378,14 @@ def _parts(segs: Any) -> tuple[tuple[int, int], Sequence[Any]]:
 def _crop(seg: Any) -> Tensor:
     """The mask of a SEG as float [T, h, w]."""
     if seg.cropped_mask is None:
-        x0, y0, x1, y1 = (int(value) for value in seg.crop_region)
-        return torch.ones(1, y1 - y0, x1 - x0)
-    mask = torch.as_tensor(seg.cropped_mask).detach().cpu().float()
+        x0, y0, x1, y1 = _region(seg)
+        return torch.ones(1, max(0, y1 - y0), max(0, x1 - x0))
+    try:
+        mask = torch.as_tensor(seg.cropped_mask).detach().cpu().float()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"the mask of a SEG is {shown(seg.cropped_mask)}; give finite numbers, [h, w] or [frames, h, w]."
+        ) from error
     if mask.ndim not in (2, 3) or not torch.isfinite(mask).all():
         raise ValueError(
             f"the mask of a SEG has shape {list(mask.shape)}; give finite numbers, [h, w] or [frames, h, w]."
@@ -375,17 +394,39 @@ def _crop(seg: Any) -> Tensor:
 
 
 def _score(seg: Any) -> float:
-    value = np.asarray(1.0 if seg.confidence is None else seg.confidence, dtype=float).reshape(-1)
+    try:
+        value = np.asarray(1.0 if seg.confidence is None else seg.confidence, dtype=float).reshape(-1)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"the confidence of a SEG is {shown(seg.confidence)}; give one number in 0..1.") from error
     if value.size != 1 or not math.isfinite(value[0]):
-        raise ValueError(f"the confidence of a SEG is {seg.confidence!r}; give one number in 0..1.")
+        raise ValueError(f"the confidence of a SEG is {shown(seg.confidence)}; give one number in 0..1.")
     return float(value[0])
+
+
+def _label(seg: Any) -> str:
+    return "" if seg.label is None else str(seg.label)
+
+
+def _region(seg: Any) -> list[int]:
+    return [int(value) for value in _four(seg.crop_region, "crop region")]
+
+
+def _four(values: Any, name: str) -> list[float]:
+    """Four numbers of a SEG."""
+    plain = values.tolist() if isinstance(values, Tensor | np.ndarray) else values
+    if not isinstance(plain, Sequence) or isinstance(plain, str) or len(plain) != 4:
+        raise ValueError(f"the {name} of a SEG is {shown(values)}; give x0, y0, x1 and y1 in pixels.")
+    found = [as_number(value, f"{name} of a SEG") for value in plain]
+    if not all(map(math.isfinite, found)):
+        raise ValueError(f"the {name} of a SEG is {shown(values)}; give four finite numbers in pixels.")
+    return found
 
 
 def _scaled_boxes(segs: Any, height: int, width: int) -> list[Box]:
     (own_height, own_width), segments = _parts(segs)
     boxes = []
     for seg in segments:
-        box = _box([float(value) for value in seg.bbox], "xyxy", str(seg.label))
+        box = _box(_four(seg.bbox, "bbox"), "xyxy", _label(seg))
         if box is not None:
             box = Box(box.x, box.y, box.width, box.height, box.label, _score(seg))
             boxes.append(box.scaled(width / own_width, height / own_height))
@@ -400,6 +441,6 @@ def _boxes_in_film(segs: Any, masks: Tensor, height: int, width: int) -> Detecti
             inside = (mask > 0.5).nonzero()
             if len(inside):
                 (y0, x0), (y1, x1) = inside.amin(0).tolist(), (inside.amax(0) + 1).tolist()
-                box = Box.from_corners(x0, y0, x1, y1, str(seg.label), _score(seg))
+                box = Box.from_corners(x0, y0, x1, y1, _label(seg), _score(seg))
                 found[frame].append(box.scaled(width / own_width, height / own_height))
     return found

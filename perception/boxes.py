@@ -9,6 +9,11 @@ from typing import Any
 
 import numpy as np
 
+# Of the dictionary form.
+SIDES = ("x", "y", "width", "height")
+# Letters of a wrong value that a message shows.
+MAX_SHOWN = 80
+
 # Called with (done, total) after each piece of work; it may raise to cancel.
 Progress = Callable[[int, int], None]
 
@@ -73,16 +78,19 @@ class Box:
         """Read the dictionary form; ``label`` and ``score`` may be absent.
 
         Raises:
-            ValueError: when a side is missing, and as the constructor does.
+            ValueError: when a side is missing or no number, and as the constructor does.
         """
-        missing = [name for name in ("x", "y", "width", "height") if name not in values]
+        missing = [name for name in SIDES if name not in values]
         if missing:
             raise ValueError(
-                f"a bounding box has the keys {sorted(values)} and lacks {', '.join(missing)}; "
+                f"a bounding box has the keys {sorted(map(str, values))} and lacks {', '.join(missing)}; "
                 "give x, y, width and height in pixels."
             )
-        sides = (float(values[name]) for name in ("x", "y", "width", "height"))
-        return cls(*sides, str(values.get("label") or ""), float(values.get("score", 1.0)))
+        x, y, width, height = (as_number(values[name], f"{name} of a bounding box") for name in SIDES)
+        label, score = values.get("label"), values.get("score")
+        # Other packs write None for what they do not know.
+        sure = 1.0 if score is None else as_number(score, "score of a bounding box")
+        return cls(x, y, width, height, "" if label is None else str(label), sure)
 
     def scaled(self, x_factor: float, y_factor: float) -> Box:
         """The same box in a frame of another size."""
@@ -93,6 +101,34 @@ class Box:
             width=self.width * x_factor,
             height=self.height * y_factor,
         )
+
+
+def as_number(value: Any, name: str) -> float:
+    """A number of another pack as float.
+
+    Args:
+        value: a number, or a tensor or array of one.
+        name: for the message.
+
+    Raises:
+        ValueError: it is none, or larger than any float.
+    """
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+        raise ValueError(f"the {name} is {shown(value)}; give a finite number.") from error
+
+
+def shown(value: Any) -> str:
+    """A value in a message, cut to a readable length."""
+    if isinstance(value, int) and abs(value) >= 1 << 64:
+        return f"a whole number of {value.bit_length()} bits"
+    try:
+        text = " ".join(repr(value).split())
+    except ValueError:
+        # Whole numbers of thousands of digits in it.
+        return f"a {type(value).__name__}"
+    return text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + " ..."
 
 
 # One list per frame; an empty list is a normal answer.
@@ -202,4 +238,4 @@ def _as_box(item: Any) -> Box:
         return item
     if isinstance(item, Mapping):
         return Box.from_dict(item)
-    raise ValueError(f"a bounding box is {item!r}; give a dictionary with x, y, width and height in pixels.")
+    raise ValueError(f"a bounding box is {shown(item)}; give a dictionary with x, y, width and height in pixels.")

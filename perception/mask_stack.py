@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -14,6 +14,8 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor
+
+from ..weight_files.writing import NotWritten, check_room, size_text
 
 Depth = Literal["bit", "byte"]
 
@@ -93,15 +95,20 @@ class MaskStack:
 
         Raises:
             OSError: when the folder cannot be written or has too little room.
+            MemoryError: when the system has not so much memory.
         """
         row = self.width if self.depth == "byte" else -(-self.width // 8)
         shape = (self.frames, self.height, row)
         if self.folder is None:
-            self._films.append(_untouched(shape))
+            try:
+                self._films.append(_untouched(shape))
+            except (OSError, OverflowError) as error:
+                numbers = {"frames": self.frames, "width": self.width, "height": self.height}
+                raise MemoryError(too_large("masks", math.prod(shape), **numbers)) from error
         else:
             # The file has no name to be forgotten under; the mapping keeps it alive.
             with tempfile.TemporaryFile(dir=self.folder) as file:
-                reserve(file.fileno(), int(np.prod(shape)), self.folder)
+                reserve(file.fileno(), math.prod(shape), self.folder)
                 self._films.append(np.memmap(file, dtype=np.uint8, mode="r+", shape=shape))
         return len(self._films) - 1
 
@@ -185,7 +192,7 @@ class MaskStack:
 
 def _untouched(shape: tuple[int, ...]) -> np.ndarray:
     """Zeros that take memory page by page when they are written."""
-    size = int(np.prod(shape))
+    size = math.prod(shape)
     if not hasattr(mmap, "MAP_PRIVATE"):
         space = mmap.mmap(-1, size)
     else:
@@ -194,6 +201,12 @@ def _untouched(shape: tuple[int, ...]) -> np.ndarray:
         with suppress(AttributeError, OSError):
             space.madvise(mmap.MADV_NOHUGEPAGE)
     return np.frombuffer(space, dtype=np.uint8).reshape(shape)
+
+
+def too_large(what: str, size: int, **numbers: int) -> str:
+    """What to say where memory is lacking: of what, how many bytes it takes, and the numbers that make it so large."""
+    *most, last = (f"{name} ({value})" for name, value in numbers.items())
+    return f"{what} take {size_text(size)}, more memory than there is; lower {', '.join(most)} or {last}."
 
 
 def _is_hard(mask: Tensor) -> bool:
@@ -212,13 +225,11 @@ def reserve(file: int, size: int, folder: str | Path, what: str = "these masks")
     Raises:
         OSError: when the disk has too little room.
     """
-    room = shutil.disk_usage(folder).free
-    if room < size:
-        raise OSError(
-            f"{folder} has room for {room / 2**20:.0f} MiB and {what} take {size / 2**20:.0f} MiB; "
-            "free some, or choose another folder."
-        )
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(file, 0, size)
-    else:
-        os.truncate(file, size)
+    check_room(Path(folder), size, what)
+    try:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file, 0, size)
+        else:
+            os.truncate(file, size)
+    except OSError as error:
+        raise NotWritten(error.errno, error.strerror, str(Path(folder) / what)) from error

@@ -23,7 +23,7 @@ class Tracks:
         misses: bool [N, T], frames in which the object was not seen; their masks are filled from neighbours or empty.
 
     Raises:
-        ValueError: when shapes, types or counts do not agree.
+        ValueError: when shapes, types or counts do not agree, or a score is not finite.
     """
 
     masks: MaskStack
@@ -43,6 +43,12 @@ class Tracks:
         for name, value in (("scores", self.scores), ("misses", self.misses)):
             if tuple(value.shape) != (objects, frames):
                 raise ValueError(f"track {name} have shape {list(value.shape)}; give [{objects}, {frames}].")
+        if not bool(torch.isfinite(self.scores).all()):
+            number, frame = (~torch.isfinite(self.scores)).nonzero()[0].tolist()
+            raise ValueError(
+                f"the score of object {self.ids[number]} in frame {frame} is {float(self.scores[number, frame])}; give "
+                "numbers in 0..1, 0 where the object was not seen."
+            )
 
     @classmethod
     def empty(cls, frames: int, height: int, width: int) -> Tracks:

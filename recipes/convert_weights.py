@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..video_models.lavie_files import STAGE_NAMES, check_unet_state, find_config, is_computed, own_tensors
 from ..weight_files.reading import read_metadata, read_state
-from .files import replacing
+from ..weight_files.writing import replacing
 
 Precision = Literal["float32", "float16", "bfloat16"]
 

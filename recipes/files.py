@@ -1,13 +1,13 @@
-"""Write results so that an interrupted run leaves nothing half-written."""
+"""Results of a run appear in their folder together, or not at all."""
 
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+
+from ..weight_files.writing import LOCK, stage_in
 
 
 @contextmanager
@@ -24,36 +24,20 @@ def staged_folder(folder: Path) -> Iterator[Path]:
     """
     existed = folder.exists()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        stage = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder))
-    except OSError as error:
-        raise ValueError(
-            f"the output folder {str(folder)!r} cannot be written to ({error.strerror}); choose another one."
-        ) from error
-    complete = False
-    try:
-        yield stage
-        for path in sorted(stage.iterdir()):
-            os.replace(path, folder / path.name)
-        complete = True
+        with ExitStack() as stack:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                stage = stack.enter_context(stage_in(folder))
+            except OSError as error:
+                raise ValueError(
+                    f"the output folder {str(folder)!r} cannot be written to ({error.strerror}); choose another one."
+                ) from error
+            yield stage
+            for path in sorted(stage.iterdir()):
+                if path.name != LOCK:
+                    os.replace(path, folder / path.name)
     finally:
-        shutil.rmtree(stage, ignore_errors=True)
-        if not complete and not existed and not any(folder.iterdir()):
-            folder.rmdir()
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary name beside ``path`` with the same suffix; it takes the place of ``path`` at the end.
-
-    Raises:
-        ValueError: the folder of ``path`` does not exist.
-    """
-    if not path.parent.is_dir():
-        raise ValueError(f"{str(path)!r} cannot be written: the folder does not exist; make it first.")
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        if not existed:
+            # Only where it is empty.
+            with suppress(OSError):
+                folder.rmdir()

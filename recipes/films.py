@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..weight_files.writing import replacing
 from .colours import YuvMatrix, guessed_matrix, halved_chroma, planes_of
 from .decoding import decoded_film, decoded_pictures, frame_rate
-from .files import replacing
 
 # Constant rate factor of H.264: next to nothing is lost to the eye.
 FINE = 14

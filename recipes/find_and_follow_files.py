@@ -10,7 +10,7 @@ from ..perception.frames import Film
 from ..perception.pictures.drawing import draw_masks
 from ..perception.pictures.film_strip import strip_over_time
 from ..perception.tracks import Tracks
-from .files import replacing
+from ..weight_files.writing import replacing
 from .films import to_bytes, write_pictures
 from .find_and_follow import FollowResult
 from .mask_names import names_path, write_names

@@ -23,12 +23,13 @@ from ..attention_patches.mask_modes.guide import ModeGuide, mode_patches
 from ..attention_patches.text_spans import TextSpans, spans_of_named
 from ..perception.pictures.histogram_match import histogram_match
 from ..video_models.first_frame import FirstFrame
+from ..weight_files.writing import check_room
 from .checked_settings import MAX_FRAMES
 from .film_record import FilmRecord
 from .films import check_frames, enlarge, shown_enlargement, to_bytes, write_pictures
 from .guided_clips_masks import RoundMasks
 from .guided_clips_report import RoundColours, build_report
-from .guided_clips_rounds import RoundFolder, StoredRound, check_room, sha256
+from .guided_clips_rounds import RoundFolder, StoredRound, sha256
 from .guided_clips_settings import GuidedClipsSettings
 from .protocols import Progress, PromptEmbedding, VideoModel
 from .stages import StageProgress, Stages, release
@@ -111,15 +112,15 @@ def guided_clips(
 
     Raises:
         ValueError: before any work, sizes that the model cannot make, masks that do not fit, words that are not in the
-            prompt, or rounds in the folder that were made otherwise.
+            prompt, or rounds in the folder that were made otherwise or are being made by another run.
         OSError: too little room; finished rounds stay.
     """
     started = time.perf_counter()
     run = _prepared(model, settings, masks, rounds or folder / ROUNDS, first_image, model_name, Stages(progress))
-    check_room(folder, settings.rounds * math.prod(run.size) * 3)
-    if fresh:
-        run.rounds.clear()
-    with torch.inference_mode():
+    check_room(run.rounds.folder, settings.rounds * math.prod(run.size) * 3, "the rounds")
+    with run.rounds.alone(), torch.inference_mode():
+        if fresh:
+            run.rounds.clear()
         stored = _make_rounds(run, first_image)
         release(model)
         with run.stages.stage("writing film") as written:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
-from .files import replacing
+from ..weight_files.writing import only_process, write_tensors
 
 KIND = "mask_guided_video.round"
+CHECKSUM = "sha256"
 # Frames that are read from disk at once.
 PART = 16
 MAX_SHOWN = 60
@@ -29,14 +29,18 @@ class StoredRound:
     Attributes:
         path: its file: ``frames`` uint8 [n, H, W, 3] and ``last`` float32 [1, C, 1, h, w], the last frame's latents.
         frames: n.
+        checksum: of both, as the file names it; empty in files of versions that wrote none.
+
+    Reading raises OSError where the file is no longer the one that was stored.
     """
 
     path: Path
     frames: int
+    checksum: str
 
     def last(self) -> Tensor:
         """Latents of the last frame, to the bit: float32 [1, C, 1, h, w]."""
-        with safe_open(self.path, framework="pt") as file:
+        with self._opened() as file:
             return file.get_tensor("last")
 
     def picture(self, number: int) -> Tensor:
@@ -48,9 +52,23 @@ class StoredRound:
         """Frames from ``start`` on, a few at a time: float [k, H, W, 3] in 0..1."""
         stop = self.frames if stop is None else stop
         for first in range(start, stop, PART):
-            with safe_open(self.path, framework="pt") as file:
+            with self._opened() as file:
                 part = file.get_slice("frames")[first : min(first + PART, stop)]
             yield part.float() / 255.0
+
+    @contextmanager
+    def _opened(self) -> Iterator[Any]:
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                if (file.metadata() or {}).get(CHECKSUM, "") == self.checksum:
+                    yield file
+                    return
+        except (SafetensorError, FileNotFoundError):
+            pass
+        raise OSError(
+            f"{str(self.path)!r} was replaced or removed while this run worked with it; let only one run at a time work "
+            "in a folder, and start this one again."
+        )
 
 
 class RoundFolder:
@@ -59,21 +77,29 @@ class RoundFolder:
     A file tells what its round was made of (its identity), so that a run with other settings does not go on from it.
 
     Args:
-        folder: made when the first round is written; what an earlier run left half-written in it is removed.
-
-    Raises:
-        ValueError: the folder cannot be worked in.
+        folder: made by ``alone``.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        try:
-            for path in folder.glob(".*.partial.safetensors"):
-                path.unlink(missing_ok=True)
-        except OSError as error:
-            raise ValueError(
-                f"the folder {str(folder)!r} cannot be written to ({error.strerror}); choose another one."
-            ) from error
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Work in the folder while no other process does; what an earlier run left half-written in it is removed.
+
+        Raises:
+            ValueError: another run works in it, or it cannot be worked in.
+        """
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(only_process(self.folder, "makes rounds"))
+                for path in self.folder.glob(".*.partial.safetensors"):
+                    path.unlink(missing_ok=True)
+            except OSError as error:
+                raise ValueError(
+                    f"the folder {str(self.folder)!r} cannot be written to ({error.strerror}); choose another one."
+                ) from error
+            yield
 
     def path(self, number: int) -> Path:
         """File of a round, counted from 0; its name counts from 1."""
@@ -104,7 +130,11 @@ class RoundFolder:
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
-                frames = file.get_slice("frames").get_shape()[0] if metadata.get("kind") == KIND else 0
+                frames, last = (
+                    (file.get_tensor("frames"), file.get_tensor("last"))
+                    if metadata.get("kind") == KIND
+                    else (None, None)
+                )
         except (SafetensorError, OSError):
             return None
         try:
@@ -114,7 +144,10 @@ class RoundFolder:
         if metadata.get("kind") != KIND or not isinstance(before, dict):
             raise ValueError(f"{str(path)!r} is no round of guided clips; choose another folder, or remove the file.")
         _check_identity(number, before, identity, self.folder)
-        return StoredRound(path, frames) if metadata.get("origin") == origin else None
+        checksum = metadata.get(CHECKSUM, "")
+        if metadata.get("origin") != origin or (checksum and checksum != _checksum(frames, last)):
+            return None
+        return StoredRound(path, len(frames), checksum)
 
     def store(self, number: int, identity: dict[str, Any], origin: str, frames: Tensor, last: Tensor) -> StoredRound:
         """Write a round.
@@ -127,39 +160,28 @@ class RoundFolder:
         Raises:
             OSError: it cannot be written; the rounds before it stay.
         """
+        last = last.detach().cpu().float()
+        checksum = _checksum(frames, last)
         metadata = {"kind": KIND, "identity": json.dumps(identity, sort_keys=True), "origin": origin}
         path = self.path(number)
-        content = save({"frames": frames.contiguous(), "last": last.detach().cpu().float().contiguous()}, metadata)
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with replacing(path) as temporary:
-                temporary.write_bytes(content)
+            write_tensors(path, {"frames": frames, "last": last}, {**metadata, CHECKSUM: checksum})
         except OSError as error:
             raise OSError(
                 f"round {number + 1} cannot be written to {self.folder} ({error.strerror or error}); the {number} rounds "
                 "before it are kept: make room, and start the same run again to go on from there."
             ) from error
-        return StoredRound(path, len(frames))
-
-
-def check_room(folder: Path, size: int) -> None:
-    """Make sure that the disk takes what a run will write.
-
-    Raises:
-        OSError: too little room.
-    """
-    room = shutil.disk_usage(folder).free
-    if room < size:
-        raise OSError(
-            f"{folder} has room for {room / 2**20:.0f} MiB and the rounds take {size / 2**20:.0f} MiB; free some, or choose "
-            "another folder."
-        )
+        return StoredRound(path, len(frames), checksum)
 
 
 def sha256(values: Tensor) -> str:
     """Fingerprint of a tensor: its numbers and its shape."""
     content = values.detach().cpu().contiguous()
     return hashlib.sha256(content.numpy().tobytes() + str(tuple(content.shape)).encode("ascii")).hexdigest()
+
+
+def _checksum(frames: Tensor, last: Tensor) -> str:
+    return hashlib.sha256((sha256(frames) + sha256(last)).encode("ascii")).hexdigest()
 
 
 def _check_identity(number: int, before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:

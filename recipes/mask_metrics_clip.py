@@ -50,8 +50,10 @@ class ClipScorer:
         text = None
         for start in range(0, len(film), CHUNK):
             numbers = range(start, min(start + CHUNK, len(film)))
-            pictures = self.processor([film.picture(frame) for frame in numbers], return_tensors="pt")["pixel_values"]
-            answer = self.model(pixel_values=pictures.to(self.model.device, self.model.dtype), **words)
+            pictures = [film.picture(frame) for frame in numbers]
+            # Told, because pictures of 1 or 3 rows look as if their channels came first.
+            inputs = self.processor(pictures, input_data_format="channels_last", return_tensors="pt")
+            answer = self.model(pixel_values=inputs["pixel_values"].to(self.model.device, self.model.dtype), **words)
             features.append(answer.image_embeds.float().cpu())
             text = answer.text_embeds.float().cpu()
             if progress is not None:

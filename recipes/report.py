@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from .files import replacing
+from ..weight_files.writing import replacing
 
 REPORTED_PACKAGES = ("torch", "diffusers", "transformers")
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..perception.pictures.drawing import draw_masks, fitted_text, font_of
 from ..perception.tracks import Tracks
-from .files import replacing
+from ..weight_files.writing import replacing
 from .films import check_frames, enlarge, shown_enlargement, to_bytes
 
 if TYPE_CHECKING:

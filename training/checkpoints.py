@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from ..weight_files.reading import NONSENSE
+from ..weight_files.writing import replacing
 
 
 def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
@@ -17,28 +22,48 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     Raises:
         OSError: it cannot be written, for want of room for example. The old file is still there, and no half of a new one.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".part")
     try:
-        with temporary.open("wb") as file:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary, temporary.open("wb") as file:
             torch.save(dict(state), file)
             file.flush()
             # Otherwise the name could be on the disk before the contents are.
             os.fsync(file.fileno())
-        os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
         # Torch's writer hides the reason of a full disk behind a RuntimeError of its own.
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        hidden = error.__context__ if isinstance(error, RuntimeError) else None
+        reason = getattr(error, "strerror", None) or getattr(hidden, "strerror", None) or str(error).splitlines()[0]
         kept = "the last one is still there" if path.is_file() else "there is no earlier one"
         raise OSError(f"{str(path)!r} cannot be written ({reason}); {kept}; make room and go on.") from error
 
 
-def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any] | None:
-    """Read a checkpoint written by :func:`save_checkpoint`, or None where there is none yet."""
+def load_checkpoint(
+    path: Path, device: torch.device | str = "cpu", entries: Collection[str] = ()
+) -> dict[str, Any] | None:
+    """Read a checkpoint written by :func:`save_checkpoint`, or None where there is none yet.
+
+    Args:
+        path: of the file.
+        device: for its tensors.
+        entries: that it must have.
+
+    Raises:
+        ValueError: it is damaged, or something else.
+    """
     if not path.is_file():
         return None
-    return torch.load(path, map_location=device, weights_only=True)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+        state = None if broken else torch.load(path, map_location=device, weights_only=True)
+    except (zipfile.BadZipFile, UnpicklingError, OSError, EOFError, RuntimeError, *NONSENSE):
+        state = None
+    if not isinstance(state, dict) or not state.keys() >= set(entries):
+        raise ValueError(
+            f"the checkpoint {str(path)!r} is damaged or no checkpoint of this training; remove it to start anew, or put "
+            "a good copy in its place to go on."
+        )
+    return state
 
 
 class ExponentialMovingAverage:

@@ -76,7 +76,7 @@ def train(
     ]
     average = ExponentialMovingAverage(model, settings.average)
     path = settings.folder / "checkpoint.pt"
-    state = load_checkpoint(path, next(model.parameters()).device)
+    state = load_checkpoint(path, next(model.parameters()).device, ("model", "optimizer", "average", "step"))
     step = 0
     if state is not None:
         model.load_state_dict(state["model"])

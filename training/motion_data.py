@@ -20,6 +20,7 @@ from ..recipes.decoding import FILM_SUFFIXES
 from ..recipes.films import read_film
 from ..recipes.given_masks import MASK_SUFFIXES, read_masks
 from ..recipes.mask_names import names_path, read_names
+from ..weight_files.writing import write_tensors
 from .motion_settings import MotionSettings
 
 logger = logging.getLogger(__name__)
@@ -320,14 +321,10 @@ def _read_cache(path: Path | None, key: str) -> dict[str, Tensor] | None:
 
 
 def _write_cache(path: Path | None, tensors: dict[str, Tensor], key: str) -> None:
-    from safetensors.torch import save_file
-
     if path is None:
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".part")
     try:
-        save_file(tensors, temporary, metadata={"key": key})
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        write_tensors(path, tensors, {"key": key})
+    except OSError as error:
+        # Only kept to save time: another run encodes the clips again.
+        logger.warning("the encoded clips are not kept: %s", error)

@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ..missing_packages import missing_package
+from ..weight_files.writing import check_room
 from .checkpoints import load_checkpoint, save_checkpoint
 from .motion_architectures import Architecture
 from .motion_examples import ExampleMaker, motion_loss
@@ -23,6 +24,8 @@ from .motion_settings import MotionSettings
 
 logger = logging.getLogger(__name__)
 
+# Of a checkpoint.
+ENTRIES = ("step", "settings", "tuned", "optimizer", "losses")
 # May differ between a run and what resumes it: they change nothing that a step does, or only how far it goes.
 FREE_SETTINGS = ("checkpoint_every", "validate_every", "checkpointing")
 
@@ -37,6 +40,7 @@ class Run:
         examples: what is learned from.
         device: where to compute.
         folder: of the checkpoint; None keeps none.
+        target: motion file that will be written; there must be room for it. None writes none.
         losses: one per step so far.
     """
 
@@ -45,6 +49,7 @@ class Run:
     examples: ExampleMaker
     device: torch.device
     folder: Path | None = None
+    target: Path | None = None
     losses: list[float] = field(default_factory=list)
 
     @property
@@ -75,10 +80,14 @@ def tune(
 
     Raises:
         ImportError: accelerate or peft is not installed.
-        ValueError: the checkpoint is of other settings, or the loss is no longer finite.
+        ValueError: the checkpoint is damaged or of other settings, or the loss is no longer finite.
+        OSError: too little room for the motion file.
     """
     settings = run.settings
     tuned = run.architecture.prepare(unet).to(run.device).eval()
+    if run.target is not None:
+        size = sum(value.numel() * value.element_size() for value in run.architecture.state().values())
+        check_room(run.target.parent, size, "the tuned tensors")
     if settings.checkpointing:
         checkpoint_layers(tuned)
     parameters = run.architecture.parameters()
@@ -182,7 +191,7 @@ def _save(run: Run, optimizer: Any, accelerator: Any, step: int) -> None:
 
 def _resume(run: Run, optimizer: Any, accelerator: Any) -> int:
     """Put the state of the run's checkpoint back; returns the steps it had done."""
-    state = None if run.checkpoint is None else load_checkpoint(run.checkpoint, run.device)
+    state = None if run.checkpoint is None else load_checkpoint(run.checkpoint, run.device, ENTRIES)
     if state is None:
         return 0
     wanted, found = json.loads(_settings_text(run)), json.loads(state["settings"])

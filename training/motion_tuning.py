@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ..video_models.motion_files import MotionFile, MotionInfo, base_hash
+from ..weight_files.writing import check_writable
 from .motion_architectures import Architecture
 from .motion_data import ClipFiles, TrainingClip, clip_sizes, load_clips
 from .motion_examples import ExampleMaker
@@ -33,6 +34,7 @@ class MotionJob:
         architecture: what is tuned.
         device: where to compute.
         folder: of checkpoint and encoded clips; None keeps neither.
+        target: motion file that will be written of the result; it is made sure of before the first step that it can be.
     """
 
     model: Any
@@ -43,6 +45,7 @@ class MotionJob:
     architecture: Architecture
     device: torch.device
     folder: Path | None = None
+    target: Path | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,14 +85,17 @@ def tune_motion(
 
     Raises:
         ImportError: peft or accelerate is not installed.
-        ValueError: clips, words or settings that do not fit.
+        ValueError: clips, words or settings that do not fit, or a damaged checkpoint.
+        OSError: the motion file could not be written.
     """
     settings = job.settings
+    if job.target is not None:
+        check_writable(job.target)
     clips = load_clips(
         job.files, job.model, settings, None if job.folder is None else job.folder / CACHE_NAME, encoding
     )
     examples = ExampleMaker(job.model, clips, settings)
-    run = Run(settings, job.architecture, examples, job.device, job.folder)
+    run = Run(settings, job.architecture, examples, job.device, job.folder, job.target)
     followed = None
     if after_step is not None:
 

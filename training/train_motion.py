@@ -137,9 +137,15 @@ def main(arguments: list[str]) -> int:
     folder = options.run or RUNS / f"motion-{options.out.stem}"
     log_to_file(folder)
     model, name = load_models(open_base, options, device)
-    job = MotionJob(model, model.unet, name, files, settings, architecture, device, folder)
+    job = MotionJob(model, model.unet, name, files, settings, architecture, device, folder, options.out)
     result = tune_motion(job, progress=_log, after_step=_validation(model, settings, folder))
-    write_motion(options.out, result.motion.tensors, result.motion.info)
+    try:
+        write_motion(options.out, result.motion.tensors, result.motion.info)
+    except OSError as error:
+        raise OSError(
+            f"the motion cannot be written to {str(options.out)!r} ({error.strerror}); the last checkpoint in "
+            f"{str(folder)!r} stays: make room, or name another --out, and give the same command again."
+        ) from error
     write_results(folder, model, result)
     logger.info("the motion is in %s; curve and films are in %s", options.out, folder)
     return 0

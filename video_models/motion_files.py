@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..weight_files.reading import read_metadata, read_state
+from ..weight_files.writing import write_tensors
 from .lamp import with_lamp
 from .lora import with_lora
 from .video_model import StandaloneVideoModel
@@ -86,23 +86,13 @@ class MotionFile:
 
 
 def write_motion(path: Path, tensors: Mapping[str, Tensor], info: MotionInfo) -> None:
-    """Write a motion file; it appears under its name when it is complete.
+    """Write a motion file, and its folder; it appears under its name when it is complete.
 
     Raises:
-        ValueError: the folder cannot be made.
-        OSError: no room, or no right to write.
+        OSError: no room, or no right to write; its text is a sentence.
     """
-    from safetensors.torch import save_file
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
     # One entry only: safetensors writes several in an order that differs from time to time.
-    metadata = {METADATA_KEY: json.dumps(asdict(info))}
-    try:
-        save_file({name: value.contiguous() for name, value in tensors.items()}, temporary, metadata=metadata)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_tensors(path, tensors, {METADATA_KEY: json.dumps(asdict(info))})
 
 
 def read_motion(path: str | Path) -> MotionFile:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ..boxes import Box, Detections, Progress, clamp_box, suppress
 from ..frames import Film
@@ -18,6 +19,8 @@ BYTES_PER_PIXEL = 3000
 SHARE_OF_FREE = 0.6
 BUDGET = 1 << 30
 LARGEST_BATCH = 16
+# Length over breadth of a picture at most.
+LONGEST_STRIP = 8
 
 
 class ObjectDetector:
@@ -95,7 +98,8 @@ class ObjectDetector:
             batch = rows[done : done + size]
             tick = _Ticks(progress, done * len(captions), len(batch), len(rows) * len(captions))
             try:
-                candidates = self._look(self.grounding.prepare(film.read(batch)), captions, least, tick)
+                pictures = self.grounding.prepare(no_strips(film.read(batch)))
+                candidates = self._look(pictures, (film.height, film.width), captions, least, tick)
             except torch.cuda.OutOfMemoryError:
                 if not may_halve:
                     raise
@@ -107,7 +111,14 @@ class ObjectDetector:
         return found
 
     @torch.no_grad()
-    def _look(self, pictures: Pictures, captions: Sequence[Sequence[str]], least: float, tick: _Ticks) -> Detections:
+    def _look(
+        self,
+        pictures: Pictures,
+        size: tuple[int, int],
+        captions: Sequence[Sequence[str]],
+        least: float,
+        tick: _Ticks,
+    ) -> Detections:
         """Boxes with a better score than ``least``, for each picture and all captions."""
         found: Detections = [[] for _ in range(len(pictures.pixels))]
         with computed_once(self.grounding.picture_encoder):
@@ -121,7 +132,7 @@ class ObjectDetector:
                     if x1 <= x0 or y1 <= y0:
                         continue
                     box = Box.from_corners(x0, y0, x1, y1, caption[place], score)
-                    box = clamp_box(box, pictures.height, pictures.width)
+                    box = clamp_box(box, *size)
                     if box is not None:
                         found[number].append(box)
                 tick()
@@ -129,7 +140,7 @@ class ObjectDetector:
 
     def _fitting_batch(self, film: Film) -> int:
         """How many frames a pass may take, by the free memory and the size of a prepared picture."""
-        height, width = self.grounding.prepare(film.read([0])).pixels.shape[-2:]
+        height, width = self.grounding.prepare(no_strips(film.read([0]))).pixels.shape[-2:]
         room = BUDGET
         device = next(self.model.parameters()).device
         if device.type == "cuda":
@@ -138,6 +149,19 @@ class ObjectDetector:
             free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
             room = int(free * SHARE_OF_FREE)
         return max(1, min(LARGEST_BATCH, room // (height * width * BYTES_PER_PIXEL)))
+
+
+def no_strips(frames: Tensor) -> Tensor:
+    """Frames of more than 8 to 1 with grey below or beside them, so that a model's grid has a cell in both directions.
+
+    Their scale stays: detectors bring the longer side to a length, and a strip's other side may become a pixel.
+
+    Args:
+        frames: float [B, H, W, 3]; of other shapes they come back as they are.
+    """
+    height, width = frames.shape[1:3]
+    below, beside = max(0, -(-width // LONGEST_STRIP) - height), max(0, -(-height // LONGEST_STRIP) - width)
+    return functional.pad(frames, (0, 0, 0, beside, 0, below), value=0.5) if below or beside else frames
 
 
 class _Ticks:

@@ -51,7 +51,10 @@ class TransformersGroundingDino:
 
     def prepare(self, frames: Tensor) -> Pictures:
         """Resize and normalise frames, float [B, H, W, 3], as the folder's configuration says."""
-        inputs = self.processor.image_processor(images=as_bytes(frames), return_tensors="pt")
+        # Told, because pictures of 1 or 3 rows look as if their channels came first.
+        inputs = self.processor.image_processor(
+            images=as_bytes(frames), input_data_format="channels_last", return_tensors="pt"
+        )
         height, width = frames.shape[1:3]
         return Pictures(inputs["pixel_values"], height, width, inputs.get("pixel_mask"))
 

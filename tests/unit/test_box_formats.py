@@ -170,11 +170,33 @@ GOOD = SEG(None, np.ones((4, 6), np.float32), 0.5, [2, 1, 8, 5], [3, 2, 7, 5], "
         (((10, 12), [GOOD._replace(bbox=[7, 2, 3, 5])]), "pixels"),
         (((10, 12), [GOOD, GOOD._replace(cropped_mask=np.ones((2, 4, 6)))]), r"\[1, 2\] frames"),
         ([((10, 12), []), ((10, 12), [])], "SEGS for 2 frames"),
+        (((10, 12), [GOOD._replace(bbox=None)]), "the bbox of a SEG is None; give x0, y0, x1 and y1"),
+        (((10, 12), [GOOD._replace(bbox=[1, 2, "a", 4])]), "the bbox of a SEG is 'a'"),
+        (((10, 12), [GOOD._replace(bbox=[1, 2, math.nan, 4])]), "give four finite numbers"),
+        (((10, 12), [GOOD._replace(crop_region=None)]), "the crop region of a SEG is None"),
+        (((10, 12), [GOOD._replace(crop_region=None, cropped_mask=None)]), "the crop region of a SEG is None"),
+        (((10, 12), [GOOD._replace(crop_region=[0, 0, math.inf, 5])]), "give four finite numbers"),
+        (((10, 12), [GOOD._replace(confidence="high")]), "the confidence of a SEG is 'high'"),
+        (((10, 12), [GOOD._replace(confidence=10**400)]), "confidence of a SEG is a whole number of 1329 bits"),
+        (((10, 12), [GOOD._replace(cropped_mask="mask")]), "the mask of a SEG is 'mask'"),
+        (((-4, 12), []), "SEGS are of 12 x -4 pixels"),
     ],
 )
 def test_broken_segs_say_what_is_wrong(segs, message):
     with pytest.raises(ValueError, match=message):
         from_segs(segs, 1, 10, 12)
+
+
+def test_segs_without_label_or_confidence_are_read():
+    (box,) = from_segs(((10, 12), [GOOD._replace(label=None, confidence=None)]), 1, 10, 12)[0]
+    assert (box.label, box.score) == ("", 1.0)
+    # The pack's own empty ones.
+    assert from_segs(((0, 0), []), 2, 10, 12) == [[], []]
+
+
+def test_segs_that_no_memory_holds_name_their_numbers():
+    with pytest.raises(MemoryError, match=r"take .* PiB, more memory than there is; .*height \(1000000000\)"):
+        masks_of_segs(((10**9, 10**9), [GOOD]))
 
 
 def test_wrong_masks_and_frames_are_refused():
@@ -184,3 +206,21 @@ def test_wrong_masks_and_frames_are_refused():
         to_segs([A], None, 40, 60, crop_factor=0.5)
     with pytest.raises(ValueError, match="use 0 to 1"):
         from_segs(((10, 12), [GOOD]), 2, 10, 12, frame=2)
+
+
+@pytest.mark.parametrize(
+    ("boxes", "message"),
+    [
+        (torch.tensor(3.0), "a BBOX is 3.0; give four numbers"),
+        (np.float32(3), "a BBOX is 3.0"),
+        ([10**400, 1, 5, 5], "the side of a box is a whole number of 1329 bits"),
+        ([[1, 2, 3, 4], [[10**5000]]], "a box is a list"),
+        (["a", "b"], "a BBOX holds a str"),
+        (np.array(["a", "b"]), "a box is 'a'"),
+        ([1, [1, 2, 3, 4]], r"a box is \[?1\]?;"),
+    ],
+)
+@pytest.mark.parametrize("nesting", ["one_per_frame", "every_frame", "list_per_frame"])
+def test_what_is_no_bbox_is_one_sentence(boxes, nesting, message):
+    with pytest.raises(ValueError, match=message):
+        from_bbox(boxes, 2, "xywh", nesting)

@@ -268,7 +268,7 @@ class TestResuming:
     def test_too_little_room_is_said_before_any_work(self, model, masks, tmp_path, monkeypatch):
         usage = type("Usage", (), {"free": 1000})
         monkeypatch.setattr("shutil.disk_usage", lambda folder: usage)
-        with pytest.raises(OSError, match="has room for 0 MiB and the rounds take"):
+        with pytest.raises(OSError, match="has room for 1.0 KiB and the rounds take 9.0 KiB"):
             guided_clips(model, settings(rounds=3), masks, tmp_path)
         assert list(tmp_path.iterdir()) == []
 

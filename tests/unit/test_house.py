@@ -34,7 +34,9 @@ ALLOWED = {
     "commands": {"perception", "recipes"},
     "toybox": set(),
     "nodes": {"attention_patches", "backbones", "video_models", "perception", "recipes", "toybox", "training"},
-    "training": {"attention_patches", "video_models", "perception", "recipes", "toybox", "missing_packages"},
+    "training": {
+        *("attention_patches", "weight_files", "video_models", "perception", "recipes", "toybox", "missing_packages"),
+    },
 }
 # The rooms of perception stand apart on what lies beside them in its root; this one draws with another.
 PERCEPTION_ROOMS = {"detection": set(), "segmentation": set(), "tracking": set(), "masks": set(), "pictures": {"masks"}}

@@ -171,7 +171,7 @@ def test_a_folder_that_is_missing_or_full_is_an_error_at_once(tmp_path, monkeypa
     with pytest.raises(FileNotFoundError):
         MaskStack(2, 4, 9, folder=tmp_path / "missing").add_object()
     usage = type("Usage", (), {"free": 10})
-    monkeypatch.setattr(mask_stack.shutil, "disk_usage", lambda folder: usage)
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: usage)
     with pytest.raises(OSError, match="these masks take"):
         MaskStack(2, 4, 9, folder=tmp_path).add_object()
 
@@ -202,3 +202,18 @@ def test_the_report_of_a_long_film_stays_short():
     tracks = Tracks(masks, (4,), ("bird",), torch.full((1, 4000), 0.5), misses[None])
     assert tracks.report().startswith("4 bird: seen in 2666 of 4000 frames, mean score 0.50, missed in 0, 3, 6")
     assert tracks.report().endswith("and 1322 more") and len(tracks.report()) < 160
+
+
+def test_masks_that_no_memory_holds_name_their_numbers():
+    message = r"masks take 61 PiB.*more memory than there is; lower frames \(256000000\), width \(16384\) or height"
+    with pytest.raises(MemoryError, match=message):
+        MaskStack(256_000_000, 16384, 16384, "byte").add_object()
+
+
+@pytest.mark.parametrize("score", [float("nan"), float("inf")])
+def test_scores_that_are_no_numbers_are_refused_where_tracks_are_made(score):
+    tracks = Tracks.from_masks(torch.ones(2, 3, 4, 4))
+    scores = tracks.scores.clone()
+    scores[1, 2] = score
+    with pytest.raises(ValueError, match=f"the score of object 2 in frame 2 is {score}; give numbers in 0..1"):
+        Tracks(tracks.masks, tracks.ids, tracks.labels, scores, tracks.misses)

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 
 import numpy as np
 import pytest
@@ -251,24 +250,22 @@ def test_shares_of_the_settings(tiny_video_model):
 
 
 def test_full_disk_leaves_the_last_good_checkpoint(tiny_video_model, tmp_path, caplog):
-    if not os.path.exists("/dev/full"):
-        pytest.skip("this system has no /dev/full")
+    resource = pytest.importorskip("resource")
     tune(run_of(tiny_video_model, tmp_path), tiny_video_model.unet, stop_at=2)
     good = (tmp_path / "checkpoint.pt").read_bytes()
-    with caplog.at_level(logging.WARNING):
-
-        def fill_disk(step, tuned):
-            (tmp_path / "checkpoint.part").unlink(missing_ok=True)
-            (tmp_path / "checkpoint.part").symlink_to("/dev/full")
-
-        fill_disk(0, None)
-        run = run_of(tiny_video_model, tmp_path)
-        tune(run, tiny_video_model.unet, after_step=fill_disk)
-    assert len(run.losses) == 6 and (tmp_path / "checkpoint.pt").read_bytes() == good
-    assert "step 4 could not be written" in caplog.text and "No space left on device" in caplog.text
-    with pytest.raises(OSError, match="No space left on device.*the last one is still there"):
-        fill_disk(0, None)
-        save_checkpoint(tmp_path / "checkpoint.pt", {"step": 1})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # Files end at a thousand bytes.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with caplog.at_level(logging.WARNING):
+            run = run_of(tiny_video_model, tmp_path)
+            tune(run, tiny_video_model.unet)
+        assert len(run.losses) == 6 and (tmp_path / "checkpoint.pt").read_bytes() == good
+        assert "step 4 could not be written" in caplog.text and "File too large" in caplog.text
+        with pytest.raises(OSError, match="File too large.*the last one is still there"):
+            save_checkpoint(tmp_path / "checkpoint.pt", {"values": torch.zeros(1000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
 
 

@@ -1,6 +1,8 @@
 import math
 
+import numpy as np
 import pytest
+import torch
 
 from mask_guided_video.perception.boxes import Box, as_detections, clamp_box, interpolate_box, iou, suppress
 
@@ -57,3 +59,34 @@ def test_detections_are_read_from_every_wire_form():
 def test_interpolation_between_boxes():
     first, second = Box(0, 0, 10, 10, "ball", 0.9), Box(10, 20, 20, 10, "ball", 0.5)
     assert interpolate_box(first, second, 0.5) == Box(5, 10, 15, 10, "ball", 0.5)
+
+
+SQUARE = {"x": 1, "y": 2, "width": 3, "height": 4}
+
+
+def test_boxes_of_other_packs_without_score_or_label():
+    assert Box.from_dict({**SQUARE, "score": None, "label": None}) == Box(1, 2, 3, 4)
+    assert Box.from_dict({**SQUARE, "x": torch.tensor(1.0), "score": np.float32(0.5)}) == Box(1, 2, 3, 4, "", 0.5)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"x": None}, "the x of a bounding box is None; give a finite number"),
+        ({"width": "wide"}, "the width of a bounding box is 'wide'"),
+        ({"score": "sure"}, "the score of a bounding box is 'sure'"),
+        ({"y": 10**400}, "the y of a bounding box is a whole number of 1329 bits"),
+        ({"y": 10**5000}, "the y of a bounding box is a whole number"),
+        ({"height": torch.ones(2)}, "the height of a bounding box is tensor"),
+        ({"x": [1] * 500}, r"is \[1, 1, .* \.\.\.; give a finite number"),
+        ({"score": math.nan}, "not finite"),
+    ],
+)
+def test_what_is_no_number_is_named(values, message):
+    with pytest.raises(ValueError, match=message):
+        Box.from_dict({**SQUARE, **values})
+
+
+def test_keys_of_several_kinds_are_listed():
+    with pytest.raises(ValueError, match=r"has the keys \['1', 'x'\] and lacks y, width, height"):
+        as_detections({1: 2, "x": 3}, 1)

@@ -6,7 +6,7 @@ import warnings
 import pytest
 import torch
 
-from mask_guided_video.perception.detection.detector import ObjectDetector
+from mask_guided_video.perception.detection.detector import ObjectDetector, no_strips
 from mask_guided_video.perception.detection.grounding_dino import TransformersGroundingDino, load_folder, safe_dtype
 from mask_guided_video.perception.open_models import open_detector
 from mask_guided_video.training.perception_models import build_detector_processor
@@ -196,3 +196,23 @@ def test_another_tokenizer_is_noticed(detector):
 
     with pytest.raises(RuntimeError, match="full stop the number 5"):
         TransformersGroundingDino(detector.model, Other)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 3), (4, 4), (1, 64), (3, 64), (4, 1000), (1, 1000), (1000, 8), (3, 5)])
+def test_strips_and_pictures_of_a_pixel_are_looked_at(detector, size, caplog):
+    found = detector.detect(torch.rand(2, *size, 3), ["red ball"], 0.0, 0.0, 1.0)
+    assert len(found) == 2
+    assert all(0 <= x0 < x1 <= size[1] and 0 <= y0 < y1 <= size[0] for x0, y0, x1, y1 in corners(found))
+    assert "ambiguous" not in caplog.text
+
+
+def corners(found):
+    return [box.corners for boxes in found for box in boxes]
+
+
+def test_only_strips_are_padded():
+    frames = torch.rand(1, 8, 64, 3)
+    assert no_strips(frames) is frames
+    padded = no_strips(frames[:, :3])
+    assert padded.shape == (1, 8, 64, 3) and torch.equal(padded[:, :3], frames[:, :3])
+    assert bool((padded[:, 3:] == 0.5).all()) and no_strips(frames.transpose(1, 2)[:, :, :3]).shape == (1, 64, 8, 3)

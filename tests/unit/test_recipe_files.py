@@ -4,7 +4,8 @@ import os
 
 import pytest
 
-from mask_guided_video.recipes.files import replacing, staged_folder
+from mask_guided_video.recipes.files import staged_folder
+from mask_guided_video.weight_files.writing import replacing
 
 
 def test_staged_files_appear_at_the_end(tmp_path):

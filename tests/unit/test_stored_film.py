@@ -5,7 +5,6 @@ from collections import namedtuple
 import pytest
 import torch
 
-from mask_guided_video.recipes import stored_film as module
 from mask_guided_video.recipes.stored_film import stored_film
 
 
@@ -21,6 +20,6 @@ def test_it_is_a_film_without_a_name(tmp_path):
 
 def test_too_little_room_is_said_before_a_page_is_missing(tmp_path, monkeypatch):
     usage = namedtuple("usage", "free")
-    monkeypatch.setattr(module.reserve.__globals__["shutil"], "disk_usage", lambda folder: usage(100))
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: usage(100))
     with pytest.raises(OSError, match="its frames take"):
         stored_film(tmp_path, 3, 4, 5)
