@@ -14,6 +14,7 @@ from ..attention_patches.mask_guidance import DEFAULT_STRENGTH, GuidanceMode, Gu
 from ..attention_patches.regions import FOREGROUND, TimePooling
 from ..attention_patches.text_spans import TextSpans
 from ..backbones.family import Family
+from .cache_weight import weighed
 from .types import CATEGORY, Guide, Tracks, display_range
 
 logger = logging.getLogger(__name__)
@@ -152,7 +153,7 @@ class MaskToAttentionBias(io.ComfyNode):
         )
         report = guide_report(guide)
         logger.info(report)
-        return io.NodeOutput(guide, report)
+        return io.NodeOutput(weighed(guide), report)
 
 
 def named_regions(tracks: Any, mask: Tensor | None, phrases: str) -> tuple[Tensor, tuple[str, ...]]:

@@ -88,6 +88,11 @@ class MaskStack:
         """Of all objects together, in memory or on disk, if every mask filled its frame; in memory less is taken."""
         return sum(film.nbytes for film in self._films)
 
+    @property
+    def bytes_in_memory(self) -> int:
+        """Of all objects together: the pages that hold something; masks in files take none."""
+        return 0 if self.folder is not None else sum(_taken(film) for film in self._films)
+
     def add_object(self) -> int:
         """Lay out an empty film for one more object and return its place.
 
@@ -194,6 +199,15 @@ def _untouched(shape: tuple[int, ...]) -> np.ndarray:
         with suppress(AttributeError, OSError):
             space.madvise(mmap.MADV_NOHUGEPAGE)
     return np.frombuffer(space, dtype=np.uint8).reshape(shape)
+
+
+def _taken(film: np.ndarray) -> int:
+    """Bytes of the pages of a film that hold something."""
+    flat = film.reshape(-1)
+    whole = len(flat) // mmap.PAGESIZE * mmap.PAGESIZE
+    # Eight bytes are looked at in one go.
+    pages = int(flat[:whole].view(np.uint64).reshape(-1, mmap.PAGESIZE // 8).any(axis=1).sum())
+    return pages * mmap.PAGESIZE + (len(flat) - whole if flat[whole:].any() else 0)
 
 
 def _is_hard(mask: Tensor) -> bool:

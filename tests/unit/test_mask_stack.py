@@ -202,3 +202,26 @@ def test_the_report_of_a_long_film_stays_short():
     tracks = Tracks(masks, (4,), ("bird",), torch.full((1, 4000), 0.5), misses[None])
     assert tracks.report().startswith("4 bird: seen in 2666 of 4000 frames, mean score 0.50, missed in 0, 3, 6")
     assert tracks.report().endswith("and 1322 more") and len(tracks.report()) < 160
+
+
+def test_pages_that_hold_nothing_take_no_memory(tmp_path):
+    import mmap
+
+    height = mmap.PAGESIZE // 64
+    stack = MaskStack(5, height, 64, "byte")
+    stack.add_object()
+    assert stack.bytes_in_memory == 0
+    mask = torch.zeros(height, 64)
+    mask[3, 5] = 1.0
+    for frame in (0, 4):
+        stack.write(0, frame, mask)
+    assert stack.bytes_in_memory == 2 * mmap.PAGESIZE
+    # Less than a page is taken in full.
+    small = MaskStack(2, 3, 5, "byte")
+    small.add_object()
+    small.write(0, 1, torch.ones(3, 5))
+    assert small.bytes_in_memory == 30
+    in_file = MaskStack(2, 3, 5, "byte", tmp_path)
+    in_file.add_object()
+    in_file.write(0, 1, torch.ones(3, 5))
+    assert in_file.bytes_in_memory == 0
