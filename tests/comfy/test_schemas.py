@@ -9,6 +9,7 @@ import pkgutil
 import re
 
 import pytest
+from saved_graphs import choices_of, inputs_of, options_of
 
 pytestmark = pytest.mark.comfy
 
@@ -62,14 +63,6 @@ NODE_IDS = NOT_IN_THE_TOYBOX_WORKFLOW | {
 @pytest.fixture(scope="module")
 def ours(object_info):
     return {name: info for name, info in object_info.items() if name.startswith(PREFIX)}
-
-
-def inputs_of(info):
-    return {**info["input"].get("required", {}), **info["input"].get("optional", {})}
-
-
-def options_of(specification):
-    return specification[1] if len(specification) > 1 else {}
 
 
 def test_every_node_is_registered(ours):
@@ -260,7 +253,8 @@ def test_workflow_values_are_in_range(workflow, object_info, named_values):
         specifications = inputs_of(object_info[node["type"]])
         for name, value in named_values(node, object_info[node["type"]]).items():
             kind, options = specifications[name][0], options_of(specifications[name])
-            if isinstance(kind, list) or kind == "COMBO":
-                assert value in (kind if isinstance(kind, list) else options["options"]), (node["type"], name)
+            choices = choices_of(specifications[name])
+            if choices is not None:
+                assert value in choices, (node["type"], name)
             elif kind in ("INT", "FLOAT"):
                 assert options.get("min", value) <= value <= options.get("max", value), (node["type"], name)
