@@ -14,6 +14,7 @@ from ..attention_patches.mask_guidance import DEFAULT_STRENGTH, GuidanceMode, Gu
 from ..attention_patches.regions import TimePooling
 from ..attention_patches.text_spans import TextSpans, spans_of_named
 from ..backbones.family import Family
+from .cache_weight import weighed
 from .guide_regions import guide_report, named_regions
 from .types import CATEGORY, Guide, Tracks, display_range
 
@@ -153,7 +154,7 @@ class MaskToAttentionBias(io.ComfyNode):
         )
         report = guide_report(guide, regions.notes)
         logger.info(report)
-        return io.NodeOutput(guide, report)
+        return io.NodeOutput(weighed(guide), report)
 
 
 class PatchAttention(io.ComfyNode):

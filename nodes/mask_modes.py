@@ -13,6 +13,7 @@ from ..attention_patches.mask_guidance import GuidedRows
 from ..attention_patches.mask_modes.guide import MAX_STRENGTH, ModeGuide
 from ..attention_patches.mask_modes.presets import MODES
 from ..attention_patches.regions import TimePooling
+from .cache_weight import weighed
 from .types import CATEGORY, OWN, Guide, Tracks, display_range
 
 logger = logging.getLogger(__name__)
@@ -85,7 +86,7 @@ class DynamicMaskGuidance(io.ComfyNode):
         )
         report = f"{guide_report(guide, regions.notes)}\n{constants_report(guide)}"
         logger.info(report)
-        return io.NodeOutput(guide, report)
+        return io.NodeOutput(weighed(guide), report)
 
 
 def _what() -> list[Any]:

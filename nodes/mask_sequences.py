@@ -10,6 +10,7 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..perception.tracks import Tracks as TrackedObjects
+from .cache_weight import weighed
 from .mask_output import union_of
 from .types import CATEGORY, BoundingBox, Tracks
 
@@ -146,7 +147,7 @@ class PathMasks(io.ComfyNode):
         report = sequence_report(tracks)
         logger.info(report)
         preview = path_picture(drawn, frames, height, width, image)
-        return io.NodeOutput(tracks, union_of(tracks), preview, report, ui=ui.PreviewImage(preview, cls=cls))
+        return io.NodeOutput(weighed(tracks), union_of(tracks), preview, report, ui=ui.PreviewImage(preview, cls=cls))
 
 
 class MaskSequence(io.ComfyNode):
@@ -251,7 +252,7 @@ class MaskSequence(io.ComfyNode):
         made = make_sequence(track_of_mask(mask) if tracks is None else tracks, wanted, progress())
         report = sequence_report(made)
         logger.info(report)
-        return io.NodeOutput(made, union_of(made), report)
+        return io.NodeOutput(weighed(made), union_of(made), report)
 
 
 def sequence_report(tracks: TrackedObjects) -> str:

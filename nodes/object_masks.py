@@ -12,6 +12,7 @@ from ..perception.boxes import Box
 from ..perception.mask_shapes import box_of_mask
 from ..perception.mask_stack import MaskStack
 from ..perception.tracks import Tracks as TrackedObjects
+from .cache_weight import weighed
 from .mask_output import masks_of_object, union_of
 from .types import CATEGORY, BoundingBox, Tracks
 
@@ -98,7 +99,7 @@ class MaskToTracks(io.ComfyNode):
     @classmethod
     def execute(cls, mask: Tensor, label: str, tracks: Any = None) -> io.NodeOutput:
         added = track_of_mask(mask, " ".join(label.split()))
-        return io.NodeOutput(added if tracks is None else joined_tracks(tracks, added))
+        return io.NodeOutput(weighed(added if tracks is None else joined_tracks(tracks, added)))
 
 
 def track_of_mask(mask: Tensor, label: str = "") -> TrackedObjects:

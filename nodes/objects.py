@@ -15,6 +15,7 @@ from torch import Tensor
 from ..perception.frames import Film
 from ..perception.phrases import listed_parts
 from ..perception.tracks import Tracks as TrackedObjects
+from .cache_weight import weighed
 from .mask_output import DRAWN_FILM_BYTES, DRAWN_FILM_LIMIT, union_of
 from .types import CATEGORY, Tracks, display_range
 
@@ -115,7 +116,7 @@ class SelectObjects(io.ComfyNode):
         kept, report = choose(tracks, choice)
         logger.info(report)
         chosen = tracks.select(kept)
-        return io.NodeOutput(chosen, union_of(chosen), report)
+        return io.NodeOutput(weighed(chosen), union_of(chosen), report)
 
 
 @dataclass(frozen=True)

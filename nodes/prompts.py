@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..perception.boxes import Box, as_detections
 from ..perception.prompts import ObjectPrompt, Point, fit_prompt, next_identity
+from .cache_weight import weighed
 from .types import CATEGORY, BoundingBox, Prompts
 
 MAX_POINTS = 256
@@ -116,7 +117,7 @@ class TrackPrompt(io.ComfyNode):
             )
         together = join_prompts(prompts, prompt)
         shown = [item for item in together if item.frame == frame]
-        return io.NodeOutput(together, draw_prompts(picture, shown))
+        return io.NodeOutput(tuple(map(weighed, together)), draw_prompts(picture, shown))
 
 
 def join_prompts(prompts: Sequence[ObjectPrompt], added: ObjectPrompt) -> tuple[ObjectPrompt, ...]:

@@ -7,6 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 from torch import Tensor
 
+from .cache_weight import weighed
 from .mask_output import temporary_folder, union_of
 from .object_masks import track_of_mask
 from .types import CATEGORY, Tracks
@@ -57,7 +58,7 @@ class RefineMasks(io.ComfyNode):
             tracks = track_of_mask(mask)
         folder = temporary_folder() if keep_on_disk else None
         refined = refine_tracks(tracks, wanted, image, folder, progress())
-        return io.NodeOutput(refined, union_of(refined))
+        return io.NodeOutput(weighed(refined), union_of(refined))
 
 
 def refinement_inputs() -> list[io.Input]:

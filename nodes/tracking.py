@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..perception.frames import Film
 from ..perception.prompts import ObjectPrompt, next_identity
+from .cache_weight import weighed
 from .mask_output import PREVIEW_BYTES, PREVIEW_LIMIT, temporary_folder, union_of
 from .prompts import fitting_prompts, parse_points
 from .types import CATEGORY, BoundingBox, HelperModel, Prompts, SegmenterType, Tracks, display_range
@@ -214,7 +215,7 @@ class TrackMasks(io.ComfyNode):
         report = "\n".join([tracks.report(), *notes])
         logger.info(report)
         preview = draw_masks(film, tracks, max_bytes=PREVIEW_BYTES, progress=progress())
-        return io.NodeOutput(tracks, union_of(tracks), preview, report)
+        return io.NodeOutput(weighed(tracks), union_of(tracks), preview, report)
 
 
 def own_prompts(points: str, mask: Tensor | None, prompt_frame: int, frames: int, identity: int) -> list[ObjectPrompt]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from comfy_api.latest import io
 
@@ -12,25 +11,41 @@ TOYBOX = "Toybox"
 # The choice of a widget that leaves a value to the mask mode.
 OWN = "mode's own"
 
+
+def link_type(name: str) -> Any:
+    """A type that comes by link only.
+
+    The frontend gives some types an editor of its own, others with every release, and an input with an editor sends a
+    value that nobody gave.
+    """
+    kind: Any = io.Custom(name)
+
+    class LinkInput(kind.Input):
+        def as_dict(self) -> dict[str, Any]:
+            return {**super().as_dict(), "forceInput": True}
+
+    kind.Input = LinkInput
+    return kind
+
+
 # Core's dict form of boxes, one list per frame.
-BoundingBox = io.Custom("BOUNDING_BOX")
-Tracks = io.Custom("MGV_TRACKS")
+BoundingBox = link_type("BOUNDING_BOX")
+Tracks = link_type("MGV_TRACKS")
 # A tuple of ObjectPrompt.
-Prompts = io.Custom("MGV_PROMPTS")
+Prompts = link_type("MGV_PROMPTS")
 # Tuples of four numbers, xywh or xyxy as the pack that makes them likes; converted at the border, never guessed.
-PlainBoxes = io.Custom("BBOX")
+PlainBoxes = link_type("BBOX")
 # ((height, width), [SEG, ...]) as Impact Pack has it.
-Segments = io.Custom("SEGS")
-Guide = io.Custom("MGV_GUIDE")
-DetectorType = io.Custom("MGV_DETECTOR")
-SegmenterType = io.Custom("MGV_SEGMENTER")
+Segments = link_type("SEGS")
+Guide = link_type("MGV_GUIDE")
+DetectorType = link_type("MGV_DETECTOR")
+SegmenterType = link_type("MGV_SEGMENTER")
 
 SEED_RANGE = {"min": 0, "max": 0xFFFFFFFFFFFFFFFF}
 
 
-@dataclass(frozen=True)
-class HelperModel:
-    """A detector or segmenter under ComfyUI's memory management.
+class HelperModel(NamedTuple):
+    """A detector or segmenter under ComfyUI's memory management; a tuple, since its cache finds models in tuples only.
 
     Attributes:
         patcher: ``comfy.model_patcher.ModelPatcher`` around the torch module.

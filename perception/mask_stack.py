@@ -90,6 +90,11 @@ class MaskStack:
         """Of all objects together, in memory or on disk, if every mask filled its frame; in memory less is taken."""
         return sum(film.nbytes for film in self._films)
 
+    @property
+    def bytes_in_memory(self) -> int:
+        """Of all objects together: the pages that hold something; masks in files take none."""
+        return 0 if self.folder is not None else sum(_taken(film) for film in self._films)
+
     def add_object(self) -> int:
         """Lay out an empty film for one more object and return its place.
 
@@ -207,6 +212,15 @@ def too_large(what: str, size: int, **numbers: int) -> str:
     """What to say where memory is lacking: of what, how many bytes it takes, and the numbers that make it so large."""
     *most, last = (f"{name} ({value})" for name, value in numbers.items())
     return f"{what} take {size_text(size)}, more memory than there is; lower {', '.join(most)} or {last}."
+
+
+def _taken(film: np.ndarray) -> int:
+    """Bytes of the pages of a film that hold something."""
+    flat = film.reshape(-1)
+    whole = len(flat) // mmap.PAGESIZE * mmap.PAGESIZE
+    # Eight bytes are looked at in one go.
+    pages = int(flat[:whole].view(np.uint64).reshape(-1, mmap.PAGESIZE // 8).any(axis=1).sum())
+    return pages * mmap.PAGESIZE + (len(flat) - whole if flat[whole:].any() else 0)
 
 
 def _is_hard(mask: Tensor) -> bool:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from saved_graphs import prompt_of, saved_values
 
 START_SECONDS = 180
 RUN_SECONDS = 300
@@ -244,39 +245,9 @@ def workflow(root: Path) -> dict[str, Any]:
     return json.loads((root / "workflows" / "mask_refine_toybox.json").read_text(encoding="utf-8"))
 
 
-def saved_values(node: dict[str, Any], info: dict[str, Any]) -> dict[str, Any]:
-    """Widget values of a saved node by input name, without those that the server never sees."""
-    names: list[str | None] = []
-    for entry in node["inputs"]:
-        if "widget" not in entry:
-            continue
-        name = entry["widget"]["name"]
-        names.append(name)
-        specification = {**info["input"].get("required", {}), **info["input"].get("optional", {})}[name]
-        if len(specification) > 1 and specification[1].get("control_after_generate"):
-            names.append(None)
-    values = zip(names, node.get("widgets_values") or [], strict=False)
-    return {name: value for name, value in values if name is not None}
-
-
 @pytest.fixture(scope="session")
 def named_values() -> Any:
     return saved_values
-
-
-def prompt_of(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[str, Any]:
-    """A workflow that the frontend saved in the form that the server's API takes."""
-    origin = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
-    prompt = {}
-    for node in workflow["nodes"]:
-        if node["type"] not in object_info:
-            continue
-        inputs = saved_values(node, object_info[node["type"]])
-        for entry in node["inputs"]:
-            if entry.get("link") is not None:
-                inputs[entry["name"]] = origin[entry["link"]]
-        prompt[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
-    return prompt
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import copy
 import json
 
@@ -127,14 +126,3 @@ def test_masks_of_another_length_are_named(host, prompt):
     wrong = copy.deepcopy(prompt)
     inputs_of(wrong, "MGV_PathMasks").update(frames=9)
     assert "there are 9 masks, no whole number of rounds: 2 rounds of 4 frames take 7" in host.run(wrong).error
-
-
-@pytest.mark.browser
-def test_browser_makes_the_same_prompt(host, whole, chromium_path):
-    (found,) = asyncio.run(bundled.prompts_in_browser(host.url, chromium_path, [bundled.read(NAME)]))
-    # Preview Any sends its own text along.
-    sent = {
-        number: {key: value for key, value in node["inputs"].items() if key != "preview"}
-        for number, node in found.items()
-    }
-    assert sent == {number: node["inputs"] for number, node in whole.items()}

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import test_workflows as bundled
 import torch
+from saved_graphs import inputs_of
 
 pytestmark = pytest.mark.comfy
 
@@ -185,7 +186,7 @@ class TestWan:
             kind, inputs = node["class_type"], node["inputs"]
             if kind in bundled.STAND_INS:
                 stand_in = bundled.STAND_INS[kind]
-                known = bundled.inputs_of(info[stand_in])
+                known = inputs_of(info[stand_in])
                 own = {"family": "wan", "seed": seed} if "family" in known else {}
                 node["class_type"] = stand_in
                 node["inputs"] = {**{key: value for key, value in inputs.items() if key in known}, **own}

@@ -5,7 +5,6 @@ The Toybox graph runs as bundled; of the others the loaders are replaced by tiny
 
 from __future__ import annotations
 
-import asyncio
 import copy
 import json
 
@@ -14,6 +13,7 @@ import test_workflows as bundled
 import torch
 from packs import ANIMATEDIFF as ANIMATEDIFF_PACK
 from packs import pack_folder
+from saved_graphs import inputs_of
 
 pytestmark = pytest.mark.comfy
 
@@ -206,7 +206,7 @@ def small_prompt(name, info, to_prompt):
         kind, inputs = node["class_type"], node["inputs"]
         if kind in bundled.STAND_INS:
             stand_in = bundled.STAND_INS[kind]
-            known = bundled.inputs_of(info[stand_in])
+            known = inputs_of(info[stand_in])
             own = {key: value for key, value in (("family", FAMILIES[name]), ("seed", seed)) if key in known}
             node["class_type"] = stand_in
             node["inputs"] = {**{key: value for key, value in inputs.items() if key in known}, **own}
@@ -275,17 +275,3 @@ def test_the_first_mask_makes_the_first_frame_and_the_film_keeps_it(name, host, 
     run = host.run(moved)
     assert run.succeeded, run.error
     assert not torch.equal(bundled.latents(host, run, FIRST), first)
-
-
-@pytest.mark.browser
-def test_browser_makes_the_same_prompts(animatediff_server, to_prompt, chromium_path):
-    info = animatediff_server.get("/object_info")
-    flows = [bundled.read(name) for name in NAMES]
-    found = asyncio.run(bundled.prompts_in_browser(animatediff_server.url, chromium_path, flows))
-    for name, prompt in zip(NAMES, found, strict=True):
-        # Preview Any sends its own text along, which the server does not know.
-        sent = {
-            number: {key: value for key, value in node["inputs"].items() if key not in ("preview", "previewMode")}
-            for number, node in prompt.items()
-        }
-        assert sent == {number: node["inputs"] for number, node in to_prompt(bundled.read(name), info).items()}, name

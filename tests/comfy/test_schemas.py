@@ -9,6 +9,7 @@ import pkgutil
 import re
 
 import pytest
+from saved_graphs import choices_of, inputs_of, options_of
 
 pytestmark = pytest.mark.comfy
 
@@ -64,14 +65,6 @@ def ours(object_info):
     return {name: info for name, info in object_info.items() if name.startswith(PREFIX)}
 
 
-def inputs_of(info):
-    return {**info["input"].get("required", {}), **info["input"].get("optional", {})}
-
-
-def options_of(specification):
-    return specification[1] if len(specification) > 1 else {}
-
-
 def test_every_node_is_registered(ours):
     assert set(ours) == NODE_IDS
 
@@ -121,6 +114,44 @@ def test_texts_are_complete(ours, node_id):
     assert all(tooltip and tooltip.strip() for tooltip in info["output_tooltips"])
 
 
+def core_inputs():
+    """The input classes of this core by type."""
+    from comfy_api.latest import io
+
+    kinds = [kind for kind in vars(io).values() if isinstance(kind, type) and hasattr(kind, "io_type")]
+    return {kind.io_type: kind.Input for kind in kinds if isinstance(getattr(kind, "Input", None), type)}
+
+
+def core_editor_types():
+    """Types for which this core has an input with an editor of its own."""
+    from comfy_api.latest import io
+
+    editors = io.WidgetInput | io.DynamicCombo.Input
+    return {kind for kind, entry in core_inputs().items() if issubclass(entry, editors)}
+
+
+def test_core_has_editors_for_these_types():
+    """Plain values, and one that is a link with us."""
+    assert core_editor_types() >= {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "BOUNDING_BOX", "CURVE", "COLOR"}
+    assert not core_editor_types() & {"MODEL", "MASK", "MGV_TRACKS"}
+
+
+@pytest.mark.parametrize("node_id", sorted(NODE_IDS))
+def test_links_are_no_editors(ours, node_id):
+    """A type without a widget of ours must not get one from core, today or later: it would send what nobody gave."""
+    from comfy_api.latest import io
+
+    from mask_guided_video import NODE_CLASS_MAPPINGS
+
+    declared = {entry.id: entry for entry in NODE_CLASS_MAPPINGS[node_id].define_schema().inputs}
+    for name, specification in inputs_of(ours[node_id]).items():
+        kind, options = specification[0], options_of(specification)
+        if isinstance(declared[name], io.WidgetInput):
+            assert kind in ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO") and "forceInput" not in options, name
+        elif kind in core_editor_types() or kind not in core_inputs():
+            assert options.get("forceInput") is True, (name, kind)
+
+
 @pytest.mark.parametrize("node_id", sorted(NODE_IDS))
 def test_help_page_names_every_input_and_output(ours, root, node_id):
     page = (root / "web" / "docs" / f"{node_id}.md").read_text(encoding="utf-8")
@@ -153,6 +184,17 @@ def test_host_offers_the_workflows(server, root):
 def test_locales_parse(root):
     for path in (root / "locales").rglob("*.json"):
         assert isinstance(json.loads(path.read_text(encoding="utf-8")), dict), path
+
+
+def test_categories_and_types_have_names(ours, root):
+    texts = json.loads((root / "locales" / "en" / "main.json").read_text(encoding="utf-8"))
+    parts = {part for info in ours.values() for part in info["category"].split("/")}
+    assert set(texts["nodeCategories"]) == parts
+    kinds = {kind for info in ours.values() for kind in info["output"]}
+    kinds |= {value[0] for info in ours.values() for value in inputs_of(info).values()}
+    assert {kind for kind in texts["dataTypes"] if kind.startswith(PREFIX)} == {
+        kind for kind in kinds if isinstance(kind, str) and kind.startswith(PREFIX)
+    }
 
 
 def test_english_locale_is_the_schema(ours, root):
@@ -211,7 +253,8 @@ def test_workflow_values_are_in_range(workflow, object_info, named_values):
         specifications = inputs_of(object_info[node["type"]])
         for name, value in named_values(node, object_info[node["type"]]).items():
             kind, options = specifications[name][0], options_of(specifications[name])
-            if isinstance(kind, list) or kind == "COMBO":
-                assert value in (kind if isinstance(kind, list) else options["options"]), (node["type"], name)
+            choices = choices_of(specifications[name])
+            if choices is not None:
+                assert value in choices, (node["type"], name)
             elif kind in ("INT", "FLOAT"):
                 assert options.get("min", value) <= value <= options.get("max", value), (node["type"], name)

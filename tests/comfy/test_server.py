@@ -130,55 +130,6 @@ class TestWorkflow:
         texts = [run.outputs[number]["text"][0] for number in nodes_of(changed, "PreviewAny")]
         assert any("not found in any" in text for text in texts) and any("unguided" in text for text in texts)
 
-    @pytest.mark.browser
-    def test_browser_makes_the_same_film(self, server, first_run, short_prompt, workflow, chromium_path):
-        short = copy.deepcopy(workflow)
-        for node in short["nodes"]:
-            if node["type"] in ("MGV_SampleVideo", "MGV_Regenerate"):
-                values = node["widgets_values"]
-                # The first number of both nodes' sampling widgets that equals the bundled steps.
-                values[values.index(25)] = FEW_STEPS
-        prompt, prompt_id, types = asyncio.run(self._queue_in_browser(server.url, chromium_path, short))
-        assert types == [node["type"] for node in short["nodes"]]
-        # Preview Any sends its own text along, which the server does not know.
-        sent = {
-            number: {name: value for name, value in node["inputs"].items() if name != "preview"}
-            for number, node in prompt.items()
-        }
-        assert sent == {number: node["inputs"] for number, node in short_prompt.items()}
-        run = server.wait(prompt_id)
-        assert run.succeeded, run.error
-        for number in nodes_of(short_prompt, "PreviewImage"):
-            assert torch.equal(pictures(server, run, number), pictures(server, first_run, number))
-
-    async def _queue_in_browser(self, url, chromium_path, workflow):
-        from playwright.async_api import async_playwright
-
-        options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        async with async_playwright() as playwright:
-            browser = await playwright.chromium.launch(executable_path=str(chromium_path), args=options)
-            page = await browser.new_page()
-            queued = asyncio.get_running_loop().create_future()
-
-            async def answered(response):
-                if response.url.endswith("/prompt") and response.request.method == "POST" and not queued.done():
-                    queued.set_result(await response.json())
-
-            page.on("response", answered)
-            await page.goto(url, timeout=120_000)
-            ready = "() => Boolean(window.app?.graph && window.LiteGraph?.registered_node_types['MGV_Regenerate'])"
-            await page.wait_for_function(ready, timeout=120_000)
-            await page.wait_for_timeout(2000)
-            await page.evaluate("async workflow => { await window.app.loadGraphData(workflow) }", workflow)
-            await page.wait_for_timeout(1000)
-            assert await page.get_by_text("Invalid workflow").count() == 0
-            types = await page.evaluate("() => window.app.graph.serialize().nodes.map(node => node.type)")
-            prompt = await page.evaluate("async () => (await window.app.graphToPrompt()).output")
-            await page.evaluate("async () => { await window.app.queuePrompt(0, 1) }")
-            answer = await asyncio.wait_for(queued, 60)
-            await browser.close()
-        return prompt, answer["prompt_id"], types
-
 
 class TestSampling:
     def test_core_sampler_and_ours_agree(self, server, toybox_folder):

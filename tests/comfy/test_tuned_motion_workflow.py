@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import copy
 
 import numpy as np
@@ -133,15 +132,3 @@ def test_tuning_in_the_host(host):
     )
     wrong = host.run(training(frames=9))
     assert "has 8 frames at stride 1 and training takes 9" in wrong.error
-
-
-@pytest.mark.browser
-def test_browser_makes_the_same_prompt(host, info, to_prompt, chromium_path):
-    flow = bundled.read(NAME)
-    found = bundled.only(asyncio.run(bundled.prompts_in_browser(host.url, chromium_path, [flow])))
-    # Preview Any sends its own text along, which the server does not know.
-    sent = {
-        number: {key: value for key, value in node["inputs"].items() if key not in ("preview", "previewMode")}
-        for number, node in found.items()
-    }
-    assert sent == {number: node["inputs"] for number, node in to_prompt(flow, info).items()}

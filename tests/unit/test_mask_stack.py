@@ -217,3 +217,26 @@ def test_scores_that_are_no_numbers_are_refused_where_tracks_are_made(score):
     scores[1, 2] = score
     with pytest.raises(ValueError, match=f"the score of object 2 in frame 2 is {score}; give numbers in 0..1"):
         Tracks(tracks.masks, tracks.ids, tracks.labels, scores, tracks.misses)
+
+
+def test_pages_that_hold_nothing_take_no_memory(tmp_path):
+    import mmap
+
+    height = mmap.PAGESIZE // 64
+    stack = MaskStack(5, height, 64, "byte")
+    stack.add_object()
+    assert stack.bytes_in_memory == 0
+    mask = torch.zeros(height, 64)
+    mask[3, 5] = 1.0
+    for frame in (0, 4):
+        stack.write(0, frame, mask)
+    assert stack.bytes_in_memory == 2 * mmap.PAGESIZE
+    # Less than a page is taken in full.
+    small = MaskStack(2, 3, 5, "byte")
+    small.add_object()
+    small.write(0, 1, torch.ones(3, 5))
+    assert small.bytes_in_memory == 30
+    in_file = MaskStack(2, 3, 5, "byte", tmp_path)
+    in_file.add_object()
+    in_file.write(0, 1, torch.ones(3, 5))
+    assert in_file.bytes_in_memory == 0
