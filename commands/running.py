@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Collection
 from pathlib import Path
@@ -56,6 +57,8 @@ def sentence_of(error: BaseException) -> str | None:
     Errors of values and of files are the user's, since everything that is given is checked and refused by them. So are
     models that answer nonsense, and too little memory. What else happens is a fault.
     """
+    if isinstance(error, OSError) and type(error).__str__ is OSError.__str__ and error.filename is not None:
+        return f"{os.fsdecode(error.filename)!r} cannot be used ({error.strerror})."
     if isinstance(error, (ValueError, OSError, MemoryError)) and str(error):
         return " ".join(str(error).split())
     if isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY):

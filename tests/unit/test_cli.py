@@ -128,6 +128,8 @@ def test_unknown_script(cli, capsys):
     ("error", "message"),
     [
         (ImportError("motion tuning needs the package peft"), "motion tuning needs the package peft"),
+        (FileNotFoundError(2, "No such file", "a.bin"), "cli.py: 'a.bin' cannot be used (No such file)."),
+        (MemoryError("the film takes 5 TiB"), "the film takes 5 TiB"),
         (MemoryError(), "too little memory"),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 8 bytes"), "too little memory"),
         (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), "too little memory"),
