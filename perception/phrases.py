@@ -50,7 +50,7 @@ def read_phrases(texts: Sequence[str]) -> tuple[str, ...]:
     for text in texts:
         phrases = split_phrases(text)
         if not phrases:
-            raise ValueError(f"phrase {text!r} names nothing; write what the object is, for example 'red ball'.")
+            raise ValueError(f"phrase {text!r} names nothing; name at least one object, for example 'red ball'.")
         found += phrases
     return tuple(found)
 

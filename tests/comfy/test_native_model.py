@@ -330,8 +330,8 @@ def test_steps_and_blocks_are_told_alike(tiny_folder):
     alone, hosted = models(tiny_folder)
     assert hosted.block_names == alone.block_names
     for start in (0.0, 0.5):
-        steps = hosted.step_progress(6, "ddim", start)
-        assert steps == pytest.approx(alone.step_progress(6, "ddim", start), abs=2e-3) and len(steps) > 1
+        steps = hosted.step_progress(5, "ddim", start)
+        assert steps == pytest.approx(alone.step_progress(5, "ddim", start), abs=2e-3) and len(steps) > 1
 
 
 def test_a_prompt_that_is_too_long_is_told_once(tiny_folder, caplog):
@@ -343,6 +343,6 @@ def test_a_prompt_that_is_too_long_is_told_once(tiny_folder, caplog):
     prompt = "a red ball moves left " * 24
     with caplog.at_level(logging.WARNING):
         assert token_spans(native[1], prompt, ("red ball",), LaVie()).positions[0]
-        assert not caplog.records
+        assert "reads the first" not in caplog.text
         native[1].tokenize(prompt)
-    assert len(caplog.records) == 1 and "the text encoder reads the first" in caplog.text
+    assert caplog.text.count("the text encoder reads the first") == 1
