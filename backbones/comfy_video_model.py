@@ -58,6 +58,9 @@ class ComfyVideoModel:
         vae: VAE.
         width, height: native size of films in pixels.
 
+    Attributes:
+        preview: where given, it takes what each step of sampling makes of the film, as ComfyUI's previewers read it.
+
     Raises:
         ValueError: if the model's attention sites are not known, or it is LaVie's interpolation model or upscaler, which
             make no film of a prompt alone.
@@ -71,6 +74,7 @@ class ComfyVideoModel:
         self.clip = clip
         self.vae = vae
         self.block_names = family.block_names(network)
+        self.preview: Callable[[Tensor], None] | None = None
         self.geometry = VideoGeometry(
             spatial_factor=vae.spacial_compression_encode(),
             temporal_factor=vae.temporal_compression_decode() or 1,
@@ -163,6 +167,8 @@ class ComfyVideoModel:
         start = torch.zeros_like(noise) if latents is None else model.model.process_latent_out(latents.expand_as(noise))
 
         def report(step: int, denoised: Tensor, _: Tensor, total: int) -> None:
+            if self.preview is not None:
+                self.preview(denoised)
             if callback is not None:
                 callback(step + 1, total, denoised)
 

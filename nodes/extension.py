@@ -86,7 +86,7 @@ class MaskGuidedExtend(io.ComfyNode):
         from ..recipes.guided_clips_report import guided_clips_summary
         from ..recipes.guided_clips_settings import GuidedClipsSettings
         from ..recipes.stored_film import stored_film
-        from .host import progress
+        from .host import SamplingProgress
         from .inputs import frames_of
 
         if not isinstance(guide, ModeGuide):
@@ -94,8 +94,9 @@ class MaskGuidedExtend(io.ComfyNode):
         settings |= {"frames": settings["frames"] or None, "sampler": settings.pop("sampler_name")}
         chosen = GuidedClipsSettings.of_guide(guide, prompt, width=width, height=height, **settings)
         film_model = ComfyVideoModel(model, clip, vae, width, height)
+        report = SamplingProgress(model)
+        film_model.preview = report.show
         picture = None if first_image is None else frames_of(first_image)[0]
-        report = progress()
         temporary = Path(folder_paths.get_temp_directory())
         temporary.mkdir(parents=True, exist_ok=True)
         store = stored_film(temporary, *film_length(film_model, chosen))

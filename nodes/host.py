@@ -9,7 +9,9 @@ from typing import Any
 import comfy.model_management as management
 import comfy.model_patcher
 import comfy.utils
+import latent_preview
 import torch
+from torch import Tensor
 
 from .types import HelperModel
 from .working_memory import working_memory
@@ -26,6 +28,29 @@ def progress(total: int | None = None) -> Callable[[int, int], None]:
         management.throw_exception_if_processing_interrupted()
 
     return report
+
+
+class SamplingProgress:
+    """A progress function for a node that samples: it also shows the picture that sampling has come to.
+
+    Args:
+        model: ``ModelPatcher`` of the sampled model.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._bar = comfy.utils.ProgressBar(1)
+        self._previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
+        self._picture: Any = None
+
+    def show(self, denoised: Tensor) -> None:
+        """Take a picture of these latents, where the user wants previews."""
+        if self._previewer is not None:
+            self._picture = self._previewer.decode_latent_to_preview_image("JPEG", denoised)
+
+    def __call__(self, done: int, of: int) -> None:
+        """Move the bar, and raise when the user cancels."""
+        self._bar.update_absolute(done, of, self._picture)
+        management.throw_exception_if_processing_interrupted()
 
 
 def toybox_folder(name: str) -> Path:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import io
 import json
 
 import pytest
 import torch
+from saved_graphs import inputs_of, later_widgets
 
 pytestmark = pytest.mark.comfy
 
@@ -131,6 +133,87 @@ class TestWorkflow:
         assert any("not found in any" in text for text in texts) and any("unguided" in text for text in texts)
 
 
+async def watched(server, prompt, cancel_after=None):
+    """Run a prompt as the browser does, with previews.
+
+    Args:
+        cancel_after: interrupt after that step of a node.
+
+    Returns:
+        What came of it, (node, step, steps) of all progress, and the previews' JPEG files.
+    """
+    import aiohttp
+
+    address = server.url.replace("http", "ws") + "/ws?clientId=test"
+    steps, previews = [], []
+    async with aiohttp.ClientSession() as session, session.ws_connect(address) as socket:
+        body = {"prompt": prompt, "client_id": "test", "extra_data": {"preview_method": "latent2rgb"}}
+        answer = await session.post(server.url + "/prompt", json=body)
+        prompt_id = (await answer.json())["prompt_id"]
+        async for message in socket:
+            if message.type == aiohttp.WSMsgType.BINARY:
+                # Two numbers stand before the picture: that it is one, and of which format.
+                previews.append(message.data[8:])
+                continue
+            event = json.loads(message.data)
+            if event["type"] == "progress":
+                data = event["data"]
+                steps.append((data["node"], data["value"], data["max"]))
+                if data["value"] == cancel_after:
+                    await session.post(server.url + "/interrupt")
+            if event["type"] in ("execution_success", "execution_interrupted", "execution_error"):
+                break
+    return await asyncio.to_thread(server.wait, prompt_id), steps, previews
+
+
+SAMPLERS = ("MGV_SampleVideo", "MGV_Regenerate", "MGV_MaskGuidedExtend")
+
+
+def with_sampler(prompt, kind, info):
+    """The graph with a sampler of ours as node 10, its widgets as they begin."""
+
+    def node(kind, **inputs):
+        return {"class_type": kind, "inputs": dict(later_widgets(inputs_of(info[kind]), {})) | inputs}
+
+    changed, steps = copy.deepcopy(prompt), prompt["10"]["inputs"]["steps"]
+    if kind == "MGV_MaskGuidedExtend":
+        parts = {"model": ["1", 0], "clip": ["1", 1], "vae": ["1", 2], "guide": ["20", 0]}
+        size = {"rounds": 1, "frames": 4, "width": 32, "height": 32}
+        changed["20"] = node("MGV_DynamicMaskGuidance", mask=["7", 0], phrases="red ball")
+        changed["10"] = node(kind, **parts, **size, steps=steps, prompt="a red ball moves left on sand")
+        changed["11"] = node("PreviewImage", images=["10", 0])
+    else:
+        wires = {"positive": ["2", 0], "negative": ["3", 0], "noise": ["4", 0], "latent": ["4", 1]}
+        changed["10"] = node(kind, model=["9", 0], **wires, steps=steps)
+    return changed
+
+
+class TestWhileItRuns:
+    """What the user sees while a sampler runs, and that it can be stopped."""
+
+    @pytest.mark.parametrize("kind", ["KSampler", *SAMPLERS])
+    def test_every_step_moves_the_bar_and_shows_a_picture(self, server, object_info, toybox_folder, kind):
+        from PIL import Image
+
+        prompt = sampling_prompt(4, seed=7, prefix="watched")
+        if kind != "KSampler":
+            prompt = with_sampler(prompt, kind, object_info)
+        run, steps, previews = asyncio.run(watched(server, prompt))
+        assert run.succeeded, run.error
+        assert [value for node, value, of in steps if node == "10" and of == 4][:4] == [1, 2, 3, 4]
+        assert len(previews) >= 4
+        for preview in previews:
+            with Image.open(io.BytesIO(preview)) as picture:
+                assert picture.width == picture.height > 0
+
+    @pytest.mark.parametrize("kind", SAMPLERS)
+    def test_it_stops_between_steps(self, server, object_info, toybox_folder, kind):
+        prompt = with_sampler(sampling_prompt(500, seed=8), kind, object_info)
+        run, steps, _ = asyncio.run(watched(server, prompt, cancel_after=3))
+        assert "execution_interrupted" in run.messages
+        assert max(value for node, value, _ in steps if node == "10") < 100
+
+
 class TestSampling:
     def test_core_sampler_and_ours_agree(self, server, toybox_folder):
         prompt = sampling_prompt(3, prefix="core", model_from="plain")
@@ -179,7 +262,7 @@ class TestSampling:
 
     def test_cancel_in_the_middle_leaves_the_model_clean(self, server, toybox_folder):
         before = saved_latents(server, server.run(sampling_prompt(5, prefix="before")))
-        run = asyncio.run(self._cancel_after_some_steps(server, sampling_prompt(500, seed=2, prefix="never")))
+        run, _, _ = asyncio.run(watched(server, sampling_prompt(500, seed=2, prefix="never"), cancel_after=3))
         assert "execution_interrupted" in run.messages
         # Another prefix and seed order: neither the sampler's node nor its result can come from the cache.
         other = sampling_prompt(5, seed=3, prefix="other")
@@ -187,22 +270,6 @@ class TestSampling:
         again = server.run(sampling_prompt(5, prefix="again"))
         assert "10" not in again.cached
         assert torch.equal(before, saved_latents(server, again))
-
-    async def _cancel_after_some_steps(self, server, prompt):
-        import aiohttp
-
-        address = server.url.replace("http", "ws") + "/ws?clientId=test"
-        async with aiohttp.ClientSession() as session, session.ws_connect(address) as socket:
-            answer = await session.post(server.url + "/prompt", json={"prompt": prompt, "client_id": "test"})
-            prompt_id = (await answer.json())["prompt_id"]
-            async for message in socket:
-                if message.type != aiohttp.WSMsgType.TEXT:
-                    continue
-                event = json.loads(message.data)
-                if event["type"] == "progress" and event["data"]["value"] >= 3:
-                    await session.post(server.url + "/interrupt")
-                    break
-        return await asyncio.to_thread(server.wait, prompt_id)
 
     def test_errors_are_one_clear_sentence(self, server, toybox_folder):
         prompt = sampling_prompt(2, prefix="error", mode="cross_text")
