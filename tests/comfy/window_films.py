@@ -14,6 +14,7 @@ from torch import Tensor
 
 # Conditions with frames: their size, and the axis of the frames; -1 is where it goes.
 CONDITIONS: dict[str, dict[str, tuple[int, ...]]] = {
+    "cogvideox_image": {"concat_latent_image": (1, 16, -1, 8, 12)},
     "wan_image": {"concat_latent_image": (1, 16, -1, 8, 12), "concat_mask": (1, 4, -1, 8, 12)},
     "wan_camera": {"concat_latent_image": (1, 16, -1, 8, 12), "camera_conditions": (1, 24, -1, 64, 96)},
     "wan_vace": {"vace_frames": (1, 32, -1, 8, 12)},
