@@ -6,6 +6,7 @@ A pack is looked for in the folder that ``COMFYUI_PACKS`` names, else in ``~/com
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import sys
@@ -52,7 +53,7 @@ def load_pack(comfy_folder: Path, name: str, module_name: str, *needs: str) -> M
     folder = pack_folder(comfy_folder, name)
     for package in needs:
         pytest.importorskip(package, reason=f"{name} needs {package}")
-    _make_server()
+    _make_server(comfy_folder)
     spec = importlib.util.spec_from_file_location(
         module_name, folder / "__init__.py", submodule_search_locations=[str(folder)]
     )
@@ -71,11 +72,15 @@ def run_node(pack: ModuleType, node: str, **inputs: Any) -> Any:
     return getattr(instance, instance.FUNCTION)(**inputs)[0]
 
 
-def _make_server() -> None:
+def _make_server(comfy_folder: Path) -> None:
     """Packs add routes to the server when they are imported; this one never runs."""
     import asyncio
 
-    import server
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(comfy_folder))
+        # First, as the host's main program does: older nodes put the folder ``comfy`` with another one in front.
+        importlib.import_module("utils.install_util")
+        import server
 
     if getattr(server.PromptServer, "instance", None) is None:
         server.PromptServer(asyncio.new_event_loop())
