@@ -25,8 +25,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 HOSTS = ("~/comfy/ComfyUI", "~/comfy/ComfyUI-oldest")
 HOST_TESTS = "tests/comfy"
-# What the tests ask for that ComfyUI does not.
-EXTRAS = ("playwright>=1.40",)
+# What the tests ask for that ComfyUI does not: gguf for the pack of that name beside ours.
+EXTRAS = ("gguf>=0.13", "playwright>=1.40")
 NO_TESTS = 5
 
 

@@ -10,12 +10,13 @@ import sys
 import venv
 from pathlib import Path
 
+import on_hosts
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 # ComfyUI's own modules, found on its path when it runs.
 HOST_MODULES = {"comfy", "comfy_api", "comfy_extras", "folder_paths", "latent_preview", "node_helpers", "nodes"}
-HOST_MODULES |= {"execution", "server"}
+HOST_MODULES |= {"comfy_execution", "execution", "server"}
 # What ComfyUI's requirements.txt brings; only tests that run with it may import them.
 HOST_PACKAGES = {"aiohttp", "sentencepiece"}
 # Modules that do not have their package's name.
@@ -93,6 +94,7 @@ def test_extras_are_those_of_the_installer():
     assert lists["guarded"] == list(install.GUARDED)
     assert lists["grounding-dino"] == list(install.GROUNDING_DINO)
     assert {name: tuple(lists[name]) for name in install.EXTRAS} == install.EXTRAS
+    assert lists["test-comfyui"] == list(on_hosts.EXTRAS)
     assert {line.split(">=")[0] for line in install.all_extras()} <= set(install.OPTIONAL)
     others = {"dependencies", "guarded", "grounding-dino", "test", "test-comfyui", "comparison"}
     assert set(lists) == {*install.EXTRAS, *others}
