@@ -181,6 +181,17 @@ def test_host_offers_the_workflows(server, root):
     assert set(server.get("/workflow_templates")["mask-guided-video"]) == bundled
 
 
+def test_host_and_manager_read_the_metadata(root):
+    """With core's own reader, on which ComfyUI Manager builds."""
+    from comfy_config.config_parser import extract_node_configuration
+
+    found = extract_node_configuration(str(root))
+    assert (found.project.name, found.tool_comfy.publisher_id) == ("mask-guided-video", "mask-guided-video")
+    assert found.tool_comfy.display_name == "Mask-Guided Video" and found.tool_comfy.icon.endswith("/icon.png")
+    assert found.project.supported_comfyui_version == ">=0.20.1" and "torch>=2.1" in found.project.dependencies
+    assert found.project.urls.repository.startswith("https://github.com/")
+
+
 def test_locales_parse(root):
     for path in (root / "locales").rglob("*.json"):
         assert isinstance(json.loads(path.read_text(encoding="utf-8")), dict), path
