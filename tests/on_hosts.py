@@ -111,11 +111,13 @@ def run(python: Path, arguments: Sequence[str], results: Path, comfyui: Path | N
     return subprocess.run(command, cwd=ROOT, env=variables).returncode
 
 
-def closing_line(files: Iterable[Path]) -> str:
-    """The sum of several runs, in the form in which pytest closes one."""
+def closing_line(files: Iterable[Path], lost: int = 0) -> str:
+    """The sum of several runs, in the form in which pytest closes one; a run that left no results is an error."""
     keys = ("tests", "failures", "errors", "skipped", "time")
     suites = [suite for file in files for suite in ElementTree.parse(file).getroot().iter("testsuite")]
     total = {key: sum(float(suite.get(key) or 0) for suite in suites) for key in keys}
+    total["tests"] += lost
+    total["errors"] += lost
     passed = total["tests"] - total["failures"] - total["errors"] - total["skipped"]
     counts = {"failed": total["failures"], "passed": passed, "skipped": total["skipped"], "errors": total["errors"]}
     words = ", ".join(f"{count:.0f} {word}" for word, count in counts.items() if count)
@@ -129,7 +131,7 @@ def main(arguments: Sequence[str]) -> int:
         sys.stdout.write("".join(f"{folder}\n" for folder in folders))
         return 0
     alone, hosted = split(arguments) if folders else (list(arguments), None)
-    statuses = []
+    statuses, lost = [], 0
     with tempfile.TemporaryDirectory() as temporary:
         results = Path(os.environ.get("TEST_RESULTS") or temporary)
         if alone is not None:
@@ -141,13 +143,16 @@ def main(arguments: Sequence[str]) -> int:
             except ValueError as error:
                 sys.stdout.write(f"on_hosts.py: {error}\n")
                 statuses.append(1)
+                lost += 1
                 continue
             sys.stdout.write(f"\nThe tests with ComfyUI {version} in {folder}:\n")
             sys.stdout.flush()
-            statuses.append(run(python, hosted, results / f"comfyui-{version}.xml", folder))
+            result = results / f"comfyui-{version}.xml"
+            statuses.append(run(python, hosted, result, folder))
+            lost += not result.is_file()
         files = sorted(results.glob("*.xml"))
-        if len(files) > 1:
-            sys.stdout.write(closing_line(files) + "\n")
+        if len(files) + lost > 1:
+            sys.stdout.write(closing_line(files, lost) + "\n")
     bad = [status for status in statuses if status not in (0, NO_TESTS)]
     # A run that was killed has a negative one.
     return abs(bad[0]) if bad else min(statuses)
