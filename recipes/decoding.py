@@ -81,9 +81,10 @@ def decoded_pictures(path: Path) -> list[Image.Image]:
     """
     from PIL import Image, ImageOps, ImageSequence
 
+    if path.is_dir():
+        raise ValueError(f"{str(path)!r} is a folder; give a file.")
     if not path.is_file():
-        kind = "a folder; give a file" if path.is_dir() else "no picture; check the path"
-        raise ValueError(f"{str(path)!r} is {kind}.")
+        raise ValueError(f"there is no picture {str(path)!r}; check the path.")
     try:
         with Image.open(path) as picture:
             return [ImageOps.exif_transpose(page).copy() for page in ImageSequence.Iterator(picture)]

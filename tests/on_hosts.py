@@ -20,7 +20,9 @@ import sysconfig
 import tempfile
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 HOSTS = ("~/comfy/ComfyUI", "~/comfy/ComfyUI-oldest")
@@ -104,11 +106,42 @@ def split(arguments: Sequence[str]) -> tuple[list[str] | None, list[str] | None]
     return ([*alone, *options] if alone else None), ([*hosted, *options] if hosted else None)
 
 
-def run(python: Path, arguments: Sequence[str], results: Path, comfyui: Path | None = None) -> int:
-    """Run pytest, keep its results in the file ``results``, and return its exit status."""
+def run(python: Path, arguments: Sequence[str], results: Path, comfyui: Path | None = None, log: Any = None) -> int:
+    """Run pytest, keep its results in the file ``results``, and return its exit status; it writes into ``log``."""
     variables = dict(os.environ) if comfyui is None else {**os.environ, "COMFYUI_PATH": str(comfyui)}
     command = [str(python), "-m", "pytest", f"--junitxml={results}", *arguments]
-    return subprocess.run(command, cwd=ROOT, env=variables).returncode
+    return subprocess.run(command, cwd=ROOT, env=variables, stdout=log, stderr=log).returncode
+
+
+def host_results(results: Path, comfyui: Path) -> Path:
+    """The file that keeps the results with one ComfyUI."""
+    return results / f"comfyui-{comfyui_version(comfyui)}.xml"
+
+
+def run_on_hosts(hosts: Sequence[tuple[Path, Path]], arguments: Sequence[str], results: Path) -> list[int]:
+    """Run pytest with each ComfyUI, given with its Python: a single one aloud, several side by side, told one by one."""
+
+    def run_one(comfyui: Path, python: Path) -> int:
+        title = f"\nThe tests with ComfyUI {comfyui_version(comfyui)} in {comfyui}:\n"
+        file = host_results(results, comfyui)
+        if len(hosts) == 1:
+            sys.stdout.write(title)
+            sys.stdout.flush()
+            return run(python, arguments, file, comfyui)
+        with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
+            status = run(python, arguments, file, comfyui, log)
+            log.seek(0)
+            sys.stdout.write(title + log.read())
+            sys.stdout.flush()
+        return status
+
+    if len(hosts) > 1:
+        # Side by side each gets its share of the cores; models this small gain next to nothing from more.
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        sys.stdout.write(f"\nRunning the tests with {len(hosts)} versions of ComfyUI side by side ...\n")
+        sys.stdout.flush()
+    with ThreadPoolExecutor(max(len(hosts), 1)) as pool:
+        return list(pool.map(lambda host: run_one(*host), hosts))
 
 
 def closing_line(files: Iterable[Path], lost: int = 0) -> str:
@@ -136,20 +169,16 @@ def main(arguments: Sequence[str]) -> int:
         results = Path(os.environ.get("TEST_RESULTS") or temporary)
         if alone is not None:
             statuses.append(run(Path(sys.executable), alone, results / "alone.xml"))
+        hosts: list[tuple[Path, Path]] = []
         for folder in folders if hosted is not None else []:
-            version = comfyui_version(folder)
             try:
-                python = environment(folder)
+                hosts.append((folder, environment(folder)))
             except ValueError as error:
                 sys.stdout.write(f"on_hosts.py: {error}\n")
                 statuses.append(1)
                 lost += 1
-                continue
-            sys.stdout.write(f"\nThe tests with ComfyUI {version} in {folder}:\n")
-            sys.stdout.flush()
-            result = results / f"comfyui-{version}.xml"
-            statuses.append(run(python, hosted, result, folder))
-            lost += not result.is_file()
+        statuses += run_on_hosts(hosts, hosted or [], results)
+        lost += sum(not host_results(results, folder).is_file() for folder, _ in hosts)
         files = sorted(results.glob("*.xml"))
         if len(files) + lost > 1:
             sys.stdout.write(closing_line(files, lost) + "\n")

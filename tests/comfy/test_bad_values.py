@@ -129,21 +129,16 @@ def test_a_mask_batch_of_nothing():
         mask_in_frame(torch.zeros(0, 4, 4), 0)
 
 
-def test_a_tuned_model_outlives_a_full_disk(native, tmp_path, monkeypatch, caplog):
+def test_a_tuned_model_outlives_a_full_disk(native, tmp_path, monkeypatch, caplog, small_files):
     import folder_paths
 
     from mask_guided_video.nodes import motion
 
-    resource = pytest.importorskip("resource")
     monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", ([str(tmp_path)], {".safetensors"}))
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     from mask_guided_video.video_models.motion_files import MotionFile, MotionInfo
 
     made = MotionFile("a", MotionInfo("lora", "tiny", "", (), 8), {"a": torch.zeros(1000)})
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
-    try:
+    with small_files(1000):
         report = motion._written(made, tmp_path / "a.safetensors")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert report.startswith("NOT WRITTEN: 'a.safetensors' cannot be written") and "NOT WRITTEN" in caplog.text
     assert motion._written(made, tmp_path / "a.safetensors") == "written to loras/a.safetensors"

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from contextlib import ExitStack
 
 import pytest
 import torch
@@ -214,22 +215,17 @@ def test_a_motion_that_cannot_be_written_is_said_before_training(cli, train, tmp
     assert "has room for 100 bytes and the tuned tensors take" in capsys.readouterr().err and steps_done(tmp_path) == 0
 
 
-def test_a_disk_that_fills_up_meanwhile_keeps_the_checkpoint(cli, train, tmp_path, monkeypatch, capsys):
-    resource = pytest.importorskip("resource")
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+def test_a_disk_that_fills_up_meanwhile_keeps_the_checkpoint(cli, train, tmp_path, monkeypatch, capsys, small_files):
     tune = train_motion.tune_motion
+    with monkeypatch.context() as patched, ExitStack() as full:
 
-    def filled(*values, **named):
-        result = tune(*values, **named)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limits[1]))
-        return result
+        def filled(*values, **named):
+            result = tune(*values, **named)
+            full.enter_context(small_files(5000))
+            return result
 
-    with monkeypatch.context() as patched:
         patched.setattr(train_motion, "tune_motion", filled)
-        try:
-            assert cli.main(train("a.safetensors")) == 2
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert cli.main(train("a.safetensors")) == 2
     error = capsys.readouterr().err
     assert "a.safetensors' (File too large); the last checkpoint in" in error and error.count("\n") == 1
     assert not (tmp_path / "a.safetensors").exists()

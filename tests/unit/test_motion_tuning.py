@@ -249,14 +249,10 @@ def test_shares_of_the_settings(tiny_video_model):
     assert 75 <= sum(bool(given.patches) for given in made) <= 125
 
 
-def test_full_disk_leaves_the_last_good_checkpoint(tiny_video_model, tmp_path, caplog):
-    resource = pytest.importorskip("resource")
+def test_full_disk_leaves_the_last_good_checkpoint(tiny_video_model, tmp_path, caplog, small_files):
     tune(run_of(tiny_video_model, tmp_path), tiny_video_model.unet, stop_at=2)
     good = (tmp_path / "checkpoint.pt").read_bytes()
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    # Files end at a thousand bytes.
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
-    try:
+    with small_files(1000):
         with caplog.at_level(logging.WARNING):
             run = run_of(tiny_video_model, tmp_path)
             tune(run, tiny_video_model.unet)
@@ -264,8 +260,6 @@ def test_full_disk_leaves_the_last_good_checkpoint(tiny_video_model, tmp_path, c
         assert "step 4 could not be written" in caplog.text and "File too large" in caplog.text
         with pytest.raises(OSError, match="File too large.*the last one is still there"):
             save_checkpoint(tmp_path / "checkpoint.pt", {"values": torch.zeros(1000)})
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
 
 

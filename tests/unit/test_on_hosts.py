@@ -65,9 +65,11 @@ def runs(monkeypatch, tmp_path):
     (tmp_path / "results").mkdir()
     ran, statuses = [], {}
 
-    def run(python, arguments, results, comfyui=None):
+    def run(python, arguments, results, comfyui=None, log=None):
         ran.append((arguments, comfyui))
         numbers = 'tests="10" failures="1" errors="0" skipped="2" time="1.5"'
+        if log is not None:
+            log.write(f"{comfyui.name} says so\n")
         results.write_text(f"<testsuites><testsuite {numbers} /></testsuites>")
         return statuses.get(comfyui and comfyui.name, 0)
 
@@ -79,8 +81,14 @@ def test_each_checkout_gets_its_run_and_the_last_line_is_the_sum(runs, capsys):
     ran, statuses, folders = runs
     assert on_hosts.main(["-q"]) == 0
     hosted = ["tests/comfy", UNIT_WITH_COMFYUI, "-q"]
-    assert ran == [(["tests/unit", "-q"], None), (hosted, folders[0]), (hosted, folders[1])]
-    assert capsys.readouterr().out.splitlines()[-1].strip("= ") == "3 failed, 21 passed, 6 skipped in 4.50s"
+    # Those with ComfyUI run side by side.
+    assert ran[0] == (["tests/unit", "-q"], None)
+    assert sorted(ran[1:], key=lambda entry: entry[1]) == [(hosted, folders[0]), (hosted, folders[1])]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1].strip("= ") == "3 failed, 21 passed, 6 skipped in 4.50s"
+    for folder in folders:
+        title = lines.index(f"The tests with ComfyUI {folder.name} in {folder}:")
+        assert lines[title + 1] == f"{folder.name} says so"
 
 
 @pytest.mark.parametrize(

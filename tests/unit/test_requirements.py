@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent.parent
 # ComfyUI's own modules, found on its path when it runs.
 HOST_MODULES = {"comfy", "comfy_api", "comfy_extras", "folder_paths", "latent_preview", "node_helpers", "nodes"}
-HOST_MODULES |= {"comfy_execution", "execution", "server"}
+HOST_MODULES |= {"comfy_config", "comfy_execution", "execution", "server", "utils"}
 # What ComfyUI's requirements.txt brings; only tests that run with it may import them.
 HOST_PACKAGES = {"aiohttp", "sentencepiece"}
 # Modules that do not have their package's name.

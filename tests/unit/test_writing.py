@@ -25,16 +25,6 @@ from mask_guided_video.weight_files.writing import (
 fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 
 
-@pytest.fixture
-def small_files():
-    """Files end at a thousand bytes, as on a full disk."""
-    resource = pytest.importorskip("resource")
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
-
 def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
@@ -54,20 +44,22 @@ def kill_myself():
 
 class TestFullDisks:
     def test_the_sentence_names_what_a_user_knows(self, tmp_path, small_files):
-        with pytest.raises(NotWritten) as caught, stage_in(tmp_path) as stage, replacing(stage / "film.mp4") as file:
-            file.write_bytes(bytes(5000))
+        with small_files(1000), pytest.raises(NotWritten) as caught, stage_in(tmp_path) as stage:
+            with replacing(stage / "film.mp4") as file:
+                file.write_bytes(bytes(5000))
         text = str(caught.value)
         assert text.startswith(f"'film.mp4' cannot be written to '{tmp_path}' (File too large); make room there")
         assert STAGE not in text and names(tmp_path) == []
 
     def test_tensors_too(self, tmp_path, small_files):
-        with pytest.raises(OSError, match=r"'a.safetensors' cannot be written to .* \(File too large\)"):
+        message = r"'a.safetensors' cannot be written to .* \(File too large\)"
+        with small_files(1000), pytest.raises(OSError, match=message):
             write_tensors(tmp_path / "a.safetensors", {"a": torch.zeros(1000)}, {})
         assert names(tmp_path) == []
 
     def test_what_was_there_stays(self, tmp_path, small_files):
         (tmp_path / "a.txt").write_text("old")
-        with pytest.raises(NotWritten), replacing(tmp_path / "a.txt") as file:
+        with small_files(1000), pytest.raises(NotWritten), replacing(tmp_path / "a.txt") as file:
             file.write_bytes(bytes(5000))
         assert (tmp_path / "a.txt").read_text() == "old"
 
