@@ -212,11 +212,20 @@ def test_every_test_asserts(path):
         # Warnings made into errors are a check too.
         return "assert" in text or text in ("pytest.raises", "pytest.warns", "warnings.simplefilter")
 
-    helpers = {
-        node.name
-        for node in ast.walk(tree(path))
-        if isinstance(node, ast.FunctionDef) and not node.name.startswith("test_") and any(map(checks, ast.walk(node)))
-    }
+    def helpers_in(file: Path) -> set[str]:
+        return {
+            node.name
+            for node in ast.walk(tree(file))
+            if isinstance(node, ast.FunctionDef)
+            and not node.name.startswith("test_")
+            and any(map(checks, ast.walk(node)))
+        }
+
+    helpers = helpers_in(path)
+    for node in ast.walk(tree(path)):
+        beside = path.with_name(f"{node.module}.py") if isinstance(node, ast.ImportFrom) else None
+        if beside is not None and beside.is_file():
+            helpers |= helpers_in(beside) & {entry.name for entry in node.names}
     idle = [
         node.name
         for node in ast.walk(tree(path))
