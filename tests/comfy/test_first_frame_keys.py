@@ -91,7 +91,8 @@ class WholeFilm(DenseReference):
             t.unflatten(0, (-1, frames)).transpose(1, 2).flatten(2, 3).to(torch.float32).double() for t in (q, k, v)
         )
         bias = torch.stack([self.bias(call, chunk, prompt) for chunk, prompt in self.of_chunks()]).double()
-        bias = bias.repeat_interleave(len(q) // len(bias), dim=0)[:, None]
+        # Where guides ask apart these are the queries before theirs.
+        bias = bias.repeat_interleave(len(q) // len(bias), dim=0)[:, None, : q.shape[2]]
         given = named.get("mask")
         if given is not None:
             bias = bias + (given[None, None] if given.ndim == 2 else given[:, None] if given.ndim == 3 else given)
@@ -120,7 +121,8 @@ class WholeFilm(DenseReference):
                 out[rows, start + other * size : start + (other + 1) * size] = count.log()
         for pairs in self.pairs:
             of_masks = pairs.bias(call, chunk, prompt)
-            out += 0.0 if of_masks is None else of_masks[0]
+            if of_masks is not None:
+                out[: of_masks.shape[1]] += of_masks[0]
         return out
 
 
@@ -147,7 +149,8 @@ def test_films_equal_attention_over_all_pairs(name: str, source: str) -> None:
     assert relative(found["positive"], first_predictions(model, model.patcher)["positive"]) > CLEAR
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+# Animate 2's frames ask one by one, which leaves nothing to choose.
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "wan_animate2"])
 def test_masks_follow_the_keys_in_every_family(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guidance_plan, "DENSE_PAIRS", 0)
     model, guide, spans = tiny(name), guide_of(name, "separate"), spans_of(name)
