@@ -7,6 +7,8 @@ ComfyUI is looked for at ``COMFYUI_PATH``, which may name several folders separa
 and ~/comfy/ComfyUI-oldest. Versions of ComfyUI ask for different packages, so each gets an environment of its own,
 ``.venv-comfyui-VERSION``; torch and whatever else fits is shared with the Python that runs this.
 
+Several run side by side, the tests in a browser with the newest one alone (``-m`` overrules that).
+
 ``TEST_RESULTS`` may name a folder that keeps the results; the last line is the sum of all that are there.
 """
 
@@ -52,6 +54,11 @@ def comfyui_version(folder: Path) -> str:
     path = folder / "comfyui_version.py"
     found = re.search(r"__version__ = \"([\w.+-]+)\"", path.read_text(encoding="utf-8")) if path.is_file() else None
     return found[1] if found else folder.name
+
+
+def release(folder: Path) -> tuple[int, ...]:
+    """The numbers of a checkout's version, to tell which is the newer one."""
+    return tuple(int(number) for number in re.findall(r"\d+", comfyui_version(folder)))
 
 
 def comfyui_requirements(text: str) -> list[str]:
@@ -121,6 +128,8 @@ def host_results(results: Path, comfyui: Path) -> Path:
 def run_on_hosts(hosts: Sequence[tuple[Path, Path]], arguments: Sequence[str], results: Path) -> list[int]:
     """Run pytest with each ComfyUI, given with its Python: a single one aloud, several side by side, told one by one."""
 
+    newest = max((comfyui for comfyui, _ in hosts), key=release, default=None)
+
     def run_one(comfyui: Path, python: Path) -> int:
         title = f"\nThe tests with ComfyUI {comfyui_version(comfyui)} in {comfyui}:\n"
         file = host_results(results, comfyui)
@@ -128,8 +137,10 @@ def run_on_hosts(hosts: Sequence[tuple[Path, Path]], arguments: Sequence[str], r
             sys.stdout.write(title)
             sys.stdout.flush()
             return run(python, arguments, file, comfyui)
+        # The frontend that people meet is the newest one's, and a browser takes a core for itself.
+        chosen = ["-m", "not browser"] if comfyui != newest and "-m" not in arguments else []
         with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
-            status = run(python, arguments, file, comfyui, log)
+            status = run(python, [*arguments, *chosen], file, comfyui, log)
             log.seek(0)
             sys.stdout.write(title + log.read())
             sys.stdout.flush()
