@@ -64,6 +64,16 @@ class Server:
     def run(self, prompt: dict[str, Any]) -> Run:
         return self.wait(self.queue(prompt))
 
+    def empty_cache(self) -> None:
+        """Forget all results: of nodes whose results are cached, the history has no outputs.
+
+        ComfyUI does so after the next prompt, or within ten seconds of the last one; here after an empty one.
+        """
+        self.post("/free", {"free_memory": True})
+        picture = {"class_type": "EmptyImage", "inputs": {"width": 8, "height": 8, "batch_size": 1, "color": 0}}
+        shown = {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}}
+        assert self.run({"1": picture, "2": shown}).succeeded
+
     def log(self) -> str:
         return (self.folder / "log.txt").read_text(encoding="utf-8", errors="replace")
 

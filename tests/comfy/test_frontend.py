@@ -112,16 +112,6 @@ def comparable(host, entry):
     return [frame.shape for frame in frames] if entry["filename"].endswith(".mp4") else frames[0].tobytes()
 
 
-def empty_cache(host):
-    """ComfyUI empties its cache after the next prompt or within ten seconds of the last one; here after an empty one."""
-    host.post("/free", {"free_memory": True})
-    graph = {
-        "1": {"class_type": "EmptyImage", "inputs": {"width": 8, "height": 8, "batch_size": 1, "color": 0}},
-        "2": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}},
-    }
-    assert host.run(graph).succeeded
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TOYBOX)
 def test_run_gives_the_result_of_the_api(host, page, info, toybox_folder, name):
@@ -133,7 +123,7 @@ def test_run_gives_the_result_of_the_api(host, page, info, toybox_folder, name):
     assert any(isinstance(entry, bytes) for output in found.values() for entry in output.get("images", []))
     # The same again, with nothing from the cache.
     prompt = prompt_of(short, info)
-    empty_cache(host)
+    host.empty_cache()
     by_api = host.run(prompt)
     assert by_api.cached == set() and results(host, by_api) == found
     # Core's cache knows a node again by all that it is made of, and then shows what its outputs showed.

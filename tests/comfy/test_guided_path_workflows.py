@@ -250,6 +250,7 @@ class TestNative:
         for number in bundled.nodes_of(plain, "MGV_MaskMetrics"):
             del plain[number]
         del plain[numbered(name, "Tinted: where it is, dashed: where it should be")]
+        host.empty_cache()
         run = host.run(plain)
         assert run.succeeded, run.error
         assert torch.equal(bundled.latents(host, run, FILM), bundled.latents(host, run, FREE))
@@ -258,6 +259,7 @@ class TestNative:
 @pytest.mark.parametrize("name", [ANIMATEDIFF])
 def test_the_first_mask_makes_the_first_frame_and_the_film_keeps_it(name, host, info, to_prompt, toybox_folder):
     prompt = small_prompt(name, info, to_prompt)
+    host.empty_cache()
     run = host.run(prompt)
     assert run.succeeded, run.error
     film, first = (bundled.latents(host, run, key) for key in (FILM, FIRST))
