@@ -174,7 +174,7 @@ def build_cogvideox(config_name: str, **settings: Any) -> Any:
     """CogVideoX whose attention is heard in what comes out: its gates are small where weights are random."""
     patcher = build(config_name, {**COGVIDEOX, **settings})
     for block in patcher.model.diffusion_model.blocks:
-        block.attn_out.weight.mul_(100.0)
+        block.attn_out.weight.mul_(300.0)
     return patcher
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from dense_reference import CALLS, OVERRIDE, DenseGuide, DenseReference
-from native_guides import dense, first_predictions, guide_of, patched, relative, spans_of
+from native_guides import dense, first_predictions, guide_of, left_alone, patched, relative, spans_of
 from native_models import BUILDERS, TinyModel, tiny
 from torch import Tensor
 
@@ -28,6 +28,8 @@ WITH_WORDS = [name for name in BOTH_PROMPTS if CALLS[name].has_words]
 SEVERAL_FILMS = [
     name for name in BOTH_PROMPTS if tiny(name).window_axis == 2 and "vace_frames" not in tiny(name).extras
 ]
+# Calls that the host gives no options: music and speech, which nobody can guide.
+UNSEEN = {"wan_dancer": 3, "wan_speech": 1}
 EXACT = 1e-4
 CLEAR = 1e-3
 BACKENDS = ("attention_basic", "attention_split", "attention_sub_quad", "attention_pytorch")
@@ -156,10 +158,10 @@ def test_all_attention_backends_agree(name: str) -> None:
         with pytest.MonkeyPatch.context() as patches:
             called = use_backend(patches, backend)
             plain = first_predictions(model, model.patcher)
-            assert len(called) == len(CALLS[name].each)
+            assert len(called) == len(CALLS[name].each) + UNSEEN.get(name, 0)
             guided = first_predictions(model, patched(model, guide, spans))
             agree(guided, expected)
-            assert torch.equal(guided["negative"], plain["negative"])
+            assert left_alone(name, guided["negative"], plain["negative"])
 
 
 @pytest.mark.parametrize("name", ["wan", "ltx", "hunyuan_masked", "mochi", "cosmos", "sd15", "svd"])
