@@ -31,7 +31,8 @@ from mask_guided_video.backbones.registry import install_patches, require_suppor
 pytestmark = [pytest.mark.comfy, pytest.mark.usefixtures("as_in_a_node")]
 
 FAMILIES = sorted(name for name in BUILDERS if "C" in CALLS[name].order)
-WINDOWED = sorted(set(FAMILIES) - NOT_CUT_BY_THE_HOST)
+# Animate 2's frames ask one by one, so that a window has fewer calls than the reference counts.
+WINDOWED = sorted(set(FAMILIES) - NOT_CUT_BY_THE_HOST - {"wan_animate2"})
 # Of the output's range, in single precision; and what a schedule changes at least.
 EXACT, CLEAR = 1e-4, 1e-3
 RED, BLUE = "a red ball moves left on sand", "a blue square stays still and moves"
