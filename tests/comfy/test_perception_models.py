@@ -355,9 +355,17 @@ class TestDetectObjects:
         assert len(boxes) == 1 and len(report.splitlines()) == 200
         assert all(any(box["label"] == "red ball" for box in found) for found in boxes) or ask == "together"
 
-    @pytest.mark.parametrize("phrases", ["", "  ", " , ", ".\n;"])
-    def test_no_phrases(self, clip, phrases):
-        with pytest.raises(ValueError, match="write at least one thing to find"):
+    @pytest.mark.parametrize(
+        ("phrases", "message"),
+        [
+            ("", "write at least one thing to find"),
+            ("  ", "write at least one thing to find"),
+            (" , ", "phrases is ' , ', which names nothing; write what is meant"),
+            (".\n;", "which names nothing; write what is meant"),
+        ],
+    )
+    def test_no_phrases(self, clip, phrases, message):
+        with pytest.raises(ValueError, match=message):
             detect(clip, phrases=phrases)
 
     def test_four_channels_one_frame_odd_size(self, clip):

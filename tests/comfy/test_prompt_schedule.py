@@ -204,10 +204,10 @@ def test_models_without_cross_attention_of_text_are_refused(name: str, message: 
         schedule_prompts(tiny(name).patcher, None, (0, 4), (RED, BLUE), 2)
 
 
-def test_joint_families_are_those_with_joint_sites() -> None:
-    for name in BUILDERS:
-        family, _ = require_supported(tiny(name).patcher)
-        assert isinstance(family, Family) and family.joint_text == ("J" in CALLS[name].order)
+@pytest.mark.parametrize("name", sorted(BUILDERS))
+def test_joint_families_are_those_with_joint_sites(name: str) -> None:
+    family, _ = require_supported(tiny(name).patcher)
+    assert isinstance(family, Family) and family.joint_text == ("J" in CALLS[name].order)
 
 
 def test_a_missing_text_encoder_is_named() -> None:
