@@ -526,7 +526,7 @@ def test_hunyuan_conditioning_of_another_prompt(hunyuan_clip) -> None:
 def test_bad_input_is_said_clearly(image_clip, t5_clip) -> None:
     clip = image_clip[0]
     with pytest.raises(
-        ValueError, match=r"'green ball' does not occur .* words are 'a', 'red', 'ball', 'sand'; use words"
+        ValueError, match=r"'green ball' does not occur .* words are 'a', 'red', 'ball', ',', 'sand'; use words"
     ):
         token_spans(clip, "a (red:1.3) ball, (sand)", ["red", "green ball"], FAMILY)
     # Weights are no words.
