@@ -54,28 +54,29 @@ class Recorder:
     """Hears all attention calls of a model and answers nothing."""
 
     heard: list[tuple[AttentionSite | None, Tensor, Tensor]] = field(default_factory=list)
-    site: AttentionSite | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Recorder:
         return self
 
     def __call__(self, attend: Attend, q: Tensor, k: Tensor, v: Tensor, site: AttentionSite) -> Tensor:
-        """As a patch of the pack: note the site of the call that follows."""
-        self.site = site
-        return attend(q, k, v, site)
+        """As a patch of the pack: note the call and its site; the result is nothing at all."""
+        self._note(site, q, k)
+        return q.new_zeros(*q.shape[:3], v.shape[3])
 
     def override(self, function: Any, *args: Any, **kwargs: Any) -> Tensor:
-        """As the attention itself: note the call; the result is nothing at all."""
+        """As the attention itself, for calls of which the pack says nothing."""
         named = {**dict(zip(("q", "k", "v", "heads"), args, strict=False)), **kwargs}
         q, k, v, heads = (named[name] for name in ("q", "k", "v", "heads"))
         if not named.get("skip_reshape"):
             q, k, v = (tensor.unflatten(-1, (heads, -1)).transpose(1, 2) for tensor in (q, k, v))
-        self.heard.append((self.site, *(tensor.transpose(1, 2).flatten(2).clone() for tensor in (q, k))))
-        self.site = None
+        self._note(None, q, k)
         shape = (q.shape[0], q.shape[2], heads * v.shape[3])
         if named.get("skip_output_reshape"):
             shape = (q.shape[0], heads, q.shape[2], v.shape[3])
-        return torch.zeros(shape, dtype=q.dtype)
+        return q.new_zeros(shape)
+
+    def _note(self, site: AttentionSite | None, q: Tensor, k: Tensor) -> None:
+        self.heard.append((site, *(tensor.transpose(1, 2).flatten(2).clone() for tensor in (q, k))))
 
 
 def see(model: TinyModel) -> list[SeenCall]:
