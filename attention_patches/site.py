@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 AttentionKind = Literal["self", "cross", "temporal", "joint"]
 FoldedAxis = Literal["none", "frames", "positions"]
@@ -106,6 +106,7 @@ def chunk_site(site: AttentionSite, chunk: int) -> AttentionSite:
     )
 
 
-# Called with the lengths of the query and the key sequence of each attention call, in the order in which a model makes
-# them; returns where that call stands, or None where nothing is known of it and it shall be left alone.
-SiteFinder: TypeAlias = Callable[[int, int], AttentionSite | None]
+# Called with the lengths of the query and the key sequence of each attention call and its ``transformer_options``, in the
+# order in which a model makes them; returns where that call stands, or None where nothing is known of it and it shall be
+# left alone.
+SiteFinder: TypeAlias = Callable[[int, int, Mapping[str, Any]], AttentionSite | None]

@@ -34,17 +34,21 @@ class ExpectedCall:
     Attributes:
         queries, keys: lengths of its sequences.
         site: where it stands; None for calls that are left alone, as those with image tokens.
+        block: the number that the host gives the block, in a sequence of several blocks.
     """
 
     queries: int
     keys: int
     site: AttentionSite | None
+    block: int | None = None
 
 
 class SiteSequence:
     """Finds sites by the order and the lengths of the calls that a block makes.
 
-    Both are needed: text may be as long as the film, and another pack may leave a call out.
+    Both are needed: text may be as long as the film, and another pack may leave a call out. Where the calls of several
+    blocks are expected and the host says which one is running, only that block's are considered: another pack may leave
+    out a whole block, or run one twice.
 
     Args:
         expected: the calls in their order.
@@ -58,9 +62,14 @@ class SiteSequence:
         for kind in {wanted.site.kind for wanted in expected if wanted.site is not None}:
             call.expected(kind)
 
-    def __call__(self, queries: int, keys: int) -> AttentionSite | None:
-        """Return the site of a call with these lengths, or None when it is none of the expected ones."""
-        for index in range(self._next, len(self._expected)):
+    def __call__(self, queries: int, keys: int, options: Mapping[str, Any]) -> AttentionSite | None:
+        """Return the site of a call with these lengths, or None when it is none of the expected ones.
+
+        Args:
+            queries, keys: lengths of the sequences of the call.
+            options: ``transformer_options`` of the call; some hosts say in ``block_index`` which block is running.
+        """
+        for index in self._indices(options.get("block_index")):
             call = self._expected[index]
             if (call.queries, call.keys) == (queries, keys):
                 self._next = index + 1
@@ -68,6 +77,14 @@ class SiteSequence:
                     self._found(call.site.kind)
                 return call.site
         return None
+
+    def _indices(self, block: int | None) -> Sequence[int]:
+        """The expected calls that the next one may be."""
+        own = [index for index, call in enumerate(self._expected) if call.block is not None and call.block == block]
+        if not own:
+            return range(self._next, len(self._expected))
+        # Past its own calls, or not yet at them, a block begins with its first one.
+        return range(self._next if own[0] <= self._next <= own[-1] else own[0], own[-1] + 1)
 
 
 # Makes the sequence of a block from the arguments that the block is called with.

@@ -1,7 +1,7 @@
 """Cosmos and Cosmos Predict2: self-attention over the film, cross-attention with the text.
 
 These networks have no hook around their blocks, but they make the same calls in the same order each time: so one
-sequence serves the whole pass.
+sequence serves the whole pass. Newer cores say which block of Predict2 is running.
 
 Source: Comfy-Org/ComfyUI, comfy/ldm/cosmos/model.py and predict2.py.
 """
@@ -39,14 +39,15 @@ class Cosmos(Family):
         grid = self.grids(network, call.latents, call.extras)[0]
         video, text = slice(0, grid.tokens), slice(0, call.text_length)
         expected: list[ExpectedCall] = []
-        for place, block in zip(places(self.block_names(network)), children(network, "blocks"), strict=True):
+        blocks = zip(places(self.block_names(network)), children(network, "blocks"), strict=True)
+        for number, (place, block) in enumerate(blocks):
             for kind in self._kinds(block):
                 if kind == "self":
                     site = self.site(call, grid, "self", place, video=video)
-                    expected.append(ExpectedCall(grid.tokens, grid.tokens, site))
+                    expected.append(ExpectedCall(grid.tokens, grid.tokens, site, number))
                 else:
                     site = self.site(call, grid, "cross", place, video=video, text=text)
-                    expected.append(ExpectedCall(grid.tokens, call.text_length, site))
+                    expected.append(ExpectedCall(grid.tokens, call.text_length, site, number))
         options[SITE_KEY] = SiteSequence(expected, call)
 
     @staticmethod

@@ -16,6 +16,9 @@ from native_models import BUILDERS, tiny
 from torch import Tensor
 
 from mask_guided_video.attention_patches import guidance_plan
+from mask_guided_video.attention_patches.site import AttentionSite
+from mask_guided_video.attention_patches.stack import Attend
+from mask_guided_video.backbones.registry import install_patches
 
 pytestmark = [pytest.mark.comfy, pytest.mark.usefixtures("as_in_a_node")]
 
@@ -128,6 +131,28 @@ def test_two_guides_add_up(name: str, modes: tuple[str, str]) -> None:
     for prompt in ("positive", "negative")[: 2 if model.cfg > 1.0 else 1]:
         assert relative(found[prompt], expected[prompt]) < EXACT
     assert relative(found["positive"], first_predictions(model, patched(model, first, spans))["positive"]) > CLEAR
+
+
+def test_blocks_that_run_in_another_order() -> None:
+    """Predict2 has no hook around its blocks; where the core says which one is running, others may come and go."""
+    model, named, found = tiny("cosmos_predict2"), [], []
+
+    def watch(attend: Attend, q: Tensor, k: Tensor, v: Tensor, site: AttentionSite) -> Tensor:
+        found.append((site.index, site.kind))
+        return attend(q, k, v, site)
+
+    def note(function: Any, *args: Any, **kwargs: Any) -> Tensor:
+        named.append(kwargs["transformer_options"].get("block_index"))
+        return function(*args, **kwargs)
+
+    patcher = model.patcher.clone()
+    patcher.model_options["transformer_options"][OVERRIDE] = note
+    patcher.add_object_patch("diffusion_model.blocks.0.forward", lambda hidden, *args, **kwargs: hidden)
+    first_predictions(model, install_patches(patcher, [watch]))
+    if None in named:
+        pytest.skip("this core does not say which block is running")
+    assert named and set(named) == {1}
+    assert set(found) == {(1, "self"), (1, "cross")} and len(found) == len(named)
 
 
 def test_every_family_with_block_hooks_is_here() -> None:

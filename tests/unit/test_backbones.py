@@ -59,22 +59,39 @@ def sequence(*expected: ExpectedCall) -> tuple[SiteSequence, list[str]]:
 
 def test_calls_are_told_apart_by_order_where_lengths_are_equal() -> None:
     sites, found = sequence(ExpectedCall(6, 6, SITE), ExpectedCall(6, 6, CROSS))
-    assert sites(6, 6) is SITE and sites(6, 6) is CROSS
-    assert sites(6, 6) is None and len(found) == 2
+    assert sites(6, 6, {}) is SITE and sites(6, 6, {}) is CROSS
+    assert sites(6, 6, {}) is None and len(found) == 2
 
 
 def test_a_call_that_is_left_out_is_passed_over() -> None:
     sites, _ = sequence(ExpectedCall(6, 6, SITE), ExpectedCall(6, 9, None), ExpectedCall(6, 4, CROSS))
-    assert sites(6, 4) is CROSS
+    assert sites(6, 4, {}) is CROSS
     # What is passed over does not come back.
-    assert sites(6, 6) is None
+    assert sites(6, 6, {}) is None
 
 
 def test_calls_of_other_lengths_and_calls_left_alone_are_no_sites() -> None:
     sites, found = sequence(ExpectedCall(6, 9, None), ExpectedCall(6, 4, CROSS))
-    assert sites(5, 9) is None and sites(6, 9) is None and sites(4, 6) is None
+    assert sites(5, 9, {}) is None and sites(6, 9, {}) is None and sites(4, 6, {}) is None
     assert not found
-    assert sites(6, 4) is CROSS and found == ["cross"]
+    assert sites(6, 4, {}) is CROSS and found == ["cross"]
+
+
+def test_calls_of_the_running_block_where_the_host_names_it() -> None:
+    calls = [(block, kind) for block in range(3) for kind in ("self", "cross")]
+    numbered = [replace(SITE, index=block, kind=kind) for block, kind in calls]
+    keys = {"self": 6, "cross": 4}
+    sites, _ = sequence(*(ExpectedCall(6, keys[site.kind], site, site.index) for site in numbered))
+
+    def found(block: int, kind: str) -> tuple[int, str] | None:
+        site = sites(6, keys[kind], {"block_index": block})
+        return None if site is None else (site.index, site.kind)
+
+    # One block runs twice, the next one not at all, in the last one self-attention is left out.
+    assert [found(0, "self"), found(0, "cross"), found(0, "self"), found(0, "cross")] == [calls[0], calls[1]] * 2
+    assert found(2, "cross") == (2, "cross") and found(2, "cross") == (2, "cross")
+    # A block that is not among them has no calls of its own: the order decides.
+    assert found(7, "self") is None
 
 
 def test_a_sequence_tells_which_kinds_of_attention_to_expect() -> None:
@@ -115,7 +132,7 @@ def test_a_marked_block_finds_a_sequence_of_its_own() -> None:
     BlockMarkers().hang(options, makers(made))
     assert run_block(options, seen) == {"img": 2} and run_block(options, seen) == {"img": 2}
     assert made == [1, 1] and seen[0] is not seen[1]
-    assert seen[0](6, 6) is SITE and seen[1](6, 6) is SITE
+    assert seen[0](6, 6, {}) is SITE and seen[1](6, 6, {}) is SITE
     # The options of the call stay free of the block's.
     assert SITE_KEY not in options
 

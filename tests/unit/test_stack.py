@@ -393,7 +393,7 @@ def test_containers_reach_the_kernel_that_frees_them(place: str) -> None:
         stack = stack.chain(freeing.override)
     if place == "behind another stack":
         stack = PatchStack([Recorder()]).chain(stack.override)
-    for site in (None, lambda queries, keys: None):
+    for site in (None, lambda queries, keys, options: None):
         containers = [Container(tensor) for tensor in two_keys()]
         given = {"skip_reshape": True, "transformer_options": options(stack, site)}
         out = stack.override.container_function(*containers, 1, **given)
@@ -409,7 +409,7 @@ def test_guided_calls_in_containers_are_guided(place: str) -> None:
     containers = [Container(tensor) for tensor in two_keys()]
     asked: list[tuple[int, int]] = []
 
-    def finder(queries: int, keys: int) -> AttentionSite:
+    def finder(queries: int, keys: int, options: dict[str, Any]) -> AttentionSite:
         asked.append((queries, keys))
         return SITE_OF_ONE_ROW
 
