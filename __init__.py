@@ -25,7 +25,7 @@ else:
     from .nodes.mask_metrics import MaskMetrics
     from .nodes.mask_modes import DynamicMaskGuidance, ObjectWords
     from .nodes.mask_sequences import MaskSequence, PathMasks
-    from .nodes.model_files import register_folder
+    from .nodes.model_files.folders import register_folder
     from .nodes.motion import LoadMotion, TrainMotion
     from .nodes.object_masks import MaskToTracks, SplitTracks
     from .nodes.objects import PreviewTracks, SelectObjects

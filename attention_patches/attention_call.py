@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .attention import repeat_heads
+from .kernels.torch_attention import repeat_heads
 
 # The call names of ComfyUI's attention functions after ``func``, in their positional order.
 POSITIONAL = ("q", "k", "v", "heads", "mask", "attn_precision", "skip_reshape", "skip_output_reshape")

@@ -17,8 +17,9 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor
 
-from .guide_checks import matches_block
-from .guide_patch import check_site
+from .checks import matches_block
+from .guidance.guide_patch import check_site
+from .kernels.rows import bias_part, empty_result
 from .local_windows import (
     WindowBlock,
     centred_windows,
@@ -28,7 +29,6 @@ from .local_windows import (
     window_blocks,
     write_windows,
 )
-from .rows import bias_part, empty_result
 from .site import AttentionSite
 from .spectral_blend import SpectralBlend, band_cutoffs
 from .stack import Attend

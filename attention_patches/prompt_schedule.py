@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .guide_patch import check_site
-from .regions import latent_frame_groups
-from .rows import RowSet, bias_part, empty_result
+from .guidance.guide_patch import check_site
+from .guidance.regions import latent_frame_groups
+from .kernels.rows import RowSet, bias_part, empty_result
 from .site import CONDITIONAL, AttentionSite, chunk_site
 from .stack import Attend
 

@@ -16,9 +16,9 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from .attention import torch_attention
 from .attention_call import AttentionCall
-from .exact_kernels import REQUEST, ExactCalls, replacing_kernel
+from .kernels.exact import REQUEST, ExactCalls, replacing_kernel
+from .kernels.torch_attention import torch_attention
 from .site import SITE_KEY, AttentionSite, SiteFinder
 
 logger = logging.getLogger(__name__)

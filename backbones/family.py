@@ -16,8 +16,8 @@ from typing import Any
 
 from torch import Tensor
 
+from ..attention_patches.guidance.text_spans import NOT_OF_PROMPT
 from ..attention_patches.site import AttentionKind, AttentionSite, BatchRows, FoldedAxis
-from ..attention_patches.text_spans import NOT_OF_PROMPT
 
 
 @dataclass(frozen=True)

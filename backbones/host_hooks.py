@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..attention_patches.attention import OVERRIDE_KEY
+from ..attention_patches.kernels.torch_attention import OVERRIDE_KEY
 from ..attention_patches.site import AttentionKind
 from ..attention_patches.stack import Patch, PatchStack
-from ..video_models.window_frames import CALL_FRAMES_KEY, window_frames
+from ..video_models.sampling.window_frames import CALL_FRAMES_KEY, window_frames
 from .block_sites import BlockMarkers
 from .family import Family, ModelCall, text_tokens
 from .override_chain import STACKS_KEY, OverrideChain, hung_stacks

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..attention_patches.attention import OVERRIDE_KEY
+from ..attention_patches.kernels.torch_attention import OVERRIDE_KEY
 from ..attention_patches.stack import Override, PatchStack
 
 # Where the stacks of a patched model lie in ``transformer_options``, in the order in which they were hung.

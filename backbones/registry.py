@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..attention_patches.stack import Patch
-from .cogvideox import CogVideoX
-from .cosmos import Cosmos, CosmosPredict2
+from .families.cogvideox import CogVideoX
+from .families.cosmos import Cosmos, CosmosPredict2
+from .families.hunyuan_video import HunyuanVideo
+from .families.lavie import LaVie
+from .families.ltx import LTXVideo
+from .families.mochi import Mochi
+from .families.unet import StableDiffusion, StableVideoDiffusion
+from .families.wan import Wan
 from .family import Family
 from .host_hooks import hang_patches
-from .hunyuan_video import HunyuanVideo
-from .lavie import LaVie
-from .ltx import LTXVideo
-from .mochi import Mochi
-from .unet import StableDiffusion, StableVideoDiffusion
-from .wan import Wan
 
 FAMILIES: tuple[Family, ...] = (
     LaVie(),

@@ -16,8 +16,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..video_models.noise import is_rescheduled
-from ..video_models.window_frames import KEPT_FRAMES_KEY, KeptFrames, anchor_frame
+from ..video_models.sampling.noise import is_rescheduled
+from ..video_models.sampling.window_frames import KEPT_FRAMES_KEY, KeptFrames, anchor_frame
 
 logger = logging.getLogger(__name__)
 

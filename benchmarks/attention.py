@@ -84,8 +84,8 @@ def make_masks(case: Case, share: float) -> Tensor:
 
 def make_call(kernel: str, case: Case, share: float, qkv: list[Tensor]) -> Callable[[], Tensor]:
     """Return one attention call of the kind ``kernel``."""
-    from mask_guided_video.attention_patches.attention import attention
-    from mask_guided_video.attention_patches.mask_guidance import MaskGuidance, mask_guidance_patch
+    from mask_guided_video.attention_patches.guidance.mask_guidance import MaskGuidance, mask_guidance_patch
+    from mask_guided_video.attention_patches.kernels.torch_attention import attention
     from mask_guided_video.attention_patches.site import SITE_KEY, AttentionSite, BatchRows
     from mask_guided_video.attention_patches.stack import PatchStack
 

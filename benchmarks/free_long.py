@@ -130,9 +130,9 @@ def blend_as_published(local: Tensor, wide: Tensor, case: Case) -> Tensor:
 
 def make_attention(case: Case, device: str, of_layer: bool) -> Callable[[dict[str, Any]], Tensor]:
     """Return a call of the layer or of the attention alone that takes ``transformer_options``; the tensors are made."""
-    from mask_guided_video.attention_patches.attention import attention
-    from mask_guided_video.video_models.lavie_config import LaVieConfig
-    from mask_guided_video.video_models.lavie_layers import TemporalAttention
+    from mask_guided_video.attention_patches.kernels.torch_attention import attention
+    from mask_guided_video.video_models.lavie.config import LaVieConfig
+    from mask_guided_video.video_models.lavie.layers import TemporalAttention
 
     generator = torch.Generator().manual_seed(0)
     dtype = torch.float32 if device == "cpu" else torch.float16

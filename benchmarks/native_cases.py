@@ -248,7 +248,7 @@ class DenseBias:
         """[1 or frames or cells, 1, Lq, Lk] of a site, made once."""
         key = (site.kind, site.level, keys)
         if key not in self._biases:
-            from mask_guided_video.attention_patches.regions import MaskPyramid
+            from mask_guided_video.attention_patches.guidance.regions import MaskPyramid
 
             pyramid = MaskPyramid(self.guide.masks, self.guide.hard)
             size = (*site.grid[1:], site.clip_frames, site.extent, site.time_factor)
@@ -295,8 +295,8 @@ class Recorder:
 
 def guide_patch(name: str, masks: Tensor, words: bool, dense: bool = False) -> Any:
     """The patch of a variant; ``dense`` gives the plain alternative to it instead."""
-    from mask_guided_video.attention_patches.mask_guidance import MaskGuidance, mask_guidance_patch
-    from mask_guided_video.attention_patches.text_spans import TextSpans
+    from mask_guided_video.attention_patches.guidance.mask_guidance import MaskGuidance, mask_guidance_patch
+    from mask_guided_video.attention_patches.guidance.text_spans import TextSpans
 
     guide = MaskGuidance(masks, **GUIDES[name])
     if dense or name == "dense":

@@ -212,7 +212,7 @@ def random_qkv(size: Sequence[int], device: str, dtype: torch.dtype) -> list[Ten
 
 def one_attention(stack: Any, qkv: Sequence[Tensor], heads: int, site: Any, kernel: Any = None) -> Callable[[], Tensor]:
     """One attention call as a model makes it."""
-    from mask_guided_video.attention_patches.attention import torch_attention
+    from mask_guided_video.attention_patches.kernels.torch_attention import torch_attention
     from mask_guided_video.attention_patches.site import SITE_KEY
 
     kernel = kernel or torch_attention

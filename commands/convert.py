@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ..recipes.given_paths import given_path
+from ..recipes.given.paths import given_path
 from .progress_bars import StageBars
 from .running import write
 

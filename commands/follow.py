@@ -6,12 +6,12 @@ import argparse
 import tempfile
 from typing import TYPE_CHECKING, Any
 
-from ..recipes.given_paths import given_path
+from ..recipes.given.paths import given_path
 from .progress_bars import StageBars
 from .running import add_common, set_threads, write_result
 
 if TYPE_CHECKING:
-    from ..recipes.find_and_follow import FollowSettings
+    from ..recipes.find_and_follow.recipe import FollowSettings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,9 +51,9 @@ def run(options: argparse.Namespace) -> int:
     """Find and follow objects in a film and write masks, drawn film, strip and report."""
     from ..perception.frames import Film
     from ..recipes.files import staged_folder
-    from ..recipes.films import read_film_bytes
-    from ..recipes.find_and_follow import find_and_follow
-    from ..recipes.find_and_follow_files import FILES, follow_summary, write_find_and_follow
+    from ..recipes.films.files import read_film_bytes
+    from ..recipes.find_and_follow.files import FILES, follow_summary, write_find_and_follow
+    from ..recipes.find_and_follow.recipe import find_and_follow
     from ..recipes.model_sets import load_finders, load_models
 
     set_threads(options.threads)
@@ -74,7 +74,7 @@ def follow_settings(options: argparse.Namespace) -> FollowSettings:
     from ..perception.masks.mask_refinement import RefinementSettings
     from ..perception.phrases import read_phrases
     from ..perception.tracking.track_settings import TrackSettings
-    from ..recipes.find_and_follow import FollowSettings
+    from ..recipes.find_and_follow.recipe import FollowSettings
 
     def given(*names: str) -> dict[str, Any]:
         return {name: getattr(options, name) for name in names if getattr(options, name) is not None}

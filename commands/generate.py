@@ -6,12 +6,12 @@ import argparse
 import time
 from typing import TYPE_CHECKING, Any
 
-from ..recipes.given_paths import given_path
+from ..recipes.given.paths import given_path
 from .progress_bars import StageBars
 from .running import add_common, given_settings, set_threads, write_result
 
 if TYPE_CHECKING:
-    from ..recipes.long_video_settings import LongVideoSettings
+    from ..recipes.long_video.settings import LongVideoSettings
 
 # Options that name files, not settings of the film.
 MODEL_FILES = ("model", "interpolate", "upscale", "parts", "upscale_parts", "tokenizer")
@@ -79,9 +79,9 @@ def _add_models(models: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Make a long film, with frames in between and enlarged where there are models for it."""
     from ..recipes.files import staged_folder
-    from ..recipes.long_video import long_video
-    from ..recipes.long_video_files import files_of, long_video_summary, write_long_video
-    from ..recipes.long_video_models import ModelFiles, open_long_video_models
+    from ..recipes.long_video.files import files_of, long_video_summary, write_long_video
+    from ..recipes.long_video.models import ModelFiles, open_long_video_models
+    from ..recipes.long_video.recipe import long_video
     from ..recipes.model_sets import load_models
 
     settings = generate_settings(options)
@@ -102,7 +102,7 @@ def run(options: argparse.Namespace) -> int:
 
 def generate_settings(options: argparse.Namespace) -> LongVideoSettings:
     """The settings; what was not given is the recipe's own."""
-    from ..recipes.long_video_settings import (
+    from ..recipes.long_video.settings import (
         InterpolationSettings,
         LongVideoSettings,
         UpscalingSettings,

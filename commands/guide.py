@@ -6,7 +6,7 @@ import argparse
 import time
 from typing import TYPE_CHECKING, Any
 
-from ..recipes.given_paths import given_path
+from ..recipes.given.paths import given_path
 from .progress_bars import StageBars
 from .running import add_common, given_settings, set_threads, write_result
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..perception.masks.mask_paths import ObjectPath
-    from ..recipes.guided_clips_settings import GuidedClipsSettings
+    from ..recipes.guided_clips.settings import GuidedClipsSettings
 
 # Options that are no settings of the film.
 OTHERS = (
@@ -96,12 +96,12 @@ def _add_rounds(rounds: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Make the film; a run that was stopped goes on with the round that it was at."""
     from ..recipes.files import staged_folder
-    from ..recipes.films import read_picture
-    from ..recipes.guided_clips import ROUNDS, guided_clips
-    from ..recipes.guided_clips_files import FILES, write_guided_clips
-    from ..recipes.guided_clips_models import open_guided_model
-    from ..recipes.guided_clips_report import guided_clips_summary
-    from ..recipes.long_video_models import ModelFiles
+    from ..recipes.films.files import read_picture
+    from ..recipes.guided_clips.files import FILES, write_guided_clips
+    from ..recipes.guided_clips.models import open_guided_model
+    from ..recipes.guided_clips.recipe import ROUNDS, guided_clips
+    from ..recipes.guided_clips.report import guided_clips_summary
+    from ..recipes.long_video.models import ModelFiles
     from ..recipes.model_sets import load_models
 
     paths, masks, phrases = _read_objects(options)
@@ -137,7 +137,7 @@ def run(options: argparse.Namespace) -> int:
 
 def guide_settings(options: argparse.Namespace, phrases: tuple[str, ...] = ()) -> GuidedClipsSettings:
     """The settings; what was not given is the recipe's own."""
-    from ..recipes.guided_clips_settings import GuidedClipsSettings
+    from ..recipes.guided_clips.settings import GuidedClipsSettings
 
     given = given_settings(options, OTHERS)
     return GuidedClipsSettings(**given, phrases=phrases, constants=", ".join(options.constants or ()))
@@ -164,8 +164,8 @@ def _read_places(options: argparse.Namespace) -> tuple[tuple[ObjectPath, ...], T
     import torch
 
     from ..perception.masks.mask_paths import parse_paths
-    from ..recipes.given_masks import objects_of, read_masks
-    from ..recipes.mask_names import read_names
+    from ..recipes.given.mask_names import read_names
+    from ..recipes.given.masks import objects_of, read_masks
 
     if (options.path is None) == (options.masks is None):
         raise ValueError("give the objects' places: either --path FILE or --masks PATH, once per object.")
@@ -190,7 +190,7 @@ def _read_places(options: argparse.Namespace) -> tuple[tuple[ObjectPath, ...], T
 
 
 def _drawn(paths: tuple[ObjectPath, ...], settings: GuidedClipsSettings, model: Any) -> Tensor:
-    from ..recipes.guided_clips_masks import path_masks
+    from ..recipes.guided_clips.masks import path_masks
 
     return path_masks(paths, settings.rounds, *settings.round_size(model.geometry))
 

@@ -7,13 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..recipes.given_paths import given_path
+from ..recipes.given.paths import given_path
 from .progress_bars import StageBars
 from .running import add_common, set_threads, write_result
 
 if TYPE_CHECKING:
     from ..perception.masks.mask_paths import ObjectPath
-    from ..recipes.mask_metrics_files import Clip
+    from ..recipes.mask_metrics.files import Clip
 
 REPORT = "metrics.json"
 
@@ -63,10 +63,10 @@ def run(options: argparse.Namespace) -> int:
     from ..perception.masks.mask_paths import parse_paths
     from ..perception.phrases import read_phrases
     from ..recipes.files import staged_folder
-    from ..recipes.mask_metrics import Finding
-    from ..recipes.mask_metrics_clip import load_clip
-    from ..recipes.mask_metrics_files import check_readable, match_clips
-    from ..recipes.mask_metrics_report import mean_report, metrics_summary
+    from ..recipes.mask_metrics.clip import load_clip
+    from ..recipes.mask_metrics.files import check_readable, match_clips
+    from ..recipes.mask_metrics.recipe import Finding
+    from ..recipes.mask_metrics.report import mean_report, metrics_summary
     from ..recipes.model_sets import check_device, load_finders, load_models
     from ..recipes.report import environment, write_report
 
@@ -99,10 +99,10 @@ def _measure(
 ) -> dict[str, Any]:
     from ..perception.frames import Film
     from ..perception.masks.mask_paths import path_tracks
-    from ..recipes.films import read_film_bytes
-    from ..recipes.mask_metrics import find_objects
-    from ..recipes.mask_metrics_files import read_found, read_tracks
-    from ..recipes.mask_metrics_report import film_report
+    from ..recipes.films.files import read_film_bytes
+    from ..recipes.mask_metrics.files import read_found, read_tracks
+    from ..recipes.mask_metrics.recipe import find_objects
+    from ..recipes.mask_metrics.report import film_report
 
     film = Film(read_film_bytes(clip.film)[0])
     size = len(film), film.height, film.width

@@ -6,7 +6,7 @@ import argparse
 import time
 from typing import Any
 
-from ..recipes.given_paths import given_path
+from ..recipes.given.paths import given_path
 from .progress_bars import StageBars
 from .running import add_common, given_settings, set_threads, write_result
 
@@ -72,12 +72,12 @@ def run(options: argparse.Namespace) -> int:
     """Run Mask Refine and write its films, sheet and report."""
     from ..perception.phrases import read_phrases
     from ..recipes.files import staged_folder
-    from ..recipes.films import check_rate
-    from ..recipes.given_masks import objects_of, read_masks
-    from ..recipes.mask_names import read_names
-    from ..recipes.mask_refine import mask_refine
-    from ..recipes.mask_refine_files import FILES, write_mask_refine
-    from ..recipes.mask_refine_settings import MaskRefineSettings
+    from ..recipes.films.files import check_rate
+    from ..recipes.given.mask_names import read_names
+    from ..recipes.given.masks import objects_of, read_masks
+    from ..recipes.mask_refine.files import FILES, write_mask_refine
+    from ..recipes.mask_refine.recipe import mask_refine
+    from ..recipes.mask_refine.settings import MaskRefineSettings
     from ..recipes.model_sets import load_model_set, load_models
     from ..recipes.report import summary
 

@@ -9,7 +9,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from ..recipes.given_paths import given_path
+from ..recipes.given.paths import given_path
 
 # Arguments of every command that are no settings of a recipe.
 NOT_SETTINGS = frozenset({"command", "debug", "out", "device", "threads", "quiet"})

@@ -25,8 +25,8 @@ from ..perception.boxes import Box, Detections, as_detections
 from ..perception.frames import Film
 from ..perception.mask_shapes import box_of_mask
 from ..perception.tracks import Tracks as TrackedObjects
-from .mask_output import new_masks
-from .types import CATEGORY, BoundingBox, PlainBoxes, Segments, Tracks, display_range
+from .support.mask_output import new_masks
+from .support.types import CATEGORY, BoundingBox, PlainBoxes, Segments, Tracks, display_range
 
 WHOLE_FILM = -1
 FORMAT_TOOLTIP = (

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ..perception.phrases import phrase_key
 from ..perception.tracks import frame_ranges
-from .mask_output import PREVIEW_BYTES, PREVIEW_LIMIT
-from .types import CATEGORY, BoundingBox, DetectorType, HelperModel, display_range
+from .support.mask_output import PREVIEW_BYTES, PREVIEW_LIMIT
+from .support.types import CATEGORY, BoundingBox, DetectorType, HelperModel, display_range
 
 logger = logging.getLogger(__name__)
 
@@ -25,8 +25,8 @@ class LoadGroundingDINO(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        from .model_files import model_names
-        from .model_loading import loading_inputs
+        from .model_files.folders import model_names
+        from .model_files.loading import loading_inputs
 
         return io.Schema(
             node_id="MGV_LoadGroundingDINO",
@@ -47,16 +47,16 @@ class LoadGroundingDINO(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, model_name: str | None = None, download: bool | None = False) -> bool | str:
-        from .model_loading import check_model
+        from .model_files.loading import check_model
 
         return check_model(model_name, download, *MODEL_FOLDERS)
 
     @classmethod
     def execute(cls, model_name: str, precision: str = "auto", download: bool = False) -> io.NodeOutput:
         from ..perception.open_models import open_detector
-        from .host import weight_dtype, wrap_helper
-        from .model_files import bert_folders
-        from .model_loading import model_path
+        from .model_files.folders import bert_folders
+        from .model_files.loading import model_path
+        from .support.host import weight_dtype, wrap_helper
 
         path = model_path(model_name, download, "detector", *MODEL_FOLDERS)
         bert_folder = next(iter(bert_folders()), None)
@@ -182,8 +182,8 @@ class DetectObjects(io.ComfyNode):
     ) -> io.NodeOutput:
         from ..perception.detection.detector import looked_at
         from ..perception.pictures.drawing import draw_boxes
-        from .host import load_helper, progress
-        from .inputs import frames_of, phrase_list
+        from .support.host import load_helper, progress
+        from .support.inputs import frames_of, phrase_list
 
         frames = frames_of(image)
         wanted = phrase_list(phrases)

@@ -13,9 +13,9 @@ import folder_paths
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..attention_patches.mask_modes.guide import ModeGuide
-from .file_names import FOLDER, prefix_problem, save_path
-from .types import CATEGORY, SEED_RANGE, Guide, display_range
+from ..attention_patches.guidance.guide import ModeGuide
+from .support.file_names import FOLDER, prefix_problem, save_path
+from .support.types import CATEGORY, SEED_RANGE, Guide, display_range
 
 SAMPLERS = ("ddim", "euler")
 
@@ -79,15 +79,15 @@ class MaskGuidedExtend(io.ComfyNode):
         name: str = "",
         **settings: Any,
     ) -> io.NodeOutput:
-        from ..backbones.comfy_video_model import ComfyVideoModel
-        from ..backbones.model_identity import model_identity
-        from ..recipes.guided_clips import film_length, guided_clips
-        from ..recipes.guided_clips_files import write_guided_clips
-        from ..recipes.guided_clips_report import guided_clips_summary
-        from ..recipes.guided_clips_settings import GuidedClipsSettings
-        from ..recipes.stored_film import stored_film
-        from .host import SamplingProgress
-        from .inputs import frames_of
+        from ..host.motion.model_identity import model_identity
+        from ..host.sampling.comfy_video_model import ComfyVideoModel
+        from ..recipes.films.stored_film import stored_film
+        from ..recipes.guided_clips.files import write_guided_clips
+        from ..recipes.guided_clips.recipe import film_length, guided_clips
+        from ..recipes.guided_clips.report import guided_clips_summary
+        from ..recipes.guided_clips.settings import GuidedClipsSettings
+        from .support.host import SamplingProgress
+        from .support.inputs import frames_of
 
         if not isinstance(guide, ModeGuide):
             raise ValueError("the guide comes from Mask to Attention Bias; connect one from Dynamic Mask Guidance.")
@@ -164,7 +164,7 @@ def _sampling_inputs() -> list[io.Input]:
 
 
 def _round_inputs() -> list[io.Input]:
-    from ..recipes.guided_clips_settings import ColourReference, FirstRound, MaskBorders, NextFrame, Overlap
+    from ..recipes.guided_clips.settings import ColourReference, FirstRound, MaskBorders, NextFrame, Overlap
 
     return [
         io.Combo.Input(

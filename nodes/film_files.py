@@ -12,9 +12,9 @@ from comfy_api.input_impl import VideoFromFile
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..backbones.film_decoding import FRAMES_PER_PART, OVERLAP
-from .file_names import FILM, prefix_problem, save_path
-from .types import CATEGORY, display_range
+from ..host.sampling.film_decoding import FRAMES_PER_PART, OVERLAP
+from .support.file_names import FILM, prefix_problem, save_path
+from .support.types import CATEGORY, display_range
 
 
 class SaveLongVideo(io.ComfyNode):
@@ -104,9 +104,9 @@ class SaveLongVideo(io.ComfyNode):
         overlap: int,
         crf: int,
     ) -> io.NodeOutput:
-        from ..backbones.film_decoding import decode_parts, decoded_frames
-        from ..recipes.films import write_pictures
-        from .host import progress
+        from ..host.sampling.film_decoding import decode_parts, decoded_frames
+        from ..recipes.films.files import write_pictures
+        from .support.host import progress
 
         films = films_of(samples["samples"])
         counts = [decoded_frames(vae, latents) for latents in films]
@@ -159,7 +159,7 @@ def new_paths(prefix: str, latents: Tensor, vae: Any, count: int) -> tuple[list[
 
 def counted(parts: Iterator[Tensor], report: Any) -> Iterator[Tensor]:
     """The pictures of slices of frames one by one, as bytes; says after each slice how many there were so far."""
-    from ..recipes.films import to_bytes
+    from ..recipes.films.files import to_bytes
 
     done = 0
     for part in parts:

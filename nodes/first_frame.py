@@ -7,10 +7,10 @@ from typing import Any
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..backbones.shared_noise import SHARING_MODES
-from ..video_models.latent_statistics import SWITCH
-from ..video_models.trajectory_noise import SPATIAL_CUTOFF, TEMPORAL_CUTOFF
-from .types import CATEGORY, Tracks, display_range
+from ..host.sampling.shared_noise import SHARING_MODES
+from ..video_models.sampling.latent_statistics import SWITCH
+from ..video_models.sampling.trajectory_noise import SPATIAL_CUTOFF, TEMPORAL_CUTOFF
+from .support.types import CATEGORY, Tracks, display_range
 
 # Between two looks at whether the user cancels.
 FRAMES_AT_ONCE = 16
@@ -78,7 +78,7 @@ class FirstFrameLock(io.ComfyNode):
         match_statistics: bool = False,
         switch: float = SWITCH,
     ) -> io.NodeOutput:
-        from ..backbones.first_frame_lock import lock_first_frame
+        from ..host.sampling.first_frame_lock import lock_first_frame
 
         if (first_frame is None) == (image is None):
             given = "both" if image is not None else "neither"
@@ -93,8 +93,8 @@ def encoded(image: Tensor, vae: Any) -> Tensor:
     Raises:
         ValueError: several pictures, one smaller than a latent cell, or no VAE.
     """
-    from ..backbones.film_encoding import check_size
-    from .inputs import frames_of
+    from ..host.sampling.film_encoding import check_size
+    from .support.inputs import frames_of
 
     if vae is None:
         raise ValueError("image is connected but vae is not; connect the VAE of the model.")
@@ -189,8 +189,8 @@ class SharedNoise(io.ComfyNode):
         tracks: Any = None,
         mask: Tensor | None = None,
     ) -> io.NodeOutput:
-        from ..backbones import shared_noise
-        from .inputs import masks_of
+        from ..host.sampling import shared_noise
+        from .support.inputs import masks_of
 
         if tracks is not None and mask is not None:
             raise ValueError("both of tracks and mask are connected; connect one of them.")
@@ -236,7 +236,7 @@ class LampSampler(io.ComfyNode):
 
     @classmethod
     def execute(cls, switch: float) -> io.NodeOutput:
-        from ..backbones.lamp_sampler import lamp_sampler
+        from ..host.sampling.lamp_sampler import lamp_sampler
 
         return io.NodeOutput(lamp_sampler(switch))
 
@@ -273,8 +273,8 @@ class HistogramMatch(io.ComfyNode):
     @classmethod
     def execute(cls, image: Tensor, reference: Tensor | None = None) -> io.NodeOutput:
         from ..perception.pictures.histogram_match import histogram_match
-        from .host import progress
-        from .inputs import float_pictures, frames_of
+        from .support.host import progress
+        from .support.inputs import float_pictures, frames_of
 
         frames = frames_of(image)
         wanted = frames[:1] if reference is None else frames_of(reference)

@@ -8,15 +8,20 @@ from typing import Any, get_args
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..attention_patches.guide_checks import check_blocks
-from ..attention_patches.guide_patch import BindableGuide
-from ..attention_patches.mask_guidance import DEFAULT_STRENGTH, GuidanceMode, GuidedRows, MaskGuidance
-from ..attention_patches.regions import TimePooling
-from ..attention_patches.text_spans import TextSpans, spans_of_named
+from ..attention_patches.checks import check_blocks
+from ..attention_patches.guidance.guide_patch import BindableGuide
+from ..attention_patches.guidance.mask_guidance import (
+    DEFAULT_STRENGTH,
+    GuidanceMode,
+    GuidedRows,
+    MaskGuidance,
+)
+from ..attention_patches.guidance.regions import TimePooling
+from ..attention_patches.guidance.text_spans import TextSpans, spans_of_named
 from ..backbones.family import Family
-from .cache_weight import weighed
-from .guide_regions import guide_report, named_regions
-from .types import CATEGORY, Guide, Tracks, display_range
+from .support.cache_weight import weighed
+from .support.guide_regions import guide_report, named_regions
+from .support.types import CATEGORY, Guide, Tracks, display_range
 
 logger = logging.getLogger(__name__)
 
@@ -206,8 +211,8 @@ class PatchAttention(io.ComfyNode):
     def execute(
         cls, model: Any, guide: BindableGuide, prompt: str, clip: Any = None, positive: Any = None
     ) -> io.NodeOutput:
-        from ..backbones.joined_prompts import check_words
         from ..backbones.registry import install_patches, require_supported
+        from ..host.prompts.joined_prompts import check_words
 
         family, network = require_supported(model)
         names = family.block_names(network)
@@ -240,7 +245,7 @@ def phrase_spans(
     Raises:
         ValueError: if a mode that needs them lacks phrases or CLIP, the prompt is empty, or a phrase is not in it.
     """
-    from ..backbones.prompt_tokens import token_spans
+    from ..host.prompts.prompt_tokens import token_spans
 
     if guide.needs_words and not guide.phrases:
         raise ValueError(f"mode {guide.mode_name} has no phrases; write the object's words in the node of the guide.")
@@ -292,9 +297,9 @@ class PreviewGuide(io.ComfyNode):
 
     @classmethod
     def execute(cls, guide: BindableGuide, model: Any, latent: dict[str, Any], size: int) -> io.NodeOutput:
-        from ..backbones.comfy_sampling import checked_latents
         from ..backbones.registry import require_supported
-        from .previews import guide_pictures
+        from ..host.sampling.comfy_sampling import checked_latents
+        from .support.previews import guide_pictures
 
         family, network = require_supported(model)
         samples = checked_latents(latent, dimensions=4 if family.frame_axis == 0 else 5)

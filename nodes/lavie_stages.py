@@ -8,8 +8,8 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from .inputs import frames_of
-from .types import CATEGORY
+from .support.inputs import frames_of
+from .support.types import CATEGORY
 
 MAX_WINDOW = 1024
 
@@ -73,8 +73,8 @@ class InterpolateVideo(io.ComfyNode):
     def execute(
         cls, model: Any, positive: Any, negative: Any, vae: Any, image: Tensor, window: int, overlap: int
     ) -> io.NodeOutput:
-        from ..backbones.film_encoding import encode_frames
-        from ..backbones.lavie_conditions import LATENTS_KEY, require_lavie
+        from ..host.models.lavie_conditions import LATENTS_KEY, require_lavie
+        from ..host.sampling.film_encoding import encode_frames
         from ..video_models.interpolation import interpolated_frames, source_indices
 
         require_lavie(model, "interpolation")
@@ -154,7 +154,7 @@ class UpscaleVideo(io.ComfyNode):
     def execute(
         cls, model: Any, positive: Any, negative: Any, image: Tensor, noise_level: int, window: int, overlap: int
     ) -> io.NodeOutput:
-        from ..backbones.lavie_conditions import FRAMES_KEY, NOISE_LEVEL_KEY, require_lavie
+        from ..host.models.lavie_conditions import FRAMES_KEY, NOISE_LEVEL_KEY, require_lavie
 
         config = require_lavie(model, "upscaling")
         frames = frames_of(image)
@@ -169,7 +169,7 @@ class UpscaleVideo(io.ComfyNode):
 
 def _windowed(model: Any, length: int, overlap: int) -> Any:
     """A clone that works on windows of so many latent frames."""
-    from ..backbones.host_windows import ContextWindows, install_context_windows
+    from ..host.sampling.host_windows import ContextWindows, install_context_windows
 
     return install_context_windows(model, 2, ContextWindows(length, overlap))
 
@@ -181,7 +181,7 @@ def _sampler_inputs(
     import comfy.model_management as management
     import node_helpers
 
-    from ..backbones.lavie_conditions import STAGE_KEY
+    from ..host.models.lavie_conditions import STAGE_KEY
 
     prompts = [
         node_helpers.conditioning_set_values(prompt, {STAGE_KEY: stage, **values}) for prompt in (positive, negative)

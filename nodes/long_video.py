@@ -10,7 +10,7 @@ from comfy_api.latest import io
 from ..attention_patches.free_long import OCTAVES, LargestLevel
 from ..attention_patches.free_long import FreeLong as FreeLongSettings
 from ..backbones.family import Family
-from .types import CATEGORY, display_range
+from .support.types import CATEGORY, display_range
 
 logger = logging.getLogger(__name__)
 
@@ -41,8 +41,8 @@ class FreeLong(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any, **settings: Any) -> io.NodeOutput:
-        from ..backbones.long_clips import install_free_long
         from ..backbones.registry import require_supported
+        from ..host.sampling.long_clips import install_free_long
 
         family, network = require_supported(model)
         return io.NodeOutput(install_free_long(model, checked_settings(family, network, **settings)))
@@ -121,9 +121,9 @@ class FreeLongWindows(io.ComfyNode):
         fuse_method: str,
         **settings: Any,
     ) -> io.NodeOutput:
-        from ..backbones.host_windows import ContextWindows, install_context_windows
-        from ..backbones.long_clips import install_free_long
         from ..backbones.registry import require_supported
+        from ..host.sampling.host_windows import ContextWindows, install_context_windows
+        from ..host.sampling.long_clips import install_free_long
 
         family, network = require_supported(model)
         checked = checked_settings(family, network, **settings)

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from ..perception.frames import Film
 from ..perception.tracks import Tracks as TrackedObjects
-from .mask_output import PREVIEW_BYTES, PREVIEW_LIMIT
-from .types import CATEGORY, DetectorType, HelperModel, SegmenterType, Tracks, display_range
+from .support.mask_output import PREVIEW_BYTES, PREVIEW_LIMIT
+from .support.types import CATEGORY, DetectorType, HelperModel, SegmenterType, Tracks, display_range
 
 if TYPE_CHECKING:
-    from ..recipes.mask_metrics import FilmScorer
+    from ..recipes.mask_metrics.recipe import FilmScorer
 
 logger = logging.getLogger(__name__)
 
@@ -127,11 +127,11 @@ class MaskMetrics(io.ComfyNode):
         segmenter: HelperModel | None = None,
         reference: Tensor | None = None,
     ) -> io.NodeOutput:
-        from ..attention_patches.guide_checks import check_shape
-        from ..recipes.mask_metrics_report import film_report, metrics_summary
+        from ..attention_patches.checks import check_shape
+        from ..recipes.mask_metrics.report import film_report, metrics_summary
         from ..recipes.report import rounded
-        from .host import progress
-        from .inputs import phrase_list
+        from .support.host import progress
+        from .support.inputs import phrase_list
 
         film = Film(image)
         wanted = wanted_tracks(tracks, mask, phrase_list(phrases))
@@ -189,8 +189,8 @@ def looked_for(
     Raises:
         ValueError: one of the two is missing, or an object has no phrase.
     """
-    from ..recipes.mask_metrics import Finding, find_objects
-    from .host import load_helper, progress
+    from ..recipes.mask_metrics.recipe import Finding, find_objects
+    from .support.host import load_helper, progress
 
     if detector is None or segmenter is None:
         raise ValueError(
@@ -226,7 +226,7 @@ def compared(film: Film, wanted: TrackedObjects, found: TrackedObjects) -> Tenso
 
 def clip_folders() -> list[str]:
     """Folders in the transformers layout among ComfyUI's CLIP vision models."""
-    from .model_files import installed_models
+    from .model_files.folders import installed_models
 
     return [model.name for model in installed_models(CLIP_FOLDER) if model.is_folder]
 
@@ -238,9 +238,9 @@ def load_scorer(name: str) -> FilmScorer:
         ValueError: it is no complete CLIP model.
         FileNotFoundError: it is not there.
     """
-    from ..recipes.mask_metrics_clip import load_clip
-    from .host import load_helper, wrap_helper
-    from .model_files import find_model
+    from ..recipes.mask_metrics.clip import load_clip
+    from .model_files.folders import find_model
+    from .support.host import load_helper, wrap_helper
 
     scorer = load_clip(find_model(name, CLIP_FOLDER))
     return load_helper(wrap_helper(scorer, scorer.model, name))

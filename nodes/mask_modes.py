@@ -8,13 +8,13 @@ from typing import Any, get_args
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..attention_patches.first_frame_keys import KeySource
-from ..attention_patches.mask_guidance import GuidedRows
-from ..attention_patches.mask_modes.guide import MAX_STRENGTH, ModeGuide
-from ..attention_patches.mask_modes.presets import MODES
-from ..attention_patches.regions import TimePooling
-from .cache_weight import weighed
-from .types import CATEGORY, OWN, Guide, Tracks, display_range
+from ..attention_patches.frame_keys import KeySource
+from ..attention_patches.guidance.guide import MAX_STRENGTH, ModeGuide
+from ..attention_patches.guidance.mask_guidance import GuidedRows
+from ..attention_patches.guidance.modes.registry import MODES
+from ..attention_patches.guidance.regions import TimePooling
+from .support.cache_weight import weighed
+from .support.types import CATEGORY, OWN, Guide, Tracks, display_range
 
 logger = logging.getLogger(__name__)
 
@@ -64,9 +64,9 @@ class DynamicMaskGuidance(io.ComfyNode):
         tracks: Any = None,
         mask: Tensor | None = None,
     ) -> io.NodeOutput:
-        from ..attention_patches.mask_modes.presets import make_mode, read_constants
+        from ..attention_patches.guidance.modes.registry import make_mode, read_constants
         from ..perception.masks.keyframes import parse_values
-        from .guide_regions import guide_report, named_regions
+        from .support.guide_regions import guide_report, named_regions
 
         regions = named_regions(tracks, mask, phrases)
         chosen = {
@@ -219,7 +219,7 @@ def _overrides(start_percent: float, end_percent: float, blocks: str, rows: str)
 
 def constants_report(guide: ModeGuide) -> str:
     """One line with the mode and all its constants, as ``constants`` takes them."""
-    from ..attention_patches.mask_modes.presets import mode_constants
+    from ..attention_patches.guidance.modes.registry import mode_constants
 
     values = ", ".join(f"{name}={getattr(guide.mode, name)}" for name in mode_constants(guide.mode_name))
     return f"mode {guide.mode_name}, keys of {guide.keys}: {values}"
@@ -265,9 +265,9 @@ class ObjectWords(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any, clip: Any, prompt: str, phrases: str, background_phrase: str) -> io.NodeOutput:
-        from ..backbones.prompt_tokens import token_spans
         from ..backbones.registry import require_supported
-        from .inputs import phrase_list
+        from ..host.prompts.prompt_tokens import token_spans
+        from .support.inputs import phrase_list
 
         family, _ = require_supported(model)
         wanted = phrase_list(phrases)

@@ -10,9 +10,9 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..perception.tracks import Tracks as TrackedObjects
-from .cache_weight import weighed
-from .mask_output import union_of
-from .types import CATEGORY, BoundingBox, Tracks
+from .support.cache_weight import weighed
+from .support.mask_output import union_of
+from .support.types import CATEGORY, BoundingBox, Tracks
 
 logger = logging.getLogger(__name__)
 
@@ -242,8 +242,8 @@ class MaskSequence(io.ComfyNode):
     ) -> io.NodeOutput:
         from ..perception.masks.mask_paths import parse_paths
         from ..perception.masks.mask_sequences import SequenceSettings, make_sequence
-        from .host import progress
         from .object_masks import track_of_mask
+        from .support.host import progress
 
         if (tracks is None) == (mask is None):
             given = "both" if mask is not None else "neither"

@@ -12,10 +12,10 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..attention_patches.first_frame_keys import KeySource
-from ..attention_patches.mask_modes.presets import MODES
-from .file_names import MOTION, prefix_problem, save_path
-from .types import CATEGORY, OWN, SEED_RANGE, TOYBOX, display_range
+from ..attention_patches.frame_keys import KeySource
+from ..attention_patches.guidance.modes.registry import MODES
+from .support.file_names import MOTION, prefix_problem, save_path
+from .support.types import CATEGORY, OWN, SEED_RANGE, TOYBOX, display_range
 
 logger = logging.getLogger(__name__)
 
@@ -94,10 +94,10 @@ class TrainMotion(io.ComfyNode):
         height: int,
         checkpointing: bool,
     ) -> io.NodeOutput:
-        from ..attention_patches.mask_modes.presets import read_constants
-        from ..backbones.motion_files import apply_motion
-        from ..training.motion_settings import MaskAugmentation, MotionSettings
-        from .inputs import phrase_list
+        from ..attention_patches.guidance.modes.registry import read_constants
+        from ..host.motion.motion_files import apply_motion
+        from ..training.motion.settings import MaskAugmentation, MotionSettings
+        from .support.inputs import phrase_list
 
         settings = MotionSettings(
             prompt=prompt,
@@ -140,12 +140,12 @@ def _tuned(
     """Run the job; all that it learns through is made outside of the host's inference mode."""
     import comfy.model_management as management
 
-    from ..backbones.comfy_video_model import ComfyVideoModel
-    from ..backbones.motion_files import trainable_unet
-    from ..training.motion_architectures import make_architecture
-    from ..training.motion_data import find_clips
-    from ..training.motion_tuning import MotionJob, tune_motion
-    from .host import progress
+    from ..host.motion.motion_files import trainable_unet
+    from ..host.sampling.comfy_video_model import ComfyVideoModel
+    from ..training.motion.architectures import make_architecture
+    from ..training.motion.data import find_clips
+    from ..training.motion.tuning import MotionJob, tune_motion
+    from .support.host import progress
 
     model, clip, vae = parts
     device = management.get_torch_device()
@@ -201,7 +201,7 @@ def _new_path(prefix: str) -> Path:
 
 def _written(motion: Any, path: Path) -> str:
     """Write the file; says where it is. A tuned model is not thrown away because its file cannot be written."""
-    from ..video_models.motion_files import write_motion
+    from ..video_models.motion.motion_files import write_motion
 
     try:
         write_motion(path, motion.tensors, motion.info)
@@ -214,7 +214,7 @@ def _written(motion: Any, path: Path) -> str:
 def _curve(losses: list[float]) -> Tensor:
     import numpy as np
 
-    from ..training.motion_report import loss_curve
+    from ..training.motion.report import loss_curve
 
     return torch.from_numpy(np.asarray(loss_curve(losses)).copy()).float()[None] / 255.0
 
@@ -269,8 +269,8 @@ class LoadMotion(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any, motion_name: str, strength: float, any_base: bool = False) -> io.NodeOutput:
-        from ..backbones.motion_files import apply_motion
-        from ..video_models.motion_files import read_motion
+        from ..host.motion.motion_files import apply_motion
+        from ..video_models.motion.motion_files import read_motion
 
         path = bundled_motions().get(motion_name) or Path(folder_paths.get_full_path_or_raise(FOLDER, motion_name))
         motion = read_motion(path)
@@ -337,7 +337,7 @@ def _clip_inputs() -> list[io.Input]:
 
 
 def _training_inputs() -> list[io.Input]:
-    from ..training.motion_architectures import ARCHITECTURES, MODULE_SETS
+    from ..training.motion.architectures import ARCHITECTURES, MODULE_SETS
 
     return [
         io.Combo.Input(

@@ -12,9 +12,9 @@ from ..perception.boxes import Box
 from ..perception.mask_shapes import box_of_mask
 from ..perception.mask_stack import MaskStack
 from ..perception.tracks import Tracks as TrackedObjects
-from .cache_weight import weighed
-from .mask_output import masks_of_object, union_of
-from .types import CATEGORY, BoundingBox, Tracks
+from .support.cache_weight import weighed
+from .support.mask_output import masks_of_object, union_of
+from .support.types import CATEGORY, BoundingBox, Tracks
 
 
 class SplitTracks(io.ComfyNode):

@@ -15,9 +15,9 @@ from torch import Tensor
 from ..perception.frames import Film
 from ..perception.phrases import listed_parts
 from ..perception.tracks import Tracks as TrackedObjects
-from .cache_weight import weighed
-from .mask_output import DRAWN_FILM_BYTES, DRAWN_FILM_LIMIT, union_of
-from .types import CATEGORY, Tracks, display_range
+from .support.cache_weight import weighed
+from .support.mask_output import DRAWN_FILM_BYTES, DRAWN_FILM_LIMIT, union_of
+from .support.types import CATEGORY, Tracks, display_range
 
 logger = logging.getLogger(__name__)
 
@@ -274,7 +274,7 @@ class PreviewTracks(io.ComfyNode):
     ) -> io.NodeOutput:
         from ..perception.pictures.drawing import draw_masks
         from ..perception.pictures.film_strip import strip_over_time
-        from .host import progress
+        from .support.host import progress
 
         film = Film(image)
         if tracks.frames != len(film):

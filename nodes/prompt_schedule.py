@@ -7,7 +7,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from .types import CATEGORY
+from .support.types import CATEGORY
 
 logger = logging.getLogger(__name__)
 
@@ -64,8 +64,8 @@ class PromptSchedule(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any, clip: Any, schedule: str, overlap: int) -> io.NodeOutput:
-        from ..backbones.joined_prompts import schedule_prompts
-        from ..recipes.prompt_schedule_text import parse_schedule
+        from ..host.prompts.joined_prompts import schedule_prompts
+        from ..recipes.long_video.schedule import parse_schedule
 
         prompts = parse_schedule(schedule)
         starts, texts = [prompt.start for prompt in prompts], [prompt.text for prompt in prompts]

@@ -7,10 +7,10 @@ from typing import Any
 from comfy_api.latest import io
 from torch import Tensor
 
-from .cache_weight import weighed
-from .mask_output import temporary_folder, union_of
 from .object_masks import track_of_mask
-from .types import CATEGORY, Tracks
+from .support.cache_weight import weighed
+from .support.mask_output import temporary_folder, union_of
+from .support.types import CATEGORY, Tracks
 
 
 class RefineMasks(io.ComfyNode):
@@ -48,7 +48,7 @@ class RefineMasks(io.ComfyNode):
         **settings: Any,
     ) -> io.NodeOutput:
         from ..perception.masks.mask_refinement import RefinementSettings, refine_tracks
-        from .host import progress
+        from .support.host import progress
 
         if (tracks is None) == (mask is None):
             given = "both" if mask is not None else "neither"

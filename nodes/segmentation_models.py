@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from .types import CATEGORY, SegmenterType
+from .support.types import CATEGORY, SegmenterType
 
 MODEL_FOLDERS = ("sams", "sam2", "sam3")
 
@@ -14,8 +14,8 @@ class LoadSAM(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        from .model_files import model_names
-        from .model_loading import loading_inputs
+        from .model_files.folders import model_names
+        from .model_files.loading import loading_inputs
 
         return io.Schema(
             node_id="MGV_LoadSAM",
@@ -36,15 +36,15 @@ class LoadSAM(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, model_name: str | None = None, download: bool | None = False) -> bool | str:
-        from .model_loading import check_model
+        from .model_files.loading import check_model
 
         return check_model(model_name, download, *MODEL_FOLDERS)
 
     @classmethod
     def execute(cls, model_name: str, precision: str = "auto", download: bool = False) -> io.NodeOutput:
         from ..perception.open_models import open_tracker
-        from .host import weight_dtype, wrap_helper
-        from .model_loading import model_path
+        from .model_files.loading import model_path
+        from .support.host import weight_dtype, wrap_helper
 
         path = model_path(model_name, download, "segmenter", *MODEL_FOLDERS)
         tracker = open_tracker(path, weight_dtype(precision, half_is_safe=True))

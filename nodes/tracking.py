@@ -11,10 +11,18 @@ from torch import Tensor
 
 from ..perception.frames import Film
 from ..perception.prompts import ObjectPrompt, next_identity
-from .cache_weight import weighed
-from .mask_output import PREVIEW_BYTES, PREVIEW_LIMIT, temporary_folder, union_of
 from .prompts import fitting_prompts, parse_points
-from .types import CATEGORY, BoundingBox, HelperModel, Prompts, SegmenterType, Tracks, display_range
+from .support.cache_weight import weighed
+from .support.mask_output import PREVIEW_BYTES, PREVIEW_LIMIT, temporary_folder, union_of
+from .support.types import (
+    CATEGORY,
+    BoundingBox,
+    HelperModel,
+    Prompts,
+    SegmenterType,
+    Tracks,
+    display_range,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -181,8 +189,8 @@ class TrackMasks(io.ComfyNode):
         from ..perception.boxes import as_detections
         from ..perception.pictures.drawing import draw_masks
         from ..perception.tracking.track_settings import TrackSettings
-        from .host import load_helper, progress
-        from .inputs import phrase_list
+        from .support.host import load_helper, progress
+        from .support.inputs import phrase_list
 
         film = Film(image)
         words = phrase_list(phrases)
@@ -232,7 +240,7 @@ def own_prompts(points: str, mask: Tensor | None, prompt_frame: int, frames: int
         ValueError: for a frame that does not exist, another number of masks, masks that are all empty, or points
             that are none.
     """
-    from .inputs import masks_of
+    from .support.inputs import masks_of
 
     if prompt_frame >= frames and (points.strip() or mask is not None):
         raise ValueError(f"prompt_frame is {prompt_frame} but the film has {frames} frames; use 0 to {frames - 1}.")

@@ -11,8 +11,8 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..perception.mask_stack import too_large
-from ..video_models.noise import NOISE_MODES, is_rescheduled, mark_rescheduled, video_noise
-from .types import CATEGORY, SEED_RANGE, TOYBOX, display_range
+from ..video_models.sampling.noise import NOISE_MODES, is_rescheduled, mark_rescheduled, video_noise
+from .support.types import CATEGORY, SEED_RANGE, TOYBOX, display_range
 
 MODEL_FOLDERS = ("diffusion_models", "checkpoints")
 NO_CHECKPOINT = "none"
@@ -45,8 +45,8 @@ class LoadVideoModel(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         import folder_paths
 
-        from .diffusers_folders import WHOLE, diffusers_folders
-        from .model_files import weight_files
+        from .model_files.diffusers_folders import WHOLE, diffusers_folders
+        from .model_files.folders import weight_files
 
         return io.Schema(
             node_id="MGV_LoadVideoModel",
@@ -101,9 +101,9 @@ class LoadVideoModel(io.ComfyNode):
     def execute(cls, model_name: str, sd_checkpoint: str = NO_CHECKPOINT) -> io.NodeOutput:
         import folder_paths
 
-        from ..backbones.loading import load_lavie_file, load_native_toybox
-        from .diffusers_folders import diffusers_folders
-        from .model_files import find_weight_file
+        from ..host.models.loading import load_lavie_file, load_native_toybox
+        from .model_files.diffusers_folders import diffusers_folders
+        from .model_files.folders import find_weight_file
 
         if model_name == TOYBOX:
             return io.NodeOutput(*load_native_toybox())
@@ -317,7 +317,7 @@ class SampleVideo(io.ComfyNode):
         scheduler: str,
         denoise: float,
     ) -> io.NodeOutput:
-        from ..backbones.comfy_sampling import SamplerSettings, sample_film
+        from ..host.sampling.comfy_sampling import SamplerSettings, sample_film
 
         settings = SamplerSettings(steps, cfg, sampler_name, scheduler, denoise)
         return io.NodeOutput(sample_film(model, positive, negative, noise, latent, settings))

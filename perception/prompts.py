@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
-from ..attention_patches.guide_checks import check_shape
+from ..attention_patches.checks import check_shape
 from .boxes import Box, clamp_box
 
 

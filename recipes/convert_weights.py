@@ -15,7 +15,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from ..video_models.lavie_files import STAGE_NAMES, check_unet_state, find_config, is_computed, own_tensors
+from ..video_models.lavie.files import STAGE_NAMES, check_unet_state, find_config, is_computed, own_tensors
 from ..weight_files.reading import read_metadata, read_state
 from ..weight_files.writing import replacing
 

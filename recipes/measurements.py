@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .films import check_frames, to_bytes
+from .films.files import check_frames, to_bytes
 
 # Euclidean distance in RGB (0..1 each) within which two pixels count as the same colour.
 SAME_COLOUR = 0.2

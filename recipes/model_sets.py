@@ -157,7 +157,7 @@ def load_lavie_set(
     Raises:
         ValueError, OSError, RuntimeError, ImportError: as the files or this installation lack something.
     """
-    from ..video_models.lavie_models import open_lavie
+    from ..video_models.lavie.models import open_lavie
 
     model = open_lavie(path, parts, check_device(device), tokenizer=tokenizer)
     return ModelSet(Path(path).name, model, *load_finders(detector, tracker, device))

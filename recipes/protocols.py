@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from ..attention_patches.guidance.text_spans import TextSpans
     from ..attention_patches.stack import Patch
-    from ..attention_patches.text_spans import TextSpans
     from ..perception.boxes import Box
     from ..perception.frames import Film
     from ..perception.tracking.track_settings import TrackSettings
     from ..perception.tracks import Tracks
-    from ..video_models.background_lock import BackgroundLock
-    from ..video_models.first_frame import FirstFrame
+    from ..video_models.sampling.background_lock import BackgroundLock
+    from ..video_models.sampling.first_frame import FirstFrame
 
 SamplerName = Literal["ddim", "euler"]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from ..recipes.given_paths import given_path
+from ..recipes.given.paths import given_path
 
 RUNS = Path("training/runs")
 

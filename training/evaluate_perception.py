@@ -20,11 +20,11 @@ from ..perception.boxes import Box, iou
 from ..perception.detection.detector import ObjectDetector
 from ..perception.open_models import open_detector, open_tracker
 from ..perception.tracking.tracker import ObjectTracker
-from ..recipes.given_paths import given_path
+from ..recipes.given.paths import given_path
 from ..toybox import metrics, world
 from ..video_models.toybox import load_toybox
-from .perception_data import SMALLEST_AREA, Pictures, boxes_of_masks, draw_pictures, spoil
-from .phrases import Phrase, absent_phrase
+from .perception.data import SMALLEST_AREA, Pictures, boxes_of_masks, draw_pictures, spoil
+from .perception.phrases import Phrase, absent_phrase
 from .train_segmenter import jitter_boxes, visible_rows
 
 ROOT = Path(__file__).resolve().parent.parent

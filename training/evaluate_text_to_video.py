@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..recipes.given_paths import given_path
+from ..recipes.given.paths import given_path
 from ..toybox import metrics, world
 from ..video_models.toybox import TOYBOX_FOLDER, load_toybox
 from ..video_models.video_model import StandaloneVideoModel, TextEmbedding

@@ -14,13 +14,19 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from ..toybox import world
-from .calibration import lower_scores
 from .command_line import begin, training_parser
-from .detector_loss import Targets, corners, detector_loss, predict
 from .loop import LoopSettings, train
-from .perception_data import MAX_OBJECTS, SMALLEST_AREA, Pictures, boxes_of_masks, draw_pictures, spoil
-from .perception_models import SPECIAL_TOKENS, build_detector, build_detector_processor, normalize, save_model_folder
-from .phrases import Phrase, Words, absent_phrase, caption_phrases
+from .perception.calibration import lower_scores
+from .perception.data import MAX_OBJECTS, SMALLEST_AREA, Pictures, boxes_of_masks, draw_pictures, spoil
+from .perception.detector_loss import Targets, corners, detector_loss, predict
+from .perception.models import (
+    SPECIAL_TOKENS,
+    build_detector,
+    build_detector_processor,
+    normalize,
+    save_model_folder,
+)
+from .perception.phrases import Phrase, Words, absent_phrase, caption_phrases
 
 # Share of pictures left exactly as drawn.
 CLEAN_SHARE = 0.2

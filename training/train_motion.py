@@ -19,17 +19,23 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..attention_patches.mask_modes.presets import read_constants
-from ..recipes.given_paths import given_path
+from ..attention_patches.guidance.modes.registry import read_constants
+from ..recipes.given.paths import given_path
 from ..recipes.model_sets import check_device, load_models
-from ..video_models.motion_files import write_motion
+from ..video_models.motion.motion_files import write_motion
 from .command_line import RUNS, log_to_file
-from .motion_architectures import ARCHITECTURES, DEFAULT_MODULES, MODULE_SETS, Architecture, make_architecture
-from .motion_data import TrainingClip, find_clips
-from .motion_examples import ExampleMaker
-from .motion_report import validation_film, write_loss_curve, write_validation_film
-from .motion_settings import MaskAugmentation, MotionSettings, Precision
-from .motion_tuning import MotionJob, TunedMotion, tune_motion
+from .motion.architectures import (
+    ARCHITECTURES,
+    DEFAULT_MODULES,
+    MODULE_SETS,
+    Architecture,
+    make_architecture,
+)
+from .motion.data import TrainingClip, find_clips
+from .motion.examples import ExampleMaker
+from .motion.report import validation_film, write_loss_curve, write_validation_film
+from .motion.settings import MaskAugmentation, MotionSettings, Precision
+from .motion.tuning import MotionJob, TunedMotion, tune_motion
 
 logger = logging.getLogger(__name__)
 
@@ -162,7 +168,7 @@ def open_base(options: argparse.Namespace, device: torch.device) -> tuple[Any, s
         from ..video_models.toybox import load_toybox
 
         return load_toybox(device), "Toybox"
-    from ..video_models.lavie_models import open_lavie
+    from ..video_models.lavie.models import open_lavie
 
     dtype = torch.float32 if options.precision == "no" else None
     return open_lavie(Path(options.base), options.parts, device, dtype), Path(options.base).stem

@@ -15,8 +15,8 @@ from torch import Tensor
 from ..toybox import world
 from .command_line import begin, training_parser
 from .loop import LoopSettings, train
-from .perception_data import SMALLEST_AREA, Pictures, boxes_of_masks, draw_pictures, spoil
-from .perception_models import (
+from .perception.data import SMALLEST_AREA, Pictures, boxes_of_masks, draw_pictures, spoil
+from .perception.models import (
     build_segmenter,
     build_segmenter_processor,
     freeze_positions,

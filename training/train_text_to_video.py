@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..recipes.given_paths import given_path
+from ..recipes.given.paths import given_path
 from ..toybox import world
-from ..video_models.lavie_config import LaVieConfig
-from ..video_models.lavie_unet import LaVieUNet
-from ..video_models.noise_schedule import add_noise, alphas_cumprod, velocity
+from ..video_models.lavie.config import LaVieConfig
+from ..video_models.lavie.unet import LaVieUNet
+from ..video_models.sampling.noise_schedule import add_noise, alphas_cumprod, velocity
 from ..video_models.text_encoding import encode_tokens
 from ..video_models.word_tokenizer import MAX_TOKENS, make_word_tokenizer
 from .command_line import begin, training_parser

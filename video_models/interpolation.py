@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from ..attention_patches.stack import Patch
-from .denoising import Conditions, SampleCallback, check_settings, sample_latents
 from .frame_coding import check_frames
 from .model_parts import ModelParts
-from .noise import plain_noise
+from .sampling.denoising import Conditions, SampleCallback, check_settings, sample_latents
+from .sampling.noise import plain_noise
 
 # Frames of the result per step from one given frame to the next.
 FACTOR = 4

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..attention_patches.text_spans import NOT_OF_PROMPT, TextSpans, locate_phrases
+from ..attention_patches.guidance.text_spans import NOT_OF_PROMPT, TextSpans, locate_phrases
 
 logger = logging.getLogger(__name__)
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 
 from ..toybox import world
-from .lavie_config import LaVieConfig
-from .lavie_files import check_unet_state, unet_state
-from .lavie_unet import LaVieUNet
+from .lavie.config import LaVieConfig
+from .lavie.files import check_unet_state, unet_state
+from .lavie.unet import LaVieUNet
 from .video_model import StandaloneVideoModel, VideoGeometry
 
 TOYBOX_FOLDER = Path(__file__).resolve().parent.parent / "toybox" / "text_to_video"

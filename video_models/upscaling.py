@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from ..attention_patches.stack import Patch
-from .denoising import Conditions, SampleCallback, check_settings, sample_latents
 from .frame_coding import check_frames
-from .lavie_config import UpscalerConfig
+from .lavie.config import UpscalerConfig
 from .model_parts import ModelParts
-from .noise import plain_noise
-from .noise_schedule import add_noise, square_root_alphas_cumprod
+from .sampling.denoising import Conditions, SampleCallback, check_settings, sample_latents
+from .sampling.noise import plain_noise
+from .sampling.noise_schedule import add_noise, square_root_alphas_cumprod
 
 NEGATIVE_PROMPT = "blur, worst quality"
 # The noise in the small pictures must not be that of the latents, which have the same height and width.

@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..attention_patches.guidance.text_spans import TextSpans
 from ..attention_patches.stack import Patch
-from ..attention_patches.text_spans import TextSpans
-from .background_lock import BackgroundLock
-from .denoising import Conditions, SampleCallback, sample_latents, step_progress
-from .first_frame import FirstFrame
 from .frame_coding import FrameCoder
-from .lavie_sites import transformer_places
-from .lavie_unet import LaVieUNet
+from .lavie.sites import transformer_places
+from .lavie.unet import LaVieUNet
 from .model_parts import ModelParts
-from .noise import plain_noise
+from .sampling.background_lock import BackgroundLock
+from .sampling.denoising import Conditions, SampleCallback, sample_latents, step_progress
+from .sampling.first_frame import FirstFrame
+from .sampling.noise import plain_noise
 from .text_encoding import PromptEncoder, TextEmbedding
 
 

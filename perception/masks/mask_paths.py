@@ -25,7 +25,15 @@ from torch import Tensor
 from ..boxes import Box, Detections
 from ..mask_stack import MaskStack
 from ..tracks import Tracks
-from .keyframes import CURVES, LAST_FRAME, MAX_KEYFRAMES, Curve, Keyframe, check_keyframes, interpolate_keyframes
+from .keyframes import (
+    CURVES,
+    LAST_FRAME,
+    MAX_KEYFRAMES,
+    Curve,
+    Keyframe,
+    check_keyframes,
+    interpolate_keyframes,
+)
 
 Shape = Literal["box", "ellipse"]
 SHAPES: tuple[str, ...] = get_args(Shape)

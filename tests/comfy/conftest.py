@@ -155,7 +155,7 @@ def as_in_a_node() -> Iterator[None]:
 @pytest.fixture
 def kernels_of_long_films(monkeypatch: pytest.MonkeyPatch) -> None:
     """Region channels, as for films of real length; tiny ones would all get an explicit bias."""
-    from mask_guided_video.attention_patches import guidance_plan
+    from mask_guided_video.attention_patches.guidance import plan as guidance_plan
 
     monkeypatch.setattr(guidance_plan, "DENSE_PAIRS", 0)
 
@@ -202,8 +202,8 @@ def tiny_folder(comfy_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
     from safetensors.torch import save_file
     from transformers import T5Config, T5EncoderModel
 
-    from mask_guided_video.video_models.lavie_config import LaVieConfig
-    from mask_guided_video.video_models.lavie_unet import LaVieUNet
+    from mask_guided_video.video_models.lavie.config import LaVieConfig
+    from mask_guided_video.video_models.lavie.unet import LaVieUNet
     from mask_guided_video.video_models.word_tokenizer import make_word_tokenizer
 
     folder = tmp_path_factory.mktemp("tiny")
@@ -243,7 +243,7 @@ def native(tiny_folder: Path) -> tuple[Any, Any, Any]:
     """MODEL, CLIP and VAE of the tiny model."""
     import torch
 
-    from mask_guided_video.backbones.loading import load_native_toybox
+    from mask_guided_video.host.models.loading import load_native_toybox
 
     with torch.inference_mode():
         return load_native_toybox(tiny_folder)

@@ -15,8 +15,8 @@ def build_tiny_video_model(seed: int = 0):
     from diffusers import AutoencoderKL
     from transformers import T5Config, T5EncoderModel
 
-    from mask_guided_video.video_models.lavie_config import LaVieConfig
-    from mask_guided_video.video_models.lavie_unet import LaVieUNet
+    from mask_guided_video.video_models.lavie.config import LaVieConfig
+    from mask_guided_video.video_models.lavie.unet import LaVieUNet
     from mask_guided_video.video_models.video_model import StandaloneVideoModel, VideoGeometry
     from mask_guided_video.video_models.word_tokenizer import make_word_tokenizer
 

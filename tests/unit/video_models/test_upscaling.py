@@ -9,10 +9,10 @@ import torch
 from tiny_lavie_files import CONFIGS, tiny_unet
 from tiny_stable_diffusion import tiny_clip, tiny_vae, write_tokenizer
 
-from mask_guided_video.attention_patches.mask_guidance import MaskGuidance, mask_guidance_patch
-from mask_guided_video.video_models.denoising import Conditions, sample_latents
+from mask_guided_video.attention_patches.guidance.mask_guidance import MaskGuidance, mask_guidance_patch
 from mask_guided_video.video_models.frame_coding import FrameCoder
-from mask_guided_video.video_models.noise_schedule import square_root_alphas_cumprod
+from mask_guided_video.video_models.sampling.denoising import Conditions, sample_latents
+from mask_guided_video.video_models.sampling.noise_schedule import square_root_alphas_cumprod
 from mask_guided_video.video_models.text_encoding import PromptEncoder, TextEmbedding
 from mask_guided_video.video_models.upscaling import Upscaler, noised_pictures
 

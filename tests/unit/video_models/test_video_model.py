@@ -7,12 +7,15 @@ import math
 import pytest
 import torch
 
-from mask_guided_video.attention_patches.mask_guidance import MaskGuidance, mask_guidance_patch
-from mask_guided_video.video_models.background_lock import BackgroundLock
-from mask_guided_video.video_models.lavie_config import LaVieConfig
-from mask_guided_video.video_models.lavie_unet import LaVieUNet
-from mask_guided_video.video_models.noise_schedule import alphas_cumprod, square_root_alphas_cumprod
-from mask_guided_video.video_models.schedulers import make_scheduler
+from mask_guided_video.attention_patches.guidance.mask_guidance import MaskGuidance, mask_guidance_patch
+from mask_guided_video.video_models.lavie.config import LaVieConfig
+from mask_guided_video.video_models.lavie.unet import LaVieUNet
+from mask_guided_video.video_models.sampling.background_lock import BackgroundLock
+from mask_guided_video.video_models.sampling.noise_schedule import (
+    alphas_cumprod,
+    square_root_alphas_cumprod,
+)
+from mask_guided_video.video_models.sampling.schedulers import make_scheduler
 from mask_guided_video.video_models.video_model import StandaloneVideoModel, VideoGeometry
 from mask_guided_video.video_models.word_tokenizer import make_word_tokenizer
 

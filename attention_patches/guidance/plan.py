@@ -1,0 +1,233 @@
+"""Run region tables on a batch: who is guided, by which kernel, and who is left alone to the bit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from ..kernels.plain import (
+    Kernel,
+    Side,
+    channel_attention,
+    channel_rows,
+    dense_rows,
+    open_keys,
+    partition_sides,
+    plain_attention,
+    plain_rows,
+    region_channels,
+    side_rows,
+)
+from ..kernels.rows import RowSet, empty_result
+from ..site import AttentionSite, BatchRows
+from ..stack import Attend
+from .edits import EditJob, ProbabilityEdit
+from .region_tables import RegionTables
+
+# Below this many tokens in a sequence the gathering of a partition costs more than it saves.
+PARTITION_TOKENS = 512
+# On a CPU an explicit bias of up to this many pairs (256 tokens with each other) is cheaper than channels. GPU kernels
+# tend to refuse masks or to ignore them, so there is none for them.
+DENSE_PAIRS = 2**16
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelJob:
+    """Batch rows that are guided by region channels: ``groups`` says for each of ``rows`` which channels."""
+
+    rows: RowSet
+    groups: RowSet
+    channels: tuple[Tensor, Tensor]
+
+    def write(self, q: Tensor, k: Tensor, v: Tensor, out: Tensor, bias: Tensor | None, kernel: Kernel) -> None:
+        """Write the result of these rows into ``out``."""
+        channel_rows(q, k, v, self.channels, self.rows, self.groups, out, bias, kernel)
+
+
+@dataclass(frozen=True, eq=False)
+class DenseJob:
+    """Batch rows of short sequences that are guided by an explicit bias [G, Lq, Lk]."""
+
+    rows: RowSet
+    groups: RowSet
+    dense: Tensor
+
+    def write(self, q: Tensor, k: Tensor, v: Tensor, out: Tensor, bias: Tensor | None, kernel: Kernel) -> None:
+        """Write the result of these rows into ``out``."""
+        dense_rows(q, k, v, self.dense, self.rows, self.groups, out, bias, kernel)
+
+
+@dataclass(frozen=True, eq=False)
+class PartitionJob:
+    """Batch rows that are guided by partition: each set of rows has its own sides."""
+
+    sides: tuple[tuple[RowSet, tuple[Side, ...]], ...]
+
+    def write(self, q: Tensor, k: Tensor, v: Tensor, out: Tensor, bias: Tensor | None, kernel: Kernel) -> None:
+        """Write the result of these rows into ``out``."""
+        for rows, sides in self.sides:
+            for side in sides:
+                side_rows(q, k, v, side, rows, out, bias, kernel)
+
+
+Job: TypeAlias = ChannelJob | DenseJob | PartitionJob
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What to do with the batch of one kind of call.
+
+    Attributes:
+        jobs: guided rows, for calls after which nobody reads the site.
+        plain: rows that are left alone, or None when all are guided.
+        whole: channels for every row of the batch, for calls that must keep the batch whole.
+        edits: rows that are attended otherwise, whoever reads the site: explicitly, or in parts of their queries.
+    """
+
+    jobs: tuple[Job, ...]
+    plain: RowSet | None
+    whole: tuple[Tensor, Tensor] | None = None
+    edits: tuple[EditJob | PartitionJob, ...] = ()
+
+    def run(self, attend: Attend, q: Tensor, k: Tensor, v: Tensor, site: AttentionSite) -> Tensor:
+        """Return the attention [B, heads, Lq, dv] with the guided rows guided.
+
+        Rows that are left alone go through the plain call and not through a kernel with zero weights: rounding would
+        differ.
+        """
+        if not self.jobs and self.whole is None and not self.edits:
+            return attend(q, k, v, site)
+
+        def kernel(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+            return attend.with_bias(bias)(q, k, v, site)
+
+        if self.whole is not None:
+            out = channel_attention(q, k, v, *self.whole, attend.bias, kernel)
+            if self.plain is not None:
+                plain = attend(q, k, v, site)
+                out = out.clone()
+                out[self.plain.index] = plain[self.plain.index]
+        elif not attend.last:
+            out = attend(q, k, v, site).clone()
+        else:
+            out = empty_result(q, v)
+            if self.plain is not None:
+                plain_rows(q, k, v, self.plain, out, attend.bias, kernel)
+            for job in self.jobs:
+                job.write(q, k, v, out, attend.bias, kernel)
+        for edit in self.edits:
+            # Who reads the site shall not see parts of a call.
+            edit.write(q, k, v, out, attend.bias, kernel if attend.last else plain_attention)
+        return out
+
+
+def make_plan(
+    tables: Sequence[tuple[tuple[int, ...], RegionTables]],
+    rows: BatchRows,
+    q: Tensor,
+    partial: bool,
+    edits: Sequence[tuple[tuple[int, ...], ProbabilityEdit]] = (),
+) -> Plan:
+    """Lay tables on the batch axis.
+
+    Args:
+        tables: for each share of the chunks (their indices) its tables. Chunks that occur in none are left alone.
+        rows: how the batch axis is made.
+        q: queries [B, heads, Lq, d] of the call, for sizes, dtype and device.
+        partial: calls with a part of the rows, heads or tokens are allowed.
+        edits: for each other share of the chunks what is changed in its logits or probabilities.
+    """
+    guided: set[int] = set()
+    jobs: list[Job] = []
+    whole: list[tuple[list[int], list[int], tuple[Tensor, Tensor]]] = []
+    # All rows of a whole batch have the same head dimension, so the same number of channels.
+    count = max((table.query.shape[2] for _, table in tables), default=0)
+    for chunks, table in tables:
+        if not table.guided:
+            continue
+        pairs = _batch_rows(chunks, table.guided, rows)
+        guided.update(row for row, _ in pairs)
+        if partial:
+            jobs.append(_job(pairs, table, q))
+        else:
+            spare = (0, count - table.query.shape[2])
+            channels = _channels(pad(table.query, spare), pad(table.key, spare), table.guided, q)
+            whole.append(([row for row, _ in pairs], [group for _, group in pairs], channels))
+    edited = []
+    for chunks, edit in edits:
+        pairs = _batch_rows(chunks, edit.guided, rows)
+        if pairs:
+            guided.update(row for row, _ in pairs)
+            edited.append(_edit_job(pairs, edit, rows, q.device))
+    rest = [row for row in range(rows.total) if row not in guided]
+    plain = RowSet.of(rest, q.device) if rest else None
+    return Plan(tuple(jobs), plain, _whole_batch(whole, q) if whole else None, tuple(edited))
+
+
+def _job(pairs: Sequence[tuple[int, int]], table: RegionTables, q: Tensor) -> Job:
+    """Choose the kernel for the guided rows of one table."""
+    if table.query_region is not None and q.shape[2] >= PARTITION_TOKENS:
+        return _partition_job(pairs, table, q.device)
+    rows = RowSet.of([row for row, _ in pairs], q.device)
+    groups = RowSet.of([group for _, group in pairs], q.device)
+    if q.device.type == "cpu" and table.query.shape[1] * table.key.shape[1] <= DENSE_PAIRS:
+        chosen = list(table.guided)
+        dense = table.query[chosen] @ open_keys(table.key[chosen]).transpose(1, 2)
+        return DenseJob(rows, groups, dense.to(q.dtype))
+    weights, logits = _channels(table.query, table.key, table.guided, q)
+    return ChannelJob(rows, groups, (weights.to(q.device), logits.to(q.device)))
+
+
+def _edit_job(
+    pairs: Sequence[tuple[int, int]], edit: ProbabilityEdit, rows: BatchRows, device: torch.device
+) -> EditJob | PartitionJob:
+    if edit.sides is None:
+        groups = torch.tensor([edit.guided[at] for _, at in pairs], device=device)
+        return EditJob(RowSet.of([row for row, _ in pairs], device), groups, rows.folded_size, edit)
+    parts = [
+        (RowSet.of([row for row, at in pairs if at == position], device), sides)
+        for position, sides in enumerate(edit.sides)
+    ]
+    return PartitionJob(tuple(parts))
+
+
+def _channels(query: Tensor, key: Tensor, groups: Sequence[int], q: Tensor) -> tuple[Tensor, Tensor]:
+    chosen = list(groups)
+    return region_channels(query[chosen], key[chosen], 1.0, q.shape[3], q.dtype)
+
+
+def _batch_rows(chunks: Sequence[int], groups: Sequence[int], rows: BatchRows) -> list[tuple[int, int]]:
+    """Return (batch row, position of its group in ``groups``) for all samples of the chunks."""
+    return [
+        ((chunk * rows.samples + sample) * rows.folded_size + group, position)
+        for chunk in chunks
+        for sample in range(rows.samples)
+        for position, group in enumerate(groups)
+    ]
+
+
+def _partition_job(pairs: Sequence[tuple[int, int]], table: RegionTables, device: torch.device) -> PartitionJob:
+    sides = []
+    for position, group in enumerate(table.guided):
+        found = tuple(
+            Side(*(None if index is None else index.to(device) for index in (side.queries, side.keys)))
+            for side in partition_sides(table.query_region[group], table.key_regions[group])
+        )
+        sides.append((RowSet.of([row for row, at in pairs if at == position], device), found))
+    return PartitionJob(tuple(sides))
+
+
+def _whole_batch(
+    parts: Sequence[tuple[list[int], list[int], tuple[Tensor, Tensor]]], q: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Spread channels over all rows of the batch; rows that are not guided get zeros."""
+    out = tuple(torch.zeros(q.shape[0], *side.shape[1:], dtype=q.dtype) for side in parts[0][2])
+    for row_list, group_list, channels in parts:
+        for target, source in zip(out, channels, strict=True):
+            target[row_list] = source[group_list]
+    return out[0].to(q.device), out[1].to(q.device)

@@ -1,0 +1,1 @@
+"""Functions that compute attention: plain, with region channels, in parts, and with explicit biases."""

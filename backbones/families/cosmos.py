@@ -1,0 +1,79 @@
+"""Cosmos and Cosmos Predict2: self-attention over the film, cross-attention with the text.
+
+These networks have no hook around their blocks, but they make the same calls in the same order each time: so one
+sequence serves the whole pass. Newer cores say which block of Predict2 is running.
+
+Source: Comfy-Org/ComfyUI, comfy/ldm/cosmos/model.py and predict2.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ...attention_patches.site import SITE_KEY
+from ..block_sites import BlockMarkers, ExpectedCall, SiteSequence
+from ..family import Family, ModelCall, TokenGrid, children, has_parts, patched_grid, places
+
+
+class Cosmos(Family):
+    """Cosmos 1 (autoencoder with factor 8)."""
+
+    name = "Cosmos"
+    time_factor = 8
+    trained_frames = 16
+    encoders = ("t5xxl",)
+    parts = frozenset(
+        "x_embedder t_embedder t_embedding_norm pos_embedder extra_pos_embedder affline_norm blocks final_layer".split()
+    )
+
+    def resembles(self, network: Any) -> bool:
+        if not children(network, "blocks") or not has_parts(network, "patch_spatial", "patch_temporal"):
+            return False
+        return network.patch_temporal == 1 and self._fits_block(children(network, "blocks")[0])
+
+    def grids(self, network: Any, latents: Sequence[int], extras: Mapping[str, Any]) -> list[TokenGrid]:
+        return [patched_grid(latents, (network.patch_spatial, network.patch_spatial))]
+
+    def prepare(self, network: Any, call: ModelCall, options: dict[str, Any], markers: BlockMarkers) -> None:
+        grid = self.grids(network, call.latents, call.extras)[0]
+        video, text = slice(0, grid.tokens), slice(0, call.text_length)
+        expected: list[ExpectedCall] = []
+        blocks = zip(places(self.block_names(network)), children(network, "blocks"), strict=True)
+        for number, (place, block) in enumerate(blocks):
+            for kind in self._kinds(block):
+                if kind == "self":
+                    site = self.site(call, grid, "self", place, video=video)
+                    expected.append(ExpectedCall(grid.tokens, grid.tokens, site, number))
+                else:
+                    site = self.site(call, grid, "cross", place, video=video, text=text)
+                    expected.append(ExpectedCall(grid.tokens, call.text_length, site, number))
+        options[SITE_KEY] = SiteSequence(expected, call)
+
+    @staticmethod
+    def _fits_block(block: Any) -> bool:
+        return all(hasattr(part, "block_type") for part in children(block, "blocks")) and bool(
+            children(block, "blocks")
+        )
+
+    @staticmethod
+    def _kinds(block: Any) -> list[str]:
+        """``self`` and ``cross`` in the order in which a block makes them."""
+        kinds = {"full_attn": "self", "fa": "self", "cross_attn": "cross", "ca": "cross"}
+        return [kinds[part.block_type] for part in children(block, "blocks") if part.block_type in kinds]
+
+
+class CosmosPredict2(Cosmos):
+    """Cosmos Predict2 (Wan's autoencoder, with factor 4)."""
+
+    name = "Cosmos Predict2"
+    time_factor = 4
+    trained_frames = 24
+
+    @staticmethod
+    def _fits_block(block: Any) -> bool:
+        return has_parts(block, "self_attn", "cross_attn", "layer_norm_self_attn")
+
+    @staticmethod
+    def _kinds(block: Any) -> list[str]:
+        return ["self", "cross"]

@@ -1,0 +1,53 @@
+"""LTX-Video: self-attention over the film and its guide frames, cross-attention with the text, often masked.
+
+The latents of guide pictures (``keyframe_idxs``) are appended as further frames; their tokens stand at the end and are
+no part of the film. Guides with a strength or a mask of their own split self-attention: the film's queries ask first,
+then those of the guides, each among all keys. A patch is one latent cell.
+
+Source: Comfy-Org/ComfyUI, comfy/ldm/lightricks/model.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..block_sites import ExpectedCall, MarkedFamily, SiteSequence
+from ..family import BlockPlace, ModelCall, TokenGrid, children, has_parts, patched_grid
+
+
+class LTXVideo(MarkedFamily):
+    """LTX-Video 0.9 transformers."""
+
+    name = "LTX-Video"
+    time_factor = 8
+    trained_frames = 16
+    encoders = ("t5xxl",)
+    block_list = "transformer_blocks"
+    # The later models with sound have more, and give their blocks two sequences at once.
+    parts = frozenset("patchify_proj adaln_single caption_projection transformer_blocks norm_out proj_out".split())
+
+    def resembles(self, network: Any) -> bool:
+        blocks = children(network, "transformer_blocks")
+        if not blocks or not has_parts(network, "patchify_proj", "caption_projection", "patchifier"):
+            return False
+        return has_parts(blocks[0], "attn1", "attn2", "scale_shift_table")
+
+    def grids(self, network: Any, latents: Sequence[int], extras: Mapping[str, Any]) -> list[TokenGrid]:
+        return [patched_grid(latents, (1, 1), self.film_frames(network, latents, extras))]
+
+    def film_frames(self, network: Any, latents: Sequence[int], extras: Mapping[str, Any]) -> int:
+        guides = extras.get("keyframe_idxs")
+        if guides is None:
+            return latents[2]
+        return latents[2] - guides.shape[2] // (latents[3] * latents[4])
+
+    def sequence(self, network: Any, call: ModelCall, place: BlockPlace, args: Mapping[str, Any]) -> SiteSequence:
+        grid = self.grids(network, call.latents, call.extras)[0]
+        queries, text = args["img"].shape[1], args["txt"].shape[1]
+        video = slice(0, grid.tokens)
+        self_site = self.site(call, grid, "self", place, video=video)
+        cross = self.site(call, grid, "cross", place, video=video, text=slice(0, text))
+        # Where the guides begin, when they are asked for apart.
+        guides = getattr(args.get("self_attention_mask"), "guide_start", queries)
+        return SiteSequence([ExpectedCall(guides, queries, self_site), ExpectedCall(queries, text, cross)], call)

@@ -1,0 +1,1 @@
+"""Our own model files as native MODEL, CLIP and VAE."""

@@ -1,0 +1,1 @@
+"""Tuned motion in native models."""

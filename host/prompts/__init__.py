@@ -1,0 +1,1 @@
+"""Tokens and conditionings of ComfyUI's text encoders."""

@@ -1,0 +1,1 @@
+"""Samplers, locks, noise, context windows and decoding inside ComfyUI."""

@@ -1,0 +1,1 @@
+"""Model folders, known models, downloads and loading."""

@@ -1,0 +1,74 @@
+"""Pictures of guides."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ...attention_patches.guidance.guide_patch import BindableGuide
+from ...backbones.family import TokenGrid
+
+# Far apart, also for most colour-blind eyes (Okabe and Ito).
+REGION_COLOURS = (
+    (0.90, 0.62, 0.00),
+    (0.34, 0.71, 0.91),
+    (0.00, 0.62, 0.45),
+    (0.94, 0.89, 0.26),
+    (0.84, 0.37, 0.00),
+    (0.80, 0.47, 0.65),
+)
+BACKGROUND_COLOUR = (0.10, 0.10, 0.13)
+BORDER_COLOUR = (0.32, 0.32, 0.36)
+
+
+def guide_pictures(guide: BindableGuide, grids: Sequence[TokenGrid], time_factor: int, size: int) -> Tensor:
+    """Token regions of every frame and level.
+
+    Args:
+        guide: its masks are pooled as attention will pool them.
+        grids: the model's, finest first.
+        time_factor: of the model's autoencoder.
+        size: height of the pictures in pixels.
+
+    Returns:
+        float [frames, size, W, 3] in 0..1, one picture per latent frame, levels side by side.
+
+    Raises:
+        ValueError: the masks' frames do not fit the clip.
+    """
+    pyramid = guide.pyramid()
+    frames = grids[0].frames
+    gap = torch.tensor(BORDER_COLOUR).expand(frames, size, max(2, size // 64), 3)
+    parts: list[Tensor] = []
+    for grid in grids:
+        shares = torch.zeros(0, frames, grid.rows, grid.columns)
+        if guide.masks.shape[0]:
+            shares = pyramid.regions(grid.rows, grid.columns, frames, grid.filled, time_factor, grid.level).objects
+        parts += [_enlarge(_colour(shares, frames, grid.rows, grid.columns), size), gap]
+    return torch.cat(parts[:-1], dim=2).contiguous()
+
+
+def _colour(shares: Tensor, frames: int, rows: int, columns: int) -> Tensor:
+    """[R, T, h, w] shares to [T, h, w, 3] colours."""
+    picture = torch.tensor(BACKGROUND_COLOUR).expand(frames, rows, columns, 3).clone()
+    background = picture[0, 0, 0]
+    for index, share in enumerate(shares):
+        colour = torch.tensor(REGION_COLOURS[index % len(REGION_COLOURS)])
+        picture = picture + share[..., None] * (colour - background)
+    return picture.clamp(0.0, 1.0)
+
+
+def _enlarge(picture: Tensor, height: int) -> Tensor:
+    """[T, h, w, 3] to ``height`` pixels, cells as squares with thin borders where they are large enough."""
+    rows, columns = picture.shape[1:3]
+    width = max(1, round(height * columns / rows))
+    row_of = torch.arange(height) * rows // height
+    column_of = torch.arange(width) * columns // width
+    large = picture[:, row_of][:, :, column_of]
+    if height // rows >= 6:
+        # Darken the first line of every cell, so that the grid can be counted.
+        large[:, torch.cat([torch.ones(1, dtype=torch.bool), row_of.diff() > 0])] *= 0.7
+        large[:, :, torch.cat([torch.ones(1, dtype=torch.bool), column_of.diff() > 0])] *= 0.7
+    return large

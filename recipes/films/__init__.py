@@ -1,0 +1,1 @@
+"""Films as files and as pictures."""

@@ -1,0 +1,1 @@
+"""Find objects by words and follow them through a film."""

@@ -1,0 +1,1 @@
+"""What a user gives by path: masks, their names, and folders."""

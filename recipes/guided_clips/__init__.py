@@ -1,0 +1,1 @@
+"""Clips that follow their masks, round after round."""

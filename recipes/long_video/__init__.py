@@ -1,0 +1,1 @@
+"""One long film from one prompt or several."""

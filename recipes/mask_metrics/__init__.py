@@ -1,0 +1,1 @@
+"""How well a film follows its masks."""

@@ -1,0 +1,1 @@
+"""Generate, find and track objects, generate again under their masks."""

@@ -1,0 +1,153 @@
+"""Guidance in CogVideoX, by comparison with explicit biases at every attention call."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from dense_reference import Calls, DenseGuide, DenseReference
+from native_guides import GUIDES, POSITIONS, first_predictions, patched, relative
+from native_models import TEXT, TinyModel, randomise, sample
+
+from mask_guided_video.attention_patches.guidance import plan as guidance_plan
+from mask_guided_video.attention_patches.guidance.mask_guidance import MaskGuidance, mask_guidance_patch
+from mask_guided_video.attention_patches.guidance.text_spans import TextSpans
+from mask_guided_video.backbones.families.cogvideox import CogVideoX
+from mask_guided_video.backbones.registry import install_patches, require_supported
+
+pytestmark = [pytest.mark.comfy, pytest.mark.usefixtures("as_in_a_node")]
+
+HEADS, HEAD, TEXT_CHANNELS = 2, 16, 32
+DIM = HEADS * HEAD
+# Of the output's range, in single precision; and what guidance changes at least.
+EXACT, CLEAR = 1e-4, 5e-3
+FRAMES = 3
+CALLS = Calls("J0 J0", FRAMES, ((4, 6, 2),), 4, text_first=True)
+SPANS = TextSpans(("red ball", "cube"), POSITIONS, TEXT)
+
+
+def cogvideox(size: tuple[int, int] = (8, 12), **settings: Any) -> TinyModel:
+    """A tiny CogVideoX 1.0 in ComfyUI's model and patcher."""
+    import comfy.latent_formats
+    import comfy.model_base
+    import comfy.model_patcher
+    import comfy.supported_models_base
+    from comfy.ldm.cogvideo.model import CogVideoXTransformer3DModel
+
+    class Config(comfy.supported_models_base.BASE):
+        unet_config: dict[str, Any] = {}
+        unet_extra_config: dict[str, Any] = {}
+        latent_format = comfy.latent_formats.HunyuanVideo
+
+    sizes = {"num_attention_heads": HEADS, "attention_head_dim": HEAD, "time_embed_dim": DIM, "num_layers": 2}
+    sizes |= {"text_embed_dim": TEXT_CHANNELS, "in_channels": 16, "use_rotary_positional_embeddings": True, **settings}
+    config = Config(sizes)
+    config.set_inference_dtype(torch.float32, None)
+    with torch.no_grad():
+        kind = comfy.model_base.ModelType.V_PREDICTION
+        model = comfy.model_base.BaseModel(config, kind, unet_model=CogVideoXTransformer3DModel)
+        randomise(model.diffusion_model)
+    model.eval()
+    device = torch.device("cpu")
+    return TinyModel(
+        "cogvideox", lambda: comfy.model_patcher.ModelPatcher(model, device, device), (1, 16, FRAMES, *size), 32
+    )
+
+
+@pytest.fixture(scope="module")
+def model() -> TinyModel:
+    return cogvideox()
+
+
+# --- the proof --------------------------------------------------------------------------------------------------------
+
+
+class Reference(DenseReference):
+    def __init__(self, model: TinyModel, guide: DenseGuide) -> None:
+        self.order, self.guides = CALLS.each, [guide]
+        self.active, self.on, self.model_calls = (lambda sigma: True), True, 0
+
+
+def guide_of(mode: str, size: tuple[int, int] = (8, 12), **changes: Any) -> MaskGuidance:
+    masks = torch.zeros(2, 9, 8 * size[0], 8 * size[1])
+    for frame in range(9):
+        masks[0, frame, 16:48, 4 * frame : 4 * frame + 30] = 1.0
+        if frame:
+            masks[1, frame, 30:, 50 - frame :] = 0.8
+    masks = torch.nn.functional.avg_pool2d(masks, 5, stride=1, padding=2)
+    return MaskGuidance(masks, **{"end_percent": 1.0, **GUIDES[mode], **changes})
+
+
+def reference(model: TinyModel, guide: MaskGuidance, spans: TextSpans | None = SPANS) -> Reference:
+    return Reference(model, DenseGuide(guide, CALLS, model.latents[-2:], spans))
+
+
+@pytest.mark.parametrize("size", [(8, 12), (7, 11)])
+@pytest.mark.parametrize("mode", sorted(GUIDES))
+@pytest.mark.parametrize("kernel", ["as it comes", "channels", "partition"])
+def test_guided_film_equals_explicit_biases(
+    size: tuple[int, int], mode: str, kernel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kernel != "as it comes":
+        monkeypatch.setattr(guidance_plan, "DENSE_PAIRS", 0)
+        monkeypatch.setattr(guidance_plan, "PARTITION_TOKENS", 1 if kernel == "partition" else 10**9)
+    model, guide = cogvideox(size), guide_of(mode, size)
+    spans = None if mode == "separate among film" else SPANS
+    dense = reference(model, guide, spans)
+    expected = sample(model, dense.hang(model.patcher))
+    guided = sample(model, patched(model, guide, spans))
+    assert dense.model_calls == 2
+    assert relative(guided, expected) < EXACT
+    assert relative(guided, sample(model)) > CLEAR
+
+
+def test_strength_zero_is_bit_identical(model: TinyModel) -> None:
+    guide = guide_of("separate", strength=0.0)
+    assert torch.equal(sample(model, patched(model, guide, SPANS)), sample(model))
+
+
+def test_unconditional_rows_are_left_alone_to_the_bit(model: TinyModel) -> None:
+    guide = guide_of("separate", rows="conditional")
+    before = first_predictions(model, model.patcher)
+    after = first_predictions(model, patched(model, guide, SPANS))
+    expected = first_predictions(model, reference(model, guide).hang(model.patcher))
+    assert torch.equal(after["negative"], before["negative"])
+    assert relative(after["positive"], expected["positive"]) < EXACT
+    assert relative(after["positive"], before["positive"]) > CLEAR
+
+
+def test_pictures_in_further_channels_are_no_part_of_the_film() -> None:
+    """Image to video joins the picture's latents to the film's channels."""
+    model = cogvideox(in_channels=32)
+
+    def joined(patcher: Any) -> Any:
+        patcher = patcher.clone()
+        zeros = torch.zeros(2, 16, FRAMES, 8, 12)
+        patcher.add_wrapper_with_key(
+            "apply_model",
+            "picture",
+            lambda executor, x, t, c_concat=None, *args, **kwargs: executor(x, t, zeros, *args, **kwargs),
+        )
+        return patcher
+
+    guide = guide_of("separate")
+    expected = sample(model, reference(model, guide).hang(joined(model.patcher)))
+    guided = sample(model, patched(model, guide, SPANS, joined(model.patcher)))
+    assert relative(guided, expected) < EXACT
+    assert relative(guided, sample(model, joined(model.patcher))) > CLEAR
+
+
+def test_the_family_is_known_by_its_parts(model: TinyModel) -> None:
+    family, network = require_supported(model.patcher)
+    assert isinstance(family, CogVideoX) and family.block_names(network) == ["block.0", "block.1"]
+    (grid,) = family.grids(network, (1, 16, FRAMES, 7, 11), {})
+    assert (grid.frames, grid.rows, grid.columns, grid.filled) == (FRAMES, 4, 6, (3.5, 5.5))
+
+
+def test_tokens_of_two_latent_frames_are_refused() -> None:
+    """CogVideoX 1.5."""
+    model = cogvideox()
+    model.patcher.model.diffusion_model.patch_size_t = 2
+    with pytest.raises(ValueError, match="model not supported: .*CogVideoX 1.0"):
+        install_patches(model.patcher, [mask_guidance_patch(guide_of("separate"))])

@@ -1,0 +1,126 @@
+"""How the tests are divided among the checkouts of ComfyUI."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import on_hosts
+import pytest
+
+UNIT_WITH_COMFYUI = "tests/unit/benchmarks/test_benchmark_native_models.py"
+
+
+def make_checkout(folder: Path, version: str = "") -> Path:
+    (folder / "comfy").mkdir(parents=True)
+    (folder / "comfy" / "model_management.py").touch()
+    if version:
+        (folder / "comfyui_version.py").write_text(f'# written by a tool\n__version__ = "{version}"\n')
+    return folder
+
+
+def test_checkouts_are_named_or_lie_where_the_installer_puts_them(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    monkeypatch.delenv("COMFYUI_PATH", raising=False)
+    assert on_hosts.comfyui_folders() == []
+    usual = make_checkout(tmp_path / "comfy" / "ComfyUI", "0.33.0")
+    other = make_checkout(tmp_path / "other")
+    assert on_hosts.comfyui_folders() == [usual.resolve()]
+    monkeypatch.setenv("COMFYUI_PATH", os.pathsep.join([str(other), str(usual), ""]))
+    assert on_hosts.comfyui_folders() == [other.resolve(), usual.resolve()]
+    assert [on_hosts.comfyui_version(folder) for folder in (usual, other)] == ["0.33.0", "other"]
+    monkeypatch.setenv("COMFYUI_PATH", os.pathsep.join([str(other), str(tmp_path)]))
+    with pytest.raises(ValueError, match=f"COMFYUI_PATH names {tmp_path.resolve()}, which holds no ComfyUI"):
+        on_hosts.comfyui_folders()
+
+
+def test_requirements_are_read_without_comments():
+    text = "torch\naiohttp>=3.11.8 # web\n\n# audio\ntorchaudio\n"
+    assert on_hosts.comfyui_requirements(text) == ["torch", "aiohttp>=3.11.8", "torchaudio"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "alone", "hosted"),
+    [
+        ([], ["tests/unit"], ["tests/comfy", UNIT_WITH_COMFYUI]),
+        (["tests", "-x"], ["tests/unit", "-x"], ["tests/comfy", UNIT_WITH_COMFYUI, "-x"]),
+        (["-k", "nodes"], ["tests/unit", "-k", "nodes"], ["tests/comfy", UNIT_WITH_COMFYUI, "-k", "nodes"]),
+        (
+            ["tests/unit/attention_patches/kernels/test_rows.py", "-q"],
+            ["tests/unit/attention_patches/kernels/test_rows.py", "-q"],
+            None,
+        ),
+        (["./tests/comfy/nodes/test_nodes.py::test_x"], None, ["./tests/comfy/nodes/test_nodes.py::test_x"]),
+        (["tests/unit", "tests/comfy"], ["tests/unit"], ["tests/comfy"]),
+    ],
+)
+def test_arguments_are_divided(arguments, alone, hosted):
+    assert on_hosts.split(arguments) == (alone, hosted)
+
+
+@pytest.fixture
+def runs(monkeypatch, tmp_path):
+    """Two checkouts whose environments are this Python, and what was run; statuses and results are set by the test."""
+    folders = [make_checkout(tmp_path / version, version) for version in ("0.20.1", "0.33.0")]
+    monkeypatch.setenv("COMFYUI_PATH", os.pathsep.join(map(str, folders)))
+    monkeypatch.setattr(on_hosts, "environment", lambda folder: Path(sys.executable))
+    monkeypatch.setenv("TEST_RESULTS", str(tmp_path / "results"))
+    (tmp_path / "results").mkdir()
+    ran, statuses = [], {}
+
+    def run(python, arguments, results, comfyui=None, log=None):
+        ran.append((arguments, comfyui))
+        numbers = 'tests="10" failures="1" errors="0" skipped="2" time="1.5"'
+        if log is not None:
+            log.write(f"{comfyui.name} says so\n")
+        results.write_text(f"<testsuites><testsuite {numbers} /></testsuites>")
+        return statuses.get(comfyui and comfyui.name, 0)
+
+    monkeypatch.setattr(on_hosts, "run", run)
+    return ran, statuses, folders
+
+
+def test_each_checkout_gets_its_run_and_the_last_line_is_the_sum(runs, capsys):
+    ran, statuses, folders = runs
+    assert on_hosts.main(["-q"]) == 0
+    hosted = ["tests/comfy", UNIT_WITH_COMFYUI, "-q"]
+    # Those with ComfyUI run side by side.
+    assert ran[0] == (["tests/unit", "-q"], None)
+    without_browser = [*hosted, "-m", "not browser"]
+    assert sorted(ran[1:], key=lambda entry: entry[1]) == [(without_browser, folders[0]), (hosted, folders[1])]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1].strip("= ") == "3 failed, 21 passed, 6 skipped in 4.50s"
+    for folder in folders:
+        title = lines.index(f"The tests with ComfyUI {folder.name} in {folder}:")
+        assert lines[title + 1] == f"{folder.name} says so"
+
+
+@pytest.mark.parametrize(
+    ("alone", "old", "new", "status"), [(0, 1, 0, 1), (5, 0, 5, 0), (5, 5, 5, 5), (0, 0, -9, 9), (2, 1, 0, 2)]
+)
+def test_one_bad_run_is_enough(runs, alone, old, new, status):
+    runs[1].update({None: alone, "0.20.1": old, "0.33.0": new})
+    assert on_hosts.main([]) == status
+    assert len(runs[0]) == 3
+
+
+def test_an_environment_that_cannot_be_made_fails_and_stops_no_other(runs, monkeypatch, capsys):
+    def environment(folder):
+        if folder.name == "0.20.1":
+            raise ValueError("what ComfyUI 0.20.1 asks for could not be installed")
+        return Path(sys.executable)
+
+    monkeypatch.setattr(on_hosts, "environment", environment)
+    assert on_hosts.main(["tests/comfy"]) == 1
+    assert runs[0] == [(["tests/comfy"], runs[2][1])]
+    lines = capsys.readouterr().out.splitlines()
+    assert "ComfyUI 0.20.1 asks for could not be installed" in lines[0]
+    assert lines[-1].strip("= ") == "1 failed, 7 passed, 2 skipped, 1 errors in 1.50s"
+
+
+def test_a_wrong_folder_is_told_in_one_sentence(root, tmp_path):
+    command = [sys.executable, str(root / "tests" / "on_hosts.py"), "--list"]
+    done = subprocess.run(command, env={**os.environ, "COMFYUI_PATH": str(tmp_path)}, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.startswith(f"on_hosts.py: COMFYUI_PATH names {tmp_path}")
+    assert len(done.stderr.splitlines()) == 1

@@ -1,0 +1,1 @@
+"""Tune a motion into a video model from a few clips."""

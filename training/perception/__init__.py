@@ -1,0 +1,1 @@
+"""Data, losses and models of the Toybox detector and segmenter."""

@@ -1,0 +1,1 @@
+"""LaVie: base model, interpolation and upscaling, with their files."""

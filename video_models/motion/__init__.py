@@ -1,0 +1,1 @@
+"""Motion tuned into a model, and its files."""

@@ -1,0 +1,1 @@
+"""Noise, schedules, steps and windows."""

@@ -1,0 +1,1 @@
+"""Stable Diffusion files: their U-Nets, text encoders and VAEs."""
