@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent.parent
 FOLDERS = (
     "attention_patches",
     "weight_files",
+    "prompt_text",
     "backbones",
     "host",
     "video_models",
@@ -28,11 +29,12 @@ FOLDERS = (
 ALLOWED = {
     "attention_patches": set(),
     "weight_files": set(),
-    "backbones": {"attention_patches", "video_models"},
-    "host": {"attention_patches", "backbones", "video_models"},
-    "video_models": {"attention_patches", "weight_files", "toybox"},
-    "perception": {"attention_patches", "weight_files", "missing_packages"},
-    "recipes": {"attention_patches", "weight_files", "video_models", "perception"},
+    "prompt_text": {"attention_patches"},
+    "backbones": {"attention_patches", "prompt_text", "video_models"},
+    "host": {"attention_patches", "backbones", "prompt_text", "video_models"},
+    "video_models": {"attention_patches", "weight_files", "prompt_text", "toybox"},
+    "perception": {"attention_patches", "weight_files", "prompt_text", "missing_packages"},
+    "recipes": {"attention_patches", "weight_files", "prompt_text", "video_models", "perception"},
     "commands": {"perception", "recipes"},
     "toybox": set(),
     "nodes": {
