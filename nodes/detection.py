@@ -8,8 +8,15 @@ from typing import Any
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..perception.detection.detector import looked_at
+from ..perception.open_models import open_detector
 from ..perception.phrases import phrase_key
+from ..perception.pictures.drawing import draw_boxes
 from ..perception.tracks import frame_ranges
+from .model_files.folders import bert_folders, model_names
+from .model_files.loading import check_model, loading_inputs, model_path
+from .support.host import load_helper, progress, weight_dtype, wrap_helper
+from .support.inputs import frames_of, phrase_list
 from .support.mask_output import PREVIEW_BYTES, PREVIEW_LIMIT
 from .support.types import CATEGORY, BoundingBox, DetectorType, HelperModel, display_range
 
@@ -25,9 +32,6 @@ class LoadGroundingDINO(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        from .model_files.folders import model_names
-        from .model_files.loading import loading_inputs
-
         return io.Schema(
             node_id="MGV_LoadGroundingDINO",
             display_name="Load GroundingDINO",
@@ -47,17 +51,10 @@ class LoadGroundingDINO(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, model_name: str | None = None, download: bool | None = False) -> bool | str:
-        from .model_files.loading import check_model
-
         return check_model(model_name, download, *MODEL_FOLDERS)
 
     @classmethod
     def execute(cls, model_name: str, precision: str = "auto", download: bool = False) -> io.NodeOutput:
-        from ..perception.open_models import open_detector
-        from .model_files.folders import bert_folders
-        from .model_files.loading import model_path
-        from .support.host import weight_dtype, wrap_helper
-
         path = model_path(model_name, download, "detector", *MODEL_FOLDERS)
         bert_folder = next(iter(bert_folders()), None)
         detector = open_detector(path, weight_dtype(precision, half_is_safe=False), bert_folder)
@@ -180,11 +177,6 @@ class DetectObjects(io.ComfyNode):
         max_boxes: int = 0,
         detect_every: int = 1,
     ) -> io.NodeOutput:
-        from ..perception.detection.detector import looked_at
-        from ..perception.pictures.drawing import draw_boxes
-        from .support.host import load_helper, progress
-        from .support.inputs import frames_of, phrase_list
-
         frames = frames_of(image)
         wanted = phrase_list(phrases)
         if not wanted:

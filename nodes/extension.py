@@ -14,7 +14,23 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..attention_patches.guidance.guide import ModeGuide
+from ..host.motion.model_identity import model_identity
+from ..host.sampling.comfy_video_model import ComfyVideoModel
+from ..recipes.films.stored_film import stored_film
+from ..recipes.guided_clips.files import write_guided_clips
+from ..recipes.guided_clips.recipe import film_length, guided_clips
+from ..recipes.guided_clips.report import guided_clips_summary
+from ..recipes.guided_clips.settings import (
+    ColourReference,
+    FirstRound,
+    GuidedClipsSettings,
+    MaskBorders,
+    NextFrame,
+    Overlap,
+)
 from .support.file_names import FOLDER, prefix_problem, save_path
+from .support.host import SamplingProgress
+from .support.inputs import frames_of
 from .support.types import CATEGORY, SEED_RANGE, Guide, display_range
 
 SAMPLERS = ("ddim", "euler")
@@ -79,16 +95,6 @@ class MaskGuidedExtend(io.ComfyNode):
         name: str = "",
         **settings: Any,
     ) -> io.NodeOutput:
-        from ..host.motion.model_identity import model_identity
-        from ..host.sampling.comfy_video_model import ComfyVideoModel
-        from ..recipes.films.stored_film import stored_film
-        from ..recipes.guided_clips.files import write_guided_clips
-        from ..recipes.guided_clips.recipe import film_length, guided_clips
-        from ..recipes.guided_clips.report import guided_clips_summary
-        from ..recipes.guided_clips.settings import GuidedClipsSettings
-        from .support.host import SamplingProgress
-        from .support.inputs import frames_of
-
         if not isinstance(guide, ModeGuide):
             raise ValueError("the guide comes from Mask to Attention Bias; connect one from Dynamic Mask Guidance.")
         settings |= {"frames": settings["frames"] or None, "sampler": settings.pop("sampler_name")}
@@ -164,8 +170,6 @@ def _sampling_inputs() -> list[io.Input]:
 
 
 def _round_inputs() -> list[io.Input]:
-    from ..recipes.guided_clips.settings import ColourReference, FirstRound, MaskBorders, NextFrame, Overlap
-
     return [
         io.Combo.Input(
             "overlap",

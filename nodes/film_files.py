@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import folder_paths
+from comfy.cli_args import args
 from comfy_api.input_impl import VideoFromFile
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..host.sampling.film_decoding import FRAMES_PER_PART, OVERLAP
+from ..host.sampling.film_decoding import FRAMES_PER_PART, OVERLAP, decode_parts, decoded_frames
+from ..recipes.films.files import to_bytes, write_pictures
 from .support.file_names import FILM, prefix_problem, save_path
+from .support.host import progress
 from .support.types import CATEGORY, display_range
 
 
@@ -104,10 +107,6 @@ class SaveLongVideo(io.ComfyNode):
         overlap: int,
         crf: int,
     ) -> io.NodeOutput:
-        from ..host.sampling.film_decoding import decode_parts, decoded_frames
-        from ..recipes.films.files import write_pictures
-        from .support.host import progress
-
         films = films_of(samples["samples"])
         counts = [decoded_frames(vae, latents) for latents in films]
         paths, subfolder = new_paths(filename_prefix, films[0], vae, len(films))
@@ -159,8 +158,6 @@ def new_paths(prefix: str, latents: Tensor, vae: Any, count: int) -> tuple[list[
 
 def counted(parts: Iterator[Tensor], report: Any) -> Iterator[Tensor]:
     """The pictures of slices of frames one by one, as bytes; says after each slice how many there were so far."""
-    from ..recipes.films.files import to_bytes
-
     done = 0
     for part in parts:
         for frame in part:
@@ -173,8 +170,6 @@ def counted(parts: Iterator[Tensor], report: Any) -> Iterator[Tensor]:
 
 def saved_metadata(hidden: Any) -> dict[str, str]:
     """The graph, as ComfyUI keeps it in what it saves; nothing where the user does not want that."""
-    from comfy.cli_args import args
-
     if args.disable_metadata or hidden is None:
         return {}
     values = {**(hidden.extra_pnginfo or {}), **({"prompt": hidden.prompt} if hidden.prompt is not None else {})}

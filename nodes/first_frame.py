@@ -7,9 +7,16 @@ from typing import Any
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..host.sampling import shared_noise
+from ..host.sampling.film_encoding import check_size
+from ..host.sampling.first_frame_lock import lock_first_frame
+from ..host.sampling.lamp_sampler import lamp_sampler
 from ..host.sampling.shared_noise import SHARING_MODES
+from ..perception.pictures.histogram_match import histogram_match
 from ..video_models.sampling.latent_statistics import SWITCH
 from ..video_models.sampling.trajectory_noise import SPATIAL_CUTOFF, TEMPORAL_CUTOFF
+from .support.host import progress
+from .support.inputs import float_pictures, frames_of, masks_of
 from .support.types import CATEGORY, Tracks, display_range
 
 # Between two looks at whether the user cancels.
@@ -78,8 +85,6 @@ class FirstFrameLock(io.ComfyNode):
         match_statistics: bool = False,
         switch: float = SWITCH,
     ) -> io.NodeOutput:
-        from ..host.sampling.first_frame_lock import lock_first_frame
-
         if (first_frame is None) == (image is None):
             given = "both" if image is not None else "neither"
             raise ValueError(f"{given} of first_frame and image is connected; connect exactly one of them.")
@@ -93,9 +98,6 @@ def encoded(image: Tensor, vae: Any) -> Tensor:
     Raises:
         ValueError: several pictures, one smaller than a latent cell, or no VAE.
     """
-    from ..host.sampling.film_encoding import check_size
-    from .support.inputs import frames_of
-
     if vae is None:
         raise ValueError("image is connected but vae is not; connect the VAE of the model.")
     frames = frames_of(image)
@@ -189,9 +191,6 @@ class SharedNoise(io.ComfyNode):
         tracks: Any = None,
         mask: Tensor | None = None,
     ) -> io.NodeOutput:
-        from ..host.sampling import shared_noise
-        from .support.inputs import masks_of
-
         if tracks is not None and mask is not None:
             raise ValueError("both of tracks and mask are connected; connect one of them.")
         masks = None
@@ -236,8 +235,6 @@ class LampSampler(io.ComfyNode):
 
     @classmethod
     def execute(cls, switch: float) -> io.NodeOutput:
-        from ..host.sampling.lamp_sampler import lamp_sampler
-
         return io.NodeOutput(lamp_sampler(switch))
 
 
@@ -272,10 +269,6 @@ class HistogramMatch(io.ComfyNode):
 
     @classmethod
     def execute(cls, image: Tensor, reference: Tensor | None = None) -> io.NodeOutput:
-        from ..perception.pictures.histogram_match import histogram_match
-        from .support.host import progress
-        from .support.inputs import float_pictures, frames_of
-
         frames = frames_of(image)
         wanted = frames[:1] if reference is None else frames_of(reference)
         if len(wanted) != 1:

@@ -19,8 +19,13 @@ from ..attention_patches.guidance.mask_guidance import (
 from ..attention_patches.guidance.regions import TimePooling
 from ..attention_patches.guidance.text_spans import TextSpans, spans_of_named
 from ..backbones.family import Family
+from ..backbones.registry import install_patches, require_supported
+from ..host.prompts.joined_prompts import check_words
+from ..host.prompts.prompt_tokens import token_spans
+from ..host.sampling.comfy_sampling import checked_latents
 from .support.cache_weight import weighed
 from .support.guide_regions import guide_report, named_regions
+from .support.previews import guide_pictures
 from .support.types import CATEGORY, Guide, Tracks, display_range
 
 logger = logging.getLogger(__name__)
@@ -211,9 +216,6 @@ class PatchAttention(io.ComfyNode):
     def execute(
         cls, model: Any, guide: BindableGuide, prompt: str, clip: Any = None, positive: Any = None
     ) -> io.NodeOutput:
-        from ..backbones.registry import install_patches, require_supported
-        from ..host.prompts.joined_prompts import check_words
-
         family, network = require_supported(model)
         names = family.block_names(network)
         guide = guide.on_blocks(names)
@@ -245,8 +247,6 @@ def phrase_spans(
     Raises:
         ValueError: if a mode that needs them lacks phrases or CLIP, the prompt is empty, or a phrase is not in it.
     """
-    from ..host.prompts.prompt_tokens import token_spans
-
     if guide.needs_words and not guide.phrases:
         raise ValueError(f"mode {guide.mode_name} has no phrases; write the object's words in the node of the guide.")
     if not guide.uses_words or not guide.phrases:
@@ -297,10 +297,6 @@ class PreviewGuide(io.ComfyNode):
 
     @classmethod
     def execute(cls, guide: BindableGuide, model: Any, latent: dict[str, Any], size: int) -> io.NodeOutput:
-        from ..backbones.registry import require_supported
-        from ..host.sampling.comfy_sampling import checked_latents
-        from .support.previews import guide_pictures
-
         family, network = require_supported(model)
         samples = checked_latents(latent, dimensions=4 if family.frame_axis == 0 else 5)
         grids = family.grids(network, samples.shape, {})

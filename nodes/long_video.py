@@ -5,11 +5,16 @@ from __future__ import annotations
 import logging
 from typing import Any, get_args
 
+from comfy.context_windows import ContextFuseMethods, ContextSchedules
 from comfy_api.latest import io
 
 from ..attention_patches.free_long import OCTAVES, LargestLevel
 from ..attention_patches.free_long import FreeLong as FreeLongSettings
 from ..backbones.family import Family
+from ..backbones.registry import require_supported
+from ..host.sampling.host_windows import ContextWindows, install_context_windows
+from ..host.sampling.long_clips import install_free_long
+from .guidance import check_blocks
 from .support.types import CATEGORY, display_range
 
 logger = logging.getLogger(__name__)
@@ -41,9 +46,6 @@ class FreeLong(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any, **settings: Any) -> io.NodeOutput:
-        from ..backbones.registry import require_supported
-        from ..host.sampling.long_clips import install_free_long
-
         family, network = require_supported(model)
         return io.NodeOutput(install_free_long(model, checked_settings(family, network, **settings)))
 
@@ -53,8 +55,6 @@ class FreeLongWindows(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        from comfy.context_windows import ContextFuseMethods, ContextSchedules
-
         return io.Schema(
             node_id="MGV_FreeLongWindows",
             display_name="FreeLong in Context Windows",
@@ -121,10 +121,6 @@ class FreeLongWindows(io.ComfyNode):
         fuse_method: str,
         **settings: Any,
     ) -> io.NodeOutput:
-        from ..backbones.registry import require_supported
-        from ..host.sampling.host_windows import ContextWindows, install_context_windows
-        from ..host.sampling.long_clips import install_free_long
-
         family, network = require_supported(model)
         checked = checked_settings(family, network, **settings)
         windows = ContextWindows.in_native_lengths(
@@ -243,8 +239,6 @@ def checked_settings(
     Raises:
         ValueError: a value makes no sense, or a pattern fits no block.
     """
-    from .guidance import check_blocks
-
     check_blocks(blocks, family.block_names(network))
     native = window or family.native_frames(network)
     scales = parsed_bands(bands) if variant == FREE_LONG_BANDS else ()

@@ -11,9 +11,14 @@ from torch import Tensor
 from ..attention_patches.frame_keys import KeySource
 from ..attention_patches.guidance.guide import MAX_STRENGTH, ModeGuide
 from ..attention_patches.guidance.mask_guidance import GuidedRows
-from ..attention_patches.guidance.modes.registry import MODES
+from ..attention_patches.guidance.modes.registry import MODES, make_mode, mode_constants, read_constants
 from ..attention_patches.guidance.regions import TimePooling
+from ..backbones.registry import require_supported
+from ..host.prompts.prompt_tokens import token_spans
+from ..perception.masks.keyframes import parse_values
 from .support.cache_weight import weighed
+from .support.guide_regions import guide_report, named_regions
+from .support.inputs import phrase_list
 from .support.types import CATEGORY, OWN, Guide, Tracks, display_range
 
 logger = logging.getLogger(__name__)
@@ -64,10 +69,6 @@ class DynamicMaskGuidance(io.ComfyNode):
         tracks: Any = None,
         mask: Tensor | None = None,
     ) -> io.NodeOutput:
-        from ..attention_patches.guidance.modes.registry import make_mode, read_constants
-        from ..perception.masks.keyframes import parse_values
-        from .support.guide_regions import guide_report, named_regions
-
         regions = named_regions(tracks, mask, phrases)
         chosen = {
             **_overrides(start_percent, end_percent, blocks, rows),
@@ -219,8 +220,6 @@ def _overrides(start_percent: float, end_percent: float, blocks: str, rows: str)
 
 def constants_report(guide: ModeGuide) -> str:
     """One line with the mode and all its constants, as ``constants`` takes them."""
-    from ..attention_patches.guidance.modes.registry import mode_constants
-
     values = ", ".join(f"{name}={getattr(guide.mode, name)}" for name in mode_constants(guide.mode_name))
     return f"mode {guide.mode_name}, keys of {guide.keys}: {values}"
 
@@ -265,10 +264,6 @@ class ObjectWords(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any, clip: Any, prompt: str, phrases: str, background_phrase: str) -> io.NodeOutput:
-        from ..backbones.registry import require_supported
-        from ..host.prompts.prompt_tokens import token_spans
-        from .support.inputs import phrase_list
-
         family, _ = require_supported(model)
         wanted = phrase_list(phrases)
         spans = token_spans(clip, prompt, wanted, family, background_phrase=background_phrase.strip())

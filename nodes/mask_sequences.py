@@ -9,8 +9,16 @@ from typing import Any
 from comfy_api.latest import io, ui
 from torch import Tensor
 
+from ..perception.boxes import as_detections
+from ..perception.masks.keyframes import CURVES
+from ..perception.masks.mask_paths import SHAPES, parse_paths, path_tracks, paths_of_boxes
+from ..perception.masks.mask_sequences import PLACINGS, TIMINGS, SequenceSettings, make_sequence
+from ..perception.pictures.path_picture import path_picture
 from ..perception.tracks import Tracks as TrackedObjects
+from ..perception.tracks import frame_ranges
+from .object_masks import track_of_mask
 from .support.cache_weight import weighed
+from .support.host import progress
 from .support.mask_output import union_of
 from .support.types import CATEGORY, BoundingBox, Tracks
 
@@ -46,9 +54,6 @@ class PathMasks(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        from ..perception.masks.keyframes import CURVES
-        from ..perception.masks.mask_paths import SHAPES
-
         return io.Schema(
             node_id="MGV_PathMasks",
             display_name="Path Masks",
@@ -136,10 +141,6 @@ class PathMasks(io.ComfyNode):
         box_curve: str = "linear",
         image: Tensor | None = None,
     ) -> io.NodeOutput:
-        from ..perception.boxes import as_detections
-        from ..perception.masks.mask_paths import parse_paths, path_tracks, paths_of_boxes
-        from ..perception.pictures.path_picture import path_picture
-
         drawn = parse_paths(paths)
         if boxes is not None:
             drawn += paths_of_boxes(as_detections(boxes, frames), height, width, box_shape, box_curve)
@@ -155,8 +156,6 @@ class MaskSequence(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        from ..perception.masks.mask_sequences import PLACINGS, TIMINGS
-
         return io.Schema(
             node_id="MGV_MaskSequence",
             display_name="Mask Sequence",
@@ -240,11 +239,6 @@ class MaskSequence(io.ComfyNode):
     def execute(
         cls, paths: str, tracks: TrackedObjects | None = None, mask: Tensor | None = None, **settings: Any
     ) -> io.NodeOutput:
-        from ..perception.masks.mask_paths import parse_paths
-        from ..perception.masks.mask_sequences import SequenceSettings, make_sequence
-        from .object_masks import track_of_mask
-        from .support.host import progress
-
         if (tracks is None) == (mask is None):
             given = "both" if mask is not None else "neither"
             raise ValueError(f"{given} of tracks and mask is connected; connect exactly one of them.")
@@ -257,8 +251,6 @@ class MaskSequence(io.ComfyNode):
 
 def sequence_report(tracks: TrackedObjects) -> str:
     """Length and size, and a line for each object."""
-    from ..perception.tracks import frame_ranges
-
     height, width = tracks.size
     lines = [f"{tracks.frames} frames, {width} x {height} pixels, {len(tracks.ids)} objects."]
     for number, (identity, label) in enumerate(zip(tracks.ids, tracks.labels, strict=True)):

@@ -7,14 +7,26 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, get_args
 
+import comfy.model_management as management
 import folder_paths
+import numpy as np
 import torch
 from comfy_api.latest import io
 from torch import Tensor
 
 from ..attention_patches.frame_keys import KeySource
-from ..attention_patches.guidance.modes.registry import MODES
+from ..attention_patches.guidance.modes.registry import MODES, read_constants
+from ..host.motion.motion_files import apply_motion, trainable_unet
+from ..host.sampling.comfy_video_model import ComfyVideoModel
+from ..training.motion.architectures import ARCHITECTURES, MODULE_SETS, make_architecture
+from ..training.motion.data import find_clips
+from ..training.motion.report import loss_curve
+from ..training.motion.settings import MaskAugmentation, MotionSettings
+from ..training.motion.tuning import MotionJob, tune_motion
+from ..video_models.motion.motion_files import read_motion, write_motion
 from .support.file_names import MOTION, prefix_problem, save_path
+from .support.host import progress
+from .support.inputs import phrase_list
 from .support.types import CATEGORY, OWN, SEED_RANGE, TOYBOX, display_range
 
 logger = logging.getLogger(__name__)
@@ -94,11 +106,6 @@ class TrainMotion(io.ComfyNode):
         height: int,
         checkpointing: bool,
     ) -> io.NodeOutput:
-        from ..attention_patches.guidance.modes.registry import read_constants
-        from ..host.motion.motion_files import apply_motion
-        from ..training.motion.settings import MaskAugmentation, MotionSettings
-        from .support.inputs import phrase_list
-
         settings = MotionSettings(
             prompt=prompt,
             phrases=tuple(phrase_list(phrases)),
@@ -138,15 +145,6 @@ def _tuned(
     target: Path | None,
 ) -> Any:
     """Run the job; all that it learns through is made outside of the host's inference mode."""
-    import comfy.model_management as management
-
-    from ..host.motion.motion_files import trainable_unet
-    from ..host.sampling.comfy_video_model import ComfyVideoModel
-    from ..training.motion.architectures import make_architecture
-    from ..training.motion.data import find_clips
-    from ..training.motion.tuning import MotionJob, tune_motion
-    from .support.host import progress
-
     model, clip, vae = parts
     device = management.get_torch_device()
     with torch.inference_mode(False), torch.enable_grad():
@@ -201,8 +199,6 @@ def _new_path(prefix: str) -> Path:
 
 def _written(motion: Any, path: Path) -> str:
     """Write the file; says where it is. A tuned model is not thrown away because its file cannot be written."""
-    from ..video_models.motion.motion_files import write_motion
-
     try:
         write_motion(path, motion.tensors, motion.info)
     except OSError as error:
@@ -212,10 +208,6 @@ def _written(motion: Any, path: Path) -> str:
 
 
 def _curve(losses: list[float]) -> Tensor:
-    import numpy as np
-
-    from ..training.motion.report import loss_curve
-
     return torch.from_numpy(np.asarray(loss_curve(losses)).copy()).float()[None] / 255.0
 
 
@@ -269,9 +261,6 @@ class LoadMotion(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any, motion_name: str, strength: float, any_base: bool = False) -> io.NodeOutput:
-        from ..host.motion.motion_files import apply_motion
-        from ..video_models.motion.motion_files import read_motion
-
         path = bundled_motions().get(motion_name) or Path(folder_paths.get_full_path_or_raise(FOLDER, motion_name))
         motion = read_motion(path)
         return io.NodeOutput(apply_motion(model, motion, strength, any_base), described(motion))
@@ -337,8 +326,6 @@ def _clip_inputs() -> list[io.Input]:
 
 
 def _training_inputs() -> list[io.Input]:
-    from ..training.motion.architectures import ARCHITECTURES, MODULE_SETS
-
     return [
         io.Combo.Input(
             "architecture",

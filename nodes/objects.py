@@ -14,8 +14,11 @@ from torch import Tensor
 
 from ..perception.frames import Film
 from ..perception.phrases import listed_parts
+from ..perception.pictures.drawing import draw_masks
+from ..perception.pictures.film_strip import strip_over_time
 from ..perception.tracks import Tracks as TrackedObjects
 from .support.cache_weight import weighed
+from .support.host import progress
 from .support.mask_output import DRAWN_FILM_BYTES, DRAWN_FILM_LIMIT, union_of
 from .support.types import CATEGORY, Tracks, display_range
 
@@ -272,10 +275,6 @@ class PreviewTracks(io.ComfyNode):
     def execute(
         cls, image: Tensor, tracks: TrackedObjects, opacity: float, outline: bool, labels: bool, count: int
     ) -> io.NodeOutput:
-        from ..perception.pictures.drawing import draw_masks
-        from ..perception.pictures.film_strip import strip_over_time
-        from .support.host import progress
-
         film = Film(image)
         if tracks.frames != len(film):
             raise ValueError(

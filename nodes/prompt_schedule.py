@@ -7,6 +7,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..host.prompts.joined_prompts import schedule_prompts
+from ..recipes.long_video.schedule import parse_schedule
 from .support.types import CATEGORY
 
 logger = logging.getLogger(__name__)
@@ -64,9 +66,6 @@ class PromptSchedule(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any, clip: Any, schedule: str, overlap: int) -> io.NodeOutput:
-        from ..host.prompts.joined_prompts import schedule_prompts
-        from ..recipes.long_video.schedule import parse_schedule
-
         prompts = parse_schedule(schedule)
         starts, texts = [prompt.start for prompt in prompts], [prompt.text for prompt in prompts]
         patched, positive = schedule_prompts(model, clip, starts, texts, overlap, schedule)

@@ -7,8 +7,10 @@ from typing import Any
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..perception.masks.mask_refinement import RefinementSettings, refine_tracks
 from .object_masks import track_of_mask
 from .support.cache_weight import weighed
+from .support.host import progress
 from .support.mask_output import temporary_folder, union_of
 from .support.types import CATEGORY, Tracks
 
@@ -47,9 +49,6 @@ class RefineMasks(io.ComfyNode):
         keep_on_disk: bool = False,
         **settings: Any,
     ) -> io.NodeOutput:
-        from ..perception.masks.mask_refinement import RefinementSettings, refine_tracks
-        from .support.host import progress
-
         if (tracks is None) == (mask is None):
             given = "both" if mask is not None else "neither"
             raise ValueError(f"{given} of tracks and mask is connected; connect exactly one of them.")

@@ -8,6 +8,11 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..attention_patches.checks import check_shape
+from ..attention_patches.guidance.regions import pool_time
+from ..host.sampling.comfy_sampling import SamplerSettings, checked_latents, sample_film
+from ..video_models.sampling.background_lock import lock_mask
+from .support.inputs import masks_of
 from .support.types import CATEGORY, SEED_RANGE, display_range
 from .video import SeededVideoNoise, sampling_inputs
 
@@ -107,8 +112,6 @@ class Regenerate(io.ComfyNode):
         lock_blur: int,
         mask: Tensor | None = None,
     ) -> io.NodeOutput:
-        from ..host.sampling.comfy_sampling import SamplerSettings, checked_latents, sample_film
-
         if mode not in MODES:
             raise ValueError(f"mode is {mode!r}; choose one of {', '.join(MODES)}.")
         samples = checked_latents(latent)
@@ -130,11 +133,6 @@ def free_region(mask: Tensor | None, samples: Tensor, grow: int, blur: int) -> T
     Raises:
         ValueError: no mask, an empty one, another number of masks than frames, or masks of quite another shape.
     """
-    from ..attention_patches.checks import check_shape
-    from ..attention_patches.guidance.regions import pool_time
-    from ..video_models.sampling.background_lock import lock_mask
-    from .support.inputs import masks_of
-
     if mask is None:
         raise ValueError("background_lock is on but no mask is connected; connect the mask of what may change.")
     masks = masks_of(mask)

@@ -9,10 +9,15 @@ from typing import Any
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..perception.boxes import as_detections
 from ..perception.frames import Film
+from ..perception.pictures.drawing import draw_masks
 from ..perception.prompts import ObjectPrompt, next_identity
+from ..perception.tracking.track_settings import TrackSettings
 from .prompts import fitting_prompts, parse_points
 from .support.cache_weight import weighed
+from .support.host import load_helper, progress
+from .support.inputs import masks_of, phrase_list
 from .support.mask_output import PREVIEW_BYTES, PREVIEW_LIMIT, temporary_folder, union_of
 from .support.types import (
     CATEGORY,
@@ -186,12 +191,6 @@ class TrackMasks(io.ComfyNode):
         find_every: int = 8,
         keep_on_disk: bool = False,
     ) -> io.NodeOutput:
-        from ..perception.boxes import as_detections
-        from ..perception.pictures.drawing import draw_masks
-        from ..perception.tracking.track_settings import TrackSettings
-        from .support.host import load_helper, progress
-        from .support.inputs import phrase_list
-
         film = Film(image)
         words = phrase_list(phrases)
         if boxes is None and mask is None and not points.strip() and not prompts and not words:
@@ -240,8 +239,6 @@ def own_prompts(points: str, mask: Tensor | None, prompt_frame: int, frames: int
         ValueError: for a frame that does not exist, another number of masks, masks that are all empty, or points
             that are none.
     """
-    from .support.inputs import masks_of
-
     if prompt_frame >= frames and (points.strip() or mask is not None):
         raise ValueError(f"prompt_frame is {prompt_frame} but the film has {frames} frames; use 0 to {frames - 1}.")
     marked = parse_points(points, "points")

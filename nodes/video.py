@@ -6,12 +6,19 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import comfy.model_management as management
+import folder_paths
 import torch
+from comfy.samplers import KSampler
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..host.models.loading import load_lavie_file, load_native_toybox
+from ..host.sampling.comfy_sampling import SamplerSettings, sample_film
 from ..perception.mask_stack import too_large
 from ..video_models.sampling.noise import NOISE_MODES, is_rescheduled, mark_rescheduled, video_noise
+from .model_files.diffusers_folders import WHOLE, diffusers_folders
+from .model_files.folders import find_weight_file, weight_files
 from .support.types import CATEGORY, SEED_RANGE, TOYBOX, display_range
 
 MODEL_FOLDERS = ("diffusion_models", "checkpoints")
@@ -43,11 +50,6 @@ class LoadVideoModel(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        import folder_paths
-
-        from .model_files.diffusers_folders import WHOLE, diffusers_folders
-        from .model_files.folders import weight_files
-
         return io.Schema(
             node_id="MGV_LoadVideoModel",
             display_name="Load Video Model",
@@ -99,12 +101,6 @@ class LoadVideoModel(io.ComfyNode):
 
     @classmethod
     def execute(cls, model_name: str, sd_checkpoint: str = NO_CHECKPOINT) -> io.NodeOutput:
-        import folder_paths
-
-        from ..host.models.loading import load_lavie_file, load_native_toybox
-        from .model_files.diffusers_folders import diffusers_folders
-        from .model_files.folders import find_weight_file
-
         if model_name == TOYBOX:
             return io.NodeOutput(*load_native_toybox())
         folders, parts = diffusers_folders(), None
@@ -226,8 +222,6 @@ class VideoNoise(io.ComfyNode):
         batch_size: int,
         vae: Any = None,
     ) -> io.NodeOutput:
-        import comfy.model_management as management
-
         size = latent_size(vae, frames, height, width)
         noise = SeededVideoNoise(seed, mode, window, stride, shared)
         if mode in ("freenoise", "specmix") and stride > window:
@@ -317,16 +311,12 @@ class SampleVideo(io.ComfyNode):
         scheduler: str,
         denoise: float,
     ) -> io.NodeOutput:
-        from ..host.sampling.comfy_sampling import SamplerSettings, sample_film
-
         settings = SamplerSettings(steps, cfg, sampler_name, scheduler, denoise)
         return io.NodeOutput(sample_film(model, positive, negative, noise, latent, settings))
 
 
 def sampling_inputs() -> list[io.Input]:
     """Steps, guidance scale, sampler and scheduler, as every sampling node of the pack shows them."""
-    from comfy.samplers import KSampler
-
     return [
         io.Int.Input(
             "steps", default=25, min=1, max=1000, tooltip="Denoising steps. More: finer and slower; below 10 coarse."
