@@ -303,6 +303,3 @@ def _fitted(mask: Tensor, height: int, width: int) -> Tensor:
     if tuple(mask.shape) == (height, width):
         return mask
     return torch.nn.functional.interpolate(mask[None, None], (height, width), mode="bilinear", antialias=True)[0, 0]
-
-
-NODES = [BoxesToBBOX, BBOXToBoxes, ToSEGS, FromSEGS]

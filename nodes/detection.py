@@ -219,6 +219,3 @@ def detection_report(detections: list[list[Any]], phrases: list[str], looked: li
         else:
             lines.append(f"{phrase}: found in all {hits} frames.")
     return "\n".join(lines)
-
-
-NODES = [LoadGroundingDINO, DetectObjects]

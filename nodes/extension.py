@@ -266,6 +266,3 @@ def run_folder(name: str, temporary: Path) -> Iterator[Path]:
             f"name is {name!r}, and the folder cannot be made ({error.strerror}); give another name."
         ) from error
     yield folder
-
-
-NODES = [MaskGuidedExtend]

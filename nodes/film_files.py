@@ -174,6 +174,3 @@ def saved_metadata(hidden: Any) -> dict[str, str]:
         return {}
     values = {**(hidden.extra_pnginfo or {}), **({"prompt": hidden.prompt} if hidden.prompt is not None else {})}
     return {name: json.dumps(value) for name, value in values.items()}
-
-
-NODES = [SaveLongVideo]

@@ -283,6 +283,3 @@ class HistogramMatch(io.ComfyNode):
             matched[part, ..., :3] = histogram_match(frames[part], wanted[0])
             report(min(part.stop, len(frames)), len(frames))
         return io.NodeOutput(matched)
-
-
-NODES = [FirstFrameLock, SharedNoise, LampSampler, HistogramMatch]

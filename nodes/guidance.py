@@ -301,6 +301,3 @@ class PreviewGuide(io.ComfyNode):
         samples = checked_latents(latent, dimensions=4 if family.frame_axis == 0 else 5)
         grids = family.grids(network, samples.shape, {})
         return io.NodeOutput(guide_pictures(guide, grids, family.time_factor, size))
-
-
-NODES = [MaskToAttentionBias, PatchAttention, PreviewGuide]

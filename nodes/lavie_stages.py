@@ -181,6 +181,3 @@ def _sampler_inputs(
     ]
     samples = torch.zeros(size, device=management.intermediate_device())
     return io.NodeOutput(model, *prompts, {"samples": samples})
-
-
-NODES = [InterpolateVideo, UpscaleVideo]

@@ -258,6 +258,3 @@ def parsed_bands(text: str) -> tuple[int, ...]:
     if not entries or not all(entry.isascii() and entry.isdigit() for entry in entries):
         raise ValueError(f"bands is {text!r}; write whole numbers that ascend from 1, such as 1, 2, 4.")
     return tuple(int(entry) for entry in entries)
-
-
-NODES = [FreeLong, FreeLongWindows]

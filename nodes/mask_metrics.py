@@ -230,6 +230,3 @@ def load_scorer(name: str) -> FilmScorer:
     """
     scorer = load_clip(find_model(name, CLIP_FOLDER))
     return load_helper(wrap_helper(scorer, scorer.model, name))
-
-
-NODES = [MaskMetrics]

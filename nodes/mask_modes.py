@@ -280,6 +280,3 @@ class ObjectWords(io.ComfyNode):
 
 def _numbers(positions: Any) -> str:
     return ", ".join(str(position) for position in positions)
-
-
-NODES = [DynamicMaskGuidance, ObjectWords]

@@ -261,6 +261,3 @@ def sequence_report(tracks: TrackedObjects) -> str:
         gone = sorted(set(range(tracks.frames)) - set(there))
         lines.append(line + (f", not in {frame_ranges(gone)}." if gone else "."))
     return "\n".join(lines)
-
-
-NODES = [PathMasks, MaskSequence]

@@ -404,6 +404,3 @@ def _mask_inputs() -> list[io.Input]:
         io.Int.Input("height", default=64, min=8, max=8192, step=4, tooltip="Pixels; films are cut and resized to it."),
         io.Boolean.Input("checkpointing", default=False, tooltip="On: less memory, a third more time."),
     ]
-
-
-NODES = [TrainMotion, LoadMotion]

@@ -283,6 +283,3 @@ class PreviewTracks(io.ComfyNode):
         drawn = draw_masks(film, tracks, outline, opacity, labels, max_bytes=DRAWN_FILM_BYTES, progress=progress())
         strip = strip_over_time(film, tracks, count)
         return io.NodeOutput(drawn, strip, ui=ui.PreviewImage(strip, cls=cls))
-
-
-NODES = [SelectObjects, PreviewTracks]

@@ -82,6 +82,3 @@ def schedule_report(starts: list[int], texts: list[str], overlap: int) -> str:
         fades = f"each fades into the next over {overlap} frames" if overlap > 1 else "each changes at once"
         lines.append(f"{fades}.")
     return "\n".join(lines)
-
-
-NODES = [PromptSchedule]

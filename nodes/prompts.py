@@ -220,6 +220,3 @@ def fitting_prompts(
         else:
             kept.append(fitted)
     return kept, notes
-
-
-NODES = [TrackPrompt]

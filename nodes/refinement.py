@@ -157,6 +157,3 @@ def refinement_inputs() -> list[io.Input]:
             "masks of a long film take a byte a pixel.",
         ),
     ]
-
-
-NODES = [RefineMasks]

@@ -141,6 +141,3 @@ def free_region(mask: Tensor | None, samples: Tensor, grow: int, blur: int) -> T
     frames, height, width = samples.shape[2:]
     check_shape("the masks are", masks.shape[1:], (height, width), "film's latents")
     return lock_mask(pool_time(masks[None], frames)[0], height, width, grow, blur)
-
-
-NODES = [Regenerate]

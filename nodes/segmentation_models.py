@@ -44,6 +44,3 @@ class LoadSAM(io.ComfyNode):
         path = model_path(model_name, download, "segmenter", *MODEL_FOLDERS)
         tracker = open_tracker(path, weight_dtype(precision, half_is_safe=True))
         return io.NodeOutput(wrap_helper(tracker, tracker.model, model_name))
-
-
-NODES = [LoadSAM]

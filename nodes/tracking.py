@@ -262,6 +262,3 @@ def own_prompts(points: str, mask: Tensor | None, prompt_frame: int, frames: int
     if marked or prompt_frame in masks:
         prompts.append(ObjectPrompt(prompt_frame, identity, points=tuple(marked), mask=masks.get(prompt_frame)))
     return sorted(prompts, key=lambda prompt: prompt.frame)
-
-
-NODES = [TrackMasks]

@@ -343,6 +343,3 @@ def sampling_inputs() -> list[io.Input]:
             tooltip="How noise levels are spaced; ddim_uniform is what stand-alone runs of this pack use.",
         ),
     ]
-
-
-NODES = [LoadVideoModel, VideoNoise, SampleVideo]
