@@ -30,8 +30,8 @@ from ..recipes.guided_clips.settings import (
 )
 from .support.file_names import FOLDER, prefix_problem, save_path
 from .support.host import SamplingProgress
-from .support.inputs import frames_of
-from .support.types import CATEGORY, SEED_RANGE, Guide, display_range
+from .support.inputs import decimal_input, frames_of, size_inputs
+from .support.types import CATEGORY, SEED_RANGE, Guide
 
 SAMPLERS = ("ddim", "euler")
 
@@ -64,6 +64,7 @@ class MaskGuidedExtend(io.ComfyNode):
                 *_size_inputs(),
                 *_sampling_inputs(),
                 *_round_inputs(),
+                *_start_inputs(),
             ],
             outputs=[
                 io.Image.Output(
@@ -138,8 +139,7 @@ def _size_inputs() -> list[io.Input]:
             max=1024,
             tooltip="Frames of each round. 0: the model's own length (Toybox 8, LaVie 16).",
         ),
-        io.Int.Input("width", default=64, min=8, max=8192, step=4, tooltip="Pixels; Toybox's own is 64, LaVie's 512."),
-        io.Int.Input("height", default=64, min=8, max=8192, step=4, tooltip="Pixels; Toybox's own is 64, LaVie's 320."),
+        *size_inputs("Pixels; Toybox's own are 64 x 64, LaVie's 512 x 320."),
     ]
 
 
@@ -155,13 +155,13 @@ def _sampling_inputs() -> list[io.Input]:
         io.Int.Input(
             "steps", default=25, min=1, max=1000, tooltip="Denoising steps of each round. More: finer and slower."
         ),
-        io.Float.Input(
+        decimal_input(
             "cfg",
-            default=4.0,
-            min=1.0,
-            max=100.0,
-            tooltip="Classifier-free guidance. 1: the prompt alone, half the work. Toybox 4, LaVie 7.5.",
-            **display_range(0.1),
+            4.0,
+            "Classifier-free guidance. 1: the prompt alone, half the work. Toybox 4, LaVie 7.5.",
+            least=1.0,
+            most=100.0,
+            step=0.1,
         ),
         io.Combo.Input(
             "sampler_name", options=list(SAMPLERS), default="ddim", tooltip="Sampling method; ddim is LaVie's own."
@@ -199,6 +199,11 @@ def _round_inputs() -> list[io.Input]:
             tooltip="Masks with a first one for each round. check: it must equal the last one of the round before; "
             "repair: that one takes its place.",
         ),
+    ]
+
+
+def _start_inputs() -> list[io.Input]:
+    return [
         io.Combo.Input(
             "first_round",
             options=list(get_args(FirstRound)),
@@ -212,14 +217,10 @@ def _round_inputs() -> list[io.Input]:
             tooltip="On: later frames take mean and spread of the first one's latents between steps (LAMP); steadier "
             "colours, less change.",
         ),
-        io.Float.Input(
+        decimal_input(
             "shared_noise",
-            default=0.0,
-            min=0.0,
-            max=1.0,
-            tooltip="How much of the first frame's noise all others hold. 0: independent; 0.2: LAMP, calmer; 1: all "
-            "alike.",
-            **display_range(0.01),
+            0.0,
+            "How much of the first frame's noise all others hold. 0: independent; 0.2: LAMP, calmer; 1: all alike.",
         ),
         io.Image.Input(
             "first_image",

@@ -17,7 +17,8 @@ from ..host.sampling.film_decoding import FRAMES_PER_PART, OVERLAP, decode_parts
 from ..recipes.films.files import to_bytes, write_pictures
 from .support.file_names import FILM, prefix_problem, save_path
 from .support.host import progress
-from .support.types import CATEGORY, display_range
+from .support.inputs import decimal_input
+from .support.types import CATEGORY
 
 
 class SaveLongVideo(io.ComfyNode):
@@ -47,38 +48,20 @@ class SaveLongVideo(io.ComfyNode):
                     tooltip="Folder and beginning of the file's name, inside of ComfyUI's output folder; a number "
                     "follows. %width%, %height%, %year%, %month%, %day% and so on are filled in.",
                 ),
-                io.Float.Input(
+                decimal_input(
                     "fps",
-                    default=8.0,
-                    min=0.1,
-                    max=1000.0,
-                    tooltip="Frames per second: Toybox and LaVie 8, interpolated LaVie 24 to 32, Wan 16, LTX 24.",
-                    **display_range(0.01),
+                    8.0,
+                    "Frames per second: Toybox and LaVie 8, interpolated LaVie 24 to 32, Wan 16, LTX 24.",
+                    least=0.1,
+                    most=1000.0,
                 ),
-                io.Int.Input(
-                    "frames_per_part",
-                    default=FRAMES_PER_PART,
-                    min=1,
-                    max=4096,
-                    tooltip="Frames of the film that are decoded at once. Fewer take less memory; of VAEs that compress "
-                    "time, more are faster, since neighbouring slices share frames.",
-                ),
-                io.Int.Input(
-                    "overlap",
-                    default=OVERLAP,
-                    min=0,
-                    max=1024,
-                    tooltip="Frames that two slices share, of VAEs that look across frames (Wan, LTX, Hunyuan, Stable "
-                    "Video Diffusion): the slices fade into each other. More hide seams better and cost time; VAEs of "
-                    "single pictures need none and take none.",
-                ),
+                *_slice_inputs(),
                 io.Int.Input(
                     "crf",
                     default=14,
                     min=0,
                     max=51,
-                    tooltip="Constant rate factor of H.264: 0 is the largest file, 14 looks like the original, 23 is "
-                    "small, 51 the worst.",
+                    tooltip="Constant rate factor of H.264: 0 is the largest file, 14 looks like the original, 23 is small.",
                 ),
             ],
             outputs=[
@@ -119,6 +102,27 @@ class SaveLongVideo(io.ComfyNode):
             done += count
         entries = [ui.SavedResult(path.name, subfolder, io.FolderType.output) for path in paths]
         return io.NodeOutput([VideoFromFile(str(path)) for path in paths], ui=ui.PreviewVideo(entries))
+
+
+def _slice_inputs() -> list[io.Input]:
+    return [
+        io.Int.Input(
+            "frames_per_part",
+            default=FRAMES_PER_PART,
+            min=1,
+            max=4096,
+            tooltip="Frames of the film that are decoded at once. Fewer take less memory; with VAEs that compress time, "
+            "more are faster.",
+        ),
+        io.Int.Input(
+            "overlap",
+            default=OVERLAP,
+            min=0,
+            max=1024,
+            tooltip="Frames that two slices share and fade over, with VAEs that look across frames. More hide seams better "
+            "and cost time; VAEs of single pictures need none and take none.",
+        ),
+    ]
 
 
 def films_of(latents: Tensor) -> list[Tensor]:

@@ -16,8 +16,8 @@ from ..perception.pictures.histogram_match import histogram_match
 from ..video_models.sampling.latent_statistics import SWITCH
 from ..video_models.sampling.trajectory_noise import SPATIAL_CUTOFF, TEMPORAL_CUTOFF
 from .support.host import progress
-from .support.inputs import float_pictures, frames_of, masks_of
-from .support.types import CATEGORY, Tracks, display_range
+from .support.inputs import decimal_input, film_input, float_pictures, frames_of, masks_of
+from .support.types import CATEGORY, Tracks
 
 # Between two looks at whether the user cancels.
 FRAMES_AT_ONCE = 16
@@ -40,8 +40,7 @@ class FirstFrameLock(io.ComfyNode):
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="A video model, patched or not: Toybox, LaVie, Wan, LTX, HunyuanVideo, Mochi, Cosmos, SD1.5 "
-                    "or SDXL with AnimateDiff. The given one stays as it is.",
+                    tooltip="A text-to-video model, patched or not. The given one stays as it is.",
                 ),
                 io.Latent.Input(
                     "first_frame",
@@ -62,14 +61,11 @@ class FirstFrameLock(io.ComfyNode):
                     "what samplers go on with at each step. Keeps colours and contrast, flattens changes of light. Near "
                     "to what LAMP Sampler does exactly: use one of the two.",
                 ),
-                io.Float.Input(
+                decimal_input(
                     "switch",
-                    default=SWITCH,
-                    min=0.0,
-                    max=1.0,
-                    tooltip="match_statistics: from which part of the steps on the first frame is the measure; before it, "
+                    SWITCH,
+                    "match_statistics: from which part of the steps on the first frame is the measure; before it, "
                     "the second one. 0: nearly from the start, 1: only in the last step.",
-                    **display_range(0.01),
                 ),
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="The model that keeps the frame, for any sampler.")],
@@ -131,31 +127,25 @@ class SharedNoise(io.ComfyNode):
                     "variance_preserving: the same with full noise. first_frame: the noised first frame is shared by "
                     "lamp's weights. freetraj: low frequencies move with the objects.",
                 ),
-                io.Float.Input(
+                decimal_input(
                     "amount",
-                    default=0.2,
-                    min=0.0,
-                    max=1.0,
-                    tooltip="How much the frames share, not for freetraj. 0: independent frames, 1: all alike (no "
-                    "motion).",
-                    **display_range(0.01),
+                    0.2,
+                    "How much the frames share, not for freetraj. 0: independent frames, 1: all alike (no motion).",
                 ),
-                io.Float.Input(
+                decimal_input(
                     "spatial_cutoff",
-                    default=SPATIAL_CUTOFF,
-                    min=0.01,
-                    max=2.0,
-                    tooltip="freetraj: which frequencies over the picture move with the objects, as a part of the "
+                    SPATIAL_CUTOFF,
+                    "freetraj: which frequencies over the picture move with the objects, as a part of the "
                     "highest. Higher: finer ones too, firmer places and less freedom.",
-                    **display_range(0.01),
+                    least=0.01,
+                    most=2.0,
                 ),
-                io.Float.Input(
+                decimal_input(
                     "temporal_cutoff",
-                    default=TEMPORAL_CUTOFF,
-                    min=0.01,
-                    max=2.0,
-                    tooltip="freetraj: the same over time. Higher: fast paths are followed more closely.",
-                    **display_range(0.01),
+                    TEMPORAL_CUTOFF,
+                    "freetraj: the same over time. Higher: fast paths are followed more closely.",
+                    least=0.01,
+                    most=2.0,
                 ),
                 io.Model.Input(
                     "model",
@@ -218,14 +208,11 @@ class LampSampler(io.ComfyNode):
                 "colours steady behind First Frame Lock."
             ),
             inputs=[
-                io.Float.Input(
+                decimal_input(
                     "switch",
-                    default=SWITCH,
-                    min=0.0,
-                    max=1.0,
-                    tooltip="From which part of the steps on the second frame takes the first one's statistics. 0.6: "
+                    SWITCH,
+                    "From which part of the steps on the second frame takes the first one's statistics. 0.6: "
                     "LAMP, 30 of 50 steps; 0: nearly from the start; 1: only after the last step.",
-                    **display_range(0.01),
                 )
             ],
             outputs=[
@@ -252,7 +239,7 @@ class HistogramMatch(io.ComfyNode):
                 "Takes away slow drift of colour and light; large new objects tint the rest."
             ),
             inputs=[
-                io.Image.Input("image", tooltip="The film, one picture per frame."),
+                film_input(),
                 io.Image.Input(
                     "reference",
                     optional=True,

@@ -16,7 +16,6 @@ from ..attention_patches.guidance.mask_guidance import (
     GuidedRows,
     MaskGuidance,
 )
-from ..attention_patches.guidance.regions import TimePooling
 from ..attention_patches.guidance.text_spans import TextSpans, spans_of_named
 from ..backbones.family import Family
 from ..backbones.registry import install_patches, require_supported
@@ -25,8 +24,18 @@ from ..host.prompts.prompt_tokens import token_spans
 from ..host.sampling.comfy_sampling import checked_latents
 from .support.cache_weight import weighed
 from .support.guide_regions import guide_report, named_regions
+from .support.inputs import (
+    blocks_input,
+    decimal_input,
+    guide_input,
+    guide_strength_input,
+    guided_region_inputs,
+    phrases_of_prompt_input,
+    time_pooling_input,
+    video_model_input,
+)
 from .support.previews import guide_pictures
-from .support.types import CATEGORY, Guide, Tracks, display_range
+from .support.types import CATEGORY, Guide
 
 logger = logging.getLogger(__name__)
 
@@ -47,84 +56,10 @@ class MaskToAttentionBias(io.ComfyNode):
                 "yet bound to a model: Patch Attention does that."
             ),
             inputs=[
-                Tracks.Input(
-                    "tracks",
-                    optional=True,
-                    tooltip="Objects from Track Masks; objects with the same label become one region.",
-                ),
-                io.Mask.Input(
-                    "mask",
-                    optional=True,
-                    tooltip="Instead of tracks: one region, one mask per frame or one for all. White: inside.",
-                ),
-                io.String.Input(
-                    "phrases",
-                    default="",
-                    tooltip="Words of the prompt that name the objects, separated by commas: labels of the tracks, or one "
-                    "phrase per object in their order. Empty: the labels. separate and cross_text use them.",
-                ),
-                io.Combo.Input(
-                    "mode",
-                    options=list(get_args(GuidanceMode)),
-                    default="focus_fg",
-                    tooltip="focus: everything looks more at the regions. focus_fg: only what lies inside does (keeps "
-                    "the background). separate: objects and background see only themselves, over time too. "
-                    "cross_text: the words of an object act inside its region.",
-                ),
-                io.Float.Input(
-                    "strength",
-                    default=1.0,
-                    min=0.0,
-                    max=MAX_RELATIVE_STRENGTH,
-                    tooltip="Relative to the mode's own strength. 0: no guidance at all, the film is bit by bit as "
-                    "without; 1: the mode's own; 10: nearly hard.",
-                    **display_range(0.01),
-                ),
-                io.Float.Input(
-                    "start_percent",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    tooltip="Where in the schedule guidance begins. 0: at the first step.",
-                    **display_range(0.01),
-                ),
-                io.Float.Input(
-                    "end_percent",
-                    default=0.52,
-                    min=0.0,
-                    max=1.0,
-                    tooltip="Where it ends. 0.52: the first half, which sets the layout; 1: to the last step.",
-                    **display_range(0.01),
-                ),
-                io.String.Input(
-                    "blocks",
-                    default="all",
-                    tooltip="Which blocks of the model: all, or a comma list of patterns: mid,up or down.1.* in a "
-                    "U-Net, block.1* or block.[0-9] in a transformer, double.*,single.* in HunyuanVideo. A pattern that fits "
-                    "none is an error that names them.",
-                ),
-                io.Combo.Input(
-                    "rows",
-                    options=list(get_args(GuidedRows)),
-                    default="both",
-                    tooltip="conditional: guide only the prompted half of classifier-free guidance. both: also the "
-                    "unprompted one.",
-                ),
-                io.Boolean.Input(
-                    "hard",
-                    default=False,
-                    tooltip="On: masks are cut at one half and sides are fully apart. Off: soft borders.",
-                ),
-                io.Combo.Input(
-                    "time_pooling",
-                    options=list(get_args(TimePooling)),
-                    default="max",
-                    # Graphs from before there was this widget still run.
-                    optional=True,
-                    tooltip="How the masks of the frames that one latent frame stands for (4 in Wan, 8 in LTX) become "
-                    "one. max: wherever the object is in any of them; mean: soft; min: only where it is in all; first, "
-                    "last: one of them. The first frame of a film stands alone.",
-                ),
+                *guided_region_inputs("Objects from Track Masks"),
+                phrases_of_prompt_input("separate and cross_text use them."),
+                *_rule_inputs(),
+                *_place_inputs(),
             ],
             outputs=[
                 Guide.Output(display_name="guide", tooltip="For Patch Attention and Preview Guide."),
@@ -167,6 +102,47 @@ class MaskToAttentionBias(io.ComfyNode):
         return io.NodeOutput(weighed(guide), report)
 
 
+def _rule_inputs() -> list[io.Input]:
+    """What is done, how strongly and when."""
+    return [
+        io.Combo.Input(
+            "mode",
+            options=list(get_args(GuidanceMode)),
+            default="focus_fg",
+            tooltip="focus: everything looks more at the regions. focus_fg: only what lies inside does (keeps the "
+            "background). separate: objects and background see only themselves, over time too. cross_text: the words of "
+            "an object act inside its region.",
+        ),
+        guide_strength_input(MAX_RELATIVE_STRENGTH),
+        decimal_input("start_percent", 0.0, "Where in the schedule guidance begins. 0: at the first step."),
+        decimal_input(
+            "end_percent",
+            0.52,
+            "Where it ends. 0.52: after the first half, which sets the layout; 1: with the last step.",
+        ),
+    ]
+
+
+def _place_inputs() -> list[io.Input]:
+    """Where in the model, and with which masks."""
+    return [
+        blocks_input(),
+        io.Combo.Input(
+            "rows",
+            options=list(get_args(GuidedRows)),
+            default="both",
+            tooltip="conditional: guide only the prompted half of classifier-free guidance. both: also the unprompted one.",
+        ),
+        io.Boolean.Input(
+            "hard",
+            default=False,
+            tooltip="On: masks are cut at one half and sides are fully apart. Off: soft borders.",
+        ),
+        # Graphs from before there was this widget still run.
+        time_pooling_input(optional=True),
+    ]
+
+
 class PatchAttention(io.ComfyNode):
     """MGV_PatchAttention."""
 
@@ -182,12 +158,8 @@ class PatchAttention(io.ComfyNode):
                 "the unpatched film."
             ),
             inputs=[
-                io.Model.Input(
-                    "model",
-                    tooltip="A video model: Wan, LTX, HunyuanVideo, Mochi, Cosmos, CogVideoX, Stable Video Diffusion, "
-                    "SD1.5 or SDXL (with AnimateDiff), or one from Load Video Model.",
-                ),
-                Guide.Input("guide", tooltip="From Mask to Attention Bias or Dynamic Mask Guidance."),
+                video_model_input(),
+                guide_input(),
                 io.Clip.Input(
                     "clip",
                     optional=True,
@@ -280,7 +252,7 @@ class PreviewGuide(io.ComfyNode):
                 "picture per latent frame, finest grid on the left. Regions have colours, background is dark."
             ),
             inputs=[
-                Guide.Input("guide", tooltip="From Mask to Attention Bias or Dynamic Mask Guidance."),
+                guide_input(),
                 io.Model.Input("model", tooltip="Tells which grids there are, and how frames become latent frames."),
                 io.Latent.Input(
                     "latent",

@@ -23,9 +23,9 @@ from ..recipes.report import rounded
 from .model_files.folders import find_model, installed_models
 from .object_masks import track_of_mask
 from .support.host import load_helper, progress, wrap_helper
-from .support.inputs import phrase_list
+from .support.inputs import decimal_input, phrase_list
 from .support.mask_output import PREVIEW_BYTES, PREVIEW_LIMIT
-from .support.types import CATEGORY, DetectorType, HelperModel, SegmenterType, Tracks, display_range
+from .support.types import CATEGORY, DetectorType, HelperModel, SegmenterType, Tracks
 
 logger = logging.getLogger(__name__)
 
@@ -51,58 +51,8 @@ class MaskMetrics(io.ComfyNode):
             ),
             inputs=[
                 io.Image.Input("image", tooltip="The film to measure, one picture per frame."),
-                Tracks.Input(
-                    "tracks",
-                    optional=True,
-                    tooltip="Where the objects should be: the tracks that guided the film. Any size.",
-                ),
-                io.Mask.Input(
-                    "mask", optional=True, tooltip="Instead of tracks: one object, one mask per frame or one for all."
-                ),
-                Tracks.Input(
-                    "found",
-                    optional=True,
-                    tooltip="Where the objects are, from Track Masks on this film. Otherwise connect detector and "
-                    "segmenter, and they are looked for.",
-                ),
-                DetectorType.Input(
-                    "detector", optional=True, tooltip="From Load GroundingDINO: finds the objects by their phrases."
-                ),
-                SegmenterType.Input("segmenter", optional=True, tooltip="From Load SAM: follows what was found."),
-                io.String.Input(
-                    "phrases",
-                    default="",
-                    tooltip="What the masks are of, separated by commas: labels of the tracks that are measured, or one "
-                    "phrase per object. Empty: the labels of all.",
-                ),
-                io.String.Input(
-                    "prompt",
-                    default="",
-                    multiline=True,
-                    tooltip="Of the film, for text alignment; empty measures none. Needs clip_model.",
-                ),
-                io.Combo.Input(
-                    "clip_model",
-                    options=[NO_MODEL, *clip_folders()],
-                    default=NO_MODEL,
-                    tooltip="A CLIP model with both halves, for text alignment and frame consistency: a folder in the "
-                    "transformers layout (such as clip-vit-base-patch32) in models/clip_vision. none: neither is "
-                    "measured.",
-                ),
-                io.Image.Input(
-                    "reference",
-                    optional=True,
-                    tooltip="A film of the same length and size, such as the same seed without guidance: how much the "
-                    "background differs, away from the objects of both films.",
-                ),
-                io.Float.Input(
-                    "box_threshold",
-                    default=0.35,
-                    min=0.0,
-                    max=1.0,
-                    tooltip="Of the detector: a box needs a better score. Lower it when objects are missed.",
-                    **display_range(0.01),
-                ),
+                *_object_inputs(),
+                *_measure_inputs(),
             ],
             outputs=[
                 io.Float.Output(
@@ -158,6 +108,62 @@ class MaskMetrics(io.ComfyNode):
         return io.NodeOutput(
             values["iou"], words, json.dumps(values), compared(film, wanted, found), ui=ui.PreviewText(words)
         )
+
+
+def _object_inputs() -> list[io.Input]:
+    """Where the objects should be, and where they are."""
+    return [
+        Tracks.Input(
+            "tracks", optional=True, tooltip="Where the objects should be: the tracks that guided the film. Any size."
+        ),
+        io.Mask.Input(
+            "mask", optional=True, tooltip="Instead of tracks: one object, one mask per frame or one for all."
+        ),
+        Tracks.Input(
+            "found",
+            optional=True,
+            tooltip="Where the objects are, from Track Masks on this film. Otherwise connect detector and segmenter, which "
+            "look for them.",
+        ),
+        DetectorType.Input(
+            "detector", optional=True, tooltip="From Load GroundingDINO: finds the objects by their phrases."
+        ),
+        SegmenterType.Input("segmenter", optional=True, tooltip="From Load SAM: follows what was found."),
+        io.String.Input(
+            "phrases",
+            default="",
+            tooltip="What the masks are of, separated by commas: labels of the tracks that are measured, or one phrase per "
+            "object. Empty: the labels of all.",
+        ),
+    ]
+
+
+def _measure_inputs() -> list[io.Input]:
+    """What else is measured."""
+    return [
+        io.String.Input(
+            "prompt",
+            default="",
+            multiline=True,
+            tooltip="Of the film, for text alignment; empty measures none. Needs clip_model.",
+        ),
+        io.Combo.Input(
+            "clip_model",
+            options=[NO_MODEL, *clip_folders()],
+            default=NO_MODEL,
+            tooltip="A CLIP model with both halves, for text alignment and frame consistency: a folder in the transformers "
+            "layout in models/clip_vision. none: neither is measured.",
+        ),
+        io.Image.Input(
+            "reference",
+            optional=True,
+            tooltip="A film of the same length and size, such as the same seed without guidance: how much the background "
+            "differs, away from the objects of both.",
+        ),
+        decimal_input(
+            "box_threshold", 0.35, "Of the detector: a box needs a better score. Lower it when objects are missed."
+        ),
+    ]
 
 
 def wanted_tracks(tracks: TrackedObjects | None, mask: Tensor | None, phrases: list[str]) -> TrackedObjects:

@@ -19,6 +19,7 @@ from ..perception.tracks import frame_ranges
 from .object_masks import track_of_mask
 from .support.cache_weight import weighed
 from .support.host import progress
+from .support.inputs import decimal_input
 from .support.mask_output import union_of
 from .support.types import CATEGORY, BoundingBox, Tracks
 
@@ -71,45 +72,8 @@ class PathMasks(io.ComfyNode):
                     tooltip=PATH_FORMAT + ' Per object: "label", "shape" (box, ellipse), "curve" (linear, spline, '
                     'hold), "hidden" ([[first, last]] frames), "keyframes". Empty: the boxes input alone.',
                 ),
-                io.Int.Input(
-                    "frames",
-                    default=8,
-                    min=1,
-                    max=MAX_FRAMES,
-                    tooltip="Length of the film in frames: as many masks come out for each object.",
-                ),
-                io.Int.Input(
-                    "width", default=64, min=1, max=MAX_SIDE, tooltip="Of the masks in pixels: that of the film."
-                ),
-                io.Int.Input(
-                    "height", default=64, min=1, max=MAX_SIDE, tooltip="Of the masks in pixels: that of the film."
-                ),
-                BoundingBox.Input(
-                    "boxes",
-                    optional=True,
-                    tooltip="More objects: a list of boxes per frame, in pixels of width and height (Detect Objects, "
-                    "BBOX to Boxes). Boxes of one label are one object; frames without one lie in between.",
-                ),
-                io.Combo.Input(
-                    "box_shape",
-                    options=list(SHAPES),
-                    default="box",
-                    optional=True,
-                    tooltip="What the objects of the boxes input are: the whole box, or the ellipse in it.",
-                ),
-                io.Combo.Input(
-                    "box_curve",
-                    options=list(CURVES),
-                    default="linear",
-                    optional=True,
-                    tooltip="How they move between frames that have a box: along lines, along a smooth curve, or they "
-                    "jump (hold).",
-                ),
-                io.Image.Input(
-                    "image",
-                    optional=True,
-                    tooltip="Its first frame is shown behind the path in the preview, darkened; nothing else. Any size.",
-                ),
+                *_film_inputs(),
+                *_box_inputs(),
             ],
             outputs=[
                 Tracks.Output(
@@ -151,6 +115,50 @@ class PathMasks(io.ComfyNode):
         return io.NodeOutput(weighed(tracks), union_of(tracks), preview, report, ui=ui.PreviewImage(preview, cls=cls))
 
 
+def _film_inputs() -> list[io.Input]:
+    return [
+        io.Int.Input(
+            "frames",
+            default=8,
+            min=1,
+            max=MAX_FRAMES,
+            tooltip="Length of the film in frames: as many masks come out for each object.",
+        ),
+        io.Int.Input("width", default=64, min=1, max=MAX_SIDE, tooltip="Of the masks in pixels: that of the film."),
+        io.Int.Input("height", default=64, min=1, max=MAX_SIDE, tooltip="Of the masks in pixels: that of the film."),
+    ]
+
+
+def _box_inputs() -> list[io.Input]:
+    return [
+        BoundingBox.Input(
+            "boxes",
+            optional=True,
+            tooltip="More objects: a list of boxes per frame, in pixels of width and height. Boxes of one label are one "
+            "object; it moves through the frames that have none.",
+        ),
+        io.Combo.Input(
+            "box_shape",
+            options=list(SHAPES),
+            default="box",
+            optional=True,
+            tooltip="What the objects of the boxes input are: the whole box, or the ellipse in it.",
+        ),
+        io.Combo.Input(
+            "box_curve",
+            options=list(CURVES),
+            default="linear",
+            optional=True,
+            tooltip="How they move between frames that have a box: along lines, along a smooth curve, or they jump (hold).",
+        ),
+        io.Image.Input(
+            "image",
+            optional=True,
+            tooltip="Its first frame is shown behind the path in the preview, darkened; nothing else. Any size.",
+        ),
+    ]
+
+
 class MaskSequence(io.ComfyNode):
     """MGV_MaskSequence."""
 
@@ -166,64 +174,9 @@ class MaskSequence(io.ComfyNode):
                 "they are."
             ),
             inputs=[
-                Tracks.Input("tracks", optional=True, tooltip="Objects with masks; they stay apart."),
-                io.Mask.Input(
-                    "mask", optional=True, tooltip="Instead of tracks: one object, one mask per frame or a single one."
-                ),
-                io.Int.Input(
-                    "frames",
-                    default=0,
-                    min=0,
-                    max=MAX_FRAMES,
-                    tooltip="Length of the result in frames. 0: as many as there are, less start.",
-                ),
-                io.Combo.Input(
-                    "timing",
-                    options=list(TIMINGS),
-                    default="interpolate",
-                    tooltip="How the length is reached. interpolate: spread over the film, shapes move and blend in "
-                    "between. hold: each mask for equally many frames. extend: at their own speed, the last one stays. "
-                    "repeat: at their own speed, then again from the first. exact: another length is an error.",
-                ),
-                io.Int.Input(
-                    "start",
-                    default=0,
-                    min=0,
-                    max=MAX_FRAMES,
-                    tooltip="Masks at the beginning that are left out: 8 begins with the ninth.",
-                ),
-                io.Int.Input(
-                    "dilate",
-                    default=0,
-                    min=-512,
-                    max=512,
-                    tooltip="Pixels of the result by which masks grow, with a round outline; below 0 they shrink.",
-                ),
-                io.Float.Input(
-                    "feather",
-                    default=0.0,
-                    min=0.0,
-                    max=256.0,
-                    step=0.5,
-                    round=0.5,
-                    tooltip="Pixels of the result over which the edge fades. 0: a hard edge.",
-                ),
-                io.Int.Input("width", default=0, min=0, max=MAX_SIDE, tooltip="Of the result in pixels. 0: as it is."),
-                io.Int.Input("height", default=0, min=0, max=MAX_SIDE, tooltip="Of the result in pixels. 0: as it is."),
-                io.String.Input(
-                    "paths",
-                    default="",
-                    multiline=True,
-                    tooltip="Empty: masks stay where they are. Otherwise each mask is laid into its object's box of that "
-                    "frame, one path for each object or one for all; written as in Path Masks. " + PATH_FORMAT,
-                ),
-                io.Combo.Input(
-                    "placing",
-                    options=list(PLACINGS),
-                    default="fit",
-                    tooltip="How a mask lies in its box: stretch fills it, fit keeps its proportions, keep its size too "
-                    "(only the box's middle counts).",
-                ),
+                *_sequence_inputs(),
+                *_outline_inputs(),
+                *_placing_inputs(),
             ],
             outputs=[
                 Tracks.Output(display_name="tracks", tooltip="The same objects with the new masks."),
@@ -247,6 +200,73 @@ class MaskSequence(io.ComfyNode):
         report = sequence_report(made)
         logger.info(report)
         return io.NodeOutput(weighed(made), union_of(made), report)
+
+
+def _sequence_inputs() -> list[io.Input]:
+    return [
+        Tracks.Input("tracks", optional=True, tooltip="Objects with masks; they stay apart."),
+        io.Mask.Input(
+            "mask", optional=True, tooltip="Instead of tracks: one object, one mask per frame or a single one."
+        ),
+        io.Int.Input(
+            "frames",
+            default=0,
+            min=0,
+            max=MAX_FRAMES,
+            tooltip="Length of the result in frames. 0: as many as there are, less start.",
+        ),
+        io.Combo.Input(
+            "timing",
+            options=list(TIMINGS),
+            default="interpolate",
+            tooltip="How the length is reached. interpolate: spread over the film, shapes move and blend in between. hold: "
+            "each mask for equally many frames. extend: at their own speed, the last one stays. repeat: at their own "
+            "speed, then again from the first. exact: another length is an error.",
+        ),
+        io.Int.Input(
+            "start",
+            default=0,
+            min=0,
+            max=MAX_FRAMES,
+            tooltip="Masks at the beginning that are left out: 8 begins with the ninth.",
+        ),
+    ]
+
+
+def _outline_inputs() -> list[io.Input]:
+    return [
+        io.Int.Input(
+            "dilate",
+            default=0,
+            min=-512,
+            max=512,
+            tooltip="Pixels of the result by which masks grow, with a round outline; below 0 they shrink.",
+        ),
+        decimal_input(
+            "feather", 0.0, "Pixels of the result over which the edge fades. 0: a hard edge.", most=256.0, step=0.5
+        ),
+        io.Int.Input("width", default=0, min=0, max=MAX_SIDE, tooltip="Of the result in pixels. 0: as it is."),
+        io.Int.Input("height", default=0, min=0, max=MAX_SIDE, tooltip="Of the result in pixels. 0: as it is."),
+    ]
+
+
+def _placing_inputs() -> list[io.Input]:
+    return [
+        io.String.Input(
+            "paths",
+            default="",
+            multiline=True,
+            tooltip="Empty: masks stay where they are. Otherwise each mask is laid into its object's box of that frame, one "
+            "path for each object or one for all; written as in Path Masks. " + PATH_FORMAT,
+        ),
+        io.Combo.Input(
+            "placing",
+            options=list(PLACINGS),
+            default="fit",
+            tooltip="How a mask lies in its box: stretch fills it, fit keeps its proportions, keep its size too (only the "
+            "box's middle counts).",
+        ),
+    ]
 
 
 def sequence_report(tracks: TrackedObjects) -> str:

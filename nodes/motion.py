@@ -26,8 +26,8 @@ from ..training.motion.tuning import MotionJob, tune_motion
 from ..video_models.motion.motion_files import read_motion, write_motion
 from .support.file_names import MOTION, prefix_problem, save_path
 from .support.host import progress
-from .support.inputs import phrase_list
-from .support.types import CATEGORY, OWN, SEED_RANGE, TOYBOX, display_range
+from .support.inputs import background_phrase_input, decimal_input, phrase_list, size_inputs
+from .support.types import CATEGORY, OWN, SEED_RANGE, TOYBOX
 
 logger = logging.getLogger(__name__)
 
@@ -233,14 +233,13 @@ class LoadMotion(io.ComfyNode):
                     default=motions[0],
                     tooltip="Toybox motions come with the pack; others are files of Train Motion in models/loras.",
                 ),
-                io.Float.Input(
+                decimal_input(
                     "strength",
-                    default=1.0,
-                    min=-2.0,
-                    max=2.0,
-                    tooltip="0: the model as it is, 1: as tuned; above 1 overdoes it, below 0 turns away from the "
-                    "motion.",
-                    **display_range(0.05),
+                    1.0,
+                    "0: off; 1: as tuned; above 1 exaggerates the motion, below 0 turns away from it.",
+                    least=-2.0,
+                    most=2.0,
+                    step=0.05,
                 ),
                 io.Boolean.Input(
                     "any_base",
@@ -314,9 +313,7 @@ def _clip_inputs() -> list[io.Input]:
             default="",
             tooltip="Words of the prompt that name the masked objects, one per object, by commas.",
         ),
-        io.String.Input(
-            "background_phrase", default="", tooltip="Words of the prompt that name the background; empty for none."
-        ),
+        background_phrase_input(),
         io.String.Input(
             "filename_prefix",
             default="motion/motion",
@@ -364,7 +361,6 @@ def _training_inputs() -> list[io.Input]:
 
 
 def _mask_inputs() -> list[io.Input]:
-    share = {"min": 0.0, "max": 1.0, **display_range(0.01)}
     return [
         io.Combo.Input(
             "mode", options=list(MODES), default="dmg", tooltip="Mask mode that is active in training; sample alike."
@@ -378,29 +374,19 @@ def _mask_inputs() -> list[io.Input]:
             default=OWN,
             tooltip="Frames whose keys self-attention reads in training; sample alike.",
         ),
-        io.Float.Input(
+        decimal_input(
             "first_frame",
-            default=1.0,
-            tooltip="How often the first frame is given clean: 1 for use with First Frame Lock, less for films "
-            "without.",
-            **share,
+            1.0,
+            "How often the first frame is given clean: 1 for use with First Frame Lock, less for films without.",
         ),
-        io.Float.Input(
-            "mask_drop",
-            default=0.1,
-            tooltip="How often a clip is seen without masks: 0 needs masks ever after, 1 never uses them.",
-            **share,
+        decimal_input(
+            "mask_drop", 0.1, "How often a clip is seen without masks: 0 needs masks ever after, 1 never uses them."
         ),
-        io.Float.Input(
-            "flip", default=0.5, tooltip="How often clips are mirrored; 0 where left and right matter.", **share
-        ),
-        io.Float.Input(
-            "prompt_dropout", default=0.1, tooltip="How often the prompt is left out; keeps cfg working.", **share
-        ),
+        decimal_input("flip", 0.5, "How often clips are mirrored; 0 where left and right matter."),
+        decimal_input("prompt_dropout", 0.1, "How often the prompt is left out; keeps cfg working."),
         io.Int.Input(
             "frames", default=8, min=2, max=1024, tooltip="Of a clip as the model sees it; Toybox 8, LaVie 16."
         ),
-        io.Int.Input("width", default=64, min=8, max=8192, step=4, tooltip="Pixels; films are cut and resized to it."),
-        io.Int.Input("height", default=64, min=8, max=8192, step=4, tooltip="Pixels; films are cut and resized to it."),
+        *size_inputs("Pixels; films are cut and resized to it."),
         io.Boolean.Input("checkpointing", default=False, tooltip="On: less memory, a third more time."),
     ]

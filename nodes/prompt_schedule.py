@@ -7,13 +7,17 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..backbones.registry import FAMILIES
 from ..host.prompts.joined_prompts import schedule_prompts
 from ..recipes.long_video.schedule import parse_schedule
+from .support.inputs import video_model_input
 from .support.types import CATEGORY
 
 logger = logging.getLogger(__name__)
 
 MAX_FRAMES = 4096
+# Those that read text, and apart from the film; ``check_family`` says so of a model.
+SCHEDULED_FAMILIES = tuple(family for family in FAMILIES if family.encoders and not family.joint_text)
 
 
 class PromptSchedule(io.ComfyNode):
@@ -30,11 +34,7 @@ class PromptSchedule(io.ComfyNode):
                 "prompt fades into the next. Sample the model that comes out with the conditioning that comes out."
             ),
             inputs=[
-                io.Model.Input(
-                    "model",
-                    tooltip="A video model whose cross-attention reads the text: Wan, LTX, Cosmos, SD1.5 or SDXL (with "
-                    "AnimateDiff), or one from Load Video Model.",
-                ),
+                video_model_input("A video model whose cross-attention reads the text", SCHEDULED_FAMILIES),
                 io.Clip.Input("clip", tooltip="The text encoder of the model; it encodes each prompt by itself."),
                 io.String.Input(
                     "schedule",

@@ -12,8 +12,8 @@ from ..attention_patches.checks import check_shape
 from ..attention_patches.guidance.regions import pool_time
 from ..host.sampling.comfy_sampling import SamplerSettings, checked_latents, sample_film
 from ..video_models.sampling.background_lock import lock_mask
-from .support.inputs import masks_of
-from .support.types import CATEGORY, SEED_RANGE, display_range
+from .support.inputs import decimal_input, masks_of
+from .support.types import CATEGORY, SEED_RANGE
 from .video import SeededVideoNoise, sampling_inputs
 
 MODES = ("same_noise", "fresh", "refine")
@@ -56,38 +56,12 @@ class Regenerate(io.ComfyNode):
                     **SEED_RANGE,
                 ),
                 *sampling_inputs(),
-                io.Float.Input(
+                decimal_input(
                     "strength",
-                    default=0.6,
-                    min=0.0,
-                    max=1.0,
-                    tooltip="refine: how much may change. 0: the first film comes back, 1: as fresh.",
-                    **display_range(0.01),
+                    0.6,
+                    "refine: how much may change. 0: nothing, the first film comes back; 1: all, as fresh.",
                 ),
-                io.Boolean.Input(
-                    "background_lock",
-                    default=False,
-                    tooltip="On: outside of the mask the film keeps the first film's latents. Needs mask.",
-                ),
-                io.Mask.Input(
-                    "mask",
-                    optional=True,
-                    tooltip="What may change when the background is locked: one mask per frame, or one for all.",
-                ),
-                io.Int.Input(
-                    "lock_grow",
-                    default=1,
-                    min=0,
-                    max=32,
-                    tooltip="Latent cells by which the free region grows beyond the mask. 0: exactly the mask.",
-                ),
-                io.Int.Input(
-                    "lock_blur",
-                    default=1,
-                    min=0,
-                    max=32,
-                    tooltip="Latent cells over which the lock fades in. 0: a hard border.",
-                ),
+                *_lock_inputs(),
             ],
             outputs=[io.Latent.Output(display_name="latent", tooltip="The second film's latents, for VAE Decode.")],
         )
@@ -125,6 +99,35 @@ class Regenerate(io.ComfyNode):
         result = sample_film(model, positive, negative, noise, start, settings)
         result.pop("noise_mask", None)
         return io.NodeOutput(result)
+
+
+def _lock_inputs() -> list[io.Input]:
+    return [
+        io.Boolean.Input(
+            "background_lock",
+            default=False,
+            tooltip="On: outside of the mask the film keeps the first film's latents. Needs mask.",
+        ),
+        io.Mask.Input(
+            "mask",
+            optional=True,
+            tooltip="What may change when the background is locked: one mask per frame, or one for all.",
+        ),
+        io.Int.Input(
+            "lock_grow",
+            default=1,
+            min=0,
+            max=32,
+            tooltip="Latent cells by which the free region grows beyond the mask. 0: exactly the mask.",
+        ),
+        io.Int.Input(
+            "lock_blur",
+            default=1,
+            min=0,
+            max=32,
+            tooltip="Latent cells over which the lock fades in. 0: a hard border.",
+        ),
+    ]
 
 
 def free_region(mask: Tensor | None, samples: Tensor, grow: int, blur: int) -> Tensor:

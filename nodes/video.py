@@ -19,7 +19,8 @@ from ..perception.mask_stack import too_large
 from ..video_models.sampling.noise import NOISE_MODES, is_rescheduled, mark_rescheduled, video_noise
 from .model_files.diffusers_folders import WHOLE, diffusers_folders
 from .model_files.folders import find_weight_file, weight_files
-from .support.types import CATEGORY, SEED_RANGE, TOYBOX, display_range
+from .support.inputs import decimal_input, size_inputs
+from .support.types import CATEGORY, SEED_RANGE, TOYBOX
 
 MODEL_FOLDERS = ("diffusion_models", "checkpoints")
 NO_CHECKPOINT = "none"
@@ -139,57 +140,8 @@ class VideoNoise(io.ComfyNode):
                     max=1024,
                     tooltip="Length of the film in frames. Toybox's own is 8, LaVie's 16.",
                 ),
-                io.Int.Input(
-                    "width",
-                    default=64,
-                    min=8,
-                    max=8192,
-                    step=4,
-                    tooltip="Pixels; a multiple of the VAE's factor. Toybox's own is 64.",
-                ),
-                io.Int.Input(
-                    "height",
-                    default=64,
-                    min=8,
-                    max=8192,
-                    step=4,
-                    tooltip="Pixels; a multiple of the VAE's factor. Toybox's own is 64.",
-                ),
-                io.Combo.Input(
-                    "mode",
-                    options=list(NOISE_MODES),
-                    default="plain",
-                    tooltip="plain: every frame its own. freenoise: frames after the first window reuse earlier ones, "
-                    "shuffled. specmix: freenoise in the middle of the clip, fresh at its ends. shared: every frame "
-                    "holds a part of the first frame's noise. With freenoise or specmix and core's own sampler on a "
-                    "model that no node of this pack has patched, turn freenoise off in core's Context Windows: they "
-                    "would shuffle once more.",
-                ),
-                io.Int.Input(
-                    "window",
-                    default=16,
-                    min=1,
-                    max=1024,
-                    tooltip="freenoise and specmix: the model's own length in latent frames (Toybox 8, LaVie 16). "
-                    "Clips up to this length are as plain.",
-                ),
-                io.Int.Input(
-                    "stride",
-                    default=4,
-                    min=1,
-                    max=1024,
-                    tooltip="freenoise and specmix: frames in a group that is shuffled, at most window. 1: no "
-                    "shuffling.",
-                ),
-                io.Float.Input(
-                    "shared",
-                    default=0.2,
-                    min=0.0,
-                    max=1.0,
-                    tooltip="shared: how much of the first frame's noise the others hold. 0: independent frames, 1: "
-                    "all alike (no motion).",
-                    **display_range(0.01),
-                ),
+                *size_inputs("Pixels; a multiple of the VAE's factor. Toybox's own is 64."),
+                *_noise_inputs(),
                 io.Int.Input("batch_size", default=1, min=1, max=64, tooltip="How many films at once."),
                 io.Vae.Input(
                     "vae",
@@ -237,6 +189,39 @@ class VideoNoise(io.ComfyNode):
         return io.NodeOutput(noise, {"samples": samples})
 
 
+def _noise_inputs() -> list[io.Input]:
+    return [
+        io.Combo.Input(
+            "mode",
+            options=list(NOISE_MODES),
+            default="plain",
+            tooltip="plain: every frame its own. freenoise: frames after the first window reuse earlier ones, shuffled. "
+            "specmix: freenoise in the middle of the clip, fresh at its ends. shared: every frame holds a part of the "
+            "first frame's noise. Do not shuffle twice: see the help on freenoise in core's Context Windows.",
+        ),
+        io.Int.Input(
+            "window",
+            default=16,
+            min=1,
+            max=1024,
+            tooltip="freenoise and specmix: the model's own length in latent frames (Toybox 8, LaVie 16). Clips up to this "
+            "length are as plain.",
+        ),
+        io.Int.Input(
+            "stride",
+            default=4,
+            min=1,
+            max=1024,
+            tooltip="freenoise and specmix: frames in a group that is shuffled, at most window. 1: no shuffling.",
+        ),
+        decimal_input(
+            "shared",
+            0.2,
+            "shared: how much of the first frame's noise the others hold. 0: independent frames, 1: all alike (no motion).",
+        ),
+    ]
+
+
 def latent_size(vae: Any, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
     """Channels, frames, rows and columns of the latents of a film.
 
@@ -282,14 +267,10 @@ class SampleVideo(io.ComfyNode):
                 io.Noise.Input("noise", tooltip="From Video Noise or core's RandomNoise."),
                 io.Latent.Input("latent", tooltip="Empty video latents, or a film's latents with denoise below 1."),
                 *sampling_inputs(),
-                io.Float.Input(
+                decimal_input(
                     "denoise",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    tooltip="1: the film comes from noise alone. Lower keeps that much more of the latents; 0 returns "
-                    "them.",
-                    **display_range(0.01),
+                    1.0,
+                    "1: the film comes from noise alone. Lower keeps that much more of the latents; 0 returns them.",
                 ),
             ],
             outputs=[
@@ -321,14 +302,13 @@ def sampling_inputs() -> list[io.Input]:
         io.Int.Input(
             "steps", default=25, min=1, max=1000, tooltip="Denoising steps. More: finer and slower; below 10 coarse."
         ),
-        io.Float.Input(
+        decimal_input(
             "cfg",
-            default=4.0,
-            min=0.0,
-            max=100.0,
-            tooltip="Classifier-free guidance. 1: the prompt alone, half the work. Toybox 4, LaVie 7.5; too high "
+            4.0,
+            "Classifier-free guidance. 1: the prompt alone, half the work. Toybox 4, LaVie 7.5; too high "
             "burns colours.",
-            **display_range(0.1),
+            most=100.0,
+            step=0.1,
         ),
         io.Combo.Input(
             "sampler_name",

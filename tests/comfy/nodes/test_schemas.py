@@ -78,6 +78,19 @@ def test_mappings_hold_every_node_of_the_modules():
     assert {schema.node_id: schema.display_name for schema in schemas.values()} == NODE_DISPLAY_NAME_MAPPINGS
 
 
+def test_prompt_schedule_names_the_models_that_it_takes():
+    from mask_guided_video.backbones.registry import FAMILIES, supported_models
+    from mask_guided_video.host.prompts.joined_prompts import check_family
+    from mask_guided_video.nodes.prompt_schedule import SCHEDULED_FAMILIES, PromptSchedule
+
+    for family in set(FAMILIES) - set(SCHEDULED_FAMILIES):
+        with pytest.raises(ValueError, match=family.name):
+            check_family(family)
+    for family in SCHEDULED_FAMILIES:
+        check_family(family)
+    assert supported_models(SCHEDULED_FAMILIES) in PromptSchedule.define_schema().inputs[0].tooltip
+
+
 @pytest.mark.parametrize("node_id", sorted(NODE_IDS))
 def test_texts_are_complete(ours, node_id):
     info = ours[node_id]
