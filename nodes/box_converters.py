@@ -195,7 +195,7 @@ class FromSEGS(io.ComfyNode):
                 io.Image.Input(
                     "image",
                     optional=True,
-                    tooltip="The film that the boxes and masks shall fit. Without: one picture of the segments' size.",
+                    tooltip="The film that the boxes and masks should fit. Without: one picture of the segments' size.",
                 ),
             ],
             outputs=[

@@ -59,8 +59,8 @@ class MaskGuidedExtend(io.ComfyNode):
                     tooltip="From Dynamic Mask Guidance: mode, words, strength, and masks of the whole film: rounds * "
                     "(frames - 1) + 1 of them (neighbouring rounds share one), rounds * frames, or one for all.",
                 ),
-                io.String.Input("prompt", multiline=True, tooltip="What the whole film shall show, in words."),
-                io.String.Input("negative_prompt", multiline=True, default="", tooltip="What it shall not show."),
+                io.String.Input("prompt", multiline=True, tooltip="What the whole film should show, in words."),
+                io.String.Input("negative_prompt", multiline=True, default="", tooltip="What it should not show."),
                 *_size_inputs(),
                 *_sampling_inputs(),
                 *_round_inputs(),

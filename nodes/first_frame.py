@@ -243,7 +243,7 @@ class HistogramMatch(io.ComfyNode):
                 io.Image.Input(
                     "reference",
                     optional=True,
-                    tooltip="One picture of any size whose colours the film shall have. Not connected: the film's first "
+                    tooltip="One picture of any size whose colours the film should have. Not connected: the film's first "
                     "frame.",
                 ),
             ],

@@ -1,4 +1,4 @@
-"""Turn masks into attention guidance, look at it, and hang it into a model."""
+"""Turn masks into attention guidance, look at it, and add it to a model."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class MaskToAttentionBias(io.ComfyNode):
             display_name="Mask to Attention Bias",
             category=f"{CATEGORY}/guidance",
             description=(
-                "Says which regions of a film attention shall keep to, how, how strongly and when. The guide is not "
+                "Says which regions of a film attention should keep to, how, how strongly and when. The guide is not "
                 "yet bound to a model: Patch Attention does that."
             ),
             inputs=[
@@ -153,7 +153,7 @@ class PatchAttention(io.ComfyNode):
             display_name="Patch Attention",
             category=f"{CATEGORY}/guidance",
             description=(
-                "Hangs a guide into a model: its attention then follows the regions. The model that comes in is not "
+                "Adds a guide to a model: its attention then follows the regions. The model that comes in is not "
                 "changed; several of these nodes can follow each other. Strength 0 or an empty guide gives exactly "
                 "the unpatched film."
             ),

@@ -39,7 +39,7 @@ class FreeLong(io.ComfyNode):
                 "Lets a model make clips longer than it was trained on. Attention over time sees the frames around "
                 "each frame, for detail and motion, and the whole clip, for one look from beginning to end; the low "
                 "frequencies come from the whole clip and the others from the window. Clips no longer than the window, "
-                "and strength 0, are bit by bit as without. Use it with FreeNoise of Video Noise."
+                "and strength 0, come out bit for bit as without this node. Use it with FreeNoise of Video Noise."
             ),
             inputs=[video_model_input(), *free_long_inputs()],
             outputs=[_model_output()],

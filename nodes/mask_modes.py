@@ -31,7 +31,7 @@ from .support.types import CATEGORY, OWN, Guide
 
 logger = logging.getLogger(__name__)
 
-# What widgets say when a mode's own value shall hold.
+# What widgets say to leave a value to the mode.
 OWN_PERCENT = -1.0
 
 

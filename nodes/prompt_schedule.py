@@ -1,4 +1,4 @@
-"""Several prompts one after the other in one film."""
+"""Several prompts in turn in one film."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class PromptSchedule(io.ComfyNode):
             display_name="Prompt Schedule",
             category=f"{CATEGORY}/video",
             description=(
-                "Several prompts one after the other in one film: each frame is conditioned by its own prompt, and one "
+                "Several prompts in turn in one film: each frame is conditioned by its own prompt, and one "
                 "prompt fades into the next. Sample the model that comes out with the conditioning that comes out."
             ),
             inputs=[

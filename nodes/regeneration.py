@@ -35,8 +35,8 @@ class Regenerate(io.ComfyNode):
             ),
             inputs=[
                 io.Model.Input("model", tooltip="The guided model, from Patch Attention."),
-                io.Conditioning.Input("positive", tooltip="What the film shall show; usually that of the first film."),
-                io.Conditioning.Input("negative", tooltip="What it shall not show."),
+                io.Conditioning.Input("positive", tooltip="What the film should show; usually that of the first film."),
+                io.Conditioning.Input("negative", tooltip="What it should not show."),
                 io.Noise.Input("noise", tooltip="The noise of the first film. Used by same_noise."),
                 io.Latent.Input(
                     "latent", tooltip="The first film's latents: size for all modes, content for refine and the lock."

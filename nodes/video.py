@@ -262,8 +262,8 @@ class SampleVideo(io.ComfyNode):
             ),
             inputs=[
                 io.Model.Input("model", tooltip="The video model, patched or not."),
-                io.Conditioning.Input("positive", tooltip="What the film shall show."),
-                io.Conditioning.Input("negative", tooltip="What it shall not show; an empty prompt is usual."),
+                io.Conditioning.Input("positive", tooltip="What the film should show."),
+                io.Conditioning.Input("negative", tooltip="What it should not show; an empty prompt is usual."),
                 io.Noise.Input("noise", tooltip="From Video Noise or core's RandomNoise."),
                 io.Latent.Input("latent", tooltip="Empty video latents, or a film's latents with denoise below 1."),
                 *sampling_inputs(),

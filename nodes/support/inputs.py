@@ -116,7 +116,7 @@ def guide_strength_input(most: float) -> io.Float.Input:
     return decimal_input(
         "strength",
         1.0,
-        "Relative to the mode: 0: off, the video is bit for bit the unguided one; 1: the mode's own strength. More in "
+        "Relative to the mode. 0: off, the film is bit for bit the unguided one; 1: the mode's own strength. More in "
         "the help of Patch Attention.",
         most=most,
     )
