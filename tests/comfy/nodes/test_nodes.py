@@ -414,14 +414,6 @@ class TestPerception:
 
 
 class TestInputs:
-    def test_masks_for_frames(self):
-        from mask_guided_video.nodes.support.inputs import masks_for_frames
-
-        assert masks_for_frames(square(1), 5, 32, 32).shape == (5, 32, 32)
-        assert masks_for_frames(square(5), 5, 48, 40).shape == (5, 48, 40)
-        with pytest.raises(ValueError, match="there are 3 masks for 5 frames"):
-            masks_for_frames(square(3), 5, 32, 32)
-
     def test_frames(self):
         from mask_guided_video.nodes.support.inputs import frames_of
 

@@ -305,11 +305,23 @@ def test_node_ids():
 
 
 @pytest.mark.parametrize("node_id", node_ids())
-def test_every_node_has_help_and_words(node_id):
+def test_every_node_has_help(node_id):
     page = ROOT / "web" / "docs" / f"{node_id}.md"
     assert page.is_file() or (ROOT / "web" / "docs" / node_id / "en.md").is_file(), f"{node_id} has no help page."
-    words = json.loads((ROOT / "locales" / "en" / "nodeDefs.json").read_text(encoding="utf-8"))
-    assert words[node_id]["display_name"] and words[node_id]["description"]
+
+
+def test_nodes_import_our_modules_on_top():
+    """None of them is slow to import, so a node module shows at once what it needs."""
+    hidden = [
+        f"{name(path)}:{inner.lineno}"
+        for path in PACKAGE_SOURCES
+        if path.relative_to(ROOT).parts[0] == "nodes"
+        for function in ast.walk(tree(path))
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+        for inner in ast.walk(function)
+        if isinstance(inner, ast.ImportFrom) and inner.level
+    ]
+    assert not hidden, f"imports of ours inside functions: {hidden}; move them to the top of the module."
 
 
 def test_every_workflow_has_a_thumbnail_and_known_nodes():
