@@ -129,7 +129,9 @@ class TestMaskToAttentionBias:
             bias(tracks=two_tracks(), phrases=",")
 
     def test_strength_is_relative_to_the_mode(self):
-        assert bias(mask=square(), mode="separate", strength=0.5)[0].strength == 4.0
+        guide, _ = bias(mask=square(), mode="separate", strength=0.5)
+        assert guide.own_strength == guide.mode.gap == 4.0 and guide.strength == 1.0
+        assert bias(mask=square(), mode="separate", strength=0.0)[0].strength == 0.0
 
     @pytest.mark.parametrize("mask", [torch.zeros(4, 32, 32), torch.zeros(1, 64, 64)])
     def test_empty_mask_goes_on_unguided_and_says_so(self, mask):
