@@ -81,8 +81,8 @@ class AttentionSite:
         frames: index of each of the T frames in the whole clip (context windows give a part of it).
         clip_frames: how many frames the whole clip has, in the same (latent) frames.
         video: the part of the query sequence that holds video tokens.
-        text: the part of the key sequence that holds text tokens; None in cross-attention means all of it, and elsewhere
-            that there are none.
+        text: the part of the key sequence that holds text tokens; None in cross-attention means all of it, and
+            elsewhere that there are none.
         rows: how the batch axis is made.
         progress: 0 at the first step (pure noise) to 1 at the end: ``1 - timestep / (train_timesteps - 1)``.
         sigma: noise level, in the model's own units.
@@ -154,7 +154,7 @@ def chunk_site(site: AttentionSite, chunk: int) -> AttentionSite:
     )
 
 
-# Called with the lengths of the query and the key sequence of each attention call and its ``transformer_options``, in the
-# order in which a model makes them; returns where that call stands, or None where nothing is known of it and it shall be
-# left alone.
+# Called with the lengths of the query and the key sequence of each attention call and its ``transformer_options``, in
+# the order in which a model makes them; returns where that call stands, or None where nothing is known of it and it
+# shall be left alone.
 SiteFinder: TypeAlias = Callable[[int, int, Mapping[str, Any]], AttentionSite | None]

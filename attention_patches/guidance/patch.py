@@ -53,8 +53,8 @@ def guide_patches(guide: Guide, text_spans: TextSpans | None = None) -> tuple[At
 class GuidePatch(AttentionPatch):
     """A guide bound to a prompt's tokens.
 
-    Masks are pooled once per grid, and once per kind of call the tables are made and brought to the device. ``innermost``
-    is true where the mode takes the kernel's place at some calls, or joins frames there.
+    Masks are pooled once per grid, and once per kind of call the tables are made and brought to the device.
+    ``innermost`` is true where the mode takes the kernel's place at some calls, or joins frames there.
 
     Args:
         guide: the guide.
@@ -83,7 +83,8 @@ class GuidePatch(AttentionPatch):
         self._forget()
 
     def _forget(self) -> None:
-        # Masks as they are (False) and filled up to their boxes (True), made when asked for; boxes by length of the clip.
+        # Masks as they are (False) and filled up to their boxes (True), made when asked for; boxes by length of the
+        # clip.
         self._pyramids: dict[bool, MaskPyramid] = {}
         self._clip_boxes: dict[Hashable, Tensor] = {}
 

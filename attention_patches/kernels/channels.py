@@ -41,8 +41,8 @@ def region_channels(
 ) -> tuple[Tensor, Tensor]:
     """Make the channels to append to q and k so that the logits gain ``strength * <query_regions, key_regions>``.
 
-    The keys' channels are shifted and limited by ``open_keys``. In half precision the rounding of the keys' channels goes
-    into further channels where the alignment leaves room.
+    The keys' channels are shifted and limited by ``open_keys``. In half precision the rounding of the keys' channels
+    goes into further channels where the alignment leaves room.
 
     Args:
         query_regions: [G, Lq, R] weights in 0..1.

@@ -31,11 +31,12 @@ class FreeTraj(MaskMode):
     """Logits between cells of different regions times ``coefficient``; words of an object added in its box.
 
     Regions are the boxes of the objects and the background, within a frame and over time at one cell. Words: outside of
-    its box an object's words are hidden. Inside, ``exact`` does what the published code does: it hides every token, which
-    leaves all of them equally likely; ``clean`` hides all but the object's own words. After the softmax a Gaussian (a
-    third of the box wide, peak 1) times ``boost`` / (box area as a part of the picture) / (words of the object) is added
-    to the object's words, without normalising again. Steps: the first 6 of 50, both halves. Self-attention costs what it
-    always does: queries of a region meet the keys of the others times ``coefficient``, in one attention per region.
+    its box an object's words are hidden. Inside, ``exact`` does what the published code does: it hides every token,
+    which leaves all of them equally likely; ``clean`` hides all but the object's own words. After the softmax a
+    Gaussian (a third of the box wide, peak 1) times ``boost`` / (box area as a part of the picture) / (words of the
+    object) is added to the object's words, without normalising again. Steps: the first 6 of 50, both halves.
+    Self-attention costs what it always does: queries of a region meet the keys of the others times ``coefficient``, in
+    one attention per region.
 
     Attributes:
         coefficient: factor on logits between regions, 0..1; 1 leaves them alone.
@@ -109,7 +110,8 @@ class FreeTraj(MaskMode):
         factor = self._factors(labels)
 
         def apart(values: Tensor, part: EditPart) -> Tensor:
-            # Keys that are no video are of every region, and so are those of queries that are left alone: their factor is 1.
+            # Keys that are no video are of every region, and so are those of queries that are left alone: their factor
+            # is 1.
             alike = labels.same(part) | (labels.keys[part.groups] == 0)[:, None, None]
             own = factor[part.groups, part.queries][:, None, :, None]
             return values * torch.where(alike, 1.0, own)

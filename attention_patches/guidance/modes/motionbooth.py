@@ -17,8 +17,8 @@ from .region_words import RegionWords
 class MotionBooth(RegionWords):
     """Words act in their own region only; see ``RegionWords``.
 
-    Published: alpha = 10 in the first 15 of 50 steps, suppression by alpha * -1e10 in all steps, the conditional half, all
-    cross-attention.
+    Published: alpha = 10 in the first 15 of 50 steps, suppression by alpha * -1e10 in all steps, the conditional half,
+    all cross-attention.
     """
 
     gain: float = 10.0

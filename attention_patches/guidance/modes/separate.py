@@ -1,7 +1,7 @@
 """Separate: objects and background see only themselves, in space and over time.
 
-Source: ours, after the masked attention of Mask2Former (arXiv 2112.01527) and Peekaboo (arXiv 2312.07509), with a gap that
-may be finite.
+Source: ours, after the masked attention of Mask2Former (arXiv 2112.01527) and Peekaboo (arXiv 2312.07509), with a gap
+that may be finite.
 """
 
 from __future__ import annotations

@@ -24,9 +24,9 @@ class TrailBlazer(MaskMode):
 
     W is 1 in the object's box and ``weaken`` outside, G a Gaussian in the box (a third of it wide, peak 1). The tokens
     right after the prompt are treated like the words of all objects. With ``temporal`` the probabilities between frames
-    a and b are changed at each cell in either box: G there is that of the box of b, else of a, less |a - b| / frames, and
-    magnitudes count; all other cells see ``weaken`` of every frame. The published code does so in one layer at 512 x 512
-    pixels and never at its own default size, so it is off. Steps: the first 5 of 40.
+    a and b are changed at each cell in either box: G there is that of the box of b, else of a, less |a - b| / frames,
+    and magnitudes count; all other cells see ``weaken`` of every frame. The published code does so in one layer at 512
+    x 512 pixels and never at its own default size, so it is off. Steps: the first 5 of 40.
 
     Attributes:
         strengthen: s, published as 0.125 to 0.15, and 0.5 for several objects.

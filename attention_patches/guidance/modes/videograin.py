@@ -26,12 +26,12 @@ SCHEDULE_STEPS = 1000
 class VideoGrain(MaskMode):
     """S' = S + w * (max(S) - S) for keys of the query's region and S - w * (S - min(S)) for all others.
 
-    w = c * ((t - 1) / 1000)^5 * (1 - share of the keys that are of the query's region), t from 999 at pure noise down to
-    0. Among video tokens the region is the object or the background, over all frames; where a model attends frame by
+    w = c * ((t - 1) / 1000)^5 * (1 - share of the keys that are of the query's region), t from 999 at pure noise down
+    to 0. Among video tokens the region is the object or the background, over all frames; where a model attends frame by
     frame, its queries meet the keys of all frames. Among words the region of an object has its words, that of the
     background the words of the background phrase; all other tokens (begin, end, padding, other words) belong to none.
-    Queries whose region has no words are left alone. Extremes are taken among video keys and among words apart. Steps: the
-    first 15 of 50. As coded, the largest level is not changed.
+    Queries whose region has no words are left alone. Extremes are taken among video keys and among words apart. Steps:
+    the first 15 of 50. As coded, the largest level is not changed.
 
     Attributes:
         self_strength: c among video tokens.
