@@ -2,10 +2,10 @@
 
 The main object of the first frame is then kept through the clip, in any video model and without tuning. Where frames
 are folded into the batch (U-Nets) each row gets the keys and values of the frames that it looks at, one behind the
-other; where all frames are in one sequence (transformers) each frame asks by itself, so that there is never a mask over
-all pairs, and tokens that are no video (text, reference pictures) see and are seen as before. A frame that is named
-twice counts twice, as in the published code: the first frame of ``first_prev_self`` weighs double for the frame after
-it.
+other; where all frames are in one sequence (transformers) each frame is a call by itself, so that there is never a mask
+over all pairs, and tokens that are not video (text, reference pictures) see and are seen as before. A frame that is
+named twice counts twice, as in the published code: the first frame of ``first_prev_self`` weighs double for the frame
+after it.
 
 Source: Text2Video-Zero (arXiv 2303.13439) and LAMP (arXiv 2310.10769) look at the first frame, Tune-A-Video (arXiv
 2212.11565) at the first and the previous one; the others are ours.
@@ -179,7 +179,7 @@ def folded_site(site: AttentionSite, places: KeyPlaces, key_length: int) -> Atte
 
 
 def keys_of_frames(tensor: Tensor, axis: int, video: range, rows: Tensor) -> Tensor:
-    """Give each batch row the video keys of other rows, one row's behind the other's; its other keys stay its own.
+    """Give each batch row the video keys of other rows, one row's after another's; its other keys stay its own.
 
     Args:
         tensor: batch in front, [1 or B, ...].
@@ -203,9 +203,9 @@ def keys_of_frames(tensor: Tensor, axis: int, video: range, rows: Tensor) -> Ten
 
 
 def attend_in_turns(attend: Attend, q: Tensor, k: Tensor, v: Tensor, site: AttentionSite, places: KeyPlaces) -> Tensor:
-    """Let each frame of a sequence over the whole clip meet the frames at its places and all keys that are no video.
+    """Let each frame of a sequence over the whole clip meet the frames at its places and all keys that are not video.
 
-    Neighbours that look at the same frames share a call. Queries that are no video meet all keys as they did.
+    Neighbours that look at the same frames share a call. Queries that are not video meet all keys as they did.
 
     Args:
         attend: the attention to call.

@@ -70,8 +70,8 @@ class Guide:
         frames, values = self.masks.shape[1], len(self.frame_strength)
         if frames > 1 and values not in (0, 1, frames):
             raise GuideError(
-                f"there are {values} values of frame_strength for {frames} mask frames; give one per mask frame, or one "
-                "for all of them."
+                f"there are {values} values of frame_strength for {frames} mask frames; give one per mask frame, or "
+                "one for all of them."
             )
         if self.background_phrase and not self.phrases and len(self.masks):
             raise GuideError(

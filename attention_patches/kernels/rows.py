@@ -54,7 +54,7 @@ class RowSet:
 
 
 def copy_budget(q: Tensor, k: Tensor) -> float:
-    """Elements that the copies for one call may take, beside tensors like q [B, heads, Lq, d] and k [B, heads, Lk, d]."""
+    """Elements that the copies for one call may take beside q [B, heads, Lq, d] and k [B, heads, Lk, d]."""
     floor = COPY_BYTES_CPU if q.device.type == "cpu" else COPY_BYTES_GPU
     return max(COPY_SHARE * 2 * (q.numel() + k.numel()), floor / q.element_size())
 

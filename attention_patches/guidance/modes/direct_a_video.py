@@ -18,6 +18,13 @@ from .region_words import RegionWords
 class DirectAVideo(RegionWords):
     """Words act in their own region only; see ``RegionWords``.
 
+    Two cells, of which the object takes the first, and the words of the object, of the background and of neither: what
+    is added in the first steps, x where closed, is ::
+
+                  object  ground   other
+        query 1    12.5      x       x
+        query 2      x     12.5      x
+
     Published: lambda = 25 until normalised time 0.95 (the first 3 of 50 steps), suppression in all steps, the
     conditional half, all spatial cross-attention, masks interpolated and taken where above 0.
     """

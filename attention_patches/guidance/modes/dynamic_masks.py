@@ -52,7 +52,12 @@ class DynamicMasks(MaskMode):
       -gamma_cross * m_q,background on all words of the prompt that are neither the background's nor an object's; with
       ``strict`` also -gamma_cross * m_q,r on all words that are not T_r. Begin, end and padding are never touched.
 
-    A frame in which an object covers the whole grid, or none is, is left alone.
+    A frame in which an object covers the whole grid, or none is, is left alone. Two cells, of which the object takes
+    the first, and its word: what is added with ``gamma_self`` 4 is ::
+
+                   key 1   key 2    word
+        query 1     0.0    -4.0     4.0
+        query 2    -4.0     0.0   -20.0
 
     The values by default are those that followed foreign masks best on the Toybox, whose weights know nothing of masks
     or of given first frames. There ``gamma_self`` and ``keys`` cost more than they bring, so that both are off; models
@@ -140,11 +145,11 @@ class DynamicMasks(MaskMode):
 
     def _sides(self, call: ModeCall, gap: float, rows: Tensor) -> BiasTerm:
         if not self.per_object:
-            asking, keys = _united(call.query_regions), _united(call.regions)
+            queries, keys = _united(call.query_regions), _united(call.regions)
         else:
-            asking, keys = call.query_regions, call.regions
+            queries, keys = call.query_regions, call.regions
         channels = {"both": slice(None), "fg_only": slice(0, -1), "bg_only": slice(-1, None)}[self.direction]
-        return same_region(asking, keys, gap, rows, channels)
+        return same_region(queries, keys, gap, rows, channels)
 
     def _words(self, call: ModeCall, spans: Sequence[Sequence[int]], rows: Tensor) -> list[BiasTerm]:
         regions, named = call.query_regions, words(call, *spans)

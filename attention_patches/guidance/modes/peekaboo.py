@@ -28,8 +28,14 @@ class Peekaboo(MaskMode):
     - cross: cells of an object see the words of its phrase only. Cells of the background see everything but the
       objects' words and the begin of the text: nobody sees that; end and padding belong to the background.
 
+    Two cells, of which the object takes the first, and its word: what is added, x where closed, is ::
+
+                   key 1   key 2    word
+        query 1     0.0      x      0.0
+        query 2      x      0.0      x
+
     Published: the first 2 of 50 steps, middle and later blocks, both halves of classifier-free guidance, masks sampled
-    every so many cells of the latents, -10000 where closed.
+    every n-th cell of the latents, -10000 where closed.
 
     Attributes:
         begin_is_seen: whether the background sees the begin of the text after all.

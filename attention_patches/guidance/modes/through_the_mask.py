@@ -31,6 +31,12 @@ class ThroughTheMask(MaskMode):
     - cross: tokens in the box around an object see the words of its phrase only, in boxes that overlap those of all
       their objects; tokens in no box have nothing left and keep their normal attention.
 
+    Two cells, of which the object takes the first, and its word: what is added, x where closed, is ::
+
+                   key 1   key 2    word
+        query 1     0.0      x      0.0
+        query 2      x      0.0     0.0
+
     Published: all steps, both halves, the first blocks.
 
     Attributes:

@@ -33,6 +33,13 @@ class VideoGrain(MaskMode):
     Queries whose region has no words are left alone. Extremes are taken among video keys and among words apart. Steps:
     the first 15 of 50. As coded, the largest level is not changed.
 
+    Two cells, of which the object takes the first, and its word: logits of 2, 1 and 0 before and after, in the first
+    step, are ::
+
+                  key 1   key 2    word      key 1   key 2    word
+        query 1   2.00    1.00    0.00       2.00    1.00    0.00
+        query 2   2.00    1.00    0.00       1.85    1.15    0.00
+
     Attributes:
         self_strength: c among video tokens.
         cross_strength: c among words.
@@ -83,7 +90,7 @@ class VideoGrain(MaskMode):
         if call.spans is not None:
             words = word_table((*call.spans, call.background), len(call.text), call.device) > 0.0
             shares = words.float().mean(dim=1)
-            # Queries that are no video have the label 0.
+            # Queries that are not video have the label 0.
             region = (labels.queries.long() - 1).clamp(min=0)
             own = labels.strength * torch.where(shares > 0.0, 1.0 - shares, 0.0)[region]
             pulls.append(_among_words(words, region, weight * self.cross_strength * own, call.text))
