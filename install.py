@@ -41,7 +41,7 @@ EXTRAS = {
     "motion-tuning": ("accelerate>=0.30", "peft>=0.11"),
     "evaluation": ("scipy>=1.10",),
 }
-TEST_EXTRAS = ("pytest>=8.0", "ruff>=0.6", "hypothesis>=6.80")
+TEST_EXTRAS = ("pytest>=8.0", "ruff>=0.6", "hypothesis>=6.80", "mypy>=1.10")
 # New environments come with old ones, which would hold back torch.
 BUILD_TOOLS = {"pip", "setuptools", "wheel"}
 WITHOUT_DEPENDENCIES = {"groundingdino-py"}

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..attention_patches.site import AttentionKind, AttentionSite, BatchRows, FoldedAxis
+from ..attention_patches.site import AttentionKind, AttentionSite, BatchRows, FoldedAxis, Span
 from ..prompt_text.token_places import NOT_OF_PROMPT
 
 
@@ -192,8 +192,8 @@ class Family(ABC):
         kind: AttentionKind,
         place: BlockPlace,
         *,
-        video: slice,
-        text: slice | None = None,
+        video: Span,
+        text: Span | None = None,
         folded: FoldedAxis = "none",
     ) -> AttentionSite:
         """Make the site of one attention call out of what is known of the model call.

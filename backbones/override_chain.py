@@ -20,7 +20,7 @@ class OverrideChain:
     """The overrides of one patched model, each made once: a compiled model is compiled anew for other functions."""
 
     def __init__(self) -> None:
-        self._made: dict[tuple[int, ...], tuple[Override | None, Override]] = {}
+        self._made: dict[tuple[int, ...], tuple[Override | None, Override | None]] = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> OverrideChain:
         return self

@@ -46,7 +46,7 @@ def prepare_windows(model_options: dict[str, Any], noise: Tensor) -> None:
 def shuffle_once(model_options: dict[str, Any], noise: Tensor) -> None:
     """Turn the FreeNoise of context windows off for noise that is rescheduled already; others stay as they are."""
     handler = model_options.get(CONTEXT_KEY)
-    if getattr(handler, "freenoise", False) and is_rescheduled(noise):
+    if handler is not None and getattr(handler, "freenoise", False) and is_rescheduled(noise):
         handler = copy.copy(handler)
         handler.freenoise = False
         model_options[CONTEXT_KEY] = handler

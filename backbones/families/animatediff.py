@@ -200,6 +200,8 @@ class MotionSites:
     def _patched(self, attention: Any, site: AttentionSite) -> Callable[..., Tensor]:
         """Make the function for one attention: our stacks around the one that it has."""
         call, override, function = self._call, self._override, vars(attention)[FUNCTION_NAME]
+        if override is None:
+            return function
         frames = site.grid[0]
 
         def find(queries: int, keys: int, options: Mapping[str, Any]) -> AttentionSite | None:

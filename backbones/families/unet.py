@@ -75,7 +75,7 @@ class StableDiffusion(Family):
     time_factor = 1
     trained_frames = 16
     frame_axis = 0
-    encoders = ("l", "g")
+    encoders: tuple[str, ...] = ("l", "g")
 
     def resembles(self, network: Any) -> bool:
         if not has_parts(network, "input_blocks", "middle_block", "output_blocks"):
