@@ -156,11 +156,8 @@ def circles(sources: Iterable[Source]) -> list[str]:
         # `from .films import visits` asks for the module visits, where there is one, else for a name of films.
         asked = {inner if inner in modules else outer for outer, inner in targets}
         graph[name] = asked & set(modules) - {name}
-    return [
-        f"{name} stands in a circle: it imports {', '.join(sorted(asked))}."
-        for name, asked in graph.items()
-        if name in _reached(graph, asked)
-    ]
+    back = {name: sorted(other for other in asked if name in _reached(graph, [other])) for name, asked in graph.items()}
+    return [f"{name} stands in a circle: it imports {', '.join(others)}." for name, others in back.items() if others]
 
 
 def _reached(graph: Mapping[str, set[str]], start: Iterable[str]) -> set[str]:
