@@ -253,3 +253,18 @@ def idle_tests(source: Source, helpers: Mapping[str, Source]) -> list[str]:
         and not any(isinstance(inner, ast.Name) and inner.id in checking for inner in ast.walk(node))
     ]
     return [f"{source.path}: {idle} assert nothing."] if idle else []
+
+
+def misplaced_slow_tests(source: Source) -> list[str]:
+    """Files of tests/end_to_end that are not marked slow as a whole, and slow tests of tests/unit."""
+    marked = "pytest.mark.slow" in source.text
+    whole = any(
+        isinstance(node, ast.Assign)
+        and ast.unparse(node.targets[0]) == "pytestmark"
+        and "pytest.mark.slow" in ast.unparse(node.value)
+        for node in source.tree.body
+    )
+    part = source.path.parts[1]
+    if part == "end_to_end" and source.path.name.startswith("test_") and not whole:
+        return [f"{source.path} has no pytestmark = pytest.mark.slow, which all of tests/end_to_end has."]
+    return [f"{source.path} has slow tests; they belong in tests/end_to_end."] if part == "unit" and marked else []

@@ -93,6 +93,10 @@ def test_every_test_asserts():
     check(lambda source: rules.idle_tests(source, HELPERS), TESTS)
 
 
+def test_slow_tests_are_where_they_belong():
+    check(rules.misplaced_slow_tests, [source for source in TESTS if "house" not in source.path.parts])
+
+
 def made_up(path: str, text: str = "") -> Source:
     return Source(PurePosixPath(path), text)
 
@@ -172,6 +176,16 @@ def made_up(path: str, text: str = "") -> Source:
             *(lambda source: rules.idle_tests(source, {}), "tests/test_x.py"),
             *("def test_x():\n    assert f()", "def test_x():\n    f()", "['test_x'] assert nothing"),
             id="idle",
+        ),
+        pytest.param(
+            *(rules.misplaced_slow_tests, "tests/unit/test_x.py", "x = 3"),
+            *("@pytest.mark.slow\ndef test_x(): ...", "has slow tests; they belong in tests/end_to_end"),
+            id="slow among the quick",
+        ),
+        pytest.param(
+            *(rules.misplaced_slow_tests, "tests/end_to_end/test_x.py", "pytestmark = [pytest.mark.slow]"),
+            *("@pytest.mark.slow\ndef test_x(): ...", "no pytestmark = pytest.mark.slow"),
+            id="not slow as a whole",
         ),
     ],
 )
