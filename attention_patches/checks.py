@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor
 
+from .errors import GuideError
 from .guidance.regions import latent_frame_groups
 
 # Masks whose width and height relate to each other otherwise than the film's by more than this belong to another film.
@@ -19,47 +20,47 @@ def checked_masks(masks: Tensor) -> Tensor:
     """Return masks as float32 [R, F, H, W] on the CPU; [F, H, W] is taken as one object.
 
     Raises:
-        ValueError: the wrong shape, or values that are not finite or not in 0..1.
+        GuideError: the wrong shape, or values that are not finite or not in 0..1.
     """
     given = masks[None] if masks.ndim == 3 else masks
     if given.ndim != 4 or 0 in given.shape[1:]:
-        raise ValueError(
+        raise GuideError(
             f"masks have shape {tuple(masks.shape)}; give [objects, frames, height, width] with at least one frame and "
             "pixel."
         )
     given = given.detach().to("cpu", torch.float32)
     if not bool(torch.isfinite(given).all()):
-        raise ValueError("masks hold NaN or infinite values; refine or redraw them so that all lie in 0..1.")
+        raise GuideError("masks hold NaN or infinite values; refine or redraw them so that all lie in 0..1.")
     if given.numel() and not (0.0 <= float(given.min()) and float(given.max()) <= 1.0):
-        raise ValueError(
+        raise GuideError(
             f"mask values reach from {float(given.min()):g} to {float(given.max()):g}; scale them to 0..1."
         )
     return given
 
 
 def check_phrases(phrases: Sequence[str], masks: Tensor) -> None:
-    """Raise ValueError unless there is one phrase per object, or none at all."""
+    """Raise GuideError unless there is one phrase per object, or none at all."""
     if phrases and len(phrases) != len(masks):
-        raise ValueError(f"{len(phrases)} phrases for {len(masks)} masks; give one phrase per object, or none.")
+        raise GuideError(f"{len(phrases)} phrases for {len(masks)} masks; give one phrase per object, or none.")
 
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
-    """Raise ValueError when a setting is none of its choices."""
+    """Raise GuideError when a setting is none of its choices."""
     if value not in choices:
-        raise ValueError(f"{name} is {value!r}; choose one of {', '.join(choices)}.")
+        raise GuideError(f"{name} is {value!r}; choose one of {', '.join(choices)}.")
 
 
 def check_number(name: str, value: float, most: float, least: float = 0.0, meaning: str = "") -> None:
-    """Raise ValueError when a number is not finite or not within its range; ``meaning`` says what the least one does."""
+    """Raise GuideError when a number is not finite or not within its range; ``meaning`` says what the least one does."""
     if not math.isfinite(value) or not least <= value <= most:
         told = f" ({meaning})" if meaning else ""
-        raise ValueError(f"{name} is {value:g}; give a value from {least:g}{told} to {most:g}.")
+        raise GuideError(f"{name} is {value:g}; give a value from {least:g}{told} to {most:g}.")
 
 
 def check_percents(start_percent: float, end_percent: float) -> None:
-    """Raise ValueError unless 0 <= start <= end <= 1."""
+    """Raise GuideError unless 0 <= start <= end <= 1."""
     if not 0.0 <= start_percent <= end_percent <= 1.0:
-        raise ValueError(
+        raise GuideError(
             f"start_percent {start_percent:g} and end_percent {end_percent:g} are no part of the schedule; give 0 <= "
             "start <= end <= 1."
         )
@@ -69,11 +70,11 @@ def block_patterns(blocks: str) -> tuple[str, ...]:
     """Patterns of a comma list of block names.
 
     Raises:
-        ValueError: the list is empty.
+        GuideError: the list is empty.
     """
     patterns = tuple(pattern.strip() for pattern in blocks.split(",") if pattern.strip())
     if not patterns:
-        raise ValueError(f"blocks is {blocks!r}; write 'all' or a comma list such as 'mid,up' or 'down.1.*'.")
+        raise GuideError(f"blocks is {blocks!r}; write 'all' or a comma list such as 'mid,up' or 'down.1.*'.")
     return patterns
 
 
@@ -86,11 +87,11 @@ def check_blocks(blocks: str, names: Sequence[str]) -> None:
     """Compare a comma list of block name patterns with the blocks of a model.
 
     Raises:
-        ValueError: a pattern fits none of them.
+        GuideError: a pattern fits none of them.
     """
     for pattern in block_patterns(blocks):
         if not any(matches_block(name, pattern) for name in names):
-            raise ValueError(
+            raise GuideError(
                 f"blocks has {pattern!r}, which fits no block of this model ({', '.join(names)}); correct it, or "
                 "write all."
             )
@@ -106,12 +107,12 @@ def check_shape(name: str, size: Sequence[int], film_size: Sequence[int], film: 
         film: what has this size, for the message.
 
     Raises:
-        ValueError: width and height relate to each other otherwise, by more than ``MAX_STRETCH``.
+        GuideError: width and height relate to each other otherwise, by more than ``MAX_STRETCH``.
     """
     (height, width), (film_height, film_width) = size, film_size
     stretch = (width / height) / (film_width / film_height)
     if not 1.0 / MAX_STRETCH <= stretch <= MAX_STRETCH:
-        raise ValueError(
+        raise GuideError(
             f"{name} {width} x {height} pixels but the {film} {film_width} x {film_height}: they would be distorted; "
             "crop to that shape, or give what was made for this film."
         )
@@ -127,7 +128,7 @@ def check_film(masks: Tensor, clip_frames: int, height: int, width: int, time_fa
         time_factor: see ``AttentionSite``.
 
     Raises:
-        ValueError: the masks' frames do not fit, or their pictures have quite another shape.
+        GuideError: the masks' frames do not fit, or their pictures have quite another shape.
     """
     latent_frame_groups(masks.shape[1], clip_frames, time_factor)
     check_shape("the masks are", masks.shape[2:], (height, width), "film's latents")

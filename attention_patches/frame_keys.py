@@ -16,25 +16,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
-from typing import Any, Literal, TypeAlias, get_args
+from typing import TypeAlias, get_args
 
 import torch
 from torch import Tensor
 
-from .checks import block_patterns, check_choice, check_percents, matches_block
-from .guidance.guide_patch import check_site
-from .guidance.mask_guidance import GuidedRows
+from .checks import check_choice
 from .kernels.rows import bias_part, empty_result
 from .local_windows import frame_tokens, part_of_keys
-from .site import CONDITIONAL, AttentionSite, chunk_site
-from .stack import Attend
+from .patch import Attend, AttentionPatch, Scope, check_site
+from .site import AttentionSite, GuidedRows, KeySource, Span, chunk_site
 
-KeySource = Literal["self", "first", "first_prev", "first_self", "first_prev_self"]
 # For each frame of a call the frames that it looks at, as places in the call.
 KeyPlaces: TypeAlias = tuple[tuple[int, ...], ...]
-
-# Row tables that a patch keeps: batches of a model times its context windows; all are dropped when there are more.
-MAX_TABLES = 64
 
 
 def key_places(source: KeySource, frames: Sequence[int]) -> KeyPlaces:
@@ -75,7 +69,7 @@ class FirstFrameKeys:
             frames that look at a few others no longer do; without it only models that attend frame by frame are changed.
 
     Raises:
-        ValueError: an unknown source or rows, or a value out of its range.
+        GuideError: an unknown source or rows, or a value out of its range.
     """
 
     source: KeySource
@@ -87,31 +81,26 @@ class FirstFrameKeys:
 
     def __post_init__(self) -> None:
         check_choice("source", self.source, get_args(KeySource))
-        check_choice("rows", self.rows, get_args(GuidedRows))
-        check_percents(self.start_percent, self.end_percent)
-        block_patterns(self.blocks)
+        self.scope()
+
+    def scope(self) -> Scope:
+        """Where and when."""
+        return Scope(self.start_percent, self.end_percent, self.blocks, self.rows)
 
 
-class FirstFrameKeysPatch:
-    """Keys of other frames as an attention patch; see ``first_frame_keys_patch``.
+class FirstFrameKeysPatch(AttentionPatch):
+    """Keys of other frames as an attention patch; put it before the patches of masks, which follow the keys.
 
-    Attributes:
-        chooses_frames: its name in messages, since it lets frames meet others and needs calls of the whole clip.
+    With the source ``self``, and for calls of a single frame, every call goes through to the bit; so do calls that have
+    been split by another patch, or whose model chooses frames by itself.
     """
 
     chooses_frames = "the choice of first frame keys"
 
     def __init__(self, settings: FirstFrameKeys) -> None:
+        super().__init__()
         self.settings = settings
-        self._patterns = block_patterns(settings.blocks)
-        self._tables: dict[tuple[Any, ...], Tensor] = {}
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> FirstFrameKeysPatch:
-        return self
-
-    def release(self) -> None:
-        """Drop the tables that are kept on devices."""
-        self._tables = {}
+        self._scope = settings.scope()
 
     def acts_at(self, site: AttentionSite) -> bool:
         """Say whether a call is changed: self-attention of several frames that still look at themselves alone or, in a
@@ -124,30 +113,25 @@ class FirstFrameKeysPatch:
             return False
         if site.grid[0] < 2 or site.query_frames is not None or site.key_frames is not None:
             return False
-        if not settings.start_percent <= max(site.progress, 0.0) <= settings.end_percent:
-            return False
-        if settings.rows == "conditional" and CONDITIONAL not in site.rows.chunks:
-            return False
-        return any(matches_block(site.block, pattern) for pattern in self._patterns)
+        return self._scope.includes(site) and bool(self._scope.chunks(site))
 
     def __call__(self, attend: Attend, q: Tensor, k: Tensor, v: Tensor, site: AttentionSite) -> Tensor:
         """Attend to the frames of the source; tensors [B, heads, L, d].
 
         Raises:
-            ValueError: the tensors do not have the sizes that the site says.
+            GuideError: the tensors do not have the sizes that the site says.
         """
         if not self.acts_at(site):
             return attend(q, k, v, site)
         check_site(q, site)
-        chunks = site.rows.chunks
-        changed = [self.settings.rows == "both" or chunk == CONDITIONAL for chunk in chunks]
-        if all(changed):
+        count, changed = len(site.rows.chunks), self._scope.chunks(site)
+        if len(changed) == count:
             return self._attend(attend, q, k, v, site)
-        out, size = empty_result(q, v), site.rows.total // len(chunks)
-        for chunk, changes in enumerate(changed):
+        out, size = empty_result(q, v), site.rows.total // count
+        for chunk in range(count):
             rows = slice(chunk * size, (chunk + 1) * size)
             part = attend.with_bias(bias_part(attend.bias, rows))
-            run = partial(self._attend, part) if changes else part
+            run = partial(self._attend, part) if chunk in changed else part
             out[rows] = run(q[rows], k[rows], v[rows], chunk_site(site, chunk))
         return out
 
@@ -155,8 +139,8 @@ class FirstFrameKeysPatch:
         places = key_places(self.settings.source, site.frames)
         if site.rows.folded == "none":
             return attend_in_turns(attend, q, k, v, site, places)
-        video = slice(*(site.key_video or site.video).indices(k.shape[2])[:2])
-        rows = self._rows(places, site.rows.total, q.device)
+        video = site.video_keys(k.shape[2])
+        rows = self.planned(row_table, places, site.rows.total, q.device)
         bias = attend.bias
         if bias is not None and bias.shape[3] > 1:
             # What a bias says of a frame's keys goes with them.
@@ -164,17 +148,11 @@ class FirstFrameKeysPatch:
         keys, values = (keys_of_frames(tensor, 2, video, rows) for tensor in (k, v))
         return attend.with_bias(bias)(q, keys, values, folded_site(site, places, k.shape[2]))
 
-    def _rows(self, places: KeyPlaces, total: int, device: torch.device) -> Tensor:
-        """[B, n] long: for each batch row those whose keys it gets."""
-        key = (places, total, device)
-        rows = self._tables.get(key)
-        if rows is None:
-            if len(self._tables) >= MAX_TABLES:
-                self._tables = {}
-            clips = torch.arange(0, total, len(places))
-            rows = (clips[:, None, None] + torch.tensor(places)).flatten(0, 1).to(device)
-            self._tables[key] = rows
-        return rows
+
+def row_table(places: KeyPlaces, total: int, device: torch.device) -> Tensor:
+    """[B, n] long: for each of ``total`` batch rows, frames folded into them, those whose keys it gets."""
+    clips = torch.arange(0, total, len(places))
+    return (clips[:, None, None] + torch.tensor(places)).flatten(0, 1).to(device)
 
 
 def folded_site(site: AttentionSite, places: KeyPlaces, key_length: int) -> AttentionSite:
@@ -185,20 +163,20 @@ def folded_site(site: AttentionSite, places: KeyPlaces, key_length: int) -> Atte
         places: of ``key_places``.
         key_length: Lk of that call.
     """
-    begin, end, _ = (site.key_video or site.video).indices(key_length)
-    added = (len(places[0]) - 1) * (end - begin)
+    video = site.video_keys(key_length)
+    added = (len(places[0]) - 1) * len(video)
     text = site.text
-    if text is not None and text.start >= end:
-        text = slice(text.start + added, text.stop + added)
+    if text is not None and text.start >= video.stop:
+        text = Span(text.start + added, text.stop + added)
     return replace(
         site,
-        key_video=slice(begin, end + added),
+        key_video=Span(video.start, video.stop + added),
         text=text,
         key_frames=tuple(tuple(site.frames[place] for place in row) for row in places),
     )
 
 
-def keys_of_frames(tensor: Tensor, axis: int, video: slice, rows: Tensor) -> Tensor:
+def keys_of_frames(tensor: Tensor, axis: int, video: range, rows: Tensor) -> Tensor:
     """Give each batch row the video keys of other rows, one row's behind the other's; its other keys stay its own.
 
     Args:
@@ -212,7 +190,7 @@ def keys_of_frames(tensor: Tensor, axis: int, video: slice, rows: Tensor) -> Ten
     """
     # Rows of whole tokens are copied once, and heads need no second copy.
     own = tensor.transpose(1, axis)
-    part = own[:, video]
+    part = own[:, video.start : video.stop]
     if len(part) == 1:
         part = torch.cat([part] * rows.shape[1], dim=1)
     else:
@@ -225,7 +203,7 @@ def keys_of_frames(tensor: Tensor, axis: int, video: slice, rows: Tensor) -> Ten
 def attend_in_turns(attend: Attend, q: Tensor, k: Tensor, v: Tensor, site: AttentionSite, places: KeyPlaces) -> Tensor:
     """Let each frame of a sequence over the whole clip meet the frames at its places and all keys that are no video.
 
-    Neighbours that look at the same frames ask together. Queries that are no video meet all keys as they did.
+    Neighbours that look at the same frames share a call. Queries that are no video meet all keys as they did.
 
     Args:
         attend: the attention to call.
@@ -239,29 +217,18 @@ def attend_in_turns(attend: Attend, q: Tensor, k: Tensor, v: Tensor, site: Atten
         [B, heads, Lq, dv].
     """
     out, size = empty_result(q, v), frame_tokens(site)
-    begin, end, _ = site.video.indices(q.shape[2])
+    video = site.video_queries(q.shape[2])
+    begin, end = video.start, video.stop
     for frames, group in groupby(range(len(places)), key=places.__getitem__):
-        asking = list(group)
-        queries = slice(begin + size * asking[0], begin + size * (asking[-1] + 1))
-        part = part_of_keys(site, k.shape[2], frames, slice(asking[0], asking[-1] + 1))
+        neighbours = list(group)
+        first, last = neighbours[0], neighbours[-1] + 1
+        queries = slice(begin + size * first, begin + size * last)
+        part = part_of_keys(site, k.shape[2], frames, slice(first, last))
         bias = part.bias(attend.bias, queries)
         out[:, :, queries] = attend.with_bias(bias)(q[:, :, queries], part.take(k, 2), part.take(v, 2), part.site)
-    nobody = replace(site, query_frames=(), video=slice(0, 0), key_video=site.key_video or site.video)
+    nobody = replace(site, query_frames=(), video=Span(0, 0), key_video=site.key_video or site.video)
     for queries in (slice(0, begin), slice(end, q.shape[2])):
         if queries.start < queries.stop:
             bias = attend.bias if attend.bias is None or attend.bias.shape[2] == 1 else attend.bias[:, :, queries]
             out[:, :, queries] = attend.with_bias(bias)(q[:, :, queries], k, v, nobody)
     return out
-
-
-def first_frame_keys_patch(settings: FirstFrameKeys) -> FirstFrameKeysPatch:
-    """Make the patch for a ``PatchStack``; put it before the patches of masks, which follow the keys.
-
-    Args:
-        settings: source and schedule.
-
-    Returns:
-        The patch. With the source ``self``, and for calls of a single frame, every call goes through to the bit; so do
-        calls that have been split by another patch, or whose model chooses frames by itself.
-    """
-    return FirstFrameKeysPatch(settings)

@@ -13,12 +13,13 @@ import logging
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
+import torch
 from torch import Tensor
 
-from .checks import matches_block
-from .guidance.guide_patch import check_site
+from .checks import block_patterns, matches_block
+from .errors import GuideError
 from .kernels.rows import bias_part, empty_result
 from .local_windows import (
     WindowBlock,
@@ -29,9 +30,9 @@ from .local_windows import (
     window_blocks,
     write_windows,
 )
+from .patch import Attend, AttentionPatch, Run, check_site
 from .site import AttentionSite
 from .spectral_blend import SpectralBlend, band_cutoffs
-from .stack import Attend
 
 logger = logging.getLogger(__name__)
 
@@ -44,8 +45,6 @@ PIECE_SHARE = 0.12
 # ... or this many bytes, whichever is more: a GPU needs larger pieces to be busy.
 PIECE_BYTES_CPU = 2**20
 PIECE_BYTES_GPU = 2**25
-# Plans that a patch keeps: grids of a model times its context windows; all are dropped when there are more.
-MAX_PLANS = 64
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ class FreeLong:
         blocks: comma list of block name patterns: ``all``, ``mid,up``, ``down.1.*``.
 
     Raises:
-        ValueError: a value out of its range.
+        GuideError: a value out of its range.
     """
 
     window: int = 16
@@ -84,22 +83,21 @@ class FreeLong:
     def __post_init__(self) -> None:
         object.__setattr__(self, "bands", tuple(self.bands))
         if self.window < 1:
-            raise ValueError(f"window is {self.window}; give the native length of the model in frames, at least 1.")
+            raise GuideError(f"window is {self.window}; give the native length of the model in frames, at least 1.")
         for name in ("temporal_cutoff", "spatial_cutoff"):
             if not 0.0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} is {getattr(self, name):g}; give a number above 0, such as 0.25.")
+                raise GuideError(f"{name} is {getattr(self, name):g}; give a number above 0, such as 0.25.")
         for name in ("strength", "end_percent"):
             if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(f"{name} is {getattr(self, name):g}; give a value from 0 to 1.")
+                raise GuideError(f"{name} is {getattr(self, name):g}; give a value from 0 to 1.")
         if self.largest_level not in get_args(LargestLevel):
             choices = ", ".join(get_args(LargestLevel))
-            raise ValueError(f"largest_level is {self.largest_level!r}; choose one of {choices}.")
+            raise GuideError(f"largest_level is {self.largest_level!r}; choose one of {choices}.")
         if self.bands and (self.bands[0] != 1 or list(self.bands) != sorted(set(self.bands))):
-            raise ValueError(f"bands are {self.bands}; give window lengths that ascend from 1, such as (1, 2, 4).")
+            raise GuideError(f"bands are {self.bands}; give window lengths that ascend from 1, such as (1, 2, 4).")
         if self.key_stride < 1:
-            raise ValueError(f"key_stride is {self.key_stride}; 1 takes every frame as a key, 2 every other one.")
-        if not any(pattern.strip() for pattern in self.blocks.split(",")):
-            raise ValueError(f"blocks is {self.blocks!r}; write 'all' or a comma list such as 'mid,up' or 'down.1.*'.")
+            raise GuideError(f"key_stride is {self.key_stride}; 1 takes every frame as a key, 2 every other one.")
+        block_patterns(self.blocks)
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +120,8 @@ class BlendPlan:
 
     def write(self, attend: Attend, q: Tensor, k: Tensor, v: Tensor, site: AttentionSite, out: Tensor) -> None:
         """Write the attention of some samples and heads into ``out`` [rows, heads, Lq, dv]."""
-        begin, end, _ = site.video.indices(q.shape[2])
+        tokens = site.video_queries(q.shape[2])
+        begin, end = tokens.start, tokens.stop
         others = begin > 0 or end < q.shape[2]
         plain = None
         if self.strength < 1.0 or (self.whole and self.key_stride == 1) or (others and not attend.last):
@@ -158,7 +157,8 @@ class BlendPlan:
         plain: Tensor | None,
     ) -> Tensor:
         """Return the video's attention in the window ``index`` or in the whole clip."""
-        begin, end, _ = site.video.indices(q.shape[2])
+        tokens = site.video_queries(q.shape[2])
+        begin, end = tokens.start, tokens.stop
         if index < len(self.windows):
             wide = out.new_empty(out.shape)
             write_windows(attend, q, k, v, site, self.windows[index], wide)
@@ -190,33 +190,30 @@ def _on_grid(video: Tensor, site: AttentionSite) -> Tensor:
     return video.unflatten(2, (frames, height, width))
 
 
-class FreeLongPatch:
-    """FreeLong as an attention patch. Windows and filters are made once per kind of call and stay until ``release``.
+class FreeLongPatch(AttentionPatch):
+    """FreeLong as an attention patch.
 
-    Attributes:
-        chooses_frames: its name in messages, since it lets frames meet others and needs calls of the whole clip.
+    Calls over no more frames than a window, or at strength 0, go through to the bit. Windows and filters are made once per
+    kind of call.
+
+    Args:
+        settings: window, cut-offs and schedule; the paper's by default.
     """
 
     chooses_frames = "FreeLong"
 
-    def __init__(self, settings: FreeLong) -> None:
-        self.settings = settings
-        self._patterns = tuple(pattern.strip() for pattern in settings.blocks.split(",") if pattern.strip())
-        self._plans: dict[tuple[Any, ...], BlendPlan] = {}
+    def __init__(self, settings: FreeLong | None = None) -> None:
+        super().__init__()
+        self.settings = settings or FreeLong()
+        self._patterns = block_patterns(self.settings.blocks)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> FreeLongPatch:
-        return self
-
-    def release(self) -> None:
-        """Drop all windows and filters, on devices too."""
-        self._plans = {}
-
-    def check_clip(self, clip_frames: int, height: int, width: int, time_factor: int | None = None) -> None:
-        """Say so when a clip of so many latent frames is too short for FreeLong to do anything."""
-        if 0.0 < self.settings.strength and clip_frames <= self.settings.window:
+    def check_run(self, run: Run) -> None:
+        """Say so when the clip is too short for FreeLong to do anything."""
+        if 0.0 < self.settings.strength and run.clip_frames <= self.settings.window:
             logger.info(
                 "the clip has %d latent frames, no more than the window of %d: FreeLong leaves it as it is.",
-                *(clip_frames, self.settings.window),
+                run.clip_frames,
+                self.settings.window,
             )
 
     def acts_at(self, site: AttentionSite) -> bool:
@@ -230,11 +227,12 @@ class FreeLongPatch:
         """Attend to windows and to the whole clip; tensors [B, heads, L, d].
 
         Raises:
-            ValueError: the tensors do not have the sizes that the site says.
+            GuideError: the tensors do not have the sizes that the site says.
         """
         if not self.acts_at(site):
             return attend(q, k, v, site)
-        plan = self._plan(q, site)
+        check_site(q, site)
+        plan = self.planned(self._make_plan, site.grid, frame_tokens(site), self._blends(site), q.device)
         out = empty_result(q, v)
         # Windows alone need no room beside the result.
         cut = attend.last and (plan.blend is not None or plan.strength < 1.0)
@@ -243,29 +241,28 @@ class FreeLongPatch:
             plan.write(part, q[rows, heads], k[rows, heads], v[rows, heads], site, out[rows, heads])
         return out
 
-    def _plan(self, q: Tensor, site: AttentionSite) -> BlendPlan:
+    def _blends(self, site: AttentionSite) -> bool:
+        """Whether wider windows give the low frequencies of a call; otherwise there is the narrowest window only."""
         at_largest = site.kind == "temporal" and site.level == 0 and self.settings.largest_level == "local"
-        blends = not at_largest and 0.0 < self.settings.end_percent >= site.progress
-        key = (site.grid, frame_tokens(site), blends, q.device)
-        plan = self._plans.get(key)
-        if plan is None:
-            check_site(q, site)
-            if len(self._plans) >= MAX_PLANS:
-                self._plans = {}
-            plan = self._plans[key] = make_plan(self.settings, site, blends, q.device)
-        return plan
+        return not at_largest and 0.0 < self.settings.end_percent >= site.progress
+
+    def _make_plan(self, grid: tuple[int, int, int], size: int, blends: bool, device: torch.device) -> BlendPlan:
+        return make_plan(self.settings, grid, size, blends, device)
 
 
-def make_plan(settings: FreeLong, site: AttentionSite, blends: bool, device: Any) -> BlendPlan:
-    """Make the windows and filters for the calls that have the grid of a site.
+def make_plan(
+    settings: FreeLong, grid: tuple[int, int, int], size: int, blends: bool, device: torch.device
+) -> BlendPlan:
+    """Make the windows and filters for the calls of one grid.
 
     Args:
         settings: of the patch.
-        site: of one of the calls.
-        blends: whether wider windows give the low frequencies; otherwise there is the narrowest window only.
+        grid: of the video tokens, (T, H, W).
+        size: tokens of a frame in one sequence.
+        blends: whether wider windows give the low frequencies.
         device: of the call.
     """
-    frames, window, size = site.grid[0], settings.window, frame_tokens(site)
+    frames, window = grid[0], settings.window
     if settings.bands:
         covering = next((index for index, scale in enumerate(settings.bands) if scale * window >= frames), None)
         scales = settings.bands if covering is None else settings.bands[: covering + 1]
@@ -277,7 +274,7 @@ def make_plan(settings: FreeLong, site: AttentionSite, blends: bool, device: Any
     if not blends or not cutoffs:
         bounds, cutoffs, whole = bounds[:1], [], False
     blocks = tuple(window_blocks(of_window, size, device) for of_window in bounds)
-    blend = SpectralBlend.gaussian(site.grid, cutoffs, settings.spatial_cutoff, device) if cutoffs else None
+    blend = SpectralBlend.gaussian(grid, cutoffs, settings.spatial_cutoff, device) if cutoffs else None
     return BlendPlan(blocks, whole, settings.key_stride, settings.strength, blend)
 
 
@@ -291,15 +288,3 @@ def _pieces(out: Tensor, site: AttentionSite) -> Iterator[tuple[slice, slice]]:
     for begin in range(0, out.shape[0], rows):
         for head in range(0, heads, turn):
             yield slice(begin, begin + rows), slice(head, min(head + turn, heads))
-
-
-def free_long_patch(settings: FreeLong | None = None) -> FreeLongPatch:
-    """Make the patch for a ``PatchStack``.
-
-    Args:
-        settings: window, cut-offs and schedule; the paper's by default.
-
-    Returns:
-        The patch. Calls over no more frames than a window, or at strength 0, go through to the bit.
-    """
-    return FreeLongPatch(settings or FreeLong())

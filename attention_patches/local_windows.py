@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .site import AttentionSite
-from .stack import Attend
+from .patch import Attend
+from .site import AttentionSite, Span
 
 # Frames of one token each go together in blocks of this many, which meet twice as many keys in a window of 16: smaller
 # blocks would meet fewer but keep the kernels busy with themselves.
@@ -120,7 +120,7 @@ def write_windows(
         out: [B, heads, Lq, dv].
     """
     size = frame_tokens(site)
-    start = site.video.indices(q.shape[2])[0]
+    start = site.video_queries(q.shape[2]).start
     for block in blocks:
         queries = slice(start + size * block.queries.start, start + size * block.queries.stop)
         of_block = part_of_keys(site, k.shape[2], range(site.grid[0])[block.keys], block.queries)
@@ -181,22 +181,23 @@ def part_of_keys(site: AttentionSite, key_length: int, frames: Sequence[int], qu
         site: of the whole call.
         key_length: Lk of the whole call.
         frames: of the keys, in their order, counted in the call; one that is named twice is there twice.
-        queries: frames that ask, counted in the call.
+        queries: frames of the queries, counted in the call.
     """
     size = frame_tokens(site)
-    begin, end, _ = (site.key_video or site.video).indices(key_length)
-    asking = site.frames[queries]
+    video = site.video_keys(key_length)
+    begin, end = video.start, video.stop
+    query_frames = site.frames[queries]
     text = site.text
     if text is not None and text.start >= end:
         removed = end - begin - size * len(frames)
-        text = slice(text.start - removed, text.stop - removed)
+        text = Span(text.start - removed, text.stop - removed)
     part = replace(
         site,
         grid=(len(frames), *site.grid[1:]),
         frames=tuple(site.frames[frame] for frame in frames),
-        query_frames=asking,
-        video=slice(0, size * len(asking)),
-        key_video=slice(begin, begin + size * len(frames)),
+        query_frames=query_frames,
+        video=Span(0, size * len(query_frames)),
+        key_video=Span(begin, begin + size * len(frames)),
         text=text,
     )
     places = ((begin + size * frame, begin + size * (frame + 1)) for frame in frames)

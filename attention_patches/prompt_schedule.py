@@ -10,21 +10,17 @@ Source of the idea: FreeNoise (arXiv 2310.15169), which injects prompts by frame
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from .guidance.guide_patch import check_site
+from .errors import GuideError
 from .guidance.regions import latent_frame_groups
 from .kernels.rows import RowSet, bias_part, empty_result
-from .site import CONDITIONAL, AttentionSite, chunk_site
-from .stack import Attend
-
-# Plans that a patch keeps: grids of a model times its context windows; all are dropped when there are more.
-MAX_PLANS = 64
+from .patch import Attend, AttentionPatch, Run, check_site
+from .site import CONDITIONAL, AttentionSite, Span, chunk_site
 
 
 @dataclass(frozen=True)
@@ -39,7 +35,7 @@ class PromptSchedule:
         prompts: names of the joined text, as in ``BatchRows.prompts``; None is every conditional one.
 
     Raises:
-        ValueError: the numbers of starts and lengths differ, or a value is out of its range.
+        GuideError: the numbers of starts and lengths differ, or a value is out of its range.
     """
 
     starts: tuple[int, ...]
@@ -51,12 +47,12 @@ class PromptSchedule:
         object.__setattr__(self, "starts", tuple(self.starts))
         object.__setattr__(self, "lengths", tuple(self.lengths))
         if not self.starts or len(self.starts) != len(self.lengths):
-            raise ValueError(f"{len(self.starts)} starts for {len(self.lengths)} texts; give one start per prompt.")
+            raise GuideError(f"{len(self.starts)} starts for {len(self.lengths)} texts; give one start per prompt.")
         check_starts(self.starts)
         if min(self.lengths) < 1:
-            raise ValueError(f"a prompt has {min(self.lengths)} tokens; every text sequence has at least one.")
+            raise GuideError(f"a prompt has {min(self.lengths)} tokens; every text sequence has at least one.")
         if self.overlap < 0:
-            raise ValueError(f"overlap is {self.overlap}; give the frames of a fade, 0 or more.")
+            raise GuideError(f"overlap is {self.overlap}; give the frames of a fade, 0 or more.")
 
     @property
     def total(self) -> int:
@@ -79,12 +75,12 @@ class PromptSchedule:
             float64 [clip_frames, prompts] in 0..1 that add up to 1 in every frame.
 
         Raises:
-            ValueError: a prompt begins after the end of the film.
+            GuideError: a prompt begins after the end of the film.
         """
         factor = time_factor or 1
         film_frames = factor * (clip_frames - 1) + 1
         if self.starts[-1] >= film_frames:
-            raise ValueError(
+            raise GuideError(
                 f"a prompt begins at frame {self.starts[-1]} but the film has {film_frames} frames, 0 to "
                 f"{film_frames - 1}; make the film longer, or let the prompt begin earlier."
             )
@@ -97,13 +93,13 @@ def check_starts(starts: Sequence[int]) -> None:
     """Check the frames with which prompts begin.
 
     Raises:
-        ValueError: the first is not 0, or they do not ascend.
+        GuideError: the first is not 0, or they do not ascend.
     """
     if starts[0] != 0:
-        raise ValueError(f"the first prompt begins at frame {starts[0]}; let it begin at 0.")
+        raise GuideError(f"the first prompt begins at frame {starts[0]}; let it begin at 0.")
     for before, after in itertools.pairwise(starts):
         if after <= before:
-            raise ValueError(f"a prompt that begins at frame {after} follows one of frame {before}; let them ascend.")
+            raise GuideError(f"a prompt that begins at frame {after} follows one of frame {before}; let them ascend.")
 
 
 def frame_weights(starts: Sequence[int], overlap: int, frames: int) -> Tensor:
@@ -141,40 +137,29 @@ class PromptPart:
     mean: float
 
 
-class PromptSchedulePatch:
-    """A prompt schedule as an attention patch; plans are made once per kind of call and stay until ``release``."""
+class PromptSchedulePatch(AttentionPatch):
+    """A prompt schedule as an attention patch.
+
+    With a single prompt every call goes through to the bit, and so do rows of other prompts.
+
+    Args:
+        schedule: of the joined text that is sampled as the positive prompt.
+    """
 
     def __init__(self, schedule: PromptSchedule) -> None:
+        super().__init__()
         self.schedule = schedule
-        self._plans: dict[tuple[Any, ...], tuple[PromptPart, ...]] = {}
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> PromptSchedulePatch:
-        return self
-
-    def release(self) -> None:
-        """Drop all weights, on devices too."""
-        self._plans = {}
-
-    def check_clip(self, clip_frames: int, height: int, width: int, time_factor: int | None = None) -> None:
-        """Compare the schedule with the clip that is about to be sampled; arguments as for a guide of masks.
+    def check_run(self, run: Run) -> None:
+        """Compare the schedule with the clip and with the prompts.
 
         Raises:
-            ValueError: a prompt begins after the end of the film.
+            GuideError: a prompt begins after the end of the clip, or the joined text is not among the prompts.
         """
-        self.schedule.weights(clip_frames, time_factor)
-
-    def check_text(self, prompts: Mapping[str, int]) -> None:
-        """Compare the schedule with the prompts that are about to be sampled.
-
-        Args:
-            prompts: for each positive prompt, by its name, how many tokens its text has.
-
-        Raises:
-            ValueError: the joined text is not among them.
-        """
+        self.schedule.weights(run.clip_frames, run.time_factor)
         count, names = len(self.schedule.starts), self.schedule.prompts
-        if count > 1 and prompts and names is not None and not names & set(prompts):
-            raise ValueError(
+        if count > 1 and run.prompts and names is not None and not names & set(run.prompts):
+            raise GuideError(
                 f"the model has a schedule of {count} prompts, but their joined text is not among the "
                 "positive prompts that are sampled; connect the conditioning of Prompt Schedule to the sampler, or the "
                 "model from before that node."
@@ -194,13 +179,13 @@ class PromptSchedulePatch:
         """Let each frame meet its prompt; tensors [B, heads, L, d].
 
         Raises:
-            ValueError: the text is not the joined one, a prompt begins after the end of the film, or the tensors do not
+            GuideError: the text is not the joined one, a prompt begins after the end of the film, or the tensors do not
                 have the sizes that the site says.
         """
         if not self.acts_at(site):
             return attend(q, k, v, site)
         if k.shape[2] % self.schedule.total:
-            raise ValueError(
+            raise GuideError(
                 f"the prompt schedule is of {self.schedule.total} text tokens but the model sees {k.shape[2]}; sample "
                 "with the joined text of this very schedule."
             )
@@ -220,7 +205,8 @@ class PromptSchedulePatch:
     def _write(self, attend: Attend, q: Tensor, k: Tensor, v: Tensor, site: AttentionSite, out: Tensor) -> None:
         """Write the attention of one chunk's rows into ``out`` [rows, heads, Lq, dv]."""
         out.zero_()
-        for part in self._parts(site, q.device):
+        key = (site.frames, site.clip_frames, site.time_factor, q.device)
+        for part in self.planned(self._parts, *key):
             span = self.schedule.span(part.prompt)
             keys, values = (_rows_of(tensor, site, part.index)[:, :, span] for tensor in (k, v))
             bias = _bias_of(attend.bias, site, part.index, span)
@@ -228,26 +214,33 @@ class PromptSchedulePatch:
             result = attend.with_bias(bias)(_queries_of(q, site, part.index), keys, values, place)
             _add(out, result, site, part)
 
-    def _parts(self, site: AttentionSite, device: Any) -> tuple[PromptPart, ...]:
-        key = (site.frames, site.clip_frames, site.time_factor, device)
-        parts = self._plans.get(key)
-        if parts is None:
-            if len(self._plans) >= MAX_PLANS:
-                self._plans = {}
-            parts = self._plans[key] = tuple(prompt_parts(self.schedule, site, device))
-        return parts
+    def _parts(
+        self, frames: tuple[int, ...], clip_frames: int, time_factor: int | None, device: torch.device
+    ) -> tuple[PromptPart, ...]:
+        return tuple(prompt_parts(self.schedule, frames, clip_frames, time_factor, device))
 
 
-def prompt_parts(schedule: PromptSchedule, site: AttentionSite, device: Any) -> Iterator[PromptPart]:
-    """Say for each prompt which frames of a call it holds for; prompts of other frames are left out."""
-    clip = schedule.weights(site.clip_frames, site.time_factor)
-    weights = clip[list(site.frames)]
+def prompt_parts(
+    schedule: PromptSchedule,
+    frames: Sequence[int],
+    clip_frames: int,
+    time_factor: int | None,
+    device: torch.device | str,
+) -> Iterator[PromptPart]:
+    """Say for each prompt which frames of a call it holds for; prompts of other frames are left out.
+
+    Args:
+        schedule: of the whole clip.
+        frames, clip_frames, time_factor: see ``AttentionSite``.
+        device: of the weights.
+    """
+    weights = schedule.weights(clip_frames, time_factor)[list(frames)]
     for prompt, column in enumerate(weights.T):
-        frames = tuple(int(place) for place in column.nonzero())
-        if frames:
-            rows = RowSet.of(frames, device)
-            chosen = column[list(frames)].to(device, torch.float32)
-            yield PromptPart(prompt, frames, rows.part(0, len(rows)), chosen, float(column.mean()))
+        places = tuple(int(place) for place in column.nonzero())
+        if places:
+            rows = RowSet.of(places, device)
+            chosen = column[list(places)].to(device, torch.float32)
+            yield PromptPart(prompt, places, rows.part(0, len(rows)), chosen, float(column.mean()))
 
 
 def part_site(site: AttentionSite, frames: Sequence[int], text_part: tuple[int, int], length: int) -> AttentionSite:
@@ -263,14 +256,14 @@ def part_site(site: AttentionSite, frames: Sequence[int], text_part: tuple[int, 
     if rows.folded == "frames":
         rows = replace(rows, folded_size=len(frames))
     else:
-        video = slice(video.start, video.start + grid[0] * grid[1] * grid[2])
+        video = Span(video.start, video.start + grid[0] * grid[1] * grid[2])
     return replace(
         site,
         grid=grid,
         frames=tuple(site.frames[place] for place in frames),
         video=video,
         rows=rows,
-        text=slice(0, length),
+        text=Span(0, length),
         text_part=text_part,
     )
 
@@ -286,7 +279,8 @@ def _queries_of(tensor: Tensor, site: AttentionSite, index: slice | Tensor) -> T
     """Queries of some frames, and those of no frame; [rows, heads, Lq, n] in and out."""
     if site.rows.folded == "frames":
         return _rows_of(tensor, site, index)
-    begin, end, _ = site.video.indices(tensor.shape[2])
+    tokens = site.video_queries(tensor.shape[2])
+    begin, end = tokens.start, tokens.stop
     video = tensor[:, :, begin:end].unflatten(2, (site.grid[0], -1))[:, :, index].flatten(2, 3)
     if begin == 0 and end == tensor.shape[2]:
         return video
@@ -312,21 +306,10 @@ def _add(out: Tensor, result: Tensor, site: AttentionSite, part: PromptPart) -> 
             result.unflatten(0, (-1, count)) * weights[:, None, None, None]
         )
         return
-    begin, end, _ = site.video.indices(out.shape[2])
+    tokens = site.video_queries(out.shape[2])
+    begin, end = tokens.start, tokens.stop
     stop = begin + result.shape[2] - (out.shape[2] - (end - begin))
     video = result[:, :, begin:stop].unflatten(2, (count, -1)) * weights[:, None, None]
     out[:, :, begin:end].unflatten(2, (site.grid[0], -1))[:, :, part.index] += video
     out[:, :, :begin] += result[:, :, :begin] * part.mean
     out[:, :, end:] += result[:, :, stop:] * part.mean
-
-
-def prompt_schedule_patch(schedule: PromptSchedule) -> PromptSchedulePatch:
-    """Make the patch for a ``PatchStack``.
-
-    Args:
-        schedule: of the joined text that is sampled as the positive prompt.
-
-    Returns:
-        The patch. With a single prompt every call goes through to the bit, and so do rows of other prompts.
-    """
-    return PromptSchedulePatch(schedule)

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeAlias
+from functools import cached_property
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 AttentionKind = Literal["self", "cross", "temporal", "joint"]
 FoldedAxis = Literal["none", "frames", "positions"]
+# Batch rows that a patch may change: those of the positive prompt alone, or those of the negative one too.
+GuidedRows = Literal["conditional", "both"]
+# Frames that self-attention looks at; see ``frame_keys``.
+KeySource = Literal["self", "first", "first_prev", "first_self", "first_prev_self"]
 
 CONDITIONAL = 0
 UNCONDITIONAL = 1
@@ -16,9 +21,27 @@ UNCONDITIONAL = 1
 SITE_KEY = "attention_site"
 
 
+class Span(NamedTuple):
+    """Neighbouring tokens of a sequence, from ``start`` to before ``stop``."""
+
+    start: int
+    stop: int
+
+    def within(self, length: int) -> range:
+        """Those of them that a sequence of ``length`` tokens has."""
+        return range(min(self.start, length), min(self.stop, length))
+
+
 @dataclass(frozen=True)
 class BatchRows:
     """How the batch axis of q, k and v is made, outermost first: chunk, sample, folded axis.
+
+    Two chunks of two samples, each of three frames that are folded into the batch (``folded_size`` is 3)::
+
+        row      0  1  2 | 3  4  5 | 6  7  8 | 9 10 11
+        frame    0  1  2 | 0  1  2 | 0  1  2 | 0  1  2
+        sample      0    |    1    |    0    |    1
+        chunk      conditional     |   unconditional
 
     Attributes:
         chunks: one entry per chunk, ``CONDITIONAL`` or ``UNCONDITIONAL`` (ComfyUI's ``cond_or_uncond``).
@@ -57,8 +80,9 @@ class AttentionSite:
             they are folded into the batch).
         frames: index of each of the T frames in the whole clip (context windows give a part of it).
         clip_frames: how many frames the whole clip has, in the same (latent) frames.
-        video: slice of the query sequence that holds video tokens.
-        text: slice of the key sequence that holds text tokens, or None where there are none.
+        video: the part of the query sequence that holds video tokens.
+        text: the part of the key sequence that holds text tokens; None in cross-attention means all of it, and elsewhere
+            that there are none.
         rows: how the batch axis is made.
         progress: 0 at the first step (pure noise) to 1 at the end: ``1 - timestep / (train_timesteps - 1)``.
         sigma: noise level, in the model's own units.
@@ -68,7 +92,7 @@ class AttentionSite:
             when unknown: then the numbers of masks and frames decide.
         query_frames: index in the whole clip of the frames whose video tokens are queries, where a patch lets some
             frames meet others; ``grid`` and ``frames`` then count those of the keys. None where they are the same.
-        key_video: slice of the key sequence that holds video tokens; None where it is ``video``.
+        key_video: the part of the key sequence that holds video tokens; None where it is ``video``.
         text_part: where a patch lets frames meet a part of the text only: the number of its first token in the whole
             text, and how many tokens the whole text has; ``text`` then is that part. None where the text is whole.
         key_frames: where frames are folded into the batch and meet other frames than themselves: for each of the T
@@ -85,17 +109,41 @@ class AttentionSite:
     grid: tuple[int, int, int]
     frames: tuple[int, ...]
     clip_frames: int
-    video: slice
-    text: slice | None
+    video: Span
+    text: Span | None
     rows: BatchRows
     progress: float
     sigma: float
     extent: tuple[float, float] | None = None
     time_factor: int | None = None
     query_frames: tuple[int, ...] | None = None
-    key_video: slice | None = None
+    key_video: Span | None = None
     text_part: tuple[int, int] | None = None
     key_frames: tuple[tuple[int, ...], ...] | None = None
+
+    @cached_property
+    def layout(self) -> AttentionSite:
+        """This site without its place in the model and in the schedule: what the tables of a call may depend on.
+
+        Sites of equal layout are equal and have the same hash, so that tables are kept by it.
+        """
+        return replace(self, block="", index=0, total=0, progress=0.0, sigma=0.0)
+
+    def video_queries(self, length: int) -> range:
+        """Where the video stands in a query sequence of ``length`` tokens."""
+        return self.video.within(length)
+
+    def video_keys(self, length: int) -> range:
+        """Where the video stands in a key sequence of ``length`` tokens; nowhere in cross-attention."""
+        if self.kind == "cross":
+            return range(0)
+        return (self.key_video or self.video).within(length)
+
+    def text_keys(self, length: int) -> range:
+        """Where the text stands in a key sequence of ``length`` tokens."""
+        if self.kind not in ("cross", "joint"):
+            return range(0)
+        return range(length) if self.text is None else self.text.within(length)
 
 
 def chunk_site(site: AttentionSite, chunk: int) -> AttentionSite:

@@ -19,74 +19,113 @@ from torch import Tensor
 from .attention_call import AttentionCall
 from .kernels.exact import REQUEST, ExactCalls, replacing_kernel
 from .kernels.torch_attention import torch_attention
+from .patch import Attend, AttentionPatch, Patch, as_patch
 from .site import SITE_KEY, AttentionSite, SiteFinder
 
 logger = logging.getLogger(__name__)
 
-# The key in ``transformer_options`` under which stacks note that their patches are already around a call.
-APPLIED_KEY = "attention_patches_applied"
-# The key in ``transformer_options`` under which a stack hands its innermost patches on to the stacks behind it.
-INNERMOST_KEY = "attention_patches_innermost"
-# The key in ``transformer_options`` under which a stack says that a call carries guidance, to the stacks behind it.
-EXACT_KEY = "attention_patches_exact"
+# What stacks tell each other of a call, in ``transformer_options``.
+STATE_KEY = "attention_patches"
+
+Override: TypeAlias = Callable[..., Tensor]
 
 
 @dataclass(frozen=True)
-class Attend:
-    """The rest of the chain, as a patch sees it: ``out = attend(q, k, v, site)``.
-
-    q is [B, heads, Lq, d], k [B, heads, Lk, d] and v [B, heads, Lk, dv]; the result is [B, heads, Lq, dv]. The kernel
-    at the end scales by ``q.shape[-1] ** -0.5``; a patch that appends channels makes up for it. Kernels may insist on
-    ``dv == d``: pad v and slice the result.
+class CallState:
+    """What the stacks in a chain of overrides tell those behind them of one call.
 
     Attributes:
-        continuation: ``(q, k, v, site, bias) -> out``, the patches after this one and then the kernel.
-        bias: the additive mask that came with the call, broadcastable to [B, heads, Lq, Lk], or None. It is kept:
-            calling ``attend`` applies it.
-        last: no other patch and no foreign override comes after this one, so that nobody reads ``site`` any more.
-            Only then may the tensors be a part of the batch rows, heads or tokens that the site describes. A patch that
-            is not the last one and wants a part of the frames passes a site of that part.
+        applied: stacks whose patches are already around the call; see ``PatchStack.around``.
+        innermost: patches that take the kernel's place, for the last stack to run.
+        exact: the call carries guidance, which a kernel that quantises or leaves out keys would lose.
     """
 
-    continuation: Callable[[Tensor, Tensor, Tensor, AttentionSite, Tensor | None], Tensor]
-    bias: Tensor | None = None
-    last: bool = False
+    applied: tuple[object, ...] = ()
+    innermost: tuple[AttentionPatch, ...] = ()
+    exact: bool = False
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, site: AttentionSite) -> Tensor:
-        """Run the rest of the chain with the bias that came with the call."""
-        return self.continuation(q, k, v, site, self.bias)
-
-    def with_bias(self, bias: Tensor | None) -> Attend:
-        """Return the same continuation with another additive bias.
-
-        A patch that wants a bias of its own passes ``attend.bias + own``; one that calls ``attend`` on a part of the
-        rows or tokens passes the matching part of ``attend.bias``.
-        """
-        return replace(self, bias=bias)
+    @classmethod
+    def of(cls, kwargs: Mapping[str, Any]) -> CallState:
+        """What the stacks before said of a call with these arguments."""
+        return (kwargs.get("transformer_options") or {}).get(STATE_KEY) or cls()
 
 
-Patch: TypeAlias = Callable[[Attend, Tensor, Tensor, Tensor, AttentionSite], Tensor]
-Override: TypeAlias = Callable[..., Tensor]
+class HostKernel:
+    """The function that comes after the patches of a call, in the form that patches call it in.
+
+    Args:
+        call: the call, with its scale as the kernel's own.
+        site: where it stands.
+        plain: what is called for tensors as they came.
+        exact: gives what is called for those that carry guidance.
+    """
+
+    def __init__(
+        self,
+        call: AttentionCall,
+        site: AttentionSite,
+        plain: Callable[..., Tensor],
+        exact: Callable[[], Callable[..., Tensor]],
+    ) -> None:
+        self._call, self._site = call, site
+        self._plain, self._exact = plain, exact
+        self._rest = {name: value for name, value in call.rest.items() if name != "enable_gqa"}
+        self._state = CallState.of(call.rest)
+        #: Of each call, whether the function left the heads of its result together in memory.
+        self.together: list[bool] = []
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, site: AttentionSite, bias: Tensor | None) -> Tensor:
+        """Return [B, heads, Lq, dv]; arguments as in ``Attend``."""
+        heads, widened = q.shape[1], q.shape[3] != self._call.head_dim
+        # Functions sum in another order when the heads come split, so rows that are left alone must not.
+        split = self._call.skip_reshape or widened
+        tensors = (q, k, v) if split else tuple(tensor.transpose(1, 2).flatten(2) for tensor in (q, k, v))
+        arguments = dict(self._rest, mask=bias, skip_reshape=split, skip_output_reshape=True)
+        told: dict[str, Any] = {}
+        if site is not self._site:
+            # A patch has split the call: the next stack in the chain shall know.
+            told[SITE_KEY] = site
+        guided = bias is not None or widened or self._state.exact
+        if guided:
+            told[STATE_KEY] = replace(self._state, exact=True)
+            arguments[REQUEST] = False
+        if told:
+            arguments["transformer_options"] = {**self._rest["transformer_options"], **told}
+        out = (self._exact() if guided else self._plain)(*tensors, heads, **arguments)
+        # Some functions know skip_output_reshape only on some of their paths.
+        if out.ndim == 3:
+            return out.unflatten(-1, (heads, -1)).transpose(1, 2)
+        self.together.append(out.is_contiguous())
+        return out
 
 
 class PatchStack:
     """Patches in order, the first one outermost, as one attention override.
 
+    A patch that lets every query see its first key more, on a model of one's own::
+
+        def favour_first_key(attend, q, k, v, site):
+            bias = q.new_zeros(1, 1, 1, k.shape[2])
+            bias[..., 0] = 2.0
+            return attend.with_bias(bias if attend.bias is None else attend.bias + bias)(q, k, v, site)
+
+        stack = PatchStack([favour_first_key])
+        options = {"attention_site": site}  # where the call stands; in ComfyUI the model's family says so
+        out = stack.override(torch_attention, q, k, v, heads, transformer_options=options)  # [B, L, heads * d]
+
     Args:
-        patches: called outermost first. A patch may have a method ``acts_at(site) -> bool``: where all patches of the
-            stack say no, the call goes through with its arguments untouched. A patch with a true attribute
-            ``innermost`` takes the place of the kernel: it comes after all others, those of the stacks behind this one
-            too, since what it would hand on to them has no keys any more.
+        patches: called outermost first; plain functions act at every call.
         previous: the override that was installed before this one; it takes the place of the attention function.
+        host: the attention function of the host, for calls in containers.
     """
 
     def __init__(
         self, patches: Sequence[Patch], previous: Override | None = None, host: Callable[..., Tensor] = torch_attention
     ) -> None:
-        self.patches: tuple[Patch, ...] = tuple(patches)
+        self.patches: tuple[AttentionPatch, ...] = tuple(map(as_patch, patches))
         self.previous = previous
         self.host = host
-        # Shared by all stacks that ``around`` makes of this one; see APPLIED_KEY.
+        # Shared by all stacks that ``around`` makes of this one; see ``CallState``.
         self._identity = object()
         self._marks_calls = False
         self._warned: set[str] = set()
@@ -110,9 +149,7 @@ class PatchStack:
         self._warned = set()
         self._exact_calls.forget()
         for patch in self.patches:
-            drop = getattr(patch, "release", None)
-            if drop is not None:
-                drop()
+            patch.release()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PatchStack:
         # ComfyUI deep-copies model options at every clone; patches are immutable and their tables are shared.
@@ -131,10 +168,11 @@ class PatchStack:
         Returns:
             [B, Lq, heads * d], or with ``skip_output_reshape`` [B, heads, Lq, d].
         """
-        site, active, kwargs = self._resolve(partial(AttentionCall.bind, args), kwargs)
-        if active:
-            return self._attend(func, AttentionCall.bind(args, kwargs), site, active)
-        if (kwargs.get("transformer_options") or {}).get(EXACT_KEY):
+        site, kwargs = self._site_of(partial(AttentionCall.bind, args), kwargs)
+        active, kwargs = self._order(site, kwargs)
+        if site is not None and active:
+            return self._run_patches(active, func, AttentionCall.bind(args, kwargs), site)
+        if CallState.of(kwargs).exact:
             return self._exact(func)(*args, **kwargs)
         return func(*args, **kwargs) if self.previous is None else self.previous(func, *args, **kwargs)
 
@@ -147,38 +185,48 @@ class PatchStack:
         def peeked(kwargs: Mapping[str, Any]) -> AttentionCall:
             return AttentionCall.bind((q.peek(), k.peek(), v.peek(), *args), kwargs)
 
-        site, active, kwargs = self._resolve(peeked, kwargs)
-        if not active and not (kwargs.get("transformer_options") or {}).get(EXACT_KEY):
-            return _containers(self.previous or self.host)(q, k, v, *args, **kwargs)
+        site, kwargs = self._site_of(peeked, kwargs)
+        active, kwargs = self._order(site, kwargs)
+        exact = CallState.of(kwargs).exact
+        in_containers = _in_containers(self.previous or self.host)
+        if not active and not exact and in_containers is not None:
+            return in_containers(q, k, v, *args, **kwargs)
         func = inspect.unwrap(self.host)
         taken = (q.take(), k.take(), v.take(), *args)
-        if active:
-            return self._attend(func, AttentionCall.bind(taken, kwargs), site, active)
+        if site is not None and active:
+            return self._run_patches(active, func, AttentionCall.bind(taken, kwargs), site)
         return self._exact(func)(*taken, **kwargs)
 
-    def _resolve(
+    def _site_of(
         self, bind: Callable[[Mapping[str, Any]], AttentionCall], kwargs: dict[str, Any]
-    ) -> tuple[AttentionSite | None, list[Patch], dict[str, Any]]:
-        """Return where a call stands, the patches that act there and the arguments to hand on."""
+    ) -> tuple[AttentionSite | None, dict[str, Any]]:
+        """Return where a call stands, and the arguments to hand on."""
         options = kwargs.get("transformer_options") or {}
-        site, applied = options.get(SITE_KEY), options.get(APPLIED_KEY, ())
-        patches = () if self._identity in applied else self.patches
-        if callable(site):
-            site = self._find(site, bind(kwargs))
-            # A finder counts calls, so that it is asked once: the next stack in the chain gets the answer.
-            options = {**options, SITE_KEY: site}
-            kwargs = {**kwargs, "transformer_options": options}
-        active = [] if site is None else [patch for patch in patches if _acts_at(patch, site)]
-        inner = [*(patch for patch in active if _is_innermost(patch)), *options.get(INNERMOST_KEY, ())]
-        if inner:
-            active = [patch for patch in active if not _is_innermost(patch)]
-            behind = _is_stack(self.previous)
-            options = {**options, INNERMOST_KEY: tuple(inner) if behind else ()}
-            kwargs = {**kwargs, "transformer_options": options}
-            active += [] if behind else inner
+        site = options.get(SITE_KEY)
+        if not callable(site):
+            return site, kwargs
+        site = self._find(site, bind(kwargs), options)
+        # A finder counts calls, so that it is asked once: the next stack in the chain gets the answer.
+        return site, {**kwargs, "transformer_options": {**options, SITE_KEY: site}}
+
+    def _order(self, site: AttentionSite | None, kwargs: dict[str, Any]) -> tuple[list[AttentionPatch], dict[str, Any]]:
+        """Return the patches that act at a call, outermost first, and the arguments to hand on."""
+        state = before = CallState.of(kwargs)
+        patches = () if self._identity in state.applied else self.patches
+        acting = [] if site is None else [patch for patch in patches if patch.acts_at(site)]
+        active = [patch for patch in acting if not patch.innermost]
+        inner = (*(patch for patch in acting if patch.innermost), *state.innermost)
+        if _is_stack(self.previous):
+            state = replace(state, innermost=inner)
+        else:
+            active += inner
+            state = replace(state, innermost=())
         if active and self._marks_calls:
-            kwargs = {**kwargs, "transformer_options": {**options, APPLIED_KEY: (*applied, self._identity)}}
-        return site, active, kwargs
+            state = replace(state, applied=(*state.applied, self._identity))
+        if state != before:
+            options = kwargs.get("transformer_options") or {}
+            kwargs = {**kwargs, "transformer_options": {**options, STATE_KEY: state}}
+        return active, kwargs
 
     def _exact(self, func: Callable[..., Tensor]) -> Callable[..., Tensor]:
         """What comes after the patches, for calls that carry guidance."""
@@ -188,52 +236,36 @@ class PatchStack:
             return partial(self.previous, func)
         return partial(self._exact_calls.through, self.previous, self._exact_calls.function(func))
 
-    def _attend(
-        self, func: Callable[..., Tensor], given: AttentionCall, found: AttentionSite, active: Sequence[Patch]
+    def _run_patches(
+        self, active: Sequence[AttentionPatch], func: Callable[..., Tensor], given: AttentionCall, site: AttentionSite
     ) -> Tensor:
         """Run a call through the patches that act at its site."""
         call = given.plainly_scaled()
-        head_dim = call.head_dim
-        rest = {name: value for name, value in call.rest.items() if name != "enable_gqa"}
-        options = call.rest["transformer_options"]
-        # Whether the function leaves the heads of its results together in memory.
-        whole_heads: list[bool] = []
+        kernel = self._kernel(func, call, site)
+        return self._chain(active, kernel, call, site)
 
-        def kernel(q: Tensor, k: Tensor, v: Tensor, site: AttentionSite, bias: Tensor | None) -> Tensor:
-            heads = q.shape[1]
-            # Functions sum in another order when the heads come split, so rows that are left alone must not.
-            split = call.skip_reshape or q.shape[3] != head_dim
-            tensors = (q, k, v) if split else (tensor.transpose(1, 2).flatten(2) for tensor in (q, k, v))
-            arguments = dict(rest, mask=bias, skip_reshape=split, skip_output_reshape=True)
-            if site is not found:
-                # A patch has split the call: the next stack in the chain shall know.
-                arguments["transformer_options"] = {**options, SITE_KEY: site}
-            if bias is not None or q.shape[3] != head_dim or options.get(EXACT_KEY):
-                function = self._exact(func)
-                arguments["transformer_options"] = {**arguments["transformer_options"], EXACT_KEY: True}
-                arguments[REQUEST] = False
-            else:
-                function = func if self.previous is None else partial(self.previous, func)
-            out = function(*tensors, heads, **arguments)
-            # Some functions know skip_output_reshape only on some of their paths.
-            if out.ndim == 3:
-                return out.unflatten(-1, (heads, -1)).transpose(1, 2)
-            whole_heads.append(out.is_contiguous())
-            return out
+    def _kernel(self, func: Callable[..., Tensor], call: AttentionCall, site: AttentionSite) -> HostKernel:
+        """What comes after the patches of a call."""
+        plain = func if self.previous is None else partial(self.previous, func)
+        return HostKernel(call, site, plain, partial(self._exact, func))
 
+    def _chain(
+        self, active: Sequence[AttentionPatch], kernel: HostKernel, call: AttentionCall, site: AttentionSite
+    ) -> Tensor:
+        """Run the patches around the kernel, and lay out what they return as the call asks."""
         last = self.previous is None or replacing_kernel(self.previous) is not None
         attend = Attend(kernel, call.bias, last)
         for patch in reversed(active):
             attend = _wrap(patch, attend)
-        out = attend(*call.split(), found)
+        out = attend(*call.split(), site)
         if not call.skip_output_reshape:
             return out.transpose(1, 2).flatten(2)
         # What follows may round otherwise when memory is laid out otherwise.
-        return out.contiguous() if all(whole_heads) else out
+        return out.contiguous() if all(kernel.together) else out
 
-    def _find(self, finder: SiteFinder, call: AttentionCall) -> AttentionSite | None:
+    def _find(self, finder: SiteFinder, call: AttentionCall, options: Mapping[str, Any]) -> AttentionSite | None:
         """Ask where a call stands; None too when its batch is not the one that the model was called with."""
-        site = finder(*call.lengths, call.rest["transformer_options"])
+        site = finder(*call.lengths, options)
         if site is None or call.q.shape[0] == site.rows.total:
             return site
         if site.kind not in self._warned:
@@ -254,13 +286,14 @@ def _override(stack: PatchStack) -> Override:
     def override(func: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         return stack.run(func, *args, **kwargs)
 
-    override.__self__ = stack
-    if _containers(stack.previous or stack.host) is not None:
-        override.container_function = torch.compiler.disable(stack.run_containers)
+    override.__self__ = stack  # type: ignore[attr-defined]
+    if _in_containers(stack.previous or stack.host) is not None:
+        override.container_function = torch.compiler.disable(stack.run_containers)  # type: ignore[attr-defined]
     return override
 
 
-def _containers(function: Callable[..., Any]) -> Callable[..., Tensor] | None:
+def _in_containers(function: Callable[..., Any]) -> Callable[..., Tensor] | None:
+    """The form of an attention function that takes its tensors in containers, where it has one."""
     return getattr(function, "container_function", None)
 
 
@@ -268,16 +301,7 @@ def _is_stack(override: Override | None) -> bool:
     return isinstance(getattr(override, "__self__", None), PatchStack)
 
 
-def _acts_at(patch: Patch, site: AttentionSite) -> bool:
-    decide = getattr(patch, "acts_at", None)
-    return True if decide is None else decide(site)
-
-
-def _is_innermost(patch: Patch) -> bool:
-    return getattr(patch, "innermost", False)
-
-
-def _wrap(patch: Patch, following: Attend) -> Attend:
+def _wrap(patch: AttentionPatch, following: Attend) -> Attend:
     """Return ``patch`` and what follows it as one continuation."""
 
     def continuation(q: Tensor, k: Tensor, v: Tensor, site: AttentionSite, bias: Tensor | None) -> Tensor:

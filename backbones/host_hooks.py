@@ -17,9 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..attention_patches.errors import ModelNotSupported
 from ..attention_patches.kernels.torch_attention import OVERRIDE_KEY
+from ..attention_patches.patch import AttentionPatch, Patch, Run
 from ..attention_patches.site import AttentionKind
-from ..attention_patches.stack import Patch, PatchStack
+from ..attention_patches.stack import PatchStack
 from ..video_models.sampling.window_frames import CALL_FRAMES_KEY, window_frames
 from .block_sites import BlockMarkers
 from .family import Family, ModelCall, text_tokens
@@ -124,27 +126,13 @@ def hang_patches(model: Any, patches: Sequence[Patch], family: Family, network: 
     return patched
 
 
-def _check_patches(
-    patches: Sequence[Patch], family: Family, noise: Tensor, film_frames: int, prompts: Mapping[str, int]
-) -> None:
-    """Compare guides with the film, and with the lengths of its positive prompts, before anything is sampled."""
+def _tell_what_needs_whole_clips(patches: Sequence[AttentionPatch], family: Family, facts: RunFacts) -> None:
+    """Name the patches that choose frames for others to meet, where each frame is a call of its own."""
     for patch in patches:
-        check_clip = getattr(patch, "check_clip", None)
-        if check_clip is not None:
-            check_clip(film_frames, noise.shape[-2], noise.shape[-1], family.time_factor)
-        check_text = getattr(patch, "check_text", None)
-        if check_text is not None:
-            check_text(prompts)
-
-
-def _tell_what_needs_whole_clips(patches: Sequence[Patch], family: Family, facts: RunFacts) -> None:
-    """Name the patches that choose frames for others to meet, where each frame asks by itself."""
-    for patch in patches:
-        chooser = getattr(patch, "chooses_frames", "")
-        if chooser:
+        if patch.chooses_frames:
             facts.note(
-                f"{chooser} has no effect on the self-attention of this {family.name} model while a pose film drives it, "
-                "since each frame asks by itself there; guides act as elsewhere."
+                f"{patch.chooses_frames} has no effect on the self-attention of this {family.name} model while a pose "
+                "film drives it, since each frame asks by itself there; guides act as elsewhere."
             )
 
 
@@ -153,13 +141,11 @@ def film_extras(conds: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, A
     return {name: value for group in conds.values() for cond in group or () for name, value in cond.items()}
 
 
-def _check_steps(patches: Sequence[Patch], facts: RunFacts, model_sampling: Any, sigmas: Tensor | None) -> None:
-    """Let guides say so when none of the run's steps is theirs."""
-    checks = [patch.check_steps for patch in patches if hasattr(patch, "check_steps")]
-    if checks and isinstance(sigmas, Tensor):
-        progress = [facts.progress_at(model_sampling, float(sigma)) for sigma in sigmas[:-1]]
-        for check in checks:
-            check(progress)
+def _steps(facts: RunFacts, model_sampling: Any, sigmas: Any) -> list[float]:
+    """Where in the schedule the steps of a run lie; empty when unknown."""
+    if not isinstance(sigmas, Tensor):
+        return []
+    return [facts.progress_at(model_sampling, float(sigma)) for sigma in sigmas[:-1]]
 
 
 def _run(executor: Any, family: Family, network: Any, noise: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -178,12 +164,14 @@ def _run(executor: Any, family: Family, network: Any, noise: Tensor, *args: Any,
     sigmas = args[2] if len(args) > 2 else kwargs.get("sigmas")
     problem = family.sampler_problem(network, sampler)
     if problem:
-        raise ValueError(problem)
+        raise ModelNotSupported(problem)
+    progress = _steps(facts, guider.model_patcher.get_model_object("model_sampling"), sigmas)
+    about = Run(film_frames, noise.shape[-2], noise.shape[-1], family.time_factor, lengths, progress)
     for stack in options.get(STACKS_KEY, ()):
-        _check_patches(stack.patches, family, noise, film_frames, lengths)
+        for patch in stack.patches:
+            patch.check_run(about)
         if family.asks_by_frame(network, extras):
             _tell_what_needs_whole_clips(stack.patches, family, facts)
-        _check_steps(stack.patches, facts, guider.model_patcher.get_model_object("model_sampling"), sigmas)
     result = executor(noise, *args, **kwargs)
     if facts.model_calls and family.finds_sites:
         _tell_what_was_not_found(facts, family)

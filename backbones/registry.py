@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..attention_patches.stack import Patch
+from ..attention_patches.errors import ModelNotSupported
+from ..attention_patches.patch import Patch
 from .families.cogvideox import CogVideoX
 from .families.cosmos import Cosmos, CosmosPredict2
 from .families.hunyuan_video import HunyuanVideo
@@ -45,13 +46,13 @@ def require_supported(model: Any) -> tuple[Family, Any]:
     """The family of a ComfyUI model and its network.
 
     Raises:
-        ValueError: ``model not supported: <class>`` with what is supported.
+        ModelNotSupported: ``model not supported: <class>`` with what is supported.
     """
     network = diffusion_model(model)
     family = family_of(network)
     if family is None:
         known = ", ".join(known.name for known in FAMILIES)
-        raise ValueError(
+        raise ModelNotSupported(
             f"model not supported: {type(network).__name__}{_near_miss(network)}; attention guidance reaches {known}: "
             "connect one of those."
         )
@@ -81,7 +82,7 @@ def install_patches(model: Any, patches: Sequence[Patch]) -> Any:
         patches: outermost first. None at all gives a plain clone, which samples bit by bit as before.
 
     Raises:
-        ValueError: if the model's attention sites are not known.
+        ModelNotSupported: the model's attention sites are not known.
     """
     family, network = require_supported(model)
     return hang_patches(model, patches, family, network) if patches else model.clone()

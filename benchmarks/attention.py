@@ -84,9 +84,11 @@ def make_masks(case: Case, share: float) -> Tensor:
 
 def make_call(kernel: str, case: Case, share: float, qkv: list[Tensor]) -> Callable[[], Tensor]:
     """Return one attention call of the kind ``kernel``."""
-    from mask_guided_video.attention_patches.guidance.mask_guidance import MaskGuidance, mask_guidance_patch
+    from guides import plain_guide
+
+    from mask_guided_video.attention_patches.guidance.patch import GuidePatch
     from mask_guided_video.attention_patches.kernels.torch_attention import attention
-    from mask_guided_video.attention_patches.site import SITE_KEY, AttentionSite, BatchRows
+    from mask_guided_video.attention_patches.site import SITE_KEY, AttentionSite, BatchRows, Span
     from mask_guided_video.attention_patches.stack import PatchStack
 
     if kernel == "plain":
@@ -105,14 +107,14 @@ def make_call(kernel: str, case: Case, share: float, qkv: list[Tensor]) -> Calla
         grid=(case.frames, case.height, case.width),
         frames=tuple(range(case.frames)),
         clip_frames=case.frames,
-        video=slice(0, case.tokens),
+        video=Span(0, case.tokens),
         text=None,
         rows=BatchRows(samples=1, folded="frames", folded_size=case.frames),
         progress=0.0,
         sigma=1.0,
     )
-    guide = MaskGuidance(masks, mode="separate", hard=kernel == "partition")
-    stack = PatchStack([mask_guidance_patch(guide)])
+    guide = plain_guide(masks, mode="separate", hard=kernel == "partition")
+    stack = PatchStack([GuidePatch(guide)])
     options = {"optimized_attention_override": stack.override, SITE_KEY: site}
     return lambda: attention(*qkv, case.heads, transformer_options=options)
 

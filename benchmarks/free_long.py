@@ -70,9 +70,9 @@ CASES = (Case(64, 20, 32, 640), Case(64, 40, 64, 320), Case(128, 20, 32, 640))
 
 def options_of(kind: str, case: Case) -> dict[str, Any]:
     """What an attention call is given so that it is of a kind."""
-    from mask_guided_video.attention_patches.free_long import OCTAVES, FreeLong, free_long_patch
+    from mask_guided_video.attention_patches.free_long import OCTAVES, FreeLong, FreeLongPatch
     from mask_guided_video.attention_patches.local_windows import shifted_windows
-    from mask_guided_video.attention_patches.site import SITE_KEY, AttentionSite, BatchRows
+    from mask_guided_video.attention_patches.site import SITE_KEY, AttentionSite, BatchRows, Span
     from mask_guided_video.attention_patches.stack import PatchStack
 
     site = AttentionSite(
@@ -84,7 +84,7 @@ def options_of(kind: str, case: Case) -> dict[str, Any]:
         grid=(case.frames, case.height, case.width),
         frames=tuple(range(case.frames)),
         clip_frames=case.frames,
-        video=slice(0, case.frames),
+        video=Span(0, case.frames),
         text=None,
         rows=BatchRows((0,), 1, "positions", case.cells),
         progress=0.25,
@@ -105,7 +105,7 @@ def options_of(kind: str, case: Case) -> dict[str, Any]:
             "windows": FreeLong(end_percent=0.0),
             "free_long_plus": FreeLong(bands=OCTAVES),
         }
-        patch = free_long_patch(settings[kind])
+        patch = FreeLongPatch(settings[kind])
     return {"optimized_attention_override": PatchStack([patch]).override, SITE_KEY: site}
 
 

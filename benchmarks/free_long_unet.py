@@ -64,7 +64,7 @@ def make_calls(unet: Any, frames: int, grid: tuple[int, int], names: list[str]) 
     def make(name: str) -> Callable[[], Tensor]:
         options: dict[str, Any] = {}
         if name in settings:
-            patches = stack.PatchStack([engine.free_long_patch(settings[name])])
+            patches = stack.PatchStack([engine.FreeLongPatch(settings[name])])
             options["optimized_attention_override"] = patches.override
         # Early in the schedule.
         timesteps = torch.tensor([800.0], device=weight.device)

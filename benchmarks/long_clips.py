@@ -85,7 +85,7 @@ def sample(model: Any, variant: Variant, seed: int, frames: int, steps: int, cfg
     patches = ()
     if variant.free_long is not None:
         settings = engine.FreeLong(window=size.native_frames, **variant.free_long)
-        patches = (engine.free_long_patch(settings),)
+        patches = (engine.FreeLongPatch(settings),)
     positive, negative = model.encode_prompt(world.prompt(scene_of(seed))), model.encode_prompt("")
     return model.decode(model.sample(noise, positive, negative, steps=steps, cfg=cfg, patches=patches))
 

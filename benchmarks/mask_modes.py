@@ -160,7 +160,7 @@ class Bench:
         masks = torch.from_numpy(world.render(task.scene).masks).float()
         phrases = (world.phrase(task.item),)
         background = world.BACKGROUNDS[task.scene.background] if VARIANTS[variant][2] else ""
-        guide = guides.ModeGuide(masks, phrases, background, make_mode(variant))
+        guide = guides.ModeGuide(masks, phrases=phrases, background_phrase=background, mode=make_mode(variant))
         return guides.mode_patches(guide, self.model.token_spans(task.prompt, phrases, background))
 
 

@@ -106,7 +106,9 @@ def film(model: Any, scene: Any, seed: int, locked: bool, masked: bool, steps: i
     patches: tuple[Any, ...] = ()
     if masked:
         mode = presets.make_mode("dmg", **CONSTANTS)
-        wanted = guide.ModeGuide(torch.from_numpy(drawn.masks).float(), phrases, scene.background, mode)
+        wanted = guide.ModeGuide(
+            torch.from_numpy(drawn.masks).float(), phrases=phrases, background_phrase=scene.background, mode=mode
+        )
         patches = guide.mode_patches(wanted, model.token_spans(prompt, phrases, scene.background))
     first = None
     if locked:

@@ -219,7 +219,7 @@ class DenseBias:
     """The plain alternative as a patch: the bias of a guide with one object, written out over all pairs of tokens.
 
     Args:
-        guide: ``MaskGuidance``.
+        guide: ``Guide``.
         words: positions of the object's words, for ``cross_text``.
     """
 
@@ -235,9 +235,9 @@ class DenseBias:
 
     def acts_at(self, site: Any) -> bool:
         """As the guide itself."""
-        if self.guide.mode == "cross_text":
+        if self.guide.mode.name == "cross_text":
             return site.kind in ("cross", "joint")
-        return site.kind in ("self", "joint") or (site.kind == "temporal" and self.guide.mode == "separate")
+        return site.kind in ("self", "joint") or (site.kind == "temporal" and self.guide.mode.name == "separate")
 
     def __call__(self, attend: Any, q: Tensor, k: Tensor, v: Tensor, site: Any) -> Tensor:
         """Attend with the bias added."""
@@ -250,33 +250,33 @@ class DenseBias:
         if key not in self._biases:
             from mask_guided_video.attention_patches.guidance.regions import MaskPyramid
 
-            pyramid = MaskPyramid(self.guide.masks, self.guide.hard)
+            pyramid = MaskPyramid(self.guide.masks, self.guide.mode.hard)
             size = (*site.grid[1:], site.clip_frames, site.extent, site.time_factor)
             member = pyramid.regions(*size).objects[0].flatten(1)
             folded = {"none": member.flatten()[None], "frames": member, "positions": member.T}[site.rows.folded]
             bias = torch.zeros(len(folded), 1, q.shape[2], keys, dtype=q.dtype, device=q.device)
             for row, inside in zip(bias, folded.to(q.device), strict=True):
-                self._fill(row[0, site.video], inside, site)
+                self._fill(row[0, slice(*site.video)], inside, site)
             self._biases[key] = bias
         return self._biases[key]
 
     def _fill(self, bias: Tensor, inside: Tensor, site: Any) -> None:
         """Write the bias [video tokens, Lk] of one sequence, a thousand queries at a time."""
-        strength = 1000.0 if self.guide.hard else self.guide.strength
+        strength = 1000.0 if self.guide.mode.hard else self.guide.own_strength
         for begin in range(0, len(inside), 1024):
             of_queries = inside[begin : begin + 1024, None]
             block = bias[begin : begin + 1024]
-            if self.guide.mode == "cross_text":
+            if self.guide.mode.name == "cross_text":
                 block[:, torch.tensor(self.words, device=bias.device) + site.text.start] = strength * of_queries.to(
                     bias
                 )
-            elif self.guide.mode == "separate":
+            elif self.guide.mode.name == "separate":
                 # Both inside or both outside: -g * (1 - (a * b + (1 - a) * (1 - b))).
                 unlike = of_queries + inside - 2.0 * of_queries * inside
-                block[:, site.video] = (-strength * unlike).to(bias.dtype)
+                block[:, slice(*site.video)] = (-strength * unlike).to(bias.dtype)
             else:
                 kept = strength * inside.clamp(min=1e-4).log()
-                block[:, site.video] = ((of_queries >= 0.5) * kept).to(bias.dtype)
+                block[:, slice(*site.video)] = ((of_queries >= 0.5) * kept).to(bias.dtype)
 
 
 class Recorder:
@@ -295,12 +295,14 @@ class Recorder:
 
 def guide_patch(name: str, masks: Tensor, words: bool, dense: bool = False) -> Any:
     """The patch of a variant; ``dense`` gives the plain alternative to it instead."""
-    from mask_guided_video.attention_patches.guidance.mask_guidance import MaskGuidance, mask_guidance_patch
+    from guides import plain_guide
+
+    from mask_guided_video.attention_patches.guidance.patch import GuidePatch
     from mask_guided_video.attention_patches.guidance.text_spans import TextSpans
 
-    guide = MaskGuidance(masks, **GUIDES[name])
+    guide = plain_guide(masks, **GUIDES[name])
     if dense or name == "dense":
         return DenseBias(guide, WORDS)
     # Without words ``separate`` keeps to the video, as its dense bias does.
-    spans = TextSpans(("object",), (WORDS,)) if words and guide.mode == "cross_text" else None
-    return mask_guidance_patch(guide, spans)
+    spans = TextSpans(("object",), (WORDS,)) if words and guide.mode.name == "cross_text" else None
+    return GuidePatch(guide, spans)

@@ -145,7 +145,7 @@ def measure_tables(recorder: cases.Recorder, masks: Tensor, names: Sequence[str]
 
 def run_empty(patch: Any, q: Tensor, k: Tensor, site: Any) -> Tensor:
     """A patch around a kernel that does no work but writes a result."""
-    from mask_guided_video.attention_patches.stack import Attend
+    from mask_guided_video.attention_patches.patch import Attend
 
     return patch(Attend(lambda q, k, v, site, bias: empty_kernel(q, k, v), last=True), q, k, k, site)
 
@@ -224,7 +224,7 @@ def one_attention(stack: Any, qkv: Sequence[Tensor], heads: int, site: Any, kern
 
 def film_site(grid: tuple[int, int, int]) -> Any:
     """The site of Wan's self-attention."""
-    from mask_guided_video.attention_patches.site import AttentionSite, BatchRows
+    from mask_guided_video.attention_patches.site import AttentionSite, BatchRows, Span
 
     return AttentionSite(
         kind="self",
@@ -235,7 +235,7 @@ def film_site(grid: tuple[int, int, int]) -> Any:
         grid=grid,
         frames=tuple(range(grid[0])),
         clip_frames=grid[0],
-        video=slice(0, grid[0] * grid[1] * grid[2]),
+        video=Span(0, grid[0] * grid[1] * grid[2]),
         text=None,
         rows=BatchRows(),
         progress=PROGRESS,

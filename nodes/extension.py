@@ -13,7 +13,7 @@ import folder_paths
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..attention_patches.guidance.guide import ModeGuide
+from ..attention_patches.guidance.guide import Guide as MaskGuide
 from .support.file_names import FOLDER, prefix_problem, save_path
 from .support.types import CATEGORY, SEED_RANGE, Guide, display_range
 
@@ -71,7 +71,7 @@ class MaskGuidedExtend(io.ComfyNode):
         model: Any,
         clip: Any,
         vae: Any,
-        guide: ModeGuide,
+        guide: MaskGuide,
         prompt: str,
         width: int,
         height: int,
@@ -89,8 +89,6 @@ class MaskGuidedExtend(io.ComfyNode):
         from .support.host import SamplingProgress
         from .support.inputs import frames_of
 
-        if not isinstance(guide, ModeGuide):
-            raise ValueError("the guide comes from Mask to Attention Bias; connect one from Dynamic Mask Guidance.")
         settings |= {"frames": settings["frames"] or None, "sampler": settings.pop("sampler_name")}
         chosen = GuidedClipsSettings.of_guide(guide, prompt, width=width, height=height, **settings)
         film_model = ComfyVideoModel(model, clip, vae, width, height)

@@ -9,15 +9,12 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..attention_patches.checks import check_blocks
-from ..attention_patches.guidance.guide_patch import BindableGuide
-from ..attention_patches.guidance.mask_guidance import (
-    DEFAULT_STRENGTH,
-    GuidanceMode,
-    GuidedRows,
-    MaskGuidance,
-)
+from ..attention_patches.guidance.guide import Guide as MaskGuide
+from ..attention_patches.guidance.modes.registry import MODES, PLAIN, mode_at, mode_constants
+from ..attention_patches.guidance.patch import guide_patches
 from ..attention_patches.guidance.regions import TimePooling
 from ..attention_patches.guidance.text_spans import TextSpans, spans_of_named
+from ..attention_patches.site import GuidedRows
 from ..backbones.family import Family
 from .support.cache_weight import weighed
 from .support.guide_regions import guide_report, named_regions
@@ -60,7 +57,7 @@ class MaskToAttentionBias(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "mode",
-                    options=list(get_args(GuidanceMode)),
+                    options=list(PLAIN),
                     default="focus_fg",
                     tooltip="focus: everything looks more at the regions. focus_fg: only what lies inside does (keeps "
                     "the background). separate: objects and background see only themselves, over time too. "
@@ -145,18 +142,17 @@ class MaskToAttentionBias(io.ComfyNode):
         mask: Tensor | None = None,
     ) -> io.NodeOutput:
         regions = named_regions(tracks, mask, phrases)
-        guide = MaskGuidance(
-            masks=regions.masks,
-            phrases=regions.phrases,
-            mode=mode,
-            strength=strength * DEFAULT_STRENGTH[mode] if mode in DEFAULT_STRENGTH else strength,
+        rule, factor = mode_at(
+            mode,
+            # The widget is a factor on the mode's own strength.
+            strength * mode_constants(mode)[MODES[mode].strength_constant],
             start_percent=start_percent,
             end_percent=end_percent,
             blocks=blocks,
             rows=rows,
             hard=hard,
-            time_pooling=time_pooling,
         )
+        guide = MaskGuide(regions.masks, rule, regions.phrases, strength=factor, time_pooling=time_pooling)
         report = guide_report(guide, regions.notes)
         logger.info(report)
         return io.NodeOutput(weighed(guide), report)
@@ -209,7 +205,7 @@ class PatchAttention(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model: Any, guide: BindableGuide, prompt: str, clip: Any = None, positive: Any = None
+        cls, model: Any, guide: MaskGuide, prompt: str, clip: Any = None, positive: Any = None
     ) -> io.NodeOutput:
         from ..backbones.registry import install_patches, require_supported
         from ..host.prompts.joined_prompts import check_words
@@ -217,19 +213,17 @@ class PatchAttention(io.ComfyNode):
         family, network = require_supported(model)
         names = family.block_names(network)
         guide = guide.on_blocks(names)
-        check_blocks(guide.blocks, names)
+        check_blocks(guide.mode.blocks, names)
         if not guide.is_active:
             logger.warning(guide_report(guide))
             return io.NodeOutput(install_patches(model, []))
         spans = phrase_spans(guide, family, clip, prompt, positive)
-        patched = install_patches(model, guide.bind(spans))
+        patched = install_patches(model, guide_patches(guide, spans))
         check_words(patched)
         return io.NodeOutput(patched)
 
 
-def phrase_spans(
-    guide: BindableGuide, family: Family, clip: Any, prompt: str, positive: Any = None
-) -> TextSpans | None:
+def phrase_spans(guide: MaskGuide, family: Family, clip: Any, prompt: str, positive: Any = None) -> TextSpans | None:
     """Find the guide's phrases in the prompt, for the modes that use them.
 
     Args:
@@ -247,14 +241,14 @@ def phrase_spans(
     """
     from ..host.prompts.prompt_tokens import token_spans
 
-    if guide.needs_words and not guide.phrases:
-        raise ValueError(f"mode {guide.mode_name} has no phrases; write the object's words in the node of the guide.")
-    if not guide.uses_words or not guide.phrases:
+    if guide.mode.only_words and not guide.phrases:
+        raise ValueError(f"mode {guide.mode.name} has no phrases; write the object's words in the node of the guide.")
+    if not guide.mode.uses_words or not guide.phrases:
         return None
     if clip is None:
-        if guide.needs_words:
+        if guide.mode.only_words:
             raise ValueError(
-                f"mode {guide.mode_name} needs the text encoder, but clip is not connected; connect the CLIP."
+                f"mode {guide.mode.name} needs the text encoder, but clip is not connected; connect the CLIP."
             )
         return None
     if not prompt.strip():
@@ -296,7 +290,7 @@ class PreviewGuide(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, guide: BindableGuide, model: Any, latent: dict[str, Any], size: int) -> io.NodeOutput:
+    def execute(cls, guide: MaskGuide, model: Any, latent: dict[str, Any], size: int) -> io.NodeOutput:
         from ..backbones.registry import require_supported
         from ..host.sampling.comfy_sampling import checked_latents
         from .support.previews import guide_pictures

@@ -9,10 +9,11 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..attention_patches.frame_keys import KeySource
-from ..attention_patches.guidance.guide import MAX_STRENGTH, ModeGuide
-from ..attention_patches.guidance.mask_guidance import GuidedRows
+from ..attention_patches.guidance.guide import Guide as MaskGuide
+from ..attention_patches.guidance.modes.mode import MAX_STRENGTH
 from ..attention_patches.guidance.modes.registry import MODES
 from ..attention_patches.guidance.regions import TimePooling
+from ..attention_patches.site import GuidedRows
 from .support.cache_weight import weighed
 from .support.types import CATEGORY, OWN, Guide, Tracks, display_range
 
@@ -73,7 +74,7 @@ class DynamicMaskGuidance(io.ComfyNode):
             **_overrides(start_percent, end_percent, blocks, rows),
             **read_constants(mode, constants),
         }
-        guide = ModeGuide(
+        guide = MaskGuide(
             masks=regions.masks,
             phrases=regions.phrases,
             # An empty mask has no region, and so no words.
@@ -217,12 +218,12 @@ def _overrides(start_percent: float, end_percent: float, blocks: str, rows: str)
     return found
 
 
-def constants_report(guide: ModeGuide) -> str:
+def constants_report(guide: MaskGuide) -> str:
     """One line with the mode and all its constants, as ``constants`` takes them."""
     from ..attention_patches.guidance.modes.registry import mode_constants
 
-    values = ", ".join(f"{name}={getattr(guide.mode, name)}" for name in mode_constants(guide.mode_name))
-    return f"mode {guide.mode_name}, keys of {guide.keys}: {values}"
+    values = ", ".join(f"{name}={getattr(guide.mode, name)}" for name in mode_constants(guide.mode.name))
+    return f"mode {guide.mode.name}, keys of {guide.keys}: {values}"
 
 
 class ObjectWords(io.ComfyNode):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from ..attention_patches.guidance.text_spans import TextSpans
-    from ..attention_patches.stack import Patch
+    from ..attention_patches.patch import Patch
     from ..perception.boxes import Box
     from ..perception.frames import Film
     from ..perception.tracking.track_settings import TrackSettings

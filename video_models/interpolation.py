@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from ..attention_patches.stack import Patch
+from ..attention_patches.patch import Patch
 from .frame_coding import check_frames
 from .model_parts import ModelParts
 from .sampling.denoising import Conditions, SampleCallback, check_settings, sample_latents

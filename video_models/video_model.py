@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..attention_patches.guidance.text_spans import TextSpans
-from ..attention_patches.stack import Patch
+from ..attention_patches.patch import Patch
 from .frame_coding import FrameCoder
 from .lavie.sites import transformer_places
 from .lavie.unet import LaVieUNet

@@ -9,7 +9,9 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from ..kernels.plain import Kernel, Side, explicit_attention
+from ..kernels.explicit import explicit_attention
+from ..kernels.partition import Side
+from ..kernels.plain import Kernel
 from ..kernels.rows import RowSet, bias_part
 
 # Most probabilities held at a time: a few of such tensors are alive at once, in fp32.

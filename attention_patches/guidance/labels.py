@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .call import ModeCall
 from .edits import EditPart
-from .modes.mode import ModeCall
-from .region_tables import fold, fold_keys, place_tokens
+from .tables import fold, fold_keys, place_tokens
 
 # Edges of boxes are fractions in single precision: what lies this little before a cell's edge lies on it.
 EDGE_TOLERANCE = 1e-4
@@ -33,8 +33,8 @@ def of_keys(call: ModeCall, values: Tensor) -> Tensor:
 
 def query_strength(call: ModeCall) -> Tensor:
     """[1, T of the queries, h, w], the strength of each frame; 0 in frames without any object."""
-    strength = call.frame_strength.float() * call.asking.guided.float()
-    return strength[None, :, None, None].expand(1, -1, *call.asking.objects.shape[2:])
+    strength = call.frame_strength.float() * call.query_regions.guided.float()
+    return strength[None, :, None, None].expand(1, -1, *call.query_regions.objects.shape[2:])
 
 
 def groups_with(values: Tensor) -> tuple[int, ...]:
@@ -75,7 +75,7 @@ class RegionLabels:
             return members.argmax(dim=0, keepdim=True).to(torch.int16) + 1
 
         return cls(
-            of_queries(call, labels(call.asking.memberships()))[..., 0],
+            of_queries(call, labels(call.query_regions.memberships()))[..., 0],
             of_keys(call, labels(call.regions.memberships()))[..., 0],
             of_queries(call, query_strength(call))[..., 0],
         )
@@ -124,7 +124,7 @@ class CellBoxes:
 
         Args:
             call: the call.
-            boxes: its ``boxes`` or ``asking_boxes``.
+            boxes: its ``boxes`` or ``query_boxes``.
             margin: part of the picture by which each box is smaller on either side.
         """
         height, width = call.site.grid[1:]

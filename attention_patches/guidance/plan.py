@@ -10,24 +10,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..kernels.plain import (
-    Kernel,
-    Side,
-    channel_attention,
-    channel_rows,
-    dense_rows,
-    open_keys,
-    partition_sides,
-    plain_attention,
-    plain_rows,
-    region_channels,
-    side_rows,
-)
+from ..kernels.channels import channel_attention, channel_rows, open_keys, region_channels
+from ..kernels.explicit import dense_rows
+from ..kernels.partition import Side, partition_sides, side_rows
+from ..kernels.plain import Kernel, plain_attention, plain_rows
 from ..kernels.rows import RowSet, empty_result
+from ..patch import Attend
 from ..site import AttentionSite, BatchRows
-from ..stack import Attend
+from .call import CallTensors
 from .edits import EditJob, ProbabilityEdit
-from .region_tables import RegionTables
+from .tables import RegionTables
 
 # Below this many tokens in a sequence the gathering of a partition costs more than it saves.
 PARTITION_TOKENS = 512
@@ -129,7 +121,7 @@ class Plan:
 def make_plan(
     tables: Sequence[tuple[tuple[int, ...], RegionTables]],
     rows: BatchRows,
-    q: Tensor,
+    tensors: CallTensors,
     partial: bool,
     edits: Sequence[tuple[tuple[int, ...], ProbabilityEdit]] = (),
 ) -> Plan:
@@ -138,7 +130,7 @@ def make_plan(
     Args:
         tables: for each share of the chunks (their indices) its tables. Chunks that occur in none are left alone.
         rows: how the batch axis is made.
-        q: queries [B, heads, Lq, d] of the call, for sizes, dtype and device.
+        tensors: of the call.
         partial: calls with a part of the rows, heads or tokens are allowed.
         edits: for each other share of the chunks what is changed in its logits or probabilities.
     """
@@ -153,34 +145,35 @@ def make_plan(
         pairs = _batch_rows(chunks, table.guided, rows)
         guided.update(row for row, _ in pairs)
         if partial:
-            jobs.append(_job(pairs, table, q))
+            jobs.append(_job(pairs, table, tensors))
         else:
             spare = (0, count - table.query.shape[2])
-            channels = _channels(pad(table.query, spare), pad(table.key, spare), table.guided, q)
+            channels = _channels(pad(table.query, spare), pad(table.key, spare), table.guided, tensors)
             whole.append(([row for row, _ in pairs], [group for _, group in pairs], channels))
     edited = []
     for chunks, edit in edits:
         pairs = _batch_rows(chunks, edit.guided, rows)
         if pairs:
             guided.update(row for row, _ in pairs)
-            edited.append(_edit_job(pairs, edit, rows, q.device))
+            edited.append(_edit_job(pairs, edit, rows, tensors.device))
     rest = [row for row in range(rows.total) if row not in guided]
-    plain = RowSet.of(rest, q.device) if rest else None
-    return Plan(tuple(jobs), plain, _whole_batch(whole, q) if whole else None, tuple(edited))
+    plain = RowSet.of(rest, tensors.device) if rest else None
+    return Plan(tuple(jobs), plain, _whole_batch(whole, rows.total, tensors) if whole else None, tuple(edited))
 
 
-def _job(pairs: Sequence[tuple[int, int]], table: RegionTables, q: Tensor) -> Job:
+def _job(pairs: Sequence[tuple[int, int]], table: RegionTables, tensors: CallTensors) -> Job:
     """Choose the kernel for the guided rows of one table."""
-    if table.query_region is not None and q.shape[2] >= PARTITION_TOKENS:
-        return _partition_job(pairs, table, q.device)
-    rows = RowSet.of([row for row, _ in pairs], q.device)
-    groups = RowSet.of([group for _, group in pairs], q.device)
-    if q.device.type == "cpu" and table.query.shape[1] * table.key.shape[1] <= DENSE_PAIRS:
+    device = tensors.device
+    if table.query_region is not None and tensors.queries >= PARTITION_TOKENS:
+        return _partition_job(pairs, table, device)
+    rows = RowSet.of([row for row, _ in pairs], device)
+    groups = RowSet.of([group for _, group in pairs], device)
+    if device.type == "cpu" and table.query.shape[1] * table.key.shape[1] <= DENSE_PAIRS:
         chosen = list(table.guided)
         dense = table.query[chosen] @ open_keys(table.key[chosen]).transpose(1, 2)
-        return DenseJob(rows, groups, dense.to(q.dtype))
-    weights, logits = _channels(table.query, table.key, table.guided, q)
-    return ChannelJob(rows, groups, (weights.to(q.device), logits.to(q.device)))
+        return DenseJob(rows, groups, dense.to(tensors.dtype))
+    weights, logits = _channels(table.query, table.key, table.guided, tensors)
+    return ChannelJob(rows, groups, (weights.to(device), logits.to(device)))
 
 
 def _edit_job(
@@ -196,9 +189,9 @@ def _edit_job(
     return PartitionJob(tuple(parts))
 
 
-def _channels(query: Tensor, key: Tensor, groups: Sequence[int], q: Tensor) -> tuple[Tensor, Tensor]:
+def _channels(query: Tensor, key: Tensor, groups: Sequence[int], tensors: CallTensors) -> tuple[Tensor, Tensor]:
     chosen = list(groups)
-    return region_channels(query[chosen], key[chosen], 1.0, q.shape[3], q.dtype)
+    return region_channels(query[chosen], key[chosen], 1.0, tensors.head_dim, tensors.dtype)
 
 
 def _batch_rows(chunks: Sequence[int], groups: Sequence[int], rows: BatchRows) -> list[tuple[int, int]]:
@@ -223,11 +216,11 @@ def _partition_job(pairs: Sequence[tuple[int, int]], table: RegionTables, device
 
 
 def _whole_batch(
-    parts: Sequence[tuple[list[int], list[int], tuple[Tensor, Tensor]]], q: Tensor
+    parts: Sequence[tuple[list[int], list[int], tuple[Tensor, Tensor]]], total: int, tensors: CallTensors
 ) -> tuple[Tensor, Tensor]:
     """Spread channels over all rows of the batch; rows that are not guided get zeros."""
-    out = tuple(torch.zeros(q.shape[0], *side.shape[1:], dtype=q.dtype) for side in parts[0][2])
+    out = tuple(torch.zeros(total, *side.shape[1:], dtype=tensors.dtype) for side in parts[0][2])
     for row_list, group_list, channels in parts:
         for target, source in zip(out, channels, strict=True):
             target[row_list] = source[group_list]
-    return out[0].to(q.device), out[1].to(q.device)
+    return out[0].to(tensors.device), out[1].to(tensors.device)

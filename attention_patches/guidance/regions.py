@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_max_pool2d, interpolate, pad
 
+from ..errors import GuideError
+
 TimePooling = Literal["max", "mean", "min", "first", "last"]
 MaskRule = Literal["area", "strided", "nearest", "bilinear_gt0", "maxpool"]
 
@@ -50,12 +52,12 @@ class Regions:
         """Return the frames of a context window.
 
         Raises:
-            ValueError: a frame lies outside of the clip.
+            GuideError: a frame lies outside of the clip.
         """
         total = self.objects.shape[1]
         wrong = [frame for frame in frames if not 0 <= frame < total]
         if wrong:
-            raise ValueError(
+            raise GuideError(
                 f"frame {wrong[0]} is asked for but the clip has {total} frames; give masks for all of it."
             )
         index = torch.as_tensor(list(frames), dtype=torch.long)
@@ -75,7 +77,7 @@ def latent_frame_groups(mask_frames: int, clip_frames: int, time_factor: int | N
         time_factor: k of the model in use; None tries all that are in use.
 
     Raises:
-        ValueError: the counts fit in none of these ways; the message names those that do.
+        GuideError: the counts fit in none of these ways; the message names those that do.
     """
     if mask_frames == clip_frames:
         return [range(frame, frame + 1) for frame in range(clip_frames)]
@@ -88,7 +90,7 @@ def latent_frame_groups(mask_frames: int, clip_frames: int, time_factor: int | N
             return [range(1), *later]
     if time_factor is None:
         fitting = ", ".join(str(factor * (clip_frames - 1) + 1) for factor in CAUSAL_FACTORS[1:4])
-        raise ValueError(
+        raise GuideError(
             f"{mask_frames} mask frames do not fit a clip of {clip_frames} frames; give 1 or {clip_frames} masks, or "
             f"as many as the pixel frames of a causal video autoencoder ({fitting} at factors 4, 6, 8)."
         )
@@ -97,7 +99,7 @@ def latent_frame_groups(mask_frames: int, clip_frames: int, time_factor: int | N
     counts = f"a clip of {clip_frames} frames"
     if time_factor > 1:
         counts = f"a clip of {clip_frames} latent frames ({pixels} frames of film, always {time_factor} * n + 1)"
-    raise ValueError(f"{mask_frames} mask frames do not fit {counts}; give {valid} masks.")
+    raise GuideError(f"{mask_frames} mask frames do not fit {counts}; give {valid} masks.")
 
 
 def pool_time(masks: Tensor, clip_frames: int, pooling: TimePooling = "max", time_factor: int | None = None) -> Tensor:
@@ -111,10 +113,10 @@ def pool_time(masks: Tensor, clip_frames: int, pooling: TimePooling = "max", tim
         time_factor: see ``latent_frame_groups``.
 
     Raises:
-        ValueError: an unknown pooling, or frame counts that do not fit (see ``latent_frame_groups``).
+        GuideError: an unknown pooling, or frame counts that do not fit (see ``latent_frame_groups``).
     """
     if pooling not in get_args(TimePooling):
-        raise ValueError(f"time pooling is {pooling!r}; choose one of {', '.join(get_args(TimePooling))}.")
+        raise GuideError(f"time pooling is {pooling!r}; choose one of {', '.join(get_args(TimePooling))}.")
     groups = latent_frame_groups(masks.shape[1], clip_frames, time_factor)
     pooled = []
     for group in groups:
@@ -278,7 +280,7 @@ class MaskPyramid:
             extent, time_factor, level: see ``AttentionSite``.
 
         Raises:
-            ValueError: the masks' frames do not fit the clip (see ``latent_frame_groups``).
+            GuideError: the masks' frames do not fit the clip (see ``latent_frame_groups``).
         """
         key = (height, width, clip_frames, extent, time_factor, level)
         found = self._levels.get(key)

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+from ..errors import GuideError
+
 # Stands in a sequence of token ids for what is no part of the prompt: beginning, end, padding, a template's words.
 NOT_OF_PROMPT = -1
 # How much of a prompt a message shows.
@@ -42,7 +44,7 @@ class TextSpans:
         background: positions of the words that name the background, ascending; none of an object's.
 
     Raises:
-        ValueError: numbers of phrases and position lists differ, or a position is negative or past the length.
+        GuideError: numbers of phrases and position lists differ, or a position is negative or past the length.
     """
 
     phrases: tuple[str, ...]
@@ -54,14 +56,14 @@ class TextSpans:
 
     def __post_init__(self) -> None:
         if len(self.phrases) != len(self.positions):
-            raise ValueError(
+            raise GuideError(
                 f"{len(self.phrases)} phrases but {len(self.positions)} lists of token positions; give one per phrase."
             )
         named = zip((*self.phrases, "background", "whole prompt"), self._lists(), strict=True)
         for phrase, positions in named:
             wrong = [position for position in positions if position < 0 or 0 < self.length <= position]
             if wrong:
-                raise ValueError(
+                raise GuideError(
                     f"token position {wrong[0]} of the phrase {phrase!r} lies outside the text sequence of "
                     f"{self.length} tokens; count positions in the sequence that the model sees."
                 )
@@ -91,7 +93,7 @@ class TextSpans:
                 was repeated.
 
         Raises:
-            ValueError: a position does not exist among that many keys.
+            GuideError: a position does not exist among that many keys.
         """
         times = key_length // self.length if self.length and key_length % self.length == 0 else 1
         lists = [
@@ -100,7 +102,7 @@ class TextSpans:
         ]
         for phrase, positions in zip(self.phrases, lists, strict=False):
             if positions and positions[-1] >= key_length:
-                raise ValueError(
+                raise GuideError(
                     f"the phrase {phrase!r} stands at token {positions[-1]} but the model sees {key_length} text "
                     "tokens; shorten the prompt or take the spans from the prompt that is sampled."
                 )
@@ -115,7 +117,7 @@ class TextSpans:
             part: as ``AttentionSite.text_part``; None as ``repeated``.
 
         Raises:
-            ValueError: a position does not exist in the whole text.
+            GuideError: a position does not exist in the whole text.
         """
         if part is None:
             return self.repeated(key_length)
@@ -135,7 +137,7 @@ def spans_of_named(find: Callable[[Sequence[str]], TextSpans], phrases: Sequence
         phrases: one per object.
 
     Raises:
-        ValueError: as ``find`` does.
+        GuideError: as ``find`` does.
     """
     spans = find([phrase for phrase in phrases if phrase])
     positions = iter(spans.positions)
@@ -203,21 +205,21 @@ def find_phrases(prompt: str, phrases: Sequence[str]) -> list[list[list[Word]]]:
         For each phrase its occurrences, each as the prompt's words; occurrences may overlap.
 
     Raises:
-        ValueError: the prompt or a phrase is empty, or a phrase is not in the prompt.
+        GuideError: the prompt or a phrase is empty, or a phrase is not in the prompt.
     """
     words = split_words(prompt)
     keys = [word.key for word in words]
     if phrases and not words:
         quoted = ", ".join(repr(phrase) for phrase in phrases)
-        raise ValueError(f"the prompt is empty, so {quoted} cannot be found in it; give the text of the prompt.")
+        raise GuideError(f"the prompt is empty, so {quoted} cannot be found in it; give the text of the prompt.")
     found = []
     for phrase in phrases:
         wanted = [word.key for word in split_words(phrase)]
         if not wanted:
-            raise ValueError(f"the phrase {phrase!r} has no words; write the words of the prompt that name the object.")
+            raise GuideError(f"the phrase {phrase!r} has no words; write the words of the prompt that name the object.")
         starts = [at for at in range(len(keys) - len(wanted) + 1) if keys[at : at + len(wanted)] == wanted]
         if not starts:
-            raise ValueError(
+            raise GuideError(
                 f"the phrase {phrase!r} does not occur in the prompt {shorten(prompt)!r}, whose words are "
                 f"{_listed(words)}; use words exactly as in the prompt."
             )
@@ -264,7 +266,7 @@ def locate_phrases(
         Positions per phrase, of all its occurrences that the sequence holds, and of all words of the prompt.
 
     Raises:
-        ValueError: as ``find_phrases``; or the tokenizer has cut the prompt before a phrase, or does not know its
+        GuideError: as ``find_phrases``; or the tokenizer has cut the prompt before a phrase, or does not know its
             letters; or the parts do not make the ids.
     """
     prompt = "".join(parts)
@@ -277,7 +279,7 @@ def locate_phrases(
         # The tokenizer may have cut the prompt inside of a phrase: its last word must be there.
         held = [words for words in candidates if _tokens_between(aligned, words[-1].start, words[-1].stop)]
         if not held:
-            raise ValueError(
+            raise GuideError(
                 f"the phrase {phrase!r} is in the prompt but has no tokens of its own among the {len(places)} that the "
                 "text encoder reads of it: the prompt is cut off before it, or its letters are unknown; shorten the "
                 "prompt, move the phrase to its beginning, or write it in letters that the text encoder knows."
@@ -337,7 +339,7 @@ class _Part:
         """Numbers of the prompt's tokens between two characters of this text; one that reaches over them is inside.
 
         Raises:
-            ValueError: the borders of the tokens are not to be found nearby.
+            GuideError: the borders of the tokens are not to be found nearby.
         """
         before = self._nearest(start, [cut for cut in reversed(self.cuts) if cut <= start])
         after = self._nearest(stop, [cut for cut in self.cuts if cut >= stop])
@@ -351,7 +353,7 @@ class _Part:
             tokens = self.count(cut)
             if tokens is not None:
                 return tokens
-        raise ValueError(_no_match(self.text))
+        raise GuideError(_no_match(self.text))
 
 
 def _align(tokens: list[int], parts: Sequence[str], tokenizers: Sequence[Tokenize]) -> list[_Part]:
@@ -366,13 +368,13 @@ def _align(tokens: list[int], parts: Sequence[str], tokenizers: Sequence[Tokeniz
             if rest[: len(made)] == made[: len(rest)]:
                 break
         else:
-            raise ValueError(_no_match(text))
+            raise GuideError(_no_match(text))
         own = rest[: len(made)]
         aligned.append(_Part(text, start, own, first, tokenize))
         first += len(own)
         start += len(text)
     if first < len(tokens):
-        raise ValueError(_no_match("".join(parts)))
+        raise GuideError(_no_match("".join(parts)))
     return aligned
 
 

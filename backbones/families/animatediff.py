@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from ...attention_patches.free_long import FreeLongPatch
-from ...attention_patches.site import SITE_KEY, AttentionSite
+from ...attention_patches.site import SITE_KEY, AttentionSite, Span
 from ...attention_patches.stack import Override, PatchStack
 from ..family import BlockPlace, Family, ModelCall, has_parts
 from ..override_chain import STACKS_KEY
@@ -166,7 +166,7 @@ class MotionSites:
             sites = self._sites[id(module.layer)] = []
             for attention in module.attentions:
                 place = BlockPlace(module.name, index, total)
-                site = family.site(call, grid, "temporal", place, video=slice(0, frames), folded="positions")
+                site = family.site(call, grid, "temporal", place, video=Span(0, frames), folded="positions")
                 sites.append((attention, site))
                 index += 1
 
@@ -195,15 +195,14 @@ class MotionSites:
 
     def _acts_at(self, site: AttentionSite) -> bool:
         """Say whether any patch changes a call; where none does, nothing is exchanged."""
-        decisions = (getattr(patch, "acts_at", None) for patch in self._patches)
-        return any(acts_at is None or acts_at(site) for acts_at in decisions)
+        return any(patch.acts_at(site) for patch in self._patches)
 
     def _patched(self, attention: Any, site: AttentionSite) -> Callable[..., Tensor]:
         """Make the function for one attention: our stacks around the one that it has."""
         call, override, function = self._call, self._override, vars(attention)[FUNCTION_NAME]
         frames = site.grid[0]
 
-        def find(queries: int, keys: int) -> AttentionSite | None:
+        def find(queries: int, keys: int, options: Mapping[str, Any]) -> AttentionSite | None:
             if (queries, keys) != (frames, frames):
                 call.note(
                     f"motion modules see {queries} of {frames} frames at a time (view options of AnimateDiff-Evolved), "

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ...attention_patches.site import SITE_KEY
+from ...attention_patches.site import SITE_KEY, Span
 from ..block_sites import BlockMarkers, ExpectedCall, SiteSequence
 from ..family import Family, ModelCall, TokenGrid, children, has_parts, patched_grid, places
 
@@ -44,7 +44,7 @@ class CogVideoX(Family):
     def prepare(self, network: Any, call: ModelCall, options: dict[str, Any], markers: BlockMarkers) -> None:
         grid = self.grids(network, call.latents, call.extras)[0]
         length = call.text_length + grid.tokens
-        video, text = slice(call.text_length, length), slice(0, call.text_length)
+        video, text = Span(call.text_length, length), Span(0, call.text_length)
         sites = [
             self.site(call, grid, "joint", place, video=video, text=text) for place in places(self.block_names(network))
         ]

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ...attention_patches.site import SITE_KEY
+from ...attention_patches.site import SITE_KEY, Span
 from ..block_sites import BlockMarkers, ExpectedCall, SiteSequence
 from ..family import Family, ModelCall, TokenGrid, children, has_parts, patched_grid, places
 
@@ -37,7 +37,7 @@ class Cosmos(Family):
 
     def prepare(self, network: Any, call: ModelCall, options: dict[str, Any], markers: BlockMarkers) -> None:
         grid = self.grids(network, call.latents, call.extras)[0]
-        video, text = slice(0, grid.tokens), slice(0, call.text_length)
+        video, text = Span(0, grid.tokens), Span(0, call.text_length)
         expected: list[ExpectedCall] = []
         blocks = zip(places(self.block_names(network)), children(network, "blocks"), strict=True)
         for number, (place, block) in enumerate(blocks):

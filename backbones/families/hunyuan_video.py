@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...attention_patches.guidance.text_spans import NOT_OF_PROMPT
+from ...attention_patches.site import Span
 from ..block_sites import BlockKey, ExpectedCall, MarkedFamily, SiteSequence
 from ..family import BlockPlace, ModelCall, TokenGrid, children, has_parts, patched_grid
 
@@ -60,7 +61,7 @@ class HunyuanVideo(MarkedFamily):
         # Single blocks get text and film as one.
         length = args["img"].shape[1] + (args["txt"].shape[1] if "txt" in args else 0)
         # Further text (glyphs) may follow the prompt's.
-        video, text = slice(length - grid.tokens, length), slice(0, call.text_length)
+        video, text = Span(length - grid.tokens, length), Span(0, call.text_length)
         site = self.site(call, grid, "joint", place, video=video, text=text)
         return SiteSequence([ExpectedCall(length, length, site)], call)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ...attention_patches.site import Span
 from ..block_sites import ExpectedCall, MarkedFamily, SiteSequence
 from ..family import BlockPlace, ModelCall, TokenGrid, children, has_parts, patched_grid
 
@@ -45,9 +46,9 @@ class LTXVideo(MarkedFamily):
     def sequence(self, network: Any, call: ModelCall, place: BlockPlace, args: Mapping[str, Any]) -> SiteSequence:
         grid = self.grids(network, call.latents, call.extras)[0]
         queries, text = args["img"].shape[1], args["txt"].shape[1]
-        video = slice(0, grid.tokens)
+        video = Span(0, grid.tokens)
         self_site = self.site(call, grid, "self", place, video=video)
-        cross = self.site(call, grid, "cross", place, video=video, text=slice(0, text))
+        cross = self.site(call, grid, "cross", place, video=video, text=Span(0, text))
         # Where the guides begin, when they are asked for apart.
         guides = getattr(args.get("self_attention_mask"), "guide_start", queries)
         return SiteSequence([ExpectedCall(guides, queries, self_site), ExpectedCall(queries, text, cross)], call)

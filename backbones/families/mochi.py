@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ...attention_patches.site import Span
 from ..block_sites import ExpectedCall, MarkedFamily, SiteSequence
 from ..family import BlockPlace, ModelCall, TokenGrid, children, has_parts, patched_grid
 
@@ -34,6 +35,6 @@ class Mochi(MarkedFamily):
     def sequence(self, network: Any, call: ModelCall, place: BlockPlace, args: Mapping[str, Any]) -> SiteSequence:
         grid = self.grids(network, call.latents, call.extras)[0]
         length = args["img"].shape[1] + min(int(args["num_tokens"]), args["txt"].shape[1])
-        text = slice(grid.tokens, length)
-        site = self.site(call, grid, "joint", place, video=slice(0, grid.tokens), text=text)
+        text = Span(grid.tokens, length)
+        site = self.site(call, grid, "joint", place, video=Span(0, grid.tokens), text=text)
         return SiteSequence([ExpectedCall(length, length, site)], call)

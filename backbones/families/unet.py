@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...attention_patches.site import SITE_KEY, AttentionSite
+from ...attention_patches.site import SITE_KEY, AttentionSite, Span
 from ..family import Family, ModelCall, TokenGrid, has_parts, places
 from ..unet_blocks import HostBlock, unet_blocks, unet_grid
 from .animatediff import LAYERS_KEY, MotionSites, motion_block_names, note_still_film
@@ -204,8 +204,8 @@ class UNetSites:
             grid,
             "temporal" if in_time else "cross" if kind == "cross" else "self",
             place,
-            video=slice(0, tokens),
-            text=slice(0, context.shape[1]) if kind == "cross" else None,
+            video=Span(0, tokens),
+            text=Span(0, context.shape[1]) if kind == "cross" else None,
             folded="positions" if in_time else "frames",
         )
         self._announced = ((tokens, context.shape[1]), site)

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from ...attention_patches.site import Span
 from ..block_sites import ExpectedCall, MarkedFamily, SiteSequence
 from ..family import BlockPlace, ModelCall, TokenGrid, children, has_parts, patched_grid
 
@@ -57,7 +58,7 @@ class Wan(MarkedFamily):
     def sequence(self, network: Any, call: ModelCall, place: BlockPlace, args: Mapping[str, Any]) -> SiteSequence:
         grid = patched_grid(call.latents, network.patch_size, len(call.frames))
         start = self._reference_tokens(network, call, args) + call.leading_frames * grid.rows * grid.columns
-        video = slice(start, start + grid.tokens)
+        video = Span(start, start + grid.tokens)
         queries, text = args["img"].shape[1], args["txt"].shape[1]
         whole = self.site(call, grid, "self", place, video=video)
         if is_animate2(network) and call.extras.get("pose_latents") is not None:
@@ -68,7 +69,7 @@ class Wan(MarkedFamily):
             pictures = self._picture_tokens(network, call)
             expected.append(ExpectedCall(queries, text if pictures is None else pictures, None))
             text -= pictures or 0
-        cross = self.site(call, grid, "cross", place, video=video, text=slice(0, text))
+        cross = self.site(call, grid, "cross", place, video=video, text=Span(0, text))
         return SiteSequence([*expected, ExpectedCall(queries, text, cross)], call)
 
     @staticmethod
@@ -80,7 +81,7 @@ class Wan(MarkedFamily):
         size = grid.rows * grid.columns
         expected = [ExpectedCall(size, length, None)] * call.leading_frames
         for frame in call.frames:
-            site = replace(whole, video=slice(0, size), key_video=whole.video, query_frames=(frame,))
+            site = replace(whole, video=Span(0, size), key_video=whole.video, query_frames=(frame,))
             expected.append(ExpectedCall(size, length + (size if expected else 0), site))
         return expected
 

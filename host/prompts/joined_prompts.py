@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...attention_patches.guidance.mask_guidance import MaskGuidancePatch
+from ...attention_patches.guidance.patch import GuidePatch
 from ...attention_patches.guidance.text_spans import shorten
-from ...attention_patches.prompt_schedule import PromptSchedule, PromptSchedulePatch, prompt_schedule_patch
+from ...attention_patches.prompt_schedule import PromptSchedule, PromptSchedulePatch
 from ...backbones.host_hooks import prompt_name
 from ...backbones.override_chain import STACKS_KEY
 from ...backbones.registry import install_patches, require_supported
@@ -63,7 +63,7 @@ def schedule_prompts(
     conditioning = join_conditionings(parts, texts, source)
     names = frozenset(prompt_name(embedding) for embedding, _ in conditioning)
     schedule = PromptSchedule(tuple(starts), conditioning[0][1][JOINED_KEY].lengths, overlap, names)
-    patched = install_patches(model, [prompt_schedule_patch(schedule)])
+    patched = install_patches(model, [PromptSchedulePatch(schedule)])
     check_words(patched)
     return patched, conditioning
 
@@ -184,7 +184,7 @@ def check_words(model: Any) -> None:
     if not any(isinstance(patch, PromptSchedulePatch) for patch in patches):
         return
     for patch in patches:
-        spans = patch.text_spans if isinstance(patch, MaskGuidancePatch) else None
+        spans = patch.text_spans if isinstance(patch, GuidePatch) else None
         if spans is not None and spans.prompts is None:
             raise ValueError(
                 f"the model has a prompt schedule, so it is not known in which of its prompts {', '.join(spans.phrases)} "

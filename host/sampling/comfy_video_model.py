@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...attention_patches.guidance.text_spans import TextSpans
-from ...attention_patches.stack import Patch
+from ...attention_patches.patch import Patch
 from ...backbones.host_hooks import schedule_progress
 from ...backbones.registry import install_patches, require_supported
 from ...video_models.lavie.files import require_stage

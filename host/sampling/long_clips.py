@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...attention_patches.checks import matches_block
-from ...attention_patches.free_long import FreeLong, FreeLongPatch, free_long_patch
+from ...attention_patches.free_long import FreeLong, FreeLongPatch
 from ...backbones.override_chain import STACKS_KEY
 from ...backbones.registry import install_patches, require_supported
 
@@ -34,7 +34,7 @@ def install_free_long(model: Any, settings: FreeLong) -> Any:
             f"this model has FreeLong already in {_shortened(both)}; take one of the nodes out, or give them different "
             "blocks."
         )
-    return install_patches(model, [free_long_patch(settings)])
+    return install_patches(model, [FreeLongPatch(settings)])
 
 
 def _free_long_patches(model: Any) -> list[FreeLongPatch]:

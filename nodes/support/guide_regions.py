@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...attention_patches.guidance.guide_patch import BindableGuide
+from ...attention_patches.guidance.guide import Guide
 from ...attention_patches.guidance.regions import FOREGROUND
 from ...perception.phrases import bind_phrases, phrase_key
 
@@ -98,7 +98,7 @@ def regions_of_mask(mask: Tensor, phrases: Sequence[str]) -> NamedRegions:
     return NamedRegions(mask[None], tuple(phrases))
 
 
-def guide_report(guide: BindableGuide, notes: Sequence[str] = ()) -> str:
+def guide_report(guide: Guide, notes: Sequence[str] = ()) -> str:
     """One line per region, or the plain statement that there is none; then notes."""
     if not guide.is_active:
         reason = "strength is 0" if bool((guide.masks >= FOREGROUND).any()) else "no object in any frame"
@@ -109,9 +109,9 @@ def guide_report(guide: BindableGuide, notes: Sequence[str] = ()) -> str:
         frames = (region.flatten(1) > 0).any(dim=1).sum().item()
         share = region.mean().item()
         lines.append(
-            f"{name}: in {frames} of {len(region)} frames, {100 * share:.1f} % of the picture, {guide.mode_name}."
+            f"{name}: in {frames} of {len(region)} frames, {100 * share:.1f} % of the picture, {guide.mode.name}."
         )
-    if guide.uses_words and guide.phrases:
+    if guide.mode.uses_words and guide.phrases:
         wordless = [f"region {index + 1}" for index, phrase in enumerate(guide.phrases) if not phrase]
         lines += [f"{name} has no label, so no words are steered in it." for name in wordless]
     return "\n".join((*lines, *notes))

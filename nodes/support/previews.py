@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ...attention_patches.guidance.guide_patch import BindableGuide
+from ...attention_patches.guidance.guide import Guide
 from ...backbones.family import TokenGrid
 
 # Far apart, also for most colour-blind eyes (Okabe and Ito).
@@ -23,7 +23,7 @@ BACKGROUND_COLOUR = (0.10, 0.10, 0.13)
 BORDER_COLOUR = (0.32, 0.32, 0.36)
 
 
-def guide_pictures(guide: BindableGuide, grids: Sequence[TokenGrid], time_factor: int, size: int) -> Tensor:
+def guide_pictures(guide: Guide, grids: Sequence[TokenGrid], time_factor: int, size: int) -> Tensor:
     """Token regions of every frame and level.
 
     Args:

@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from ...attention_patches.checks import check_blocks, check_shape
-from ...attention_patches.guidance.guide import ModeGuide, mode_patches
-from ...attention_patches.guidance.guide_patch import idle_steps
+from ...attention_patches.guidance.guide import Guide
+from ...attention_patches.guidance.patch import guide_patches, idle_steps
 from ...attention_patches.guidance.text_spans import TextSpans, spans_of_named
 from ...perception.pictures.histogram_match import histogram_match
 from ...video_models.sampling.first_frame import FirstFrame
@@ -162,11 +162,11 @@ def _prepared(
     found = RoundMasks.of(masks, settings.rounds, *size, settings.mask_borders)
     found.strength_of_round(0, settings.frame_strength)
     first = _guide(model, settings, found.of_round(0, settings.phrases, *size[1:]), ())
-    check_blocks(first.blocks, model.block_names)
+    check_blocks(first.mode.blocks, model.block_names)
     stages.notes += idle_steps(first, model.step_progress(settings.steps, settings.sampler))
     if settings.phrases or settings.background_phrase:
         _spans(model, settings)
-    elif first.needs_words and first.is_active:
+    elif first.mode.only_words and first.is_active:
         stages.notes.append(f"no phrase names the objects: of {settings.mode} only what needs no words acts.")
     positive = model.encode_prompt(settings.prompt)
     identity = {
@@ -250,14 +250,14 @@ def _sample(
             steps=settings.steps,
             cfg=settings.cfg,
             seed=settings.seed + number,
-            patches=mode_patches(guide, spans),
+            patches=guide_patches(guide, spans),
             sampler=settings.sampler,
             first_frame=None if first is None else FirstFrame(first, settings.match_statistics),
             callback=lambda step, total, _denoised: run.progress(number, step, total),
         )
 
 
-def _guide(model: VideoModel, settings: GuidedClipsSettings, masks: Tensor, strength: tuple[float, ...]) -> ModeGuide:
+def _guide(model: VideoModel, settings: GuidedClipsSettings, masks: Tensor, strength: tuple[float, ...]) -> Guide:
     """The guide of a round on this model's blocks."""
     return settings.guide(masks, strength).on_blocks(model.block_names)
 

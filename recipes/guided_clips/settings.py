@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from ...attention_patches.guidance.guide import ModeGuide
+from ...attention_patches.guidance.guide import Guide
 from ...attention_patches.guidance.modes.registry import make_mode, read_constants
 from ...perception.phrases import plain_phrase
 from ...video_models.sampling.noise import share_first_frame
@@ -140,7 +140,7 @@ class GuidedClipsSettings:
         self.guide(torch.zeros(max(len(self.phrases), 1), 1, 1, 1), self.frame_strength[:1])
 
     @classmethod
-    def of_guide(cls, guide: ModeGuide, prompt: str, **values: Any) -> GuidedClipsSettings:
+    def of_guide(cls, guide: Guide, prompt: str, **values: Any) -> GuidedClipsSettings:
         """Settings that guide as a guide does; its masks are given to the recipe apart.
 
         Args:
@@ -152,7 +152,7 @@ class GuidedClipsSettings:
             prompt,
             guide.phrases,
             guide.background_phrase,
-            mode=guide.mode_name,
+            mode=guide.mode.name,
             constants=asdict(guide.mode),
             strength=guide.strength,
             frame_strength=guide.frame_strength,
@@ -174,13 +174,13 @@ class GuidedClipsSettings:
         """Length of the film whose rounds have so many frames."""
         return self.rounds * frames if self.overlap == "keep" else joined_frames(self.rounds, frames)
 
-    def guide(self, masks: Tensor, frame_strength: tuple[float, ...]) -> ModeGuide:
+    def guide(self, masks: Tensor, frame_strength: tuple[float, ...]) -> Guide:
         """The guide for these masks [N, T, H, W], with a factor per frame or none.
 
         Raises:
             ValueError: an unknown mode or constant, or values out of range.
         """
-        return ModeGuide(
+        return Guide(
             masks=masks,
             phrases=self.phrases,
             background_phrase=self.background_phrase,

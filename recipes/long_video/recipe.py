@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ...attention_patches.checks import check_blocks
-from ...attention_patches.free_long import free_long_patch
+from ...attention_patches.free_long import FreeLongPatch
 from ...attention_patches.guidance.text_spans import shorten
 from ...attention_patches.prompt_schedule import frame_weights
 from ...video_models.sampling.noise import video_noise
@@ -152,7 +152,7 @@ def _sample(run: _Run, model: VideoModel) -> tuple[Tensor, dict[str, Any]]:
         positive, patches = schedule_prompts(model, prompts, settings.schedule_overlap)
     free_long = settings.free_long(model.geometry)
     if free_long is not None:
-        patches = (*patches, free_long_patch(free_long))
+        patches = (*patches, FreeLongPatch(free_long))
         if size[2] <= window:
             run.stages.notes.append(f"the film is no longer than the window of {run.window} frames: FreeLong rests.")
     with run.stages.stage("sampling") as report:

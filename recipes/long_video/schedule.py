@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from ...attention_patches.guidance.text_spans import shorten
-from ...attention_patches.prompt_schedule import PromptSchedule, check_starts, prompt_schedule_patch
+from ...attention_patches.prompt_schedule import PromptSchedule, PromptSchedulePatch, check_starts
 from ...video_models.text_encoding import TextEmbedding
 
 if TYPE_CHECKING:
-    from ...attention_patches.stack import Patch
+    from ...attention_patches.patch import Patch
     from ..protocols import PromptEmbedding, VideoModel
 
 MAX_PROMPTS = 100
@@ -111,4 +111,4 @@ def schedule_prompts(
     """
     embedding, lengths = join_prompts(model, [entry.text for entry in schedule])
     timed = PromptSchedule(tuple(entry.start for entry in schedule), lengths, overlap)
-    return embedding, (prompt_schedule_patch(timed),) if len(schedule) > 1 else ()
+    return embedding, (PromptSchedulePatch(timed),) if len(schedule) > 1 else ()

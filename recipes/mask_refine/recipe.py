@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from ...attention_patches.checks import check_blocks
-from ...attention_patches.guidance.guide_patch import idle_steps
-from ...attention_patches.guidance.mask_guidance import MaskGuidance, mask_guidance_patch
+from ...attention_patches.guidance.guide import Guide
+from ...attention_patches.guidance.patch import guide_patches, idle_steps
 from ...attention_patches.guidance.regions import pool_time
 from ...perception.boxes import Box
 from ...perception.masks.mask_refinement import RefinementSettings, refine_tracks
@@ -191,7 +191,7 @@ def _refined(run: _Run, tracks: Tracks) -> Tracks:
         return refine_tracks(tracks, changes, progress=report)
 
 
-def _guide(run: _Run, tracks: Tracks) -> MaskGuidance | None:
+def _guide(run: _Run, tracks: Tracks) -> Guide | None:
     settings = run.settings
     empty = not any(bool((tracks.masks.union(part) > 127).any()) for part in tracks.masks.chunks())
     if not tracks.ids or empty:
@@ -206,7 +206,7 @@ def _guide(run: _Run, tracks: Tracks) -> MaskGuidance | None:
         tracks.select([place for place, label in enumerate(labels) if label == phrase_key(phrase)]).union()
         for phrase in phrases
     ]
-    guide = settings.guide(torch.stack(regions), phrases)
+    guide = settings.guide(torch.stack(regions), phrases).on_blocks(run.model.block_names)
     run.stages.notes += idle_steps(guide, _progress(run))
     return guide
 
@@ -220,7 +220,7 @@ def _progress(run: _Run) -> list[float]:
 
 def _regenerate(
     run: _Run,
-    guide: MaskGuidance | None,
+    guide: Guide | None,
     first_latents: Tensor,
     noise: Tensor,
     positive: PromptEmbedding,
@@ -232,8 +232,10 @@ def _regenerate(
         # Nothing to denoise: the first film as it is.
         return run.model.decode(first_latents)
     if guide is not None and guide.strength > 0.0:
-        own = run.model.token_spans(settings.prompt, guide.phrases) if guide.phrases else None
-        options["patches"] = (mask_guidance_patch(guide, own),)
+        own = None
+        if guide.phrases:
+            own = run.model.token_spans(settings.prompt, guide.phrases, guide.background_phrase)
+        options["patches"] = guide_patches(guide, own)
     if settings.background_lock and guide is not None:
         clip_frames, height, width = first_latents.shape[2:]
         union = pool_time(guide.masks.amax(dim=0, keepdim=True), clip_frames)[0]

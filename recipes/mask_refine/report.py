@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...attention_patches.guidance.mask_guidance import MaskGuidance
+from ...attention_patches.guidance.guide import Guide
 from ...perception.phrases import phrase_key
 from ...perception.tracks import Tracks
 from ..measurements import change_outside, frames_sha256, mask_iou, measure_film
@@ -23,7 +23,7 @@ def build_report(
     first: Tensor,
     second: Tensor,
     tracks: Tracks,
-    guide: MaskGuidance | None,
+    guide: Guide | None,
     found_first: Tracks | None,
     found_second: Tracks | None,
     given: bool,
@@ -76,10 +76,10 @@ def build_report(
     }
 
 
-def _settings(settings: MaskRefineSettings, guide: MaskGuidance | None) -> dict[str, Any]:
+def _settings(settings: MaskRefineSettings, guide: Guide | None) -> dict[str, Any]:
     values = settings.to_dict()
     if guide is not None:
-        values["strength"] = guide.strength
+        values["strength"] = guide.own_strength
     return values
 
 

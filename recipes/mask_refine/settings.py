@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from ...attention_patches.guidance.mask_guidance import GuidanceMode, GuidedRows, MaskGuidance
+from ...attention_patches.guidance.guide import Guide
+from ...attention_patches.guidance.modes.registry import mode_at, mode_constants, read_constants
+from ...attention_patches.site import GuidedRows
 from ...perception.phrases import phrase_key, plain_phrase
 from ..checked_settings import (
     MAX_FRAMES,
@@ -45,7 +48,12 @@ class MaskRefineSettings:
         background_lock: keep the first film's latents outside of the objects.
         lock_dilate: latent cells by which the unlocked region is larger than the objects, 0..16.
         lock_blur: latent cells over which the lock fades in, 0..16.
-        mode, strength, start_percent, end_percent, blocks, levels, rows, hard: see ``MaskGuidance``.
+        background_phrase: words of the prompt that name what is outside of all objects, for the modes that ask for them.
+        mode: one of ``attention_patches.guidance.modes.registry.MODES``.
+        strength: in the mode's own unit, see ``mode_at``; None is the mode's own.
+        start_percent, end_percent, blocks, rows: where and when the mode acts; None is the mode's own choice.
+        hard: masks are cut at 0.5 and regions closed for good, in the modes that have the choice.
+        constants: others of the mode, by name, or as ``read_constants`` takes them.
         box_threshold: of the detector, 0..1.
         text_threshold: of the detector, 0..1.
         nms_threshold: of the detector, 0..1.
@@ -72,13 +80,12 @@ class MaskRefineSettings:
     background_lock: bool = False
     lock_dilate: int = 1
     lock_blur: int = 1
-    mode: GuidanceMode = "focus_fg"
+    mode: str = "focus_fg"
     strength: float | None = None
-    start_percent: float = 0.0
-    end_percent: float = 0.52
-    blocks: str = "all"
-    levels: tuple[int, ...] | None = None
-    rows: GuidedRows = "both"
+    start_percent: float | None = None
+    end_percent: float | None = None
+    blocks: str | None = None
+    rows: GuidedRows | None = None
     hard: bool = False
     box_threshold: float = 0.35
     text_threshold: float = 0.25
@@ -86,6 +93,8 @@ class MaskRefineSettings:
     grow: int = 0
     feather: int = 0
     median_frames: int = 1
+    background_phrase: str = ""
+    constants: Mapping[str, Any] | str = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if isinstance(self.phrases, str):
@@ -106,6 +115,12 @@ class MaskRefineSettings:
             )
         )
         self._check_ranges()
+        given = read_constants(self.mode, self.constants) if isinstance(self.constants, str) else self.constants
+        object.__setattr__(self, "constants", dict(given))
+        own = mode_constants(self.mode)
+        for name in ("start_percent", "end_percent", "blocks", "rows"):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, own[name])
         # The guide checks its own fields; an empty mask is enough for that, and it happens before any work.
         self.guide(torch.zeros(len(self.phrases), 1, 1, 1), self.phrases)
 
@@ -141,20 +156,13 @@ class MaskRefineSettings:
         frames = geometry.native_frames if self.frames is None else self.frames
         return film_size(geometry, frames, self.height, self.width)
 
-    def guide(self, masks: Tensor, phrases: tuple[str, ...]) -> MaskGuidance:
+    def guide(self, masks: Tensor, phrases: tuple[str, ...]) -> Guide:
         """The guide for these masks [N, T, H, W] and the phrases that name them."""
-        return MaskGuidance(
-            masks=masks,
-            phrases=phrases,
-            mode=self.mode,
-            strength=self.strength,
-            start_percent=self.start_percent,
-            end_percent=self.end_percent,
-            blocks=self.blocks,
-            levels=self.levels,
-            rows=self.rows,
-            hard=self.hard,
-        )
+        chosen = {name: getattr(self, name) for name in ("start_percent", "end_percent", "blocks", "rows")}
+        if self.hard:
+            chosen["hard"] = True
+        mode, factor = mode_at(self.mode, self.strength, **(chosen | self.constants))
+        return Guide(masks, mode, phrases, self.background_phrase, factor)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mask_guided_video.attention_patches.frame_keys import FirstFrameKeys, first_frame_keys_patch
+from mask_guided_video.attention_patches.frame_keys import FirstFrameKeys, FirstFrameKeysPatch
 from mask_guided_video.attention_patches.kernels.torch_attention import attention
 from mask_guided_video.attention_patches.site import (
     CONDITIONAL,
@@ -18,6 +18,7 @@ from mask_guided_video.attention_patches.site import (
     UNCONDITIONAL,
     AttentionSite,
     BatchRows,
+    Span,
 )
 from mask_guided_video.attention_patches.stack import PatchStack
 
@@ -47,8 +48,8 @@ def make_site(folded: str = "frames", *, before: int = 0, after: int = 0, **chan
         grid=(FRAMES, HEIGHT, WIDTH),
         frames=tuple(range(FRAMES)),
         clip_frames=FRAMES,
-        video=slice(before, before + tokens),
-        text=slice(before + tokens, before + tokens + after) if joint else None,
+        video=Span(before, before + tokens),
+        text=Span(before + tokens, before + tokens + after) if joint else None,
         rows=BatchRows((CONDITIONAL, UNCONDITIONAL), 2, folded, FRAMES if folded == "frames" else 1),
         progress=0.1,
         sigma=5.0,
@@ -70,7 +71,7 @@ def run(patches: Sequence[Any], site: AttentionSite, qkv: Sequence[Tensor], mask
 
 
 def keys_patch(source: str = "first_self", **settings: Any) -> Any:
-    return first_frame_keys_patch(FirstFrameKeys(source, **settings))
+    return FirstFrameKeysPatch(FirstFrameKeys(source, **settings))
 
 
 def dense(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:

@@ -11,13 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from ...attention_patches.checks import check_blocks
-from ...attention_patches.frame_keys import FirstFrameKeys, first_frame_keys_patch
-from ...attention_patches.guidance.guide import ModeGuide, mode_patches
+from ...attention_patches.frame_keys import FirstFrameKeys, FirstFrameKeysPatch
+from ...attention_patches.guidance.guide import Guide
 from ...attention_patches.guidance.modes.registry import make_mode
+from ...attention_patches.guidance.patch import guide_patches
 from ...attention_patches.guidance.text_spans import TextSpans
 from ...attention_patches.kernels.torch_attention import OVERRIDE_KEY
+from ...attention_patches.patch import Patch
 from ...attention_patches.site import CONDITIONAL, UNCONDITIONAL
-from ...attention_patches.stack import Patch, PatchStack
+from ...attention_patches.stack import PatchStack
 from ...video_models.sampling.noise_schedule import NoiseSchedule, add_noise, alphas_cumprod, velocity
 from .data import ClipWords, TrainingClip, clip_sizes
 from .masks import augmented_masks
@@ -141,15 +143,15 @@ class ExampleMaker:
         """
         source = self.settings.key_source
         if masks is None:
-            return (first_frame_keys_patch(FirstFrameKeys(source)),) if source not in ("", "self") else ()
-        guide = ModeGuide(
+            return (FirstFrameKeysPatch(FirstFrameKeys(source)),) if source not in ("", "self") else ()
+        guide = Guide(
             masks.flip(-1) if is_mirrored else masks,
             phrases=words.phrases,
             background_phrase=words.background,
             mode=self.mode,
             key_source=source or None,
         )
-        return mode_patches(guide, self.words[words].spans)
+        return guide_patches(guide, self.words[words].spans)
 
 
 def motion_loss(unet: nn.Module, example: Example, config: NoiseSchedule, device: torch.device) -> Tensor:

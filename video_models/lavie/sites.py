@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ...attention_patches.frame_keys import KeyPlaces, folded_site
-from ...attention_patches.site import SITE_KEY, AttentionKind, AttentionSite, BatchRows
+from ...attention_patches.site import SITE_KEY, AttentionKind, AttentionSite, BatchRows, Span
 from ..sampling.window_frames import CALL_FRAMES_KEY, window_frames
 from .config import LaVieConfig, UpscalerConfig
 
@@ -102,8 +102,8 @@ class ClipContext:
             grid=(self.frames, height, width),
             frames=self.frame_indices,
             clip_frames=self.clip_frames,
-            video=slice(0, queries),
-            text=slice(0, text_length) if kind == "cross" else None,
+            video=Span(0, queries),
+            text=Span(0, text_length) if kind == "cross" else None,
             rows=rows,
             progress=self.progress,
             sigma=self.sigma,

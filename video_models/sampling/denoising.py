@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ...attention_patches.kernels.torch_attention import OVERRIDE_KEY
+from ...attention_patches.patch import Patch
 from ...attention_patches.site import CONDITIONAL, UNCONDITIONAL
-from ...attention_patches.stack import Patch, PatchStack
+from ...attention_patches.stack import PatchStack
 from ..text_encoding import TextEmbedding
 from .background_lock import BackgroundLock
 from .context_windows import ContextWindow, blend_windows, context_windows

@@ -11,23 +11,29 @@ Source of the idea: Feng, Yang, Li, "Resource-Efficient Motion Control for Video
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from ...checks import check_choice
-from ...frame_keys import KeySource
-from ...site import AttentionSite
-from ..bias_terms import BiasTerm, mode_tables, other_words, present_rows, same_region, words
-from ..region_tables import RegionTables
+from ...site import AttentionSite, KeySource
+from ..call import ModeCall
 from ..regions import Regions
-from .mode import MAX_CONSTANT, MaskMode, ModeCall
+from ..tables import BiasTerm, RegionTables, mode_tables, other_words, present_rows, same_region, words
+from .mode import MAX_CONSTANT, MaskMode
 
 Direction = Literal["both", "fg_only", "bg_only"]
 TextRule = Literal["exclude", "strict"]
+
+
+class _Phase(NamedTuple):
+    """What acts at a part of the schedule: the gap among video tokens, whether words, and their gain."""
+
+    gap: float
+    words: bool
+    gain: float
 
 
 @dataclass(frozen=True)
@@ -101,60 +107,50 @@ class DynamicMasks(MaskMode):
     def default_key_source(self) -> KeySource:
         return self.keys
 
-    def phase(self, site: AttentionSite) -> Hashable:
-        gap = None if site.kind == "cross" else self._gap(site)
-        if site.kind not in ("cross", "joint"):
-            return gap
-        return gap, self._words_act(site), self._gain(site)
-
-    def acts_at(self, site: AttentionSite) -> bool:
-        if not super().acts_at(site):
-            return False
-        words = site.kind in ("cross", "joint") and self._words_act(site)
-        return words or (site.kind != "cross" and self._gap(site) > 0.0)
-
-    def _gap(self, site: AttentionSite) -> float:
-        """Gap between the sides among video tokens."""
+    def phase(self, site: AttentionSite) -> _Phase:
+        """What acts at this part of the schedule."""
         gap, end = self.gamma_self, self.self_end_percent
         if site.kind == "temporal":
             gap, end = self.gamma_temporal, self.temporal_end_percent
-        return gap if site.progress <= end else 0.0
+        if site.kind == "cross" or site.progress > end:
+            gap = 0.0
+        if site.kind not in ("cross", "joint") or site.progress > self.cross_end_percent:
+            return _Phase(gap, False, 0.0)
+        kept = 1.0
+        if self.beta_decay_percent:
+            kept = max(1.0 - max(site.progress, 0.0) / self.beta_decay_percent, 0.0)
+        return _Phase(gap, True, self.beta * kept)
 
-    def _words_act(self, site: AttentionSite) -> bool:
-        return site.progress <= self.cross_end_percent
-
-    def _gain(self, site: AttentionSite) -> float:
-        """``beta`` at this part of the schedule."""
-        if not self.beta_decay_percent:
-            return self.beta
-        return self.beta * max(1.0 - max(site.progress, 0.0) / self.beta_decay_percent, 0.0)
+    def acts_at(self, site: AttentionSite) -> bool:
+        """Say whether the mode changes a call."""
+        phase = self.phase(site)
+        return super().acts_at(site) and (phase.words or phase.gap > 0.0)
 
     def tables(self, call: ModeCall) -> RegionTables | None:
-        rows = _divided_rows(call.asking)
+        rows = _divided_rows(call.query_regions)
         terms = []
-        if call.site.kind != "cross" and self._gap(call.site) > 0.0:
-            terms.append(self._sides(call, self._gap(call.site), rows))
-        if call.spans is not None and self._words_act(call.site):
+        if call.phase.gap > 0.0:
+            terms.append(self._sides(call, call.phase.gap, rows))
+        if call.spans is not None and call.phase.words:
             terms += self._words(call, rows)
         return mode_tables(call, terms)
 
     def _sides(self, call: ModeCall, gap: float, rows: Tensor) -> BiasTerm:
         if not self.per_object:
-            asking, keys = _united(call.asking), _united(call.regions)
+            asking, keys = _united(call.query_regions), _united(call.regions)
         else:
-            asking, keys = call.asking, call.regions
+            asking, keys = call.query_regions, call.regions
         channels = {"both": slice(None), "fg_only": slice(0, -1), "bg_only": slice(-1, None)}[self.direction]
         return same_region(asking, keys, gap, rows, channels)
 
     def _words(self, call: ModeCall, rows: Tensor) -> list[BiasTerm]:
-        regions, named = call.asking, words(call, *call.spans)
+        regions, named = call.query_regions, words(call, *call.spans)
         rows = rows[None, :, None, None]
         present = present_rows(call) * rows
         inside, outside = regions.objects * present, (1.0 - regions.objects) * present
         terms = [BiasTerm(outside, text=-self.gamma_cross * named)]
-        gain = self._gain(call.site)
-        if gain:
-            terms.append(BiasTerm(inside, text=gain * named))
+        if call.phase.gain:
+            terms.append(BiasTerm(inside, text=call.phase.gain * named))
         if call.background:
             others = words(call, other_words(call, call.background, *call.spans))
             terms.append(BiasTerm(regions.background[None] * rows, text=-self.gamma_cross * others))

@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 
 from ...checks import check_choice
-from ...kernels.plain import MAX_BIAS, Side
+from ...kernels.channels import MAX_BIAS
+from ...kernels.partition import Side
+from ...site import GuidedRows
+from ..call import ModeCall
 from ..edits import Edit, EditPart, ProbabilityEdit, replace_keys
 from ..labels import CellBoxes, RegionLabels, groups_with, of_queries, query_strength, word_table
-from ..mask_guidance import GuidedRows
-from .mode import MAX_CONSTANT, MaskMode, ModeCall
+from .mode import MAX_CONSTANT, MaskMode
 
 CrossRule = Literal["exact", "clean"]
 
@@ -59,12 +61,12 @@ class FreeTraj(MaskMode):
     def edit(self, call: ModeCall) -> ProbabilityEdit | None:
         """Keep regions apart among video tokens, and lay words into boxes where they are known."""
         if call.site.kind == "self":
-            return self._as_sides(RegionLabels.of(call.boxed()))
+            return self._as_sides(RegionLabels.of(call.boxes_filled()))
         logits: list[Edit] = []
         guided: set[int] = set()
         probabilities = None
         if call.site.kind != "cross":
-            labels = RegionLabels.of(call.boxed())
+            labels = RegionLabels.of(call.boxes_filled())
             guided.update(labels.guided())
             logits.append(self._between_regions(labels))
         if call.spans is not None and any(call.spans):
@@ -137,7 +139,7 @@ class _Words:
 
     @classmethod
     def of(cls, call: ModeCall, spans: tuple[tuple[int, ...], ...]) -> _Words:
-        boxes = CellBoxes.of(call, call.asking_boxes)
+        boxes = CellBoxes.of(call, call.query_boxes)
         counts = torch.tensor([max(len(span), 1) for span in spans])[:, None, None, None]
         area = boxes.area.clamp(min=torch.finfo(torch.float32).tiny)[..., None, None]
         return cls(

@@ -1,80 +1,24 @@
-"""What a mode of mask guidance is: a rule of where words and frames may look, told what it must know of each call."""
+"""What a mode of mask guidance is: a rule of where words and frames may look."""
 
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import ClassVar, get_args
+from functools import cached_property
+from typing import Any, ClassVar, get_args
 
-import torch
-from torch import Tensor
-
-from ...checks import block_patterns, check_choice, check_number, check_percents, matches_block
-from ...frame_keys import KeySource
-from ...site import AttentionKind, AttentionSite
+from ...checks import check_choice, check_number
+from ...patch import Scope
+from ...site import AttentionKind, AttentionSite, GuidedRows, KeySource
+from ..call import ModeCall
 from ..edits import ProbabilityEdit
-from ..mask_guidance import GuidedRows
-from ..region_tables import RegionTables
-from ..regions import MaskRule, Regions
+from ..regions import MaskRule
+from ..tables import RegionTables
 
 # Largest factor of a mode's constant; what a rule closes is closed at any factor above 0.
 MAX_CONSTANT = 1000.0
-
-
-@dataclass(frozen=True, eq=False)
-class ModeCall:
-    """All that a mode sees of one kind of attention call and of some batch rows of it.
-
-    Attributes:
-        site: where the call stands.
-        regions: of the frames of the keys (``site.frames``), on the site's grid.
-        asking: of the frames of the queries.
-        lengths: of queries and keys.
-        spans: positions of each object's words among the text keys of these rows; None where no words are known.
-        ordinary: positions of all the prompt's own words (not begin, end, padding).
-        background: positions of the words that name what is outside of all objects.
-        begin: positions of begin-of-text tokens.
-        frame_strength: [T of the queries], factor on what the mode does in each frame; the guide's strength included.
-        boxes: [R, T of the keys, 4], box of each object as (left, top, right, bottom) in fractions of the picture;
-            zeros where it is not in the frame.
-        asking_boxes: [R, T of the queries, 4].
-        boxed: makes the same call with every mask filled up to its box; boxes may overlap.
-        device: of the call.
-    """
-
-    site: AttentionSite
-    regions: Regions
-    asking: Regions
-    lengths: tuple[int, int]
-    spans: tuple[tuple[int, ...], ...] | None
-    ordinary: tuple[int, ...]
-    background: tuple[int, ...]
-    begin: tuple[int, ...]
-    frame_strength: Tensor
-    boxes: Tensor
-    asking_boxes: Tensor
-    boxed: Callable[[], ModeCall]
-    device: torch.device
-
-    @property
-    def text(self) -> range:
-        """Where the text stands among the keys."""
-        if self.site.kind not in ("cross", "joint"):
-            return range(0)
-        return range(*(self.site.text or slice(None)).indices(self.lengths[1]))
-
-    @property
-    def video_keys(self) -> range:
-        """Where the video stands among the keys."""
-        if self.site.kind == "cross":
-            return range(0)
-        return range(*(self.site.key_video or self.site.video).indices(self.lengths[1]))
-
-    @property
-    def video_queries(self) -> range:
-        """Where the video stands among the queries."""
-        return range(*self.site.video.indices(self.lengths[0]))
+# Largest factor on all that a mode does.
+MAX_STRENGTH = 10.0
 
 
 @dataclass(frozen=True)
@@ -94,7 +38,7 @@ class MaskMode(ABC):
         mask_rule: how masks come to the cells of a grid; see ``pool_space``.
 
     Raises:
-        ValueError: a constant out of its range.
+        GuideError: a constant out of its range.
     """
 
     start_percent: float = 0.0
@@ -109,22 +53,33 @@ class MaskMode(ABC):
     summary: ClassVar[str]
     # Calls that the mode may change.
     kinds: ClassVar[frozenset[AttentionKind]] = frozenset({"self", "cross", "temporal", "joint"})
-    # Whether only words are guided, so that there is nothing to do without their places.
-    only_words: ClassVar[bool] = False
+    # The constant that is the mode's strength; empty where the mode has several, and its strength is a factor on all.
+    strength_constant: ClassVar[str] = ""
+    # Whether the places of the objects' words make a difference.
+    uses_words: ClassVar[bool] = True
     # Whether queries of one frame meet the keys of all of them where a model attends frame by frame.
     space_time: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        check_percents(self.start_percent, self.end_percent)
-        block_patterns(self.blocks)
-        check_choice("rows", self.rows, get_args(GuidedRows))
         check_choice("cross_rows", self.cross_rows, get_args(GuidedRows))
+        # Checks where and when too.
+        _ = self.scope
         check_choice("mask_rule", self.mask_rule, get_args(MaskRule))
 
     def _check_numbers(self, most: float, *names: str) -> None:
-        """Raise ValueError unless constants lie in 0..most."""
+        """Raise GuideError unless constants lie in 0..most."""
         for name in names:
             check_number(name, getattr(self, name), most)
+
+    @cached_property
+    def scope(self) -> Scope:
+        """Where and when the mode acts."""
+        return Scope(self.start_percent, self.end_percent, self.blocks, self.rows)
+
+    @property
+    def only_words(self) -> bool:
+        """Whether only words are guided, so that there is nothing to do without their places."""
+        return False
 
     @property
     def hard(self) -> bool:
@@ -138,14 +93,10 @@ class MaskMode(ABC):
 
     def acts_at(self, site: AttentionSite) -> bool:
         """Say whether the mode changes a call: kind, schedule and block."""
-        return (
-            site.kind in self.kinds
-            and self.start_percent <= max(site.progress, 0.0) <= self.end_percent
-            and any(matches_block(site.block, pattern) for pattern in block_patterns(self.blocks))
-        )
+        return site.kind in self.kinds and self.scope.includes(site)
 
-    def phase(self, site: AttentionSite) -> Hashable:
-        """Return what ``tables`` and ``edit`` depend on besides kind, sizes and frames of a call, such as progress."""
+    def phase(self, site: AttentionSite) -> Any:
+        """Return what ``tables`` and ``edit`` depend on of block and schedule, hashable: they find it in ``ModeCall.phase``."""
         return None
 
     def tables(self, call: ModeCall) -> RegionTables | None:

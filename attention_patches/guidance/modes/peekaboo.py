@@ -11,11 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..bias_terms import CLOSED, BiasTerm, guided_rows, mode_tables, present_rows, same_region, words
-from ..mask_guidance import GuidedRows
-from ..region_tables import RegionTables
+from ...site import GuidedRows
+from ..call import ModeCall
 from ..regions import MaskRule
-from .mode import MaskMode, ModeCall
+from ..tables import CLOSED, BiasTerm, RegionTables, guided_rows, mode_tables, present_rows, same_region, words
+from .mode import MaskMode
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,13 @@ class Peekaboo(MaskMode):
     def tables(self, call: ModeCall) -> RegionTables | None:
         terms = []
         if call.site.kind != "cross":
-            terms.append(same_region(call.asking, call.regions, -CLOSED))
+            terms.append(same_region(call.query_regions, call.regions, -CLOSED))
         if call.spans is not None:
             terms += self._words(call)
         return mode_tables(call, terms, partition=call.site.kind in ("self", "joint"))
 
     def _words(self, call: ModeCall) -> list[BiasTerm]:
-        inside = call.asking.objects * present_rows(call)
+        inside = call.query_regions.objects * present_rows(call)
         everything = range(len(call.text))
         of_objects = [[position for position in everything if position not in span] for span in call.spans]
         objects = BiasTerm(inside, text=CLOSED * words(call, *of_objects))
@@ -60,6 +60,6 @@ class Peekaboo(MaskMode):
         if not self.begin_is_seen:
             hidden.update(call.begin)
         background = BiasTerm(
-            call.asking.background[None] * guided_rows(call), text=CLOSED * words(call, sorted(hidden))
+            call.query_regions.background[None] * guided_rows(call), text=CLOSED * words(call, sorted(hidden))
         )
         return [objects, background]

@@ -9,9 +9,9 @@ import torch
 
 from ...checks import check_choice
 from ...site import AttentionKind, AttentionSite
-from ..bias_terms import CLOSED, BiasTerm, guided_rows, mode_tables, other_words, present_rows, words
-from ..region_tables import RegionTables
-from .mode import MAX_CONSTANT, MaskMode, ModeCall
+from ..call import ModeCall
+from ..tables import CLOSED, BiasTerm, RegionTables, guided_rows, mode_tables, other_words, present_rows, words
+from .mode import MAX_CONSTANT, MaskMode
 
 OtherWords = Literal["closed", "background", "free"]
 
@@ -39,7 +39,10 @@ class RegionWords(MaskMode):
     other_words: OtherWords = "closed"
 
     kinds: ClassVar[frozenset[AttentionKind]] = frozenset({"cross", "joint"})
-    only_words: ClassVar[bool] = True
+
+    @property
+    def only_words(self) -> bool:
+        return True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -48,9 +51,7 @@ class RegionWords(MaskMode):
         check_choice("other_words", self.other_words, get_args(OtherWords))
 
     def phase(self, site: AttentionSite) -> bool:
-        return self._amplifies(site)
-
-    def _amplifies(self, site: AttentionSite) -> bool:
+        """Whether words are amplified."""
         return max(site.progress, 0.0) <= self.amplify_percent
 
     def tables(self, call: ModeCall) -> RegionTables | None:
@@ -61,12 +62,12 @@ class RegionWords(MaskMode):
             background, others = sorted({*background, *others}), []
         guided, present = guided_rows(call), present_rows(call)
         named = words(call, *call.spans, background)
-        inside = call.asking.memberships()
+        inside = call.query_regions.memberships()
         seen = torch.cat((present * guided, guided))
         terms = [BiasTerm((1.0 - inside) * seen, text=CLOSED * named)]
         if self.other_words == "closed":
             terms.append(BiasTerm(guided.expand(-1, -1, *inside.shape[2:]), text=CLOSED * words(call, others)))
-        if self._amplifies(call.site) and self.gain:
+        if call.phase and self.gain:
             share = inside.mean(dim=(2, 3), keepdim=True)
             terms.append(BiasTerm(inside * (1.0 - share) * seen, text=self.gain * named))
         return mode_tables(call, terms)

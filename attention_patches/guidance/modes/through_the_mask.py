@@ -10,11 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ...site import AttentionKind, AttentionSite
-from ..bias_terms import CLOSED, BiasTerm, guided_rows, mode_tables, same_region, words
-from ..mask_guidance import GuidedRows
-from ..region_tables import RegionTables
-from .mode import MaskMode, ModeCall
+from ...errors import GuideError
+from ...site import AttentionKind, AttentionSite, GuidedRows
+from ..call import ModeCall
+from ..tables import CLOSED, BiasTerm, RegionTables, guided_rows, mode_tables, same_region, words
+from .mode import MaskMode
 
 # Published: blocks of the encoder of a U-Net, and the share of the blocks of a transformer (10 of 40).
 UNET_BLOCKS = 6
@@ -48,7 +48,7 @@ class ThroughTheMask(MaskMode):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.first_blocks < 0:
-            raise ValueError(
+            raise GuideError(
                 f"first_blocks is {self.first_blocks}; give a number of blocks, or 0 for the published one."
             )
 
@@ -64,13 +64,13 @@ class ThroughTheMask(MaskMode):
     def tables(self, call: ModeCall) -> RegionTables | None:
         terms = []
         if call.site.kind != "cross":
-            terms.append(same_region(call.asking, call.regions, -CLOSED))
+            terms.append(same_region(call.query_regions, call.regions, -CLOSED))
         if call.spans is not None:
             terms += self._words(call)
         return mode_tables(call, terms, partition=call.site.kind == "self")
 
     def _words(self, call: ModeCall) -> list[BiasTerm]:
-        boxes = call.boxed().asking.objects * guided_rows(call)
+        boxes = call.boxes_filled().query_regions.objects * guided_rows(call)
         inside = boxes.amax(dim=0, keepdim=True)
         named = {position for span in call.spans for position in span}
         rest = [position for position in range(len(call.text)) if position not in named]

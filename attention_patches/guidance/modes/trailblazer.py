@@ -11,11 +11,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ...site import AttentionKind, AttentionSite
+from ...site import AttentionKind, AttentionSite, GuidedRows
+from ..call import ModeCall
 from ..edits import EditPart, ProbabilityEdit, replace_keys
 from ..labels import CellBoxes, groups_with, of_keys, of_queries, query_strength, word_table
-from ..mask_guidance import GuidedRows
-from .mode import MAX_CONSTANT, MaskMode, ModeCall
+from .mode import MAX_CONSTANT, MaskMode
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class TrailBlazer(MaskMode):
         return None if call.spans is None else self._words(call, call.spans)
 
     def _words(self, call: ModeCall, spans: tuple[tuple[int, ...], ...]) -> ProbabilityEdit:
-        boxes = CellBoxes.of(call, call.asking_boxes, self.shrink)
+        boxes = CellBoxes.of(call, call.query_boxes, self.shrink)
         strength = query_strength(call)
         # The tokens after the prompt have the boxes of all objects together.
         whole = [torch.cat((each, _any_object(each))) for each in (boxes.inside, boxes.bump)]
@@ -90,7 +90,7 @@ class TrailBlazer(MaskMode):
         return ProbabilityEdit(groups_with(changed), probabilities=raised, peak_keys=text)
 
     def _over_time(self, call: ModeCall) -> ProbabilityEdit:
-        asking, met = (CellBoxes.of(call, boxes, self.shrink) for boxes in (call.asking_boxes, call.boxes))
+        asking, met = (CellBoxes.of(call, boxes, self.shrink) for boxes in (call.query_boxes, call.boxes))
         strength = of_queries(call, query_strength(call))[..., 0]
         bump, inside = (of_queries(call, _any_object(each))[..., 0] for each in (asking.bump, asking.inside))
         met_bump, met_inside = (of_keys(call, _any_object(each))[..., 0] for each in (met.bump, met.inside))

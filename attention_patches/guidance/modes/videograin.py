@@ -5,19 +5,18 @@ Source: VideoGrain (arXiv 2502.17258) and its code (knightyxp/VideoGrain); the r
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from ...site import AttentionKind, AttentionSite
+from ...site import AttentionKind, AttentionSite, GuidedRows
+from ..call import ModeCall
 from ..edits import Edit, EditPart, ProbabilityEdit, replace_keys
 from ..labels import RegionLabels, groups_with, word_table
-from ..mask_guidance import GuidedRows
 from ..regions import MaskRule
-from .mode import MAX_CONSTANT, MaskMode, ModeCall
+from .mode import MAX_CONSTANT, MaskMode
 
 # Steps of the noise schedule that the published weight counts in.
 SCHEDULE_STEPS = 1000
@@ -62,7 +61,7 @@ class VideoGrain(MaskMode):
         """Say whether the mode changes a call; models that take all frames in one sequence have one level only."""
         return super().acts_at(site) and (site.rows.folded == "none" or site.level >= self.finest_level)
 
-    def phase(self, site: AttentionSite) -> Hashable:
+    def phase(self, site: AttentionSite) -> float:
         """The weight at this point of the schedule."""
         return self.weight_at(site.progress)
 
@@ -73,7 +72,7 @@ class VideoGrain(MaskMode):
 
     def edit(self, call: ModeCall) -> ProbabilityEdit | None:
         """Pull logits to the extremes, among video tokens and among words."""
-        labels, weight = RegionLabels.of(call), self.weight_at(call.site.progress)
+        labels, weight = RegionLabels.of(call), call.phase
         regions = len(call.regions.objects) + 1
         pulls: list[Edit] = []
         guided: set[int] = set()

@@ -8,14 +8,12 @@ from typing import Any
 import pytest
 import torch
 from evolved import FRAMES, WINDOW, WINDOWS, Evolved, load_pack, tiny_sd15, with_motion_model
+from guides import plain_guide
 from native_models import TinyModel, sample
 from torch import Tensor
 
-from mask_guided_video.attention_patches.guidance.mask_guidance import (
-    MaskGuidance,
-    MaskGuidancePatch,
-    mask_guidance_patch,
-)
+from mask_guided_video.attention_patches.guidance.guide import Guide
+from mask_guided_video.attention_patches.guidance.patch import GuidePatch
 from mask_guided_video.attention_patches.guidance.text_spans import TextSpans
 from mask_guided_video.attention_patches.site import AttentionSite
 from mask_guided_video.backbones.registry import install_patches
@@ -45,16 +43,16 @@ def masks() -> Tensor:
     return out
 
 
-def guide(**changes: Any) -> MaskGuidance:
-    return MaskGuidance(masks(), **{"mode": "separate", "strength": 4.0, "end_percent": 1.0, **changes})
+def guide(**changes: Any) -> Guide:
+    return plain_guide(masks(), **{"mode": "separate", "strength": 4.0, "end_percent": 1.0, **changes})
 
 
 def hang(patcher: Any, patch: Any = None) -> Any:
     spans = TextSpans(("red ball",), POSITIONS, 12)
-    return install_patches(patcher, [patch or mask_guidance_patch(guide(), spans)])
+    return install_patches(patcher, [patch or GuidePatch(guide(), spans)])
 
 
-class Watched(MaskGuidancePatch):
+class Watched(GuidePatch):
     """Notes the sites of the calls that it guides."""
 
     def __init__(self, *args: Any) -> None:
@@ -91,10 +89,10 @@ def test_windows_equal_the_masks_sliced_by_hand(model: TinyModel, evolved: Evolv
     """A film of one window's length, guided by that window's part of the masks, makes the same attention calls."""
     found: dict[tuple[int, ...], list[Tensor]] = {}
 
-    class Kept(MaskGuidancePatch):
+    class Kept(GuidePatch):
         def __call__(self, attend: Any, q: Tensor, k: Tensor, v: Tensor, site: AttentionSite) -> Tensor:
             out = super().__call__(attend, q, k, v, site)
-            by_hand = mask_guidance_patch(MaskGuidance(masks()[:, list(site.frames)], **settings), self.text_spans)
+            by_hand = GuidePatch(plain_guide(masks()[:, list(site.frames)], **settings), self.text_spans)
             own = AttentionSite(**{**vars(site), "frames": tuple(range(len(site.frames))), "clip_frames": WINDOW})
             torch.testing.assert_close(out, by_hand(attend, q, k, v, own))
             found.setdefault(site.frames, []).append(out)
@@ -110,7 +108,7 @@ def test_windows_equal_the_masks_sliced_by_hand(model: TinyModel, evolved: Evolv
 def test_strength_zero_is_bit_identical(model: TinyModel, evolved: Evolved) -> None:
     with torch.inference_mode():
         plain = sample(model, evolved(model.patcher))
-        none = sample(model, hang(evolved(model.patcher), mask_guidance_patch(guide(strength=0.0))))
+        none = sample(model, hang(evolved(model.patcher), GuidePatch(guide(strength=0.0))))
         assert torch.equal(none, plain)
         # And a guided run leaves nothing behind.
         sample(model, hang(evolved(model.patcher)))
@@ -129,6 +127,6 @@ def test_motion_matters_and_films_without_windows_are_guided(model: TinyModel, e
 
 
 def test_masks_of_another_length_are_named_before_sampling(model: TinyModel, evolved: Evolved) -> None:
-    wrong = mask_guidance_patch(MaskGuidance(masks()[:, :5], mode="separate"))
+    wrong = GuidePatch(plain_guide(masks()[:, :5], mode="separate"))
     with torch.inference_mode(), pytest.raises(ValueError, match=f"5 mask frames do not fit a clip of {FRAMES}"):
         sample(model, hang(evolved(model.patcher), wrong))

@@ -21,12 +21,13 @@ from evolved import (
     tiny_sd15,
     with_motion_model,
 )
+from guides import plain_guide
 from native_models import TinyModel
 from temporal_reference import attention_of_motion_modules
 from torch import Tensor
 
-from mask_guided_video.attention_patches.free_long import FreeLong, FreeLongPatch, free_long_patch
-from mask_guided_video.attention_patches.guidance.mask_guidance import MaskGuidance, mask_guidance_patch
+from mask_guided_video.attention_patches.free_long import FreeLong, FreeLongPatch
+from mask_guided_video.attention_patches.guidance.patch import GuidePatch
 from mask_guided_video.attention_patches.kernels.torch_attention import OVERRIDE_KEY
 from mask_guided_video.backbones.registry import install_patches
 from mask_guided_video.host.sampling.host_windows import ContextWindows, install_context_windows
@@ -114,8 +115,8 @@ def test_nothing_is_exchanged_where_nothing_acts(
         return attend(*args)
 
     take_for_attention(monkeypatch, spy)
-    guide = mask_guidance_patch(MaskGuidance(torch.ones(1, FRAMES, 64, 96), mode="focus"))
-    short = free_long_patch(FreeLong(FRAMES))
+    guide = GuidePatch(plain_guide(torch.ones(1, FRAMES, 64, 96), mode="focus"))
+    short = FreeLongPatch(FreeLong(FRAMES))
     step(model, install_patches(evolved(model.patcher, windows=False), [guide, short]))
     assert seen == {spy}
 
@@ -146,8 +147,8 @@ def test_with_mask_guidance_in_one_model(
     """Guidance keeps objects apart over time as well: here frames 0..3 of the whole picture from the others."""
     masks = torch.zeros(1, FRAMES, 64, 96)
     masks[:, :4] = 1.0
-    guide = MaskGuidance(masks, mode="separate", strength=4.0, end_percent=1.0, rows="both")
-    patches = [mask_guidance_patch(guide), free_long_patch(BLENDED)]
+    guide = plain_guide(masks, mode="separate", strength=4.0, end_percent=1.0, rows="both")
+    patches = [GuidePatch(guide), FreeLongPatch(BLENDED)]
     patcher = evolved(model.patcher, windows=False)
     if order == "one stack":
         both = install_patches(patcher, patches)

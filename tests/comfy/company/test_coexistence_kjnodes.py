@@ -124,9 +124,10 @@ def test_sparse_attention_with_guidance(
 ) -> None:
     """NABLA leaves keys out of calls of 3000 tokens and more, without a look at the function that it is given."""
     from comfy.ldm.modules.attention import attention_pytorch, wrap_attn
+    from guides import plain_guide
 
-    from mask_guided_video.attention_patches.guidance.mask_guidance import MaskGuidance, mask_guidance_patch
-    from mask_guided_video.attention_patches.site import SITE_KEY, AttentionSite, BatchRows
+    from mask_guided_video.attention_patches.guidance.patch import GuidePatch
+    from mask_guided_video.attention_patches.site import SITE_KEY, AttentionSite, BatchRows, Span
     from mask_guided_video.attention_patches.stack import PatchStack
 
     def flex_attention(q: Tensor, k: Tensor, v: Tensor, block_mask: Any) -> Tensor:
@@ -144,11 +145,11 @@ def test_sparse_attention_with_guidance(
     q, k, v = (torch.randn(1, 1, 3072, 16, generator=generator) for _ in range(3))
     site = AttentionSite(
         **{"kind": "self", "block": "0", "index": 0, "total": 1, "level": 0, "grid": (3, 32, 32), "frames": (0, 1, 2)},
-        **{"clip_frames": 3, "video": slice(0, 3072), "text": None, "rows": BatchRows(), "progress": 0.1, "sigma": 1.0},
+        **{"clip_frames": 3, "video": Span(0, 3072), "text": None, "rows": BatchRows(), "progress": 0.1, "sigma": 1.0},
     )
     masks = torch.zeros(1, 3, 64, 64)
     masks[..., 10:40, 20:50] = 1.0
-    stack = PatchStack([mask_guidance_patch(MaskGuidance(masks, mode="separate", rows="both"))])
+    stack = PatchStack([GuidePatch(plain_guide(masks, mode="separate", rows="both"))])
     given = {"skip_reshape": True, "transformer_options": {SITE_KEY: site}, "_inside_attn_wrapper": True}
     expected = stack.override(wrap_attn(attention_pytorch.__wrapped__), q, k, v, 1, **given)
     chained = stack.chain(override)

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from guides import plain_guide
 from native_guides import dense, guide_of, patched, relative, spans_of
 from native_models import sample, tiny
 
-from mask_guided_video.attention_patches.guidance.mask_guidance import MaskGuidance, mask_guidance_patch
+from mask_guided_video.attention_patches.guidance.patch import GuidePatch
 from mask_guided_video.attention_patches.kernels.torch_attention import torch_attention
 from mask_guided_video.attention_patches.site import (
     CONDITIONAL,
@@ -19,6 +20,7 @@ from mask_guided_video.attention_patches.site import (
     UNCONDITIONAL,
     AttentionSite,
     BatchRows,
+    Span,
 )
 from mask_guided_video.attention_patches.stack import PatchStack
 
@@ -35,7 +37,7 @@ SITE = AttentionSite(
     grid=GRID,
     frames=(0, 1),
     clip_frames=2,
-    video=slice(0, 600),
+    video=Span(0, 600),
     text=None,
     rows=BatchRows((UNCONDITIONAL, CONDITIONAL), 1, "frames", 2),
     progress=0.0,
@@ -60,8 +62,8 @@ def test_backends_agree(name: str, dtype: torch.dtype, mode: str, hard: bool) ->
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(4, 600, HEADS * DIM, generator=generator).to(dtype) for _ in range(3))
     bias = 0.5 * torch.randn(1, 1, 600, 600, generator=generator).to(dtype)
-    guide = MaskGuidance(masks(), mode=mode, hard=hard, rows="conditional")
-    stack = PatchStack([mask_guidance_patch(guide)])
+    guide = plain_guide(masks(), mode=mode, hard=hard, rows="conditional")
+    stack = PatchStack([GuidePatch(guide)])
     options = copy.deepcopy({"optimized_attention_override": stack.override, SITE_KEY: SITE})
     for mask in (None, bias):
         expected = stack.override(torch_attention, q, k, v, HEADS, mask, transformer_options={SITE_KEY: SITE})
@@ -82,7 +84,7 @@ def test_split_layouts_and_a_call_without_a_site(name: str) -> None:
 
     function = getattr(attention, name)
     q = torch.randn(4, HEADS, 600, DIM, generator=torch.Generator().manual_seed(0))
-    stack = PatchStack([mask_guidance_patch(MaskGuidance(masks()))])
+    stack = PatchStack([GuidePatch(plain_guide(masks()))])
     options = {"optimized_attention_override": stack.override}
     plain = function(q, q, q, HEADS, skip_reshape=True)
     assert torch.equal(function(q, q, q, HEADS, skip_reshape=True, transformer_options=options), plain)
@@ -96,7 +98,7 @@ def test_model_patcher_clone_shares_the_tables() -> None:
 
     model = torch.nn.Linear(2, 2)
     patcher = ModelPatcher(model, torch.device("cpu"), torch.device("cpu"))
-    stack = PatchStack([mask_guidance_patch(MaskGuidance(masks()))])
+    stack = PatchStack([GuidePatch(plain_guide(masks()))])
     patched = patcher.clone()
     patched.model_options["transformer_options"]["optimized_attention_override"] = stack.override
     again = patched.clone()
@@ -183,7 +185,7 @@ def test_the_hosts_containers_are_emptied_as_early_as_without_us(kitchen: Kitche
 
     model = ModelPatcher(torch.nn.Linear(2, 2), torch.device("cpu"), torch.device("cpu"))
     function = kitchen.function if way == "for all models" else attention_pytorch
-    stack = PatchStack([mask_guidance_patch(MaskGuidance(masks(), rows="conditional"))], host=function)
+    stack = PatchStack([GuidePatch(plain_guide(masks(), rows="conditional"))], host=function)
     if way == "of the model":
         model.set_model_optimized_attention(kitchen.function)
         stack = stack.chain(model.model_options["transformer_options"]["optimized_attention_override"])

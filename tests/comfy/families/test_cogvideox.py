@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 import torch
 from dense_reference import Calls, DenseGuide, DenseReference
+from guides import plain_guide
 from native_guides import GUIDES, POSITIONS, first_predictions, patched, relative
 from native_models import TEXT, TinyModel, randomise, sample
 
 from mask_guided_video.attention_patches.guidance import plan as guidance_plan
-from mask_guided_video.attention_patches.guidance.mask_guidance import MaskGuidance, mask_guidance_patch
+from mask_guided_video.attention_patches.guidance.guide import Guide
+from mask_guided_video.attention_patches.guidance.patch import GuidePatch
 from mask_guided_video.attention_patches.guidance.text_spans import TextSpans
 from mask_guided_video.backbones.families.cogvideox import CogVideoX
 from mask_guided_video.backbones.registry import install_patches, require_supported
@@ -69,17 +71,17 @@ class Reference(DenseReference):
         self.active, self.on, self.model_calls = (lambda sigma: True), True, 0
 
 
-def guide_of(mode: str, size: tuple[int, int] = (8, 12), **changes: Any) -> MaskGuidance:
+def guide_of(mode: str, size: tuple[int, int] = (8, 12), **changes: Any) -> Guide:
     masks = torch.zeros(2, 9, 8 * size[0], 8 * size[1])
     for frame in range(9):
         masks[0, frame, 16:48, 4 * frame : 4 * frame + 30] = 1.0
         if frame:
             masks[1, frame, 30:, 50 - frame :] = 0.8
     masks = torch.nn.functional.avg_pool2d(masks, 5, stride=1, padding=2)
-    return MaskGuidance(masks, **{"end_percent": 1.0, **GUIDES[mode], **changes})
+    return plain_guide(masks, **{"end_percent": 1.0, **GUIDES[mode], **changes})
 
 
-def reference(model: TinyModel, guide: MaskGuidance, spans: TextSpans | None = SPANS) -> Reference:
+def reference(model: TinyModel, guide: Guide, spans: TextSpans | None = SPANS) -> Reference:
     return Reference(model, DenseGuide(guide, CALLS, model.latents[-2:], spans))
 
 
@@ -150,4 +152,4 @@ def test_tokens_of_two_latent_frames_are_refused() -> None:
     model = cogvideox()
     model.patcher.model.diffusion_model.patch_size_t = 2
     with pytest.raises(ValueError, match="model not supported: .*CogVideoX 1.0"):
-        install_patches(model.patcher, [mask_guidance_patch(guide_of("separate"))])
+        install_patches(model.patcher, [GuidePatch(guide_of("separate"))])

@@ -24,14 +24,11 @@ from test_cogvideox import guide_of as guide_of_cogvideox
 from test_native_half_precision import ROUNDING, in_half
 from torch import Tensor
 
-from mask_guided_video.attention_patches.frame_keys import (
-    FirstFrameKeys,
-    FirstFrameKeysPatch,
-    first_frame_keys_patch,
-)
-from mask_guided_video.attention_patches.free_long import FreeLong, free_long_patch
+from mask_guided_video.attention_patches.frame_keys import FirstFrameKeys, FirstFrameKeysPatch
+from mask_guided_video.attention_patches.free_long import FreeLong, FreeLongPatch
 from mask_guided_video.attention_patches.guidance import plan as guidance_plan
-from mask_guided_video.attention_patches.guidance.mask_guidance import MaskGuidance, mask_guidance_patch
+from mask_guided_video.attention_patches.guidance.guide import Guide
+from mask_guided_video.attention_patches.guidance.patch import GuidePatch
 from mask_guided_video.attention_patches.guidance.text_spans import TextSpans
 from mask_guided_video.attention_patches.site import AttentionSite
 from mask_guided_video.backbones.registry import install_patches
@@ -63,7 +60,7 @@ class WholeFilm(DenseReference):
         self,
         model: TinyModel,
         source: str,
-        guide: MaskGuidance | None = None,
+        guide: Guide | None = None,
         spans: TextSpans | None = None,
         calls: Calls | None = None,
         rows: str = "both",
@@ -127,7 +124,7 @@ class WholeFilm(DenseReference):
 
 
 def keys(source: str = "first_self", **settings: Any) -> FirstFrameKeysPatch:
-    return first_frame_keys_patch(FirstFrameKeys(source, **settings))
+    return FirstFrameKeysPatch(FirstFrameKeys(source, **settings))
 
 
 def hung(model: TinyModel, *patches: Any, patcher: Any = None) -> Any:
@@ -155,7 +152,7 @@ def test_masks_follow_the_keys_in_every_family(name: str, monkeypatch: pytest.Mo
     monkeypatch.setattr(guidance_plan, "DENSE_PAIRS", 0)
     model, guide, spans = tiny(name), guide_of(name, "separate"), spans_of(name)
     expected = first_predictions(model, WholeFilm(model, "first_self", guide, spans).hang(model.patcher))
-    found = first_predictions(model, hung(model, keys(), mask_guidance_patch(guide, spans)))
+    found = first_predictions(model, hung(model, keys(), GuidePatch(guide, spans)))
     compare(found, expected, model)
     assert relative(found["positive"], first_predictions(model, patched(model, guide, spans))["positive"]) > CLEAR
 
@@ -167,9 +164,7 @@ def test_every_way_of_masks_follows_the_keys(name: str, mode: str, monkeypatch: 
     monkeypatch.setattr(guidance_plan, "PARTITION_TOKENS", 1)
     model, guide, spans = tiny(name), guide_of(name, mode), spans_of(name)
     expected = first_predictions(model, WholeFilm(model, "first_prev", guide, spans).hang(model.patcher))
-    compare(
-        first_predictions(model, hung(model, keys("first_prev"), mask_guidance_patch(guide, spans))), expected, model
-    )
+    compare(first_predictions(model, hung(model, keys("first_prev"), GuidePatch(guide, spans))), expected, model)
 
 
 @pytest.mark.parametrize("source", ["first", "first_prev_self"])
@@ -177,7 +172,7 @@ def test_text_before_the_film(source: str) -> None:
     model, guide = cogvideox(), guide_of_cogvideox("separate")
     reference = WholeFilm(model, source, guide, SPANS, COGVIDEOX)
     expected = first_predictions(model, reference.hang(model.patcher))
-    compare(first_predictions(model, hung(model, keys(source), mask_guidance_patch(guide, SPANS))), expected, model)
+    compare(first_predictions(model, hung(model, keys(source), GuidePatch(guide, SPANS))), expected, model)
 
 
 @pytest.mark.parametrize("name", ["sd15", "wan", "hunyuan"])
@@ -214,9 +209,7 @@ def test_half_precision(name: str, dtype: torch.dtype) -> None:
     guide, spans = guide_of(name, "separate"), spans_of(name)
     reference = WholeFilm(model, "first_self", guide, spans)
     expected = first_predictions(model, reference.hang(patcher))["positive"]
-    found = first_predictions(model, hung(model, keys(), mask_guidance_patch(guide, spans), patcher=patcher))[
-        "positive"
-    ]
+    found = first_predictions(model, hung(model, keys(), GuidePatch(guide, spans), patcher=patcher))["positive"]
     assert found.isfinite().all() and relative(found, expected) < ROUNDING[dtype]
 
 
@@ -228,21 +221,21 @@ LONG = FreeLong(window=2, end_percent=1.0)
 @pytest.mark.parametrize("name", ["sd15", "svd"])
 def test_free_long_in_either_order_on_unets(name: str) -> None:
     model = tiny(name)
-    one = sample(model, hung(model, keys(), patcher=hung(model, free_long_patch(LONG))))
-    two = sample(model, hung(model, free_long_patch(LONG), patcher=hung(model, keys())))
+    one = sample(model, hung(model, keys(), patcher=hung(model, FreeLongPatch(LONG))))
+    two = sample(model, hung(model, FreeLongPatch(LONG), patcher=hung(model, keys())))
     assert torch.equal(one, two)
     assert relative(one, sample(model, hung(model, keys()))) > CLEAR or name == "sd15"
-    assert relative(one, sample(model, hung(model, free_long_patch(LONG)))) > CLEAR
+    assert relative(one, sample(model, hung(model, FreeLongPatch(LONG)))) > CLEAR
 
 
 @pytest.mark.parametrize("name", ["wan", "hunyuan"])
 def test_the_later_node_decides_on_transformers(name: str) -> None:
     """Keys that are hung in after FreeLong win where they act; FreeLong after them takes them for its whole clip."""
     model = tiny(name)
-    alone, long = hung(model, keys()), hung(model, free_long_patch(LONG))
+    alone, long = hung(model, keys()), hung(model, FreeLongPatch(LONG))
     keys_later = sample(model, hung(model, keys(), patcher=long))
     assert torch.equal(keys_later, sample(model, alone))
-    long_later = sample(model, hung(model, free_long_patch(LONG), patcher=alone))
+    long_later = sample(model, hung(model, FreeLongPatch(LONG), patcher=alone))
     for other in (keys_later, sample(model, long)):
         assert long_later.isfinite().all() and relative(long_later, other) > CLEAR
 

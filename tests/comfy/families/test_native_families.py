@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 import torch
 from dense_reference import CALLS
+from guides import plain_guide
 from native_guides import GUIDES, dense, first_predictions, guide_of, left_alone, masks_of, patched, relative, spans_of
 from native_models import BUILDERS, sample, tiny
 from torch import Tensor
 
 from mask_guided_video.attention_patches.guidance import plan as guidance_plan
-from mask_guided_video.attention_patches.guidance.mask_guidance import MaskGuidance
+from mask_guided_video.attention_patches.guidance.guide import Guide
 from mask_guided_video.attention_patches.guidance.text_spans import TextSpans
 
 pytestmark = [pytest.mark.comfy, pytest.mark.usefixtures("as_in_a_node")]
@@ -47,7 +48,7 @@ def plain(name: str) -> dict[str, Tensor]:
     return PLAIN[name]
 
 
-def prove(name: str, guide: MaskGuidance, spans: TextSpans | None) -> dict[str, Tensor]:
+def prove(name: str, guide: Guide, spans: TextSpans | None) -> dict[str, Tensor]:
     """Compare what the guided model predicts with explicit biases and with no guidance; returns it."""
     model = tiny(name)
     reference = dense(model, guide, spans)
@@ -69,7 +70,7 @@ def prompts_of(name: str) -> tuple[str, ...]:
 def test_no_guidance_is_bit_identical(name: str, nothing: str) -> None:
     model = tiny(name)
     masks = masks_of(model) if nothing == "strength 0" else torch.zeros_like(masks_of(model))
-    guide = MaskGuidance(masks, mode="separate", strength=0.0 if nothing == "strength 0" else 8.0, end_percent=1.0)
+    guide = plain_guide(masks, mode="separate", strength=0.0 if nothing == "strength 0" else 8.0, end_percent=1.0)
     assert torch.equal(sample(model, patched(model, guide, spans_of(name))), sample(model))
 
 

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 from dense_reference import CALLS, latent_frames
+from guides import plain_guide
 from native_guides import first_predictions, guide_of, masks_of, patched, relative, spans_of
 from native_models import BUILDERS, TinyModel, sample, tiny
 
-from mask_guided_video.attention_patches.guidance.mask_guidance import MaskGuidance
 from mask_guided_video.attention_patches.guidance.text_spans import TextSpans
 from mask_guided_video.backbones.host_hooks import prompt_name
 from mask_guided_video.backbones.registry import require_supported
@@ -63,10 +63,10 @@ def test_81_frames_of_wan_are_21_latents() -> None:
     noise = model.noise(frames=21)[..., :4, :6]
     masks = torch.zeros(1, 81, 16, 24)
     masks[..., 4:12, 4:12] = 1.0
-    film = sample(model, patched(model, MaskGuidance(masks, mode="focus", end_percent=1.0), None), noise=noise, steps=1)
+    film = sample(model, patched(model, plain_guide(masks, mode="focus", end_percent=1.0), None), noise=noise, steps=1)
     assert relative(film, sample(model, noise=noise, steps=1)) > 1e-3
     for frames in (80, 82, 20, 85):
-        wrong = MaskGuidance(masks[:, :1].expand(-1, frames, -1, -1), mode="focus", end_percent=1.0)
+        wrong = plain_guide(masks[:, :1].expand(-1, frames, -1, -1), mode="focus", end_percent=1.0)
         refused(model, patched(model, wrong, None), "give 1 or 21 or 81 masks", noise=noise)
 
 

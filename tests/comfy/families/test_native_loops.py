@@ -13,7 +13,7 @@ from native_guides import dense, first_predictions, guide_of, patched, relative,
 from native_models import BUILDERS, TinyModel, sample, tiny
 from torch import Tensor
 
-from mask_guided_video.attention_patches.guidance.mask_guidance import mask_guidance_patch
+from mask_guided_video.attention_patches.guidance.patch import GuidePatch
 from mask_guided_video.backbones.registry import install_patches
 
 pytestmark = [pytest.mark.comfy, pytest.mark.usefixtures("as_in_a_node")]
@@ -134,7 +134,7 @@ def test_original_and_patched_model_are_as_before(name: str, end: str) -> None:
     weights = {key: value.clone() for key, value in model.patcher.model.diffusion_model.state_dict().items()}
     options = repr(model.patcher.model_options)
     plain = sample(model)
-    patch = mask_guidance_patch(guide_of(name, "separate"), spans_of(name))
+    patch = GuidePatch(guide_of(name, "separate"), spans_of(name))
     guided = install_patches(model.patcher, [patch])
     good = sample(model, guided)
     assert not torch.equal(good, plain)

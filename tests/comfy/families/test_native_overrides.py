@@ -16,8 +16,8 @@ from native_models import BUILDERS, tiny
 from torch import Tensor
 
 from mask_guided_video.attention_patches.guidance import plan as guidance_plan
+from mask_guided_video.attention_patches.patch import Attend
 from mask_guided_video.attention_patches.site import AttentionSite
-from mask_guided_video.attention_patches.stack import Attend
 from mask_guided_video.backbones.registry import install_patches
 
 pytestmark = [pytest.mark.comfy, pytest.mark.usefixtures("as_in_a_node")]

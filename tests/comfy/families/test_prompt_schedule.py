@@ -14,8 +14,8 @@ from test_native_windows import NOT_CUT_BY_THE_HOST, film_frames, predictions_by
 from torch import Tensor
 from window_films import CONDITIONS, film_part, with_film
 
-from mask_guided_video.attention_patches.free_long import FreeLong, free_long_patch
-from mask_guided_video.attention_patches.prompt_schedule import PromptSchedule, prompt_schedule_patch
+from mask_guided_video.attention_patches.free_long import FreeLong, FreeLongPatch
+from mask_guided_video.attention_patches.prompt_schedule import PromptSchedule, PromptSchedulePatch
 from mask_guided_video.backbones.family import Family
 from mask_guided_video.backbones.host_hooks import prompt_name
 from mask_guided_video.backbones.registry import install_patches, require_supported
@@ -51,7 +51,7 @@ def scheduled(
     joined = join_conditionings(parts, [str(start) for start in starts])
     lengths = joined[0][1][JOINED_KEY].lengths
     schedule = PromptSchedule(starts, lengths, overlap, frozenset({prompt_name(joined[0][0])}))
-    return install_patches(patcher or model.patcher, [prompt_schedule_patch(schedule)]), joined, schedule
+    return install_patches(patcher or model.patcher, [PromptSchedulePatch(schedule)]), joined, schedule
 
 
 def weights_by_hand(starts: tuple[int, ...], overlap: int, frames: int, factor: int) -> Tensor:
@@ -159,7 +159,7 @@ def test_a_second_positive_prompt_is_left_alone(name: str) -> None:
 def test_free_long_beside_it_in_either_order(name: str) -> None:
     model, frames = tiny(name), 9
     noise, parts = model.noise(frames=frames), prompts_of(model)
-    free_long = free_long_patch(FreeLong(3, end_percent=1.0))
+    free_long = FreeLongPatch(FreeLong(3, end_percent=1.0))
     starts = starts_of(name, frames)
     schedule_first, joined, schedule = scheduled(model, parts, starts, 3)
     one = install_patches(schedule_first, [free_long])

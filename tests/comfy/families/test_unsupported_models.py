@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from guides import plain_guide
 from native_guides import guide_of, masks_of, patched, relative
 from native_models import COGVIDEOX, HUNYUAN, LTX, PREDICT2, WAN, WAN_LATENTS, TinyModel, build, sample, tiny
 
-from mask_guided_video.attention_patches.free_long import FreeLong, free_long_patch
-from mask_guided_video.attention_patches.guidance.mask_guidance import MaskGuidance, mask_guidance_patch
+from mask_guided_video.attention_patches.free_long import FreeLong, FreeLongPatch
+from mask_guided_video.attention_patches.guidance.patch import GuidePatch
 from mask_guided_video.backbones.registry import install_patches, require_supported
 
 pytestmark = [pytest.mark.comfy, pytest.mark.usefixtures("as_in_a_node")]
@@ -110,7 +111,7 @@ UNSUPPORTED: dict[str, tuple[Callable[[], Any], str]] = {
 def test_other_models_are_refused_by_name(name: str) -> None:
     make, named = UNSUPPORTED[name]
     with pytest.raises(ValueError, match=f"model not supported: {named}.*attention guidance reaches .*Wan 2.1 / 2.2"):
-        install_patches(make(), [mask_guidance_patch(MaskGuidance(torch.ones(1, 1, 8, 8)))])
+        install_patches(make(), [GuidePatch(plain_guide(torch.ones(1, 1, 8, 8)))])
 
 
 def test_a_part_that_nobody_knows_is_enough() -> None:
@@ -167,7 +168,7 @@ def test_a_kind_of_attention_that_is_never_found_is_named(
     for block in model.patcher.model.diffusion_model.blocks:
         forward = block.self_attn.forward
         monkeypatch.setattr(block.self_attn, "forward", lambda x, freqs, forward=forward, **_: forward(x, freqs))
-    guide = MaskGuidance(masks_of(model), mode="focus", end_percent=1.0)
+    guide = plain_guide(masks_of(model), mode="focus", end_percent=1.0)
     with caplog.at_level(logging.WARNING):
         sample(model, patched(model, guide, None))
     told = [record.getMessage() for record in caplog.records if "recognised" in record.getMessage()]
@@ -177,7 +178,7 @@ def test_a_kind_of_attention_that_is_never_found_is_named(
 
 def test_patches_over_frames_are_named_where_each_frame_asks_by_itself(caplog: pytest.LogCaptureFixture) -> None:
     """Animate 2 with a pose film; without one the whole clip asks at once."""
-    free_long = free_long_patch(FreeLong(2, end_percent=1.0))
+    free_long = FreeLongPatch(FreeLong(2, end_percent=1.0))
     for name, told in (("wan_animate2", 1), ("wan_animate2_still", 0)):
         caplog.clear()
         with caplog.at_level(logging.WARNING):

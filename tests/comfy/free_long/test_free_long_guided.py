@@ -9,6 +9,7 @@ import pytest
 import torch
 from dense_reference import Calls
 from direct_free_long import DirectFreeLong
+from guides import plain_guide
 from native_guides import dense, guide_of, masks_of, patched, relative, spans_of
 from native_models import TinyModel, sample, tiny
 from test_free_long import CLEAR, EXACT, FRAMES, SETTINGS, calls_of, direct, free_long, long_model
@@ -16,7 +17,6 @@ from torch import Tensor
 
 from mask_guided_video.attention_patches.free_long import OCTAVES, FreeLong
 from mask_guided_video.attention_patches.guidance import plan as guidance_plan
-from mask_guided_video.attention_patches.guidance.mask_guidance import MaskGuidance
 
 pytestmark = [pytest.mark.comfy, pytest.mark.usefixtures("as_in_a_node")]
 
@@ -102,7 +102,7 @@ def run_nodes(native: tuple[Any, Any, Any], order: str, frames: int = FRAMES, **
     film = node("MGV_SampleVideo", model=model, noise=noise, latent=latent, denoise=1.0, **settings)[0]
     masks = torch.zeros(1, frames, 28, 32)
     masks[0, :, 6:20, 4:18] = 1.0
-    guide = MaskGuidance(masks, mode="separate", strength=4.0, end_percent=1.0)
+    guide = plain_guide(masks, mode="separate", strength=4.0, end_percent=1.0)
     long = {"variant": "FreeLong", "window": 4, "strength": 1.0, "end_percent": 1.0, "bands": "1, 2, 4"}
     long |= {"temporal_cutoff": 0.25, "spatial_cutoff": 0.25, "largest_level": "blend", "key_stride": 1}
     for step in order.split():

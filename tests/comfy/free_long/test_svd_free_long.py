@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 import torch
 from dense_reference import CALLS, OVERRIDE
+from guides import plain_guide
 from native_models import TinyModel, sample, tiny
 from temporal_reference import attend_over_time
 from torch import Tensor
 
-from mask_guided_video.attention_patches.free_long import FreeLong, FreeLongPatch, free_long_patch
-from mask_guided_video.attention_patches.guidance.mask_guidance import MaskGuidance, mask_guidance_patch
+from mask_guided_video.attention_patches.free_long import FreeLong, FreeLongPatch
+from mask_guided_video.attention_patches.guidance.patch import GuidePatch
 from mask_guided_video.attention_patches.site import AttentionSite
 from mask_guided_video.backbones.registry import install_patches
 
@@ -84,20 +85,20 @@ def change(one: Tensor, other: Tensor) -> float:
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_attention_over_time_equals_a_direct_implementation(name: str, model: TinyModel, plain: Tensor) -> None:
-    film = sample(model, install_patches(model.patcher, [free_long_patch(SETTINGS[name])]))
+    film = sample(model, install_patches(model.patcher, [FreeLongPatch(SETTINGS[name])]))
     by_hand = sample(model, Direct(SETTINGS[name]).hang(model.patcher))
     assert change(film, by_hand) < 1e-4 < 1e-3 < change(film, plain)
 
 
 @pytest.mark.parametrize("settings", [FreeLong(2, strength=0.0), FreeLong(FRAMES, **ALWAYS)])
 def test_strength_zero_and_short_clips_are_bit_identical(settings: FreeLong, model: TinyModel, plain: Tensor) -> None:
-    assert torch.equal(sample(model, install_patches(model.patcher, [free_long_patch(settings)])), plain)
+    assert torch.equal(sample(model, install_patches(model.patcher, [FreeLongPatch(settings)])), plain)
 
 
 def test_a_clip_of_one_frame_more_than_the_window(model: TinyModel, plain: Tensor) -> None:
     """The first length at which anything happens: the ends of the clip do not see each other."""
     settings = FreeLong(FRAMES - 1, largest_level="blend", **ALWAYS)
-    film = sample(model, install_patches(model.patcher, [free_long_patch(settings)]))
+    film = sample(model, install_patches(model.patcher, [FreeLongPatch(settings)]))
     assert change(film, sample(model, Direct(settings).hang(model.patcher))) < 1e-4
     assert not torch.equal(film, plain)
 
@@ -107,9 +108,9 @@ def test_with_mask_guidance_in_one_model(order: str, model: TinyModel) -> None:
     """In space every cell of a frame is of the same region, so that guidance acts over time alone."""
     masks = torch.zeros(1, FRAMES, 64, 96)
     masks[:, :3] = 1.0
-    guide = mask_guidance_patch(MaskGuidance(masks, mode="separate", strength=4.0, end_percent=1.0, rows="both"))
+    guide = GuidePatch(plain_guide(masks, mode="separate", strength=4.0, end_percent=1.0, rows="both"))
     settings = FreeLong(2, largest_level="blend", **ALWAYS)
-    patches = [guide, free_long_patch(settings)]
+    patches = [guide, FreeLongPatch(settings)]
     if order == "one stack":
         both = install_patches(model.patcher, patches)
     else:

@@ -193,7 +193,7 @@ def test_a_folder_of_stable_diffusion_1_loads(tmp_path):
 
 def test_one_file_makes_the_same_film_in_both(tiny_folder, tmp_path):
     """A motion file with LAMP's layers, read once by itself and once in ComfyUI, with a clean first frame."""
-    from mask_guided_video.attention_patches.frame_keys import FirstFrameKeys, first_frame_keys_patch
+    from mask_guided_video.attention_patches.frame_keys import FirstFrameKeys, FirstFrameKeysPatch
     from mask_guided_video.host.models.loading import load_native_toybox
     from mask_guided_video.host.motion import motion_files as hosted
     from mask_guided_video.host.sampling.comfy_video_model import ComfyVideoModel
@@ -214,7 +214,7 @@ def test_one_file_makes_the_same_film_in_both(tiny_folder, tmp_path):
 
     noise = alone.noise(4, 32, 32, seed=7)
     first = FirstFrame(alone.encode(torch.rand(1, 32, 32, 3, generator=generator)))
-    keys = (first_frame_keys_patch(FirstFrameKeys("first")),)
+    keys = (FirstFrameKeysPatch(FirstFrameKeys("first")),)
     films = {}
     for name, maker in {
         "plain": alone,

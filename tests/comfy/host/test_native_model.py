@@ -7,8 +7,9 @@ import shutil
 
 import pytest
 import torch
+from guides import plain_guide
 
-from mask_guided_video.attention_patches.guidance.mask_guidance import MaskGuidance, mask_guidance_patch
+from mask_guided_video.attention_patches.guidance.patch import GuidePatch
 from mask_guided_video.backbones.families.lavie import LaVie
 from mask_guided_video.video_models.sampling.background_lock import BackgroundLock
 
@@ -39,7 +40,7 @@ def sample(native, model=None, steps=3, seed=5, latent=None, **settings):
 def guide(mode="separate", frames=4, **settings):
     masks = torch.zeros(1, frames, 32, 32)
     masks[:, :, 8:24, 4:20] = 1.0
-    return MaskGuidance(masks, ("red ball",), mode=mode, **settings)
+    return plain_guide(masks, ("red ball",), mode=mode, **settings)
 
 
 def patched(native, value=None):
@@ -48,7 +49,7 @@ def patched(native, value=None):
 
     model, clip, _ = native
     value = value or guide()
-    return install_patches(model, [mask_guidance_patch(value, token_spans(clip, PROMPT, value.phrases, LaVie()))])
+    return install_patches(model, [GuidePatch(value, token_spans(clip, PROMPT, value.phrases, LaVie()))])
 
 
 def models(folder):
@@ -63,7 +64,7 @@ def film(model, noise, steps, options):
     positive, negative = model.encode_prompt(PROMPT), model.encode_prompt("")
     if options.get("guided"):
         value = guide(frames=noise.shape[2])
-        options = {"patches": (mask_guidance_patch(value, model.token_spans(PROMPT, value.phrases)),)}
+        options = {"patches": (GuidePatch(value, model.token_spans(PROMPT, value.phrases)),)}
     return model.decode(model.sample(noise, positive, negative, steps=steps, **options))
 
 
@@ -198,7 +199,7 @@ def test_guidance_changes_the_film_and_repeats(native):
 def test_strength_zero_and_no_object_are_bit_identical(native):
     plain = sample(native)
     assert torch.equal(plain, sample(native, patched(native, guide(strength=0.0))))
-    empty = MaskGuidance(torch.zeros(1, 4, 32, 32), ("red ball",), mode="separate")
+    empty = plain_guide(torch.zeros(1, 4, 32, 32), ("red ball",), mode="separate")
     assert torch.equal(plain, sample(native, patched(native, empty)))
 
 
@@ -223,8 +224,8 @@ def test_two_guides_stack_and_foreign_overrides_are_called(native):
 
     model = native[0].clone()
     model.model_options["transformer_options"]["optimized_attention_override"] = foreign
-    once = install_patches(model, [mask_guidance_patch(guide("focus"))])
-    twice = install_patches(once, [mask_guidance_patch(guide("focus_fg"))])
+    once = install_patches(model, [GuidePatch(guide("focus"))])
+    twice = install_patches(once, [GuidePatch(guide("focus_fg"))])
     result = sample(native, twice)
     assert calls
     assert not torch.equal(result, sample(native, once))
@@ -258,7 +259,7 @@ def test_exception_in_the_middle_leaves_the_model_clean(native, monkeypatch):
 def test_tables_are_dropped_after_a_run(native):
     from mask_guided_video.backbones.registry import install_patches
 
-    patch = mask_guidance_patch(guide("focus"))
+    patch = GuidePatch(guide("focus"))
     sample(native, install_patches(native[0], [patch]))
     assert patch._plans == {}
 

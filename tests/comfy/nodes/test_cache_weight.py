@@ -10,9 +10,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from guides import plain_guide
 
-from mask_guided_video.attention_patches.guidance.guide import ModeGuide
-from mask_guided_video.attention_patches.guidance.mask_guidance import MaskGuidance
+from mask_guided_video.attention_patches.guidance.guide import Guide
 from mask_guided_video.perception.mask_stack import MaskStack
 from mask_guided_video.perception.prompts import ObjectPrompt
 from mask_guided_video.perception.tracks import Tracks
@@ -53,8 +53,8 @@ MADE = {
     "MGV_MaskSequence": ("tracks", Tracks, {"mask": film_mask}),
     "MGV_RefineMasks": ("tracks", Tracks, {"mask": film_mask}),
     "MGV_SelectObjects": ("tracks", Tracks, {"tracks": lambda: Tracks.from_masks(film_mask())}),
-    "MGV_MaskToAttentionBias": ("guide", MaskGuidance, {"mask": film_mask}),
-    "MGV_DynamicMaskGuidance": ("guide", ModeGuide, {"mask": film_mask}),
+    "MGV_MaskToAttentionBias": ("guide", Guide, {"mask": film_mask}),
+    "MGV_DynamicMaskGuidance": ("guide", Guide, {"mask": film_mask}),
     "MGV_TrackPrompt": ("prompts", tuple, {"mask": lambda: film_mask()[:1], "points": ""}),
 }
 
@@ -133,9 +133,9 @@ def test_a_weighed_value_is_the_value():
     assert isinstance(tracks, Tracks) and tracks.masks is plain.masks and tracks.report() == plain.report()
     assert bool(tracks) and weighed(tracks) is tracks
     assert type(tracks.select([0])) is type(tracks.with_masks(film_mask()[None])) is Tracks
-    guide = weighed(MaskGuidance(film_mask(), mode="focus"))
-    assert guide == guide and guide != weighed(MaskGuidance(film_mask(), mode="focus")) and len({guide, guide}) == 1
-    assert replace(guide, strength=0.5).strength == 0.5 and type(replace(guide, strength=0.5)) is MaskGuidance
+    guide = weighed(plain_guide(film_mask(), mode="focus"))
+    assert guide == guide and guide != weighed(plain_guide(film_mask(), mode="focus")) and len({guide, guide}) == 1
+    assert replace(guide, strength=0.5).strength == 0.5 and type(replace(guide, strength=0.5)) is Guide
 
 
 @pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))])

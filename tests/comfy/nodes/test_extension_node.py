@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from guides import plain_guide
 
-from mask_guided_video.attention_patches.guidance.guide import ModeGuide
-from mask_guided_video.attention_patches.guidance.mask_guidance import MaskGuidance
+from mask_guided_video.attention_patches.guidance.guide import Guide
 from mask_guided_video.attention_patches.guidance.modes.registry import make_mode
 from mask_guided_video.recipes.films.files import read_film
 from mask_guided_video.recipes.guided_clips.recipe import guided_clips
@@ -33,7 +33,7 @@ def guide(frames=ROUNDS * (FRAMES - 1) + 1, **values):
         masks[0, frame, 8:20, frame : frame + 12] = 1
     mode = make_mode("dmg", end_percent=1.0, blocks="all")
     given = {"masks": masks, "phrases": ("red ball",), "background_phrase": "sand", "mode": mode}
-    return ModeGuide(**{**given, **values})
+    return Guide(**{**given, **values})
 
 
 VALUES = {
@@ -145,7 +145,7 @@ def test_names_outside_of_the_output_folder_are_refused(native, folders, name):
         ({"width": 34}, "width is 34, no multiple of 4"),
         ({"name": ".."}, "give one, such as video/zebra"),
         ({"chosen": guide(phrases=("blue ball",))}, "blue ball"),
-        ({"chosen": MaskGuidance(torch.ones(1, 7, 8, 8))}, "connect one from Dynamic Mask Guidance"),
+        ({"chosen": plain_guide(torch.ones(1, 7, 8, 8))}, "connect one from Dynamic Mask Guidance"),
         ({"first_image": torch.zeros(1, 16, 64, 3)}, "the first image is 64 x 16 pixels"),
     ],
 )

@@ -155,8 +155,10 @@ def test_a_text_with_as_many_channels_as_the_film_has_frames_stays_whole(upscali
 
 @both_stages
 def test_guidance_and_free_long_reach_the_stages(stage):
+    from guides import plain_guide
+
     from mask_guided_video.attention_patches.free_long import FreeLong
-    from mask_guided_video.attention_patches.guidance.mask_guidance import MaskGuidance, mask_guidance_patch
+    from mask_guided_video.attention_patches.guidance.patch import GuidePatch
     from mask_guided_video.backbones.registry import install_patches, require_supported
     from mask_guided_video.host.sampling.long_clips import install_free_long
 
@@ -167,7 +169,7 @@ def test_guidance_and_free_long_reach_the_stages(stage):
     plain = sample((model, positive, negative, latent))
     masks = torch.zeros(1, latent["samples"].shape[2], 32, 48)
     masks[..., 8:24, 4:20] = 1.0
-    guided = install_patches(model, [mask_guidance_patch(MaskGuidance(masks, mode="separate"))])
+    guided = install_patches(model, [GuidePatch(plain_guide(masks, mode="separate"))])
     longer = install_free_long(model, FreeLong(window=2))
     assert not torch.equal(plain, sample((longer, positive, negative, latent)))
     assert not torch.equal(plain, sample((guided, positive, negative, latent)))

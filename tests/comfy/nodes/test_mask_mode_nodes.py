@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from mask_guided_video.attention_patches.frame_keys import FirstFrameKeysPatch
-from mask_guided_video.attention_patches.guidance.mode_patch import MaskModePatch
 from mask_guided_video.attention_patches.guidance.modes.registry import MODES
+from mask_guided_video.attention_patches.guidance.patch import GuidePatch
 from mask_guided_video.perception.tracks import Tracks
 
 pytestmark = [pytest.mark.comfy, pytest.mark.usefixtures("as_in_a_node")]
@@ -91,7 +91,7 @@ def test_tracks_with_labels_and_several_objects() -> None:
 
 def test_patches_in_their_order(native) -> None:
     kinds = [type(entry) for entry in hung(patch(native, guide(blocks="all", key_source="first_self")[0]))]
-    assert kinds == [FirstFrameKeysPatch, MaskModePatch]
+    assert kinds == [FirstFrameKeysPatch, GuidePatch]
     spans = hung(patch(native, guide()[0]))[-1].text_spans
     assert (spans.positions, spans.background) == (((1, 2),), (6,)) and spans.ordinary == tuple(range(7))
     assert hung(native[0]) == []

@@ -17,8 +17,8 @@ from test_native_windows import NOT_CUT_BY_THE_HOST, film_frames, windowed
 from torch import Tensor
 from window_films import with_film
 
+from mask_guided_video.attention_patches.patch import Attend
 from mask_guided_video.attention_patches.site import AttentionSite
-from mask_guided_video.attention_patches.stack import Attend
 from mask_guided_video.backbones.registry import install_patches
 from mask_guided_video.host.sampling.host_windows import ContextWindows, install_context_windows
 
@@ -51,7 +51,7 @@ class FirstCalls:
 def _by_frame(v: Tensor, site: AttentionSite) -> Tensor:
     """[frames, everything else] of the film's tokens."""
     frames, height, width = site.grid
-    v = v[:, :, site.key_video or site.video]
+    v = v[:, :, slice(*(site.key_video or site.video))]
     if site.rows.folded == "frames":
         return v.unflatten(0, (-1, frames)).transpose(0, 1).flatten(1)
     return v.unflatten(2, (frames, height * width)).movedim(2, 0).flatten(1)

@@ -16,7 +16,7 @@ import torch
 from native_models import TEXT, TinyModel
 from torch import Tensor
 
-from mask_guided_video.attention_patches.guidance.mask_guidance import MaskGuidance
+from mask_guided_video.attention_patches.guidance.guide import Guide
 from mask_guided_video.attention_patches.guidance.text_spans import TextSpans
 
 OVERRIDE = "optimized_attention_override"
@@ -179,7 +179,7 @@ def token_means(masks: Tensor, latents: tuple[int, int], grid: tuple[int, int, i
     return blocks.nanmean(dim=(3, 5))
 
 
-def objects_in_tokens(guide: MaskGuidance, calls: Calls, latents: tuple[int, int], level: int) -> tuple[Tensor, Tensor]:
+def objects_in_tokens(guide: Guide, calls: Calls, latents: tuple[int, int], level: int) -> tuple[Tensor, Tensor]:
     """Shares of each object [R, T, rows, columns], and whether it is in a frame at all [R, T]."""
     masks = latent_frames(guide.masks, calls.frames, calls.factor, guide.time_pooling)
     shares = token_means(masks, latents, calls.grids[level])
@@ -193,7 +193,7 @@ def objects_in_tokens(guide: MaskGuidance, calls: Calls, latents: tuple[int, int
             elif share.max() < 0.5:
                 # A thin object keeps its strongest token.
                 share /= share.max().clone()
-    if guide.hard:
+    if guide.mode.hard:
         cut = shares >= 0.5
         for index in range(shares.shape[0]):
             for later in range(index + 1, shares.shape[0]):
@@ -209,31 +209,29 @@ def objects_in_tokens(guide: MaskGuidance, calls: Calls, latents: tuple[int, int
 # --- tokens to biases -------------------------------------------------------------------------------------------------
 
 
-def film_bias(guide: MaskGuidance, shares: Tensor, present: Tensor) -> Tensor:
+def film_bias(guide: Guide, shares: Tensor, present: Tensor) -> Tensor:
     """Bias [N, N] between all N tokens of the film; rows are queries."""
     count, frames, rows, columns = shares.shape
     share = shares.reshape(count, -1).T
-    tokens, strength = share.shape[0], guide.strength
+    tokens, strength = share.shape[0], guide.own_strength
     logs = strength * share.clamp(min=1e-4).log()
     bias = torch.zeros(tokens, tokens)
     for query in range(tokens):
         own, frame = share[query], query // (rows * columns)
         if not present[:, frame].any():
             continue
-        if guide.mode == "focus":
+        if guide.mode.name == "focus":
             bias[query] = strength * share.max(dim=1).values.clamp(min=1e-4).log()
-        elif guide.mode == "focus_fg" and own.sum() >= 0.5:
+        elif guide.mode.name == "focus_fg" and own.sum() >= 0.5:
             bias[query] = logs @ (own / own.sum())
-        elif guide.mode == "separate":
+        elif guide.mode.name == "separate":
             background = 1.0 - share.sum(dim=1)
             together = share @ own + background * background[query]
-            bias[query] = (CLOSED if guide.hard else -strength) * (1.0 - together)
+            bias[query] = (CLOSED if guide.mode.hard else -strength) * (1.0 - together)
     return bias
 
 
-def words_bias(
-    guide: MaskGuidance, shares: Tensor, present: Tensor, positions: Sequence[Sequence[int]], text: int
-) -> Tensor:
+def words_bias(guide: Guide, shares: Tensor, present: Tensor, positions: Sequence[Sequence[int]], text: int) -> Tensor:
     """Bias [N, text] of the film's tokens towards the words of each object."""
     count, frames, rows, columns = shares.shape
     bias = torch.zeros(frames * rows * columns, text)
@@ -244,11 +242,11 @@ def words_bias(
                 continue
             inside = shares[index, frame, row, column]
             for word in positions[index]:
-                if guide.mode == "separate":
-                    bias[query, word] += (CLOSED if guide.hard else -guide.strength) * (1.0 - inside)
-                elif guide.mode == "cross_text":
-                    bias[query, word] += guide.strength * inside
-                    bias[query, word] += CLOSED * (1.0 - inside) if guide.hard else 0.0
+                if guide.mode.name == "separate":
+                    bias[query, word] += (CLOSED if guide.mode.hard else -guide.own_strength) * (1.0 - inside)
+                elif guide.mode.name == "cross_text":
+                    bias[query, word] += guide.own_strength * inside
+                    bias[query, word] += CLOSED * (1.0 - inside) if guide.mode.hard else 0.0
     return bias
 
 
@@ -262,7 +260,7 @@ class DenseGuide:
         prompt: embedding of the only prompt whose words are meant; None is every positive one.
     """
 
-    guide: MaskGuidance
+    guide: Guide
     calls: Calls
     latents: tuple[int, int]
     spans: TextSpans | None = None

@@ -20,7 +20,7 @@ from native_models import UNET, TinyModel, build, sample
 from packs import run_node
 from torch import Tensor
 
-from mask_guided_video.attention_patches.free_long import FreeLong, FreeLongPatch, free_long_patch
+from mask_guided_video.attention_patches.free_long import FreeLong, FreeLongPatch
 from mask_guided_video.attention_patches.site import AttentionSite
 from mask_guided_video.backbones.registry import install_patches
 
@@ -148,7 +148,7 @@ def step(model: TinyModel, patcher: Any = None, noise: Tensor | None = None) -> 
 
 def lengthen(patcher: Any, settings: FreeLong) -> Any:
     """A clone of a model with FreeLong."""
-    return install_patches(patcher, [free_long_patch(settings)])
+    return install_patches(patcher, [FreeLongPatch(settings)])
 
 
 def take_for_attention(monkeypatch: pytest.MonkeyPatch, function: Callable[..., Tensor]) -> None:

@@ -10,12 +10,13 @@ from dense_reference import CALLS
 from native_models import TinyModel
 from torch import Tensor
 
-from mask_guided_video.attention_patches.guidance.guide import ModeGuide, mode_patches
+from mask_guided_video.attention_patches.guidance.guide import Guide
 from mask_guided_video.attention_patches.guidance.modes.registry import MODES, make_mode
+from mask_guided_video.attention_patches.guidance.patch import guide_patches
 from mask_guided_video.attention_patches.guidance.text_spans import TextSpans
 from mask_guided_video.attention_patches.kernels.plain import plain_attention
+from mask_guided_video.attention_patches.patch import Attend
 from mask_guided_video.attention_patches.site import AttentionSite
-from mask_guided_video.attention_patches.stack import Attend
 from mask_guided_video.backbones.override_chain import STACKS_KEY
 from mask_guided_video.backbones.registry import install_patches
 
@@ -61,7 +62,7 @@ def word_places(model: TinyModel) -> TextSpans | None:
     )
 
 
-def mode_guide(model: TinyModel, mode: str, **changes: Any) -> ModeGuide:
+def mode_guide(model: TinyModel, mode: str, **changes: Any) -> Guide:
     """A guide over the whole schedule and all blocks.
 
     Args:
@@ -75,13 +76,13 @@ def mode_guide(model: TinyModel, mode: str, **changes: Any) -> ModeGuide:
     constants = {name: changes.pop(name) for name in list(changes) if name in known}
     ends = {name: 1.0 for name in _ENDS if name in known}
     constants = {"start_percent": 0.0, "end_percent": 1.0, "blocks": "all", **ends, **constants}
-    return ModeGuide(masks, mode=make_mode(mode, **constants), **changes)
+    return Guide(masks, mode=make_mode(mode, **constants), **changes)
 
 
-def guided(model: TinyModel, guide: ModeGuide, spans: TextSpans | None = None, patcher: Any = None) -> Any:
+def guided(model: TinyModel, guide: Guide, spans: TextSpans | None = None, patcher: Any = None) -> Any:
     """A clone of the model (or of the given ``ModelPatcher``) with the guide's patches."""
     spans = word_places(model) if spans is None else spans
-    return install_patches(patcher or model.patcher, mode_patches(guide, spans))
+    return install_patches(patcher or model.patcher, guide_patches(guide, spans))
 
 
 def hung_patches(patcher: Any) -> list[Any]:

@@ -6,10 +6,12 @@ from typing import Any
 
 import torch
 from dense_reference import CALLS, DenseGuide, DenseReference
+from guides import plain_guide
 from native_models import TinyModel, sample, tiny
 from torch import Tensor
 
-from mask_guided_video.attention_patches.guidance.mask_guidance import MaskGuidance, mask_guidance_patch
+from mask_guided_video.attention_patches.guidance.guide import Guide
+from mask_guided_video.attention_patches.guidance.patch import GuidePatch
 from mask_guided_video.attention_patches.guidance.text_spans import TextSpans
 from mask_guided_video.backbones.registry import install_patches
 
@@ -49,10 +51,10 @@ def masks_of(model: TinyModel, frames: int | None = None) -> Tensor:
     return torch.nn.functional.avg_pool2d(masks, 5, stride=1, padding=2)
 
 
-def guide_of(name: str, mode: str, **changes: Any) -> MaskGuidance:
+def guide_of(name: str, mode: str, **changes: Any) -> Guide:
     """A guide over the whole schedule for a tiny model."""
     settings = {"masks": masks_of(tiny(name)), "start_percent": 0.0, "end_percent": 1.0, **GUIDES[mode], **changes}
-    return MaskGuidance(**settings)
+    return plain_guide(**settings)
 
 
 def spans_of(name: str, prompts: frozenset[str] | None = None) -> TextSpans | None:
@@ -62,9 +64,9 @@ def spans_of(name: str, prompts: frozenset[str] | None = None) -> TextSpans | No
     return TextSpans(("red ball", "cube"), POSITIONS, tiny(name).text, prompts)
 
 
-def patched(model: TinyModel, guide: MaskGuidance, spans: TextSpans | None, patcher: Any = None) -> Any:
+def patched(model: TinyModel, guide: Guide, spans: TextSpans | None, patcher: Any = None) -> Any:
     """A clone of the model (or of the given ``ModelPatcher``) with the guide's patch."""
-    return install_patches(patcher or model.patcher, [mask_guidance_patch(guide, spans)])
+    return install_patches(patcher or model.patcher, [GuidePatch(guide, spans)])
 
 
 def dense(model: TinyModel, *guides: Any, prompt: Tensor | None = None, active: Any = None) -> DenseReference:

@@ -16,8 +16,8 @@ import torch
 from native_models import TinyModel, sample
 from torch import Tensor
 
+from mask_guided_video.attention_patches.patch import Attend
 from mask_guided_video.attention_patches.site import AttentionSite
-from mask_guided_video.attention_patches.stack import Attend
 from mask_guided_video.backbones.registry import install_patches
 
 OVERRIDE = "optimized_attention_override"

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from guides import plain_guide
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from whole_clips import (
@@ -29,23 +30,24 @@ from whole_clips import (
     run,
 )
 
-from mask_guided_video.attention_patches import frame_keys as first_frame_keys
+from mask_guided_video.attention_patches import patch as contract
 from mask_guided_video.attention_patches.frame_keys import (
     FirstFrameKeys,
     folded_site,
     key_places,
     keys_of_frames,
 )
-from mask_guided_video.attention_patches.free_long import FreeLong, free_long_patch
-from mask_guided_video.attention_patches.guidance.mask_guidance import MaskGuidance, mask_guidance_patch
-from mask_guided_video.attention_patches.guidance.region_tables import fold_keys
+from mask_guided_video.attention_patches.free_long import FreeLong, FreeLongPatch
+from mask_guided_video.attention_patches.guidance.patch import GuidePatch
 from mask_guided_video.attention_patches.kernels.torch_attention import attention
+from mask_guided_video.attention_patches.patch import check_site
 from mask_guided_video.attention_patches.site import (
     CONDITIONAL,
     SITE_KEY,
     UNCONDITIONAL,
     AttentionSite,
     BatchRows,
+    Span,
 )
 from mask_guided_video.attention_patches.stack import PatchStack
 
@@ -87,7 +89,7 @@ def test_whole_clips_equal_a_bias_over_all_pairs(source: str, before: int, after
     length = before + FRAMES * CELLS + after
     qkv = make_tensors(site, length, dtype=dtype)
     bias = torch.zeros(length, length, dtype=torch.float64)
-    bias[site.video, site.video] = looks(source)
+    bias[slice(*site.video), slice(*site.video)] = looks(source)
     out = run([keys_patch(source)], site, qkv)
     torch.testing.assert_close(out.double(), dense(*qkv, bias), atol=TOLERANCE[dtype], rtol=0)
 
@@ -95,7 +97,7 @@ def test_whole_clips_equal_a_bias_over_all_pairs(source: str, before: int, after
 @pytest.mark.parametrize("source", SOURCES)
 def test_other_keys_of_folded_frames_stay_their_own(source: str) -> None:
     before, after = 2, 3
-    site = make_site(key_video=slice(before, before + CELLS))
+    site = make_site(key_video=Span(before, before + CELLS))
     q, k, v = make_tensors(site, CELLS, before + CELLS + after)
     out = run([keys_patch(source)], site, (q, k, v))
     for row in range(len(q)):
@@ -138,7 +140,7 @@ def test_a_bias_on_text_is_kept(shape: tuple[int, int]) -> None:
     qkv = make_tensors(site, length)
     given = torch.randn(*shape, length, length, generator=torch.Generator().manual_seed(3))
     bias = torch.zeros(length, length, dtype=torch.float64)
-    bias[site.video, site.video] = looks("first_self")
+    bias[slice(*site.video), slice(*site.video)] = looks("first_self")
     out = run([keys_patch()], site, qkv, given)
     torch.testing.assert_close(out.double(), dense(*qkv, bias + given), atol=4e-6, rtol=0)
 
@@ -157,12 +159,12 @@ def test_keys_of_other_rows_stand_between_the_rows_own_others() -> None:
 
 
 def test_text_behind_the_film_moves_with_longer_keys() -> None:
-    site = replace(make_site(before=2), kind="joint", text=slice(2 + CELLS, 6 + CELLS))
+    site = replace(make_site(before=2), kind="joint", text=Span(2 + CELLS, 6 + CELLS))
     longer = folded_site(site, key_places("first_prev", range(FRAMES)), 6 + CELLS)
-    assert longer.key_video == slice(2, 2 + 2 * CELLS) and longer.text == slice(2 + 2 * CELLS, 6 + 2 * CELLS)
+    assert longer.key_video == Span(2, 2 + 2 * CELLS) and longer.text == Span(2 + 2 * CELLS, 6 + 2 * CELLS)
     assert longer.video == site.video
-    early = folded_site(replace(site, text=slice(0, 2)), key_places("first_prev", range(FRAMES)), 6 + CELLS)
-    assert early.text == slice(0, 2)
+    early = folded_site(replace(site, text=Span(0, 2)), key_places("first_prev", range(FRAMES)), 6 + CELLS)
+    assert early.text == Span(0, 2)
 
 
 # --- when nothing is to be done ---------------------------------------------------------------------------------------
@@ -177,7 +179,7 @@ def test_text_behind_the_film_moves_with_longer_keys() -> None:
         ({"blocks": "mid,up"}, {}),
         ({"blocks": "down.0"}, {}),
         ({"rows": "conditional"}, {"rows": BatchRows((UNCONDITIONAL, UNCONDITIONAL), 2, "frames", FRAMES)}),
-        ({}, {"kind": "cross", "text": slice(0, CELLS)}),
+        ({}, {"kind": "cross", "text": Span(0, CELLS)}),
         ({}, {"grid": (1, HEIGHT, WIDTH), "frames": (2,), "rows": BatchRows((0, 1), 8, "frames", 1)}),
         ({}, {"kind": "temporal", "grid": (CELLS, 2, 2), "rows": BatchRows((0, 1), 2, "positions", 4)}),
         ({}, {"query_frames": (1,)}),
@@ -235,7 +237,7 @@ def test_sites_that_do_not_fit_their_tensors_are_refused() -> None:
     with pytest.raises(ValueError, match="has 16 rows and 15 video tokens, but grid"):
         run([keys_patch()], replace(site, grid=(FRAMES, HEIGHT, WIDTH + 1)), make_tensors(site, CELLS))
     with pytest.raises(ValueError, match=r"has frames \(0, 1, 2, 3\) but takes its keys from \(\(9,\),"):
-        fold_keys(torch.zeros(1, *site.grid), replace(site, key_frames=((9,),) * FRAMES))
+        check_site(torch.zeros(site.rows.total, 1, CELLS, 1), replace(site, key_frames=((9,),) * FRAMES))
 
 
 # --- what follows sees, and what it costs -----------------------------------------------------------------------------
@@ -262,7 +264,7 @@ def test_folded_frames_take_one_call_and_say_whose_keys_it_has(source: str, fram
     site = replace(make_site(), frames=(0, 4, 8, 12), clip_frames=16)
     ((queries, keys, seen, mask),) = calls_of([keys_patch(source)], site, make_tensors(site, CELLS))
     assert (queries, keys, mask) == (CELLS, frames * CELLS, None)
-    assert seen.key_video == slice(0, frames * CELLS) and seen.video == slice(0, CELLS)
+    assert seen.key_video == Span(0, frames * CELLS) and seen.video == Span(0, CELLS)
     assert seen.frames == site.frames and seen.grid == site.grid and seen.rows == site.rows
     expected = {"first": (0,), "first_prev": (0, 8), "first_self": (0, 12), "first_prev_self": (0, 8, 12)}[source]
     assert seen.key_frames[3] == expected and len(seen.key_frames) == FRAMES
@@ -281,11 +283,11 @@ def test_whole_clips_take_a_call_for_each_frame_that_looks_elsewhere(source: str
     assert sum(queries for queries, _, _, _ in film) == FRAMES * CELLS
     assert [seen.query_frames for _, _, seen, _ in film][-1][-1] == 3
     for _, keys, seen, mask in film:
-        assert mask is None and seen.text == slice(keys - after, keys)
-        assert seen.key_video == slice(before, keys - after) and seen.grid[0] == len(seen.frames) == most
+        assert mask is None and seen.text == Span(keys - after, keys)
+        assert seen.key_video == Span(before, keys - after) and seen.grid[0] == len(seen.frames) == most
     assert [(queries, seen.query_frames, seen.video) for queries, _, seen, _ in others] == [
-        (before, (), slice(0, 0)),
-        (after, (), slice(0, 0)),
+        (before, (), Span(0, 0)),
+        (after, (), Span(0, 0)),
     ]
     assert all(seen.text == site.text and seen.key_video == site.video for _, _, seen, _ in others)
 
@@ -311,11 +313,11 @@ def test_no_tensor_grows_with_the_pairs_of_tokens(folded: str, guided: bool) -> 
     frames, height, width = 4, 32, 32
     tokens = height * width * (1 if folded == "frames" else frames)
     rows = BatchRows((CONDITIONAL,), 1, folded, frames if folded == "frames" else 1)
-    site = replace(make_site(folded), grid=(frames, height, width), video=slice(0, tokens), rows=rows)
+    site = replace(make_site(folded), grid=(frames, height, width), video=Span(0, tokens), rows=rows)
     qkv = make_tensors(site, tokens)
     masks = torch.zeros(1, frames, height, width)
     masks[:, :, 8:20, 8:20] = 1.0
-    guide = mask_guidance_patch(MaskGuidance(masks, mode="separate", strength=4.0, end_percent=1.0))
+    guide = GuidePatch(plain_guide(masks, mode="separate", strength=4.0, end_percent=1.0))
     override = PatchStack([keys_patch("first_prev_self"), *([guide] if guided else [])]).override
 
     def cheap(q: Tensor, k: Tensor, v: Tensor, heads: int, **kwargs: Any) -> Tensor:
@@ -331,14 +333,14 @@ def test_tables_are_made_once_and_dropped(monkeypatch: pytest.MonkeyPatch) -> No
     patch, site = keys_patch(), make_site()
     qkv = make_tensors(site, CELLS)
     first = run([patch], site, qkv)
-    assert copy.deepcopy(patch) is patch and len(patch._tables) == 1
-    assert torch.equal(run([patch], replace(site, progress=0.7, sigma=1.0), qkv), first) and len(patch._tables) == 1
-    monkeypatch.setattr(first_frame_keys, "MAX_TABLES", 2)
+    assert copy.deepcopy(patch) is patch and len(patch._plans) == 1
+    assert torch.equal(run([patch], replace(site, progress=0.7, sigma=1.0), qkv), first) and len(patch._plans) == 1
+    monkeypatch.setattr(contract, "MAX_PLANS", 2)
     for start in range(3):
         run([patch], replace(site, frames=tuple(range(start, start + 4)), clip_frames=9), qkv)
-    assert len(patch._tables) <= 2
+    assert len(patch._plans) <= 2
     PatchStack([patch]).release()
-    assert not patch._tables
+    assert not patch._plans
 
 
 def test_tables_know_their_frames() -> None:
@@ -359,12 +361,12 @@ def test_the_outer_one_of_two_chooses() -> None:
 
 # --- together with FreeLong -------------------------------------------------------------------------------------------
 
-LONG = free_long_patch(FreeLong(window=2, strength=0.8))
+LONG = FreeLongPatch(FreeLong(window=2, strength=0.8))
 
 
 def test_free_long_is_not_disturbed_where_frames_are_folded_into_the_batch() -> None:
     over_time = replace(
-        make_site(), kind="temporal", rows=BatchRows((0, 1), 2, "positions", CELLS), video=slice(0, FRAMES)
+        make_site(), kind="temporal", rows=BatchRows((0, 1), 2, "positions", CELLS), video=Span(0, FRAMES)
     )
     for site, length, own in ((make_site(), CELLS, keys_patch()), (over_time, FRAMES, LONG)):
         qkv = make_tensors(site, length)
@@ -397,7 +399,7 @@ def test_behind_free_long_the_whole_clip_looks_at_the_keys_and_windows_at_themse
         if q.shape[-2] != length:
             return attention(q, k, v, heads, **kwargs)
         bias = torch.zeros(length, length, dtype=torch.float64)
-        bias[site.video, site.video] = looks("first_prev")
+        bias[slice(*site.video), slice(*site.video)] = looks("first_prev")
         q, k, v = (t if t.ndim == 3 else t.transpose(1, 2).flatten(2) for t in (q, k, v))
         return dense(q, k, v, bias).float().unflatten(2, (heads, -1)).transpose(1, 2)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from guides import plain_guide
 from torch import Tensor
 from whole_clips import (
     CELLS,
@@ -29,10 +30,10 @@ from whole_clips import (
 )
 
 from mask_guided_video.attention_patches.guidance import plan as guidance_plan
-from mask_guided_video.attention_patches.guidance.guide import ModeGuide
-from mask_guided_video.attention_patches.guidance.mask_guidance import MaskGuidance, mask_guidance_patch
+from mask_guided_video.attention_patches.guidance.guide import Guide
 from mask_guided_video.attention_patches.guidance.modes.dynamic_masks import DynamicMasks
 from mask_guided_video.attention_patches.guidance.modes.registry import make_mode
+from mask_guided_video.attention_patches.guidance.patch import GuidePatch, guide_patches
 from mask_guided_video.attention_patches.guidance.text_spans import TextSpans
 from mask_guided_video.attention_patches.kernels.torch_attention import OVERRIDE_KEY, attention
 from mask_guided_video.attention_patches.site import SITE_KEY
@@ -63,9 +64,9 @@ def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
 @pytest.mark.parametrize("source", SOURCES)
 def test_masks_follow_the_keys(source: str, mode: str, folded: str, first_frame: bool, kernel: str) -> None:
     masks, site = make_masks(first_frame), make_site(folded)
-    guide = MaskGuidance(masks, end_percent=1.0, **MODES[mode])
+    guide = plain_guide(masks, end_percent=1.0, **MODES[mode])
     q, k, v = make_tensors(site, CELLS if folded == "frames" else FRAMES * CELLS)
-    out = run([keys_patch(source), mask_guidance_patch(guide)], site, (q, k, v))
+    out = run([keys_patch(source), GuidePatch(guide)], site, (q, k, v))
     bias = looks(source) + mask_bias(masks, **MODES[mode])
     if folded == "none":
         expected = dense(q, k, v, bias)
@@ -81,12 +82,12 @@ def test_masks_and_words_follow_the_keys_of_joint_attention(
     source: str, mode: str, before: int, after: int, kernel: str
 ) -> None:
     masks, site = make_masks(), make_site("none", before=before, after=after)
-    guide = MaskGuidance(masks, ("ball", "cube"), end_percent=1.0, **MODES[mode])
+    guide = plain_guide(masks, ("ball", "cube"), end_percent=1.0, **MODES[mode])
     length, stop = before + FRAMES * CELLS + after, before + FRAMES * CELLS
     qkv = make_tensors(site, length)
-    out = run([keys_patch(source), mask_guidance_patch(guide, TextSpans(("ball", "cube"), ((1, 2), (4,))))], site, qkv)
+    out = run([keys_patch(source), GuidePatch(guide, TextSpans(("ball", "cube"), ((1, 2), (4,))))], site, qkv)
     film = torch.zeros(length, length, dtype=torch.float64)
-    film[site.video, site.video] = looks(source) + mask_bias(masks, **MODES[mode])
+    film[slice(*site.video), slice(*site.video)] = looks(source) + mask_bias(masks, **MODES[mode])
     words = film.clone()
     for number, positions in enumerate(((1, 2), (4,))):
         for frame in range(FRAMES):
@@ -107,11 +108,11 @@ def test_masks_follow_the_frames_of_context_windows(folded: str) -> None:
     film = torch.zeros(1, 20, HEIGHT, WIDTH)
     for frame in range(20):
         film[0, frame, frame % HEIGHT, frame % WIDTH] = 1.0
-    guide = MaskGuidance(film, mode="separate", strength=4.0, end_percent=1.0)
+    guide = plain_guide(film, mode="separate", strength=4.0, end_percent=1.0)
     for frames in ((6, 8, 10, 12), (18, 19, 0, 1)):
         site = replace(make_site(folded), frames=frames, clip_frames=20)
         q, k, v = make_tensors(site, CELLS if folded == "frames" else FRAMES * CELLS)
-        out = run([keys_patch("first_self"), mask_guidance_patch(guide)], site, (q, k, v))
+        out = run([keys_patch("first_self"), GuidePatch(guide)], site, (q, k, v))
         seen = torch.full((FRAMES, FRAMES), -torch.inf, dtype=torch.float64)
         for row in range(FRAMES):
             seen[row, row] = seen[row, 2 if 0 in frames else 0] = 0.0
@@ -131,9 +132,9 @@ def test_masks_follow_the_frames_of_context_windows(folded: str) -> None:
 @pytest.mark.parametrize("mode", ["focus_fg", "separate", "hard"])
 def test_half_precision_with_masks(mode: str, folded: str, dtype: torch.dtype) -> None:
     masks, site = make_masks(), make_site(folded)
-    guide = MaskGuidance(masks, end_percent=1.0, **MODES[mode])
+    guide = plain_guide(masks, end_percent=1.0, **MODES[mode])
     q, k, v = make_tensors(site, CELLS if folded == "frames" else FRAMES * CELLS, dtype=dtype)
-    out = run([keys_patch("first_self"), mask_guidance_patch(guide)], site, (q, k, v))
+    out = run([keys_patch("first_self"), GuidePatch(guide)], site, (q, k, v))
     bias = looks("first_self") + mask_bias(masks, **MODES[mode])
     if folded == "none":
         expected = dense(q, k, v, bias)
@@ -146,7 +147,7 @@ def test_half_precision_with_masks(mode: str, folded: str, dtype: torch.dtype) -
 @pytest.mark.parametrize("folded", ["frames", "none"])
 def test_masks_of_another_stack_follow_the_keys_too(folded: str) -> None:
     masks, site = make_masks(), make_site(folded)
-    guide = mask_guidance_patch(MaskGuidance(masks, end_percent=1.0, **MODES["separate"]))
+    guide = GuidePatch(plain_guide(masks, end_percent=1.0, **MODES["separate"]))
     qkv = make_tensors(site, CELLS if folded == "frames" else FRAMES * CELLS)
     one = run([keys_patch(), guide], site, qkv)
     two = (
@@ -161,14 +162,14 @@ def test_masks_that_are_off_leave_the_keys_to_the_bit() -> None:
     for folded, length in (("frames", CELLS), ("none", FRAMES * CELLS)):
         site = make_site(folded)
         qkv = make_tensors(site, length)
-        nothing = MaskGuidance(make_masks(), mode="separate", strength=0.0)
-        out = run([keys_patch(), mask_guidance_patch(nothing)], site, qkv)
+        nothing = plain_guide(make_masks(), mode="separate", strength=0.0)
+        out = run([keys_patch(), GuidePatch(nothing)], site, qkv)
         assert torch.equal(out, run([keys_patch()], site, qkv))
 
 
 def test_plans_of_masks_know_whose_keys_they_are_for() -> None:
     masks, site = make_masks(), make_site()
-    guide = mask_guidance_patch(MaskGuidance(masks, end_percent=1.0, **MODES["separate"]))
+    guide = GuidePatch(plain_guide(masks, end_percent=1.0, **MODES["separate"]))
     q, k, v = make_tensors(site, CELLS)
     for source in ("first_prev", "first_self"):
         expected = dense(clips(q), clips(k), clips(v), looks(source) + mask_bias(masks, **MODES["separate"]))
@@ -179,7 +180,7 @@ def test_plans_of_masks_know_whose_keys_they_are_for() -> None:
 @pytest.mark.parametrize("folded", ["frames", "none"])
 def test_gradients_flow_back_through_keys_and_masks(folded: str) -> None:
     masks, site = make_masks(), make_site(folded)
-    guide = mask_guidance_patch(MaskGuidance(masks, end_percent=1.0, **MODES["separate"]))
+    guide = GuidePatch(plain_guide(masks, end_percent=1.0, **MODES["separate"]))
     q, k, v = make_tensors(site, CELLS if folded == "frames" else FRAMES * CELLS)
     given = [tensor.requires_grad_() for tensor in (q, k, v)]
     bias = looks("first_prev") + mask_bias(masks, **MODES["separate"])
@@ -204,7 +205,7 @@ def test_keys_of_a_guide_reach_transformers_only_when_asked_for(folded: str) -> 
     qkv = make_tensors(site, CELLS if folded == "frames" else FRAMES * CELLS)
     rule = {"gamma_self": 8.0, "self_end_percent": 1.0, "end_percent": 1.0, "blocks": "all", "direction": "both"}
     own, chosen, none = (
-        run(ModeGuide(make_masks(), mode=DynamicMasks(**rule, keys=keys), key_source=source).bind(None), site, qkv)
+        run(guide_patches(Guide(make_masks(), mode=DynamicMasks(**rule, keys=keys), key_source=source)), site, qkv)
         for keys, source in (("first_self", None), ("self", "first_self"), ("self", None))
     )
     assert not torch.allclose(chosen, none, atol=1e-3)
@@ -223,8 +224,8 @@ def test_modes_say_the_same_of_folded_frames_and_of_whole_clips(name: str, sourc
     """What a mode says of a pair of cells does not depend on how frames lie in the batch."""
     own = {"videograin": {"finest_level": 0}, "dmg": {"gamma_self": 8.0, "self_end_percent": 1.0}}.get(name, {})
     mode = make_mode(name, start_percent=0.0, end_percent=1.0, blocks="all", **own)
-    guide = ModeGuide(make_masks(), ("ball", "cube"), mode=mode, key_source=source)
-    patches = guide.bind(TextSpans(("ball", "cube"), ((1,), (2,)), 9))
+    guide = Guide(make_masks(), phrases=("ball", "cube"), mode=mode, key_source=source)
+    patches = guide_patches(guide, TextSpans(("ball", "cube"), ((1,), (2,)), 9))
     folded, whole = make_site(), make_site("none")
     q, k, v = make_tensors(folded, CELLS)
     one = clips(run(patches, folded, (q, k, v)))
@@ -273,9 +274,9 @@ def test_masks_reach_the_interpolation_models_own_keys() -> None:
             options = {"cond_or_uncond": [0, 1], "sigmas": torch.tensor([2.0]), **options}
             return unet(latents, torch.full((2,), 500), text, options)
 
-    guide = MaskGuidance(masks, mode="focus_fg", strength=1.0, end_percent=1.0)
+    guide = plain_guide(masks, mode="focus_fg", strength=1.0, end_percent=1.0)
     plain = predict()
-    guided = predict(**{OVERRIDE_KEY: PatchStack([mask_guidance_patch(guide)]).override})
+    guided = predict(**{OVERRIDE_KEY: PatchStack([GuidePatch(guide)]).override})
     torch.testing.assert_close(guided, predict(**{OVERRIDE_KEY: with_bias}), atol=1e-5, rtol=1e-4)
     assert float((guided - plain).abs().max()) > 1e-3
     kept = predict(**{OVERRIDE_KEY: PatchStack([keys_patch("first")]).override})

@@ -9,18 +9,20 @@ from typing import Any
 
 import pytest
 import torch
+from guides import plain_guide
 from torch import Tensor
 
-from mask_guided_video.attention_patches import free_long as module
-from mask_guided_video.attention_patches.free_long import OCTAVES, FreeLong, FreeLongPatch, free_long_patch
-from mask_guided_video.attention_patches.guidance.mask_guidance import MaskGuidance, mask_guidance_patch
-from mask_guided_video.attention_patches.guidance.region_tables import region_tables
-from mask_guided_video.attention_patches.guidance.regions import MaskPyramid
-from mask_guided_video.attention_patches.kernels.plain import explicit_attention
+from mask_guided_video.attention_patches import free_long
+from mask_guided_video.attention_patches import patch as contract
+from mask_guided_video.attention_patches.free_long import OCTAVES, FreeLong, FreeLongPatch
+from mask_guided_video.attention_patches.guidance.call import CallTensors
+from mask_guided_video.attention_patches.guidance.patch import GuidePatch
+from mask_guided_video.attention_patches.kernels.explicit import explicit_attention
 from mask_guided_video.attention_patches.kernels.torch_attention import attention, torch_attention
-from mask_guided_video.attention_patches.site import SITE_KEY, AttentionSite, BatchRows
+from mask_guided_video.attention_patches.patch import Attend, Patch, Run
+from mask_guided_video.attention_patches.site import SITE_KEY, AttentionSite, BatchRows, Span
 from mask_guided_video.attention_patches.spectral_blend import band_cutoffs, gaussian_weights
-from mask_guided_video.attention_patches.stack import Attend, Patch, PatchStack
+from mask_guided_video.attention_patches.stack import PatchStack
 from mask_guided_video.video_models.lavie.config import LaVieConfig
 from mask_guided_video.video_models.lavie.layers import TemporalAttention
 from mask_guided_video.video_models.lavie.unet import LaVieUNet
@@ -54,8 +56,8 @@ def make_site(folded: str = "positions", grid: tuple[int, int, int] = (18, 3, 2)
         grid=grid,
         frames=tuple(range(frames)),
         clip_frames=frames,
-        video=slice(before, before + tokens),
-        text=slice(before + tokens, before + tokens + after) if after else None,
+        video=Span(before, before + tokens),
+        text=Span(before + tokens, before + tokens + after) if after else None,
         rows=BatchRows((0, 1), changes.pop("samples", 1), folded, size),
         progress=0.25,
         sigma=5.0,
@@ -110,7 +112,7 @@ def reference(
     q, k, v = (tensor.unflatten(-1, (HEADS, DIM)).transpose(1, 2) for tensor in qkv)
     given = torch.zeros(1, 1, 1, 1) if bias is None else bias.float()
     given = given.expand(-1, -1, q.shape[2], k.shape[2])
-    video = site.video
+    video = slice(*site.video)
 
     def attend(seen: Tensor) -> Tensor:
         closed = torch.zeros(q.shape[2], k.shape[2])
@@ -173,9 +175,9 @@ def test_equals_whole_masks_and_spectra(place: str, name: str) -> None:
     qkv = make_tensors(site)
     expected = reference(settings, site, qkv, blends=name != "windows alone")
     assert not torch.allclose(expected, attention(*qkv, HEADS), atol=1e-2)
-    torch.testing.assert_close(run([free_long_patch(settings)], site, qkv), expected, atol=6e-6, rtol=1e-5)
+    torch.testing.assert_close(run([FreeLongPatch(settings)], site, qkv), expected, atol=6e-6, rtol=1e-5)
     # Where others follow, calls stay whole; the result is the same.
-    others = run([free_long_patch(settings), lambda attend, q, k, v, site: attend(q, k, v, site)], site, qkv)
+    others = run([FreeLongPatch(settings), lambda attend, q, k, v, site: attend(q, k, v, site)], site, qkv)
     torch.testing.assert_close(others, expected, atol=6e-6, rtol=1e-5)
 
 
@@ -189,7 +191,7 @@ def test_given_bias_is_kept(place: str, name: str) -> None:
     for shape in ((1, HEADS, length, length), (1, 1, 1, length), (site.rows.total, 1, length, length)):
         bias = torch.randn(shape, generator=generator)
         expected = reference(settings, site, qkv, bias, name != "windows alone")
-        torch.testing.assert_close(run([free_long_patch(settings)], site, qkv, bias), expected, atol=6e-6, rtol=1e-5)
+        torch.testing.assert_close(run([FreeLongPatch(settings)], site, qkv, bias), expected, atol=6e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
@@ -198,12 +200,12 @@ def test_given_bias_is_kept(place: str, name: str) -> None:
 def test_half_precision_is_within_rounding(place: str, name: str, dtype: torch.dtype) -> None:
     site, settings = SITES[place], SETTINGS[name]
     qkv = make_tensors(site, dtype)
-    out = run([free_long_patch(settings)], site, qkv)
+    out = run([FreeLongPatch(settings)], site, qkv)
     assert out.dtype == dtype and bool(out.isfinite().all())
     expected = reference(settings, site, qkv)
     torch.testing.assert_close(out.float(), expected, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
     # Attention at the edge of what the type holds.
-    large = run([free_long_patch(settings)], site, [200.0 * tensor for tensor in qkv])
+    large = run([FreeLongPatch(settings)], site, [200.0 * tensor for tensor in qkv])
     assert bool(large.isfinite().all())
 
 
@@ -219,9 +221,9 @@ def test_pieces_of_the_batch_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     def record(func: Any, *args: Any, **kwargs: Any) -> Tensor:
         return kernel(*args, **kwargs)
 
-    whole = run([free_long_patch(SETTINGS["FreeLong"])], site, qkv)
-    monkeypatch.setattr(module, "PIECE_BYTES_CPU", 1)
-    stack = PatchStack([free_long_patch(SETTINGS["FreeLong"])]).chain(record)
+    whole = run([FreeLongPatch(SETTINGS["FreeLong"])], site, qkv)
+    monkeypatch.setattr(free_long, "PIECE_BYTES_CPU", 1)
+    stack = PatchStack([FreeLongPatch(SETTINGS["FreeLong"])]).chain(record)
     options = {"optimized_attention_override": stack.override, SITE_KEY: site}
     torch.testing.assert_close(attention(*qkv, HEADS, transformer_options=options), whole)
     assert set(seen) == {6}
@@ -243,27 +245,27 @@ def test_clips_within_a_window_go_through_to_the_bit(folded: str, frames: int, s
         return "result"
 
     given = {"mask": None, "transformer_options": {SITE_KEY: site}}
-    assert PatchStack([free_long_patch(settings)]).override(func, *qkv, HEADS, **given) == "result"
+    assert PatchStack([FreeLongPatch(settings)]).override(func, *qkv, HEADS, **given) == "result"
     assert calls[0] == ((*qkv, HEADS), given)
-    assert torch.equal(run([free_long_patch(settings)], site, qkv), attention(*qkv, HEADS))
+    assert torch.equal(run([FreeLongPatch(settings)], site, qkv), attention(*qkv, HEADS))
     # Called beside a patch that does act, it still calls once and hands the tensors on.
-    assert free_long_patch(settings)(Attend(lambda q, k, v, site, bias: q), *qkv, site) is qkv[0]
+    assert FreeLongPatch(settings)(Attend(lambda q, k, v, site, bias: q), *qkv, site) is qkv[0]
 
 
 @pytest.mark.parametrize("folded", ["positions", "none"])
 def test_strength_zero_is_bit_identical(folded: str) -> None:
     site = make_site(folded)
     qkv = make_tensors(site)
-    assert torch.equal(run([free_long_patch(FreeLong(4, strength=0.0))], site, qkv), attention(*qkv, HEADS))
+    assert torch.equal(run([FreeLongPatch(FreeLong(4, strength=0.0))], site, qkv), attention(*qkv, HEADS))
 
 
 def test_acts_on_attention_over_time_only() -> None:
-    patch = free_long_patch(FreeLong(4, blocks="mid, down.1.*"))
+    patch = FreeLongPatch(FreeLong(4, blocks="mid, down.1.*"))
     assert patch.acts_at(make_site())
     assert patch.acts_at(make_site("none"))
     assert patch.acts_at(make_site("none", after=5))
     assert not patch.acts_at(make_site(block="up.1.0"))
-    assert not patch.acts_at(make_site("none", kind="cross", text=slice(0, 5)))
+    assert not patch.acts_at(make_site("none", kind="cross", text=Span(0, 5)))
     assert not patch.acts_at(make_site(kind="self", rows=BatchRows((0,), 1, "frames", 18)))
     # Another FreeLong has split this call.
     assert not patch.acts_at(make_site(query_frames=(0, 1)))
@@ -273,7 +275,7 @@ def test_schedule_and_largest_level() -> None:
     site = make_site()
     qkv = make_tensors(site)
     settings = FreeLong(4, end_percent=0.5)
-    patch = free_long_patch(settings)
+    patch = FreeLongPatch(settings)
     blended, windows = (reference(settings, site, qkv, blends=blends) for blends in (True, False))
 
     def check(patch: FreeLongPatch, expected: Tensor, **changes: Any) -> None:
@@ -284,9 +286,9 @@ def test_schedule_and_largest_level() -> None:
     check(patch, blended, progress=0.5)
     check(patch, windows, progress=0.51)
     check(patch, windows, progress=0.0, level=0)
-    check(free_long_patch(FreeLong(4, end_percent=0.0)), windows, progress=0.0)
-    check(free_long_patch(FreeLong(4, end_percent=1.0)), blended, progress=1.0)
-    check(free_long_patch(FreeLong(4, largest_level="blend")), blended, level=0)
+    check(FreeLongPatch(FreeLong(4, end_percent=0.0)), windows, progress=0.0)
+    check(FreeLongPatch(FreeLong(4, end_percent=1.0)), blended, progress=1.0)
+    check(FreeLongPatch(FreeLong(4, largest_level="blend")), blended, level=0)
     # The one grid of a transformer is blended.
     whole = make_site("none", level=0)
     qkv = make_tensors(whole)
@@ -315,15 +317,15 @@ def test_with_mask_guidance_in_either_order(place: str, name: str, mode: str, ha
     qkv = make_tensors(site)
     clip = (site.clip_frames, *site.grid[1:])
     # Strong, but such that no window is closed as a whole.
-    guide = MaskGuidance(make_masks(2, clip), mode=mode, hard=hard, strength=2.0, end_percent=1.0)
-    regions = MaskPyramid(guide.masks, hard).regions(*site.grid[1:], site.clip_frames).take(site.frames)
-    tables = region_tables(site, regions, None, (qkv[0].shape[1],) * 2, mode, guide.strength, hard)
+    guide = plain_guide(make_masks(2, clip), mode=mode, hard=hard, strength=2.0, end_percent=1.0)
+    sizes = CallTensors(qkv[0].shape[1], qkv[0].shape[1], DIM, torch.float32, torch.device("cpu"))
+    tables = guide.mode.tables(GuidePatch(guide)._call(site.layout, None, sizes, knows_words=False, filled=False))
     bias = (tables.query @ tables.key.transpose(1, 2)).repeat(site.rows.total // len(tables.query), 1, 1)[:, None]
     if site.kind == "temporal" and mode != "separate":
         # The guide leaves temporal attention alone.
         bias = None
     expected = reference(settings, site, qkv, bias, name != "windows alone")
-    pair = [free_long_patch(settings), mask_guidance_patch(guide)]
+    pair = [FreeLongPatch(settings), GuidePatch(guide)]
     # In one stack and, as two nodes make them, in two.
     for runner, order in ((run, pair), (run, pair[::-1]), (run_chained, pair), (run_chained, pair[::-1])):
         torch.testing.assert_close(runner(order, site, qkv), expected, atol=3e-5, rtol=1e-4)
@@ -339,9 +341,7 @@ def test_keys_that_an_earlier_patch_appends_are_seen_by_all_windows() -> None:
         return attend(q, torch.cat((k, heads[0]), dim=2), torch.cat((v, heads[1]), dim=2), site)
 
     expected = reference(settings, site, [q, torch.cat((k, more[0]), dim=1), torch.cat((v, more[1]), dim=1)])
-    torch.testing.assert_close(
-        run([append, free_long_patch(settings)], site, [q, k, v]), expected, atol=6e-6, rtol=1e-5
-    )
+    torch.testing.assert_close(run([append, FreeLongPatch(settings)], site, [q, k, v]), expected, atol=6e-6, rtol=1e-5)
 
 
 # --- LaVie ------------------------------------------------------------------------------------------------------------
@@ -364,7 +364,7 @@ def test_temporal_attention_with_bias_and_window_literal() -> None:
     hidden = torch.zeros(1, 4, 32)
     hidden[0, :, 0] = torch.tensor([1.0, 2.0, 3.0, 4.0])
     site = make_site(grid=(4, 1, 1), rows=BatchRows((0,), 1, "positions", 1), level=0)
-    stack = PatchStack([free_long_patch(FreeLong(2))])
+    stack = PatchStack([FreeLongPatch(FreeLong(2))])
     with torch.no_grad():
         out = identity_layer()(hidden, {"optimized_attention_override": stack.override, SITE_KEY: site})
     expected = torch.tensor([1.847387, 2.640255, 3.633498, 3.829525])
@@ -411,7 +411,7 @@ def test_equals_the_published_blend_after_the_output_projection() -> None:
         mixed = spectrum(layer(hidden, {})) * weights + spectrum(through(masked)) * (1.0 - weights)
     expected = torch.fft.ifftn(torch.fft.ifftshift(mixed, dim=(2, 3, 4)), dim=(2, 3, 4)).real
     expected = expected.permute(0, 3, 4, 2, 1).reshape(hidden.shape)
-    torch.testing.assert_close(through(free_long_patch()), expected, atol=3e-6, rtol=1e-5)
+    torch.testing.assert_close(through(FreeLongPatch()), expected, atol=3e-6, rtol=1e-5)
 
 
 def test_through_a_whole_unet() -> None:
@@ -431,7 +431,7 @@ def test_through_a_whole_unet() -> None:
     def call(settings: FreeLong | None, frames: int = 9) -> Tensor:
         options: dict[str, Any] = {"cond_or_uncond": [0, 1]}
         if settings is not None:
-            options["optimized_attention_override"] = PatchStack([free_long_patch(settings)]).override
+            options["optimized_attention_override"] = PatchStack([FreeLongPatch(settings)]).override
         with torch.no_grad():
             return unet(latents[:, :, :frames], torch.full((2,), 700.0), text, options)
 
@@ -446,8 +446,9 @@ def test_through_a_whole_unet() -> None:
 # --- the object -------------------------------------------------------------------------------------------------------
 
 
-def test_plans_are_kept_shared_and_released() -> None:
-    patch = free_long_patch(FreeLong(4))
+def test_plans_are_kept_shared_and_released(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contract, "MAX_PLANS", 8)
+    patch = FreeLongPatch(FreeLong(4))
     site = make_site()
     qkv = make_tensors(site)
     first = run([patch], site, qkv)
@@ -458,10 +459,10 @@ def test_plans_are_kept_shared_and_released() -> None:
     PatchStack([patch]).release()
     assert not patch._plans
     assert torch.equal(run([patch], site, qkv), first)
-    for frames in range(5, 5 + module.MAX_PLANS + 1):
+    for frames in range(5, 5 + contract.MAX_PLANS + 1):
         site = make_site(grid=(frames, 1, 1))
         run([patch], site, make_tensors(site))
-    assert 0 < len(patch._plans) <= module.MAX_PLANS
+    assert 0 < len(patch._plans) <= contract.MAX_PLANS
 
 
 def test_inputs_are_not_changed() -> None:
@@ -469,7 +470,7 @@ def test_inputs_are_not_changed() -> None:
         qkv = make_tensors(SITES[place])
         bias = torch.randn(1, 1, 1, qkv[0].shape[1])
         before = [tensor.clone() for tensor in (*qkv, bias)]
-        run([free_long_patch(SETTINGS["FreeLong++"])], SITES[place], qkv, bias)
+        run([FreeLongPatch(SETTINGS["FreeLong++"])], SITES[place], qkv, bias)
         assert all(torch.equal(*pair) for pair in zip(before, (*qkv, bias), strict=True))
 
 
@@ -477,7 +478,7 @@ def test_site_that_does_not_fit_is_named() -> None:
     site = make_site()
     qkv = make_tensors(make_site(grid=(17, 3, 2)))
     with pytest.raises(ValueError, match="17 video tokens.*describes its sites wrongly"):
-        run([free_long_patch(FreeLong(4))], site, qkv)
+        run([FreeLongPatch(FreeLong(4))], site, qkv)
 
 
 @pytest.mark.parametrize(
@@ -501,10 +502,10 @@ def test_bad_settings_are_named(settings: dict[str, Any], message: str) -> None:
 
 
 def test_short_clips_are_named_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
-    patch = free_long_patch(FreeLong(window=8))
+    patch = FreeLongPatch(FreeLong(window=8))
     with caplog.at_level("INFO"):
-        patch.check_clip(9, 4, 4, 1)
-        free_long_patch(FreeLong(window=8, strength=0.0)).check_clip(8, 4, 4, 1)
+        patch.check_run(Run(9, 4, 4, 1))
+        FreeLongPatch(FreeLong(window=8, strength=0.0)).check_run(Run(8, 4, 4, 1))
         assert not caplog.records
-        patch.check_clip(8, 4, 4, 1)
+        patch.check_run(Run(8, 4, 4, 1))
     assert "8 latent frames, no more than the window of 8" in caplog.text

@@ -5,12 +5,13 @@ import logging
 
 import pytest
 import torch
+from guides import plain_guide
 
 from mask_guided_video.attention_patches.checks import check_blocks, check_shape
-from mask_guided_video.attention_patches.guidance.guide import ModeGuide, mode_patches
-from mask_guided_video.attention_patches.guidance.guide_patch import idle_steps
-from mask_guided_video.attention_patches.guidance.mask_guidance import MaskGuidance
+from mask_guided_video.attention_patches.guidance.guide import Guide
 from mask_guided_video.attention_patches.guidance.modes.registry import make_mode
+from mask_guided_video.attention_patches.guidance.patch import guide_patches, idle_steps
+from mask_guided_video.attention_patches.patch import Run
 from mask_guided_video.perception.frames import Film
 from mask_guided_video.perception.prompts import ObjectPrompt, fit_prompt
 from mask_guided_video.perception.tracks import Tracks
@@ -84,7 +85,7 @@ def test_masks_of_another_shape_are_refused_before_any_work(tiny_video_model, tm
 
 
 def guide(**values):
-    return MaskGuidance(MASKS, **{"start_percent": 0.2, "end_percent": 0.5, **values})
+    return plain_guide(MASKS, **{"start_percent": 0.2, "end_percent": 0.5, **values})
 
 
 def test_steps_that_are_not_guided_are_told():
@@ -127,10 +128,11 @@ def test_the_reports_say_that_no_step_is_guided(tiny_video_model, tmp_path):
 
 
 def test_a_guide_says_it_once(caplog):
-    (patch,) = mode_patches(ModeGuide(MASKS, mode=make_mode("peekaboo")))
+    (patch,) = guide_patches(Guide(MASKS, mode=make_mode("peekaboo")))
+    run = Run(len(MASKS[0]), *MASKS.shape[2:])
     with caplog.at_level(logging.WARNING):
-        patch.check_steps([0.1, 0.9])
-        patch.check_steps([0.0, 0.9])
+        patch.check_run(dataclasses.replace(run, progress=[0.1, 0.9]))
+        patch.check_run(dataclasses.replace(run, progress=[0.0, 0.9]))
     assert len(caplog.records) == 1 and "it does nothing here" in caplog.text
 
 

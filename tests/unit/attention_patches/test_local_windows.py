@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mask_guided_video.attention_patches.kernels.plain import explicit_attention
+from mask_guided_video.attention_patches.kernels.explicit import explicit_attention
 from mask_guided_video.attention_patches.kernels.torch_attention import torch_attention
 from mask_guided_video.attention_patches.local_windows import (
     BLOCK_FRAMES,
@@ -20,8 +20,8 @@ from mask_guided_video.attention_patches.local_windows import (
     window_blocks,
     write_windows,
 )
-from mask_guided_video.attention_patches.site import AttentionSite, BatchRows
-from mask_guided_video.attention_patches.stack import Attend
+from mask_guided_video.attention_patches.patch import Attend
+from mask_guided_video.attention_patches.site import AttentionSite, BatchRows, Span
 
 TOLERANCE = {torch.float32: 4e-6, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 HEADS, DIM = 2, 8
@@ -42,8 +42,8 @@ def make_site(
         grid=grid,
         frames=tuple(range(frames)),
         clip_frames=frames,
-        video=slice(before, before + tokens),
-        text=slice(before + tokens, before + tokens + after) if after else None,
+        video=Span(before, before + tokens),
+        text=Span(before + tokens, before + tokens + after) if after else None,
         rows=BatchRows((0, 1), 1, folded, size),
         progress=0.1,
         sigma=5.0,
@@ -72,7 +72,7 @@ def windowed(attend: Attend, qkv: list[Tensor], site: AttentionSite, bounds: Bou
     out = torch.full_like(q, 77.0)
     write_windows(attend, q, k, v, site, window_blocks(bounds, frame_tokens(site)), out)
     video = torch.zeros(q.shape[2], dtype=torch.bool)
-    video[site.video] = True
+    video[slice(*site.video)] = True
     assert bool((out[:, :, ~video] == 77.0).all())
     return out[:, :, video]
 
@@ -157,7 +157,7 @@ def test_windows_equal_a_dense_mask(folded: str, before: int, after: int, window
     for bias in biases(site, length):
         given = torch.zeros(1, 1, length, length) if bias is None else bias.expand(-1, -1, length, length)
         q, k, v = qkv
-        expected = explicit_attention(q[:, :, site.video], k, v, closed + given[:, :, site.video])
+        expected = explicit_attention(q[:, :, slice(*site.video)], k, v, closed + given[:, :, slice(*site.video)])
         torch.testing.assert_close(windowed(make_attend(bias), qkv, site, bounds), expected, atol=4e-6, rtol=4e-6)
 
 
@@ -223,18 +223,18 @@ def test_sites_of_blocks_describe_their_tensors() -> None:
         asked = []
         for queries, keys, found in seen:
             asked += found.query_frames
-            assert len(found.query_frames) * size == queries and found.video == slice(0, queries)
+            assert len(found.query_frames) * size == queries and found.video == Span(0, queries)
             assert found.grid == (len(found.frames), 2, 3)
-            assert found.key_video == slice(2, 2 + size * found.grid[0])
-            assert found.text == slice(found.key_video.stop, keys)
+            assert found.key_video == Span(2, 2 + size * found.grid[0])
+            assert found.text == Span(found.key_video.stop, keys)
             assert found.clip_frames == 90 and set(found.query_frames) <= set(found.frames) <= set(frames)
         assert tuple(asked) == frames
 
 
 def test_text_before_the_video_keeps_its_place() -> None:
-    site = replace(make_site("none", before=5), kind="joint", text=slice(0, 5))
+    site = replace(make_site("none", before=5), kind="joint", text=Span(0, 5))
     part = part_of_keys(site, site.video.stop, range(4, 9), slice(4, 5))
-    assert part.site.text == slice(0, 5) and part.site.key_video == slice(5, 5 + 5 * 6)
+    assert part.site.text == Span(0, 5) and part.site.key_video == Span(5, 5 + 5 * 6)
     keys = torch.arange(site.video.stop)
     assert part.take(keys, 0).tolist() == [*range(5), *range(5 + 24, 5 + 54)]
 
@@ -244,7 +244,7 @@ def test_every_other_frame_of_the_keys() -> None:
     part = part_of_keys(site, 13, range(0, 5, 2))
     assert part.take(torch.arange(13), 0).tolist() == [0, 1, 2, 5, 6, 9, 10, 11, 12]
     assert part.site.frames == (0, 2, 4) and part.site.query_frames == (0, 1, 2, 3, 4)
-    assert part.site.text == slice(7, 9) and part.site.grid == (3, 1, 2)
+    assert part.site.text == Span(7, 9) and part.site.grid == (3, 1, 2)
 
 
 def test_frames_of_the_keys_in_any_order_and_more_than_once() -> None:
@@ -252,7 +252,7 @@ def test_frames_of_the_keys_in_any_order_and_more_than_once() -> None:
     part = part_of_keys(site, 13, (0, 0, 2, 3, 1), slice(3, 4))
     assert part.take(torch.arange(13), 0).tolist() == [0, 1, 2, 1, 2, 5, 6, 7, 8, 3, 4, 11, 12]
     assert part.site.frames == (7, 7, 9, 10, 8) and part.site.query_frames == (10,)
-    assert part.site.key_video == slice(1, 11) and part.site.text == slice(11, 13)
+    assert part.site.key_video == Span(1, 11) and part.site.text == Span(11, 13)
 
 
 def test_keys_that_lie_together_are_not_copied() -> None:

@@ -9,19 +9,17 @@ from typing import Any
 
 import pytest
 import torch
+from guides import plain_guide
 from torch import Tensor
 
-from mask_guided_video.attention_patches.free_long import FreeLong, free_long_patch
-from mask_guided_video.attention_patches.guidance.mask_guidance import MaskGuidance, mask_guidance_patch
+from mask_guided_video.attention_patches.free_long import FreeLong, FreeLongPatch
+from mask_guided_video.attention_patches.guidance.patch import GuidePatch
 from mask_guided_video.attention_patches.guidance.text_spans import TextSpans
 from mask_guided_video.attention_patches.kernels.torch_attention import attention
-from mask_guided_video.attention_patches.prompt_schedule import (
-    PromptSchedule,
-    frame_weights,
-    prompt_schedule_patch,
-)
-from mask_guided_video.attention_patches.site import SITE_KEY, AttentionSite, BatchRows
-from mask_guided_video.attention_patches.stack import Patch, PatchStack
+from mask_guided_video.attention_patches.patch import Patch, Run
+from mask_guided_video.attention_patches.prompt_schedule import PromptSchedule, PromptSchedulePatch, frame_weights
+from mask_guided_video.attention_patches.site import SITE_KEY, AttentionSite, BatchRows, Span
+from mask_guided_video.attention_patches.stack import PatchStack
 
 HEADS, DIM = 2, 8
 LENGTHS = (5, 3, 4)
@@ -43,8 +41,8 @@ def make_site(folded: str = "frames", grid: tuple[int, int, int] = (10, 2, 3), *
         grid=grid,
         frames=tuple(range(frames)),
         clip_frames=frames,
-        video=slice(before, before + tokens),
-        text=slice(0, sum(LENGTHS)),
+        video=Span(before, before + tokens),
+        text=Span(0, sum(LENGTHS)),
         rows=BatchRows((0, 1), changes.pop("samples", 1), folded, frames if folded == "frames" else 1),
         progress=0.25,
         sigma=5.0,
@@ -146,7 +144,7 @@ def test_a_prompt_after_the_end_of_the_film() -> None:
         PromptSchedule((0, 7), (2, 2)).weights(7)
     assert PromptSchedule((0, 6), (2, 2)).weights(7)[6].tolist() == [0.0, 1.0]
     with pytest.raises(ValueError, match="begins at frame 9 but the film has 9 frames"):
-        prompt_schedule_patch(PromptSchedule((0, 9), (2, 2))).check_clip(3, 8, 8, time_factor=4)
+        PromptSchedulePatch(PromptSchedule((0, 9), (2, 2))).check_run(Run(3, 8, 8, 4))
 
 
 @pytest.mark.parametrize(
@@ -198,7 +196,7 @@ def test_equals_a_direct_implementation(name: str, mask: str | None) -> None:
     sizes = {"keys": (1, 1, 1), "rows and keys": (qkv[0].shape[0], 1, 1)}
     sizes["all"] = (qkv[0].shape[0], HEADS, qkv[0].shape[1])
     bias = None if mask is None else torch.randn(*sizes[mask], 12, generator=torch.Generator().manual_seed(5))
-    found = run([prompt_schedule_patch(SCHEDULE)], site, qkv, bias)
+    found = run([PromptSchedulePatch(SCHEDULE)], site, qkv, bias)
     expected = direct(SCHEDULE, site, qkv, bias)
     assert greatest(found, expected) < TOLERANCE[torch.float32]
     assert greatest(attention(*qkv, HEADS, bias), expected) > 0.05
@@ -209,7 +207,7 @@ def test_equals_a_direct_implementation(name: str, mask: str | None) -> None:
 def test_half_precision(dtype: torch.dtype, folded: str) -> None:
     site = make_site(folded)
     qkv = make_tensors(site, dtype=dtype)
-    found = run([prompt_schedule_patch(SCHEDULE)], site, qkv)
+    found = run([PromptSchedulePatch(SCHEDULE)], site, qkv)
     assert found.dtype == dtype
     assert greatest(found, direct(SCHEDULE, site, qkv)) < TOLERANCE[dtype]
 
@@ -218,7 +216,7 @@ def test_half_precision(dtype: torch.dtype, folded: str) -> None:
 def test_frames_of_one_prompt_are_as_with_that_prompt_alone(folded: str) -> None:
     site = make_site(folded)
     q, k, v = make_tensors(site)
-    found = run([prompt_schedule_patch(SCHEDULE)], site, (q, k, v))
+    found = run([PromptSchedulePatch(SCHEDULE)], site, (q, k, v))
     alone = attention(q, k[:, :5], v[:, :5], HEADS)
     third = attention(q, k[:, 8:], v[:, 8:], HEADS)
     # Fades reach from frame 3 to 4 and from 6 to 7.
@@ -233,7 +231,7 @@ def test_frames_of_one_prompt_are_as_with_that_prompt_alone(folded: str) -> None
 def test_unconditional_rows_are_left_alone_to_the_bit(folded: str) -> None:
     site = make_site(folded)
     qkv = make_tensors(site)
-    found, plain = run([prompt_schedule_patch(SCHEDULE)], site, qkv), attention(*qkv, HEADS)
+    found, plain = run([PromptSchedulePatch(SCHEDULE)], site, qkv), attention(*qkv, HEADS)
     half = len(found) // 2
     assert torch.equal(found[half:], plain[half:]) and not torch.equal(found[:half], plain[:half])
 
@@ -241,8 +239,8 @@ def test_unconditional_rows_are_left_alone_to_the_bit(folded: str) -> None:
 def test_text_that_was_repeated_to_a_common_length() -> None:
     site = make_site("none")
     q, k, v = make_tensors(site)
-    once = run([prompt_schedule_patch(SCHEDULE)], site, (q, k, v))
-    twice = run([prompt_schedule_patch(SCHEDULE)], site, (q, k.repeat(1, 2, 1), v.repeat(1, 2, 1)))
+    once = run([PromptSchedulePatch(SCHEDULE)], site, (q, k, v))
+    twice = run([PromptSchedulePatch(SCHEDULE)], site, (q, k.repeat(1, 2, 1), v.repeat(1, 2, 1)))
     assert torch.equal(once[0], twice[0]) and greatest(once[1], twice[1]) < 1e-6
 
 
@@ -259,20 +257,20 @@ def test_text_that_was_repeated_to_a_common_length() -> None:
 def test_other_calls_go_through_to_the_bit(changes: dict[str, Any]) -> None:
     site = replace(make_site(), **changes)
     qkv = make_tensors(site)
-    patch = prompt_schedule_patch(replace(SCHEDULE, prompts=frozenset({"joined"})))
+    patch = PromptSchedulePatch(replace(SCHEDULE, prompts=frozenset({"joined"})))
     assert not patch.acts_at(site)
     assert torch.equal(run([patch], site, qkv), attention(*qkv, HEADS))
 
 
 def test_one_prompt_changes_nothing() -> None:
     site = make_site()
-    assert not prompt_schedule_patch(PromptSchedule((0,), (12,), 8)).acts_at(site)
+    assert not PromptSchedulePatch(PromptSchedule((0,), (12,), 8)).acts_at(site)
 
 
 def test_only_the_rows_of_the_joined_text_are_changed() -> None:
     site = make_site("none", rows=BatchRows((0, 0, 1), 2, "none", 1, ("another", "joined", "negative")))
     qkv = make_tensors(site)
-    patch = prompt_schedule_patch(replace(SCHEDULE, prompts=frozenset({"joined"})))
+    patch = PromptSchedulePatch(replace(SCHEDULE, prompts=frozenset({"joined"})))
     found, plain = run([patch], site, qkv), attention(*qkv, HEADS)
     assert torch.equal(found[:2], plain[:2]) and torch.equal(found[4:], plain[4:])
     joined = replace(site, rows=BatchRows((0,), 2))
@@ -282,16 +280,16 @@ def test_only_the_rows_of_the_joined_text_are_changed() -> None:
 def test_another_text_is_refused() -> None:
     site = make_site("none")
     with pytest.raises(ValueError, match="of 12 text tokens but the model sees 13"):
-        run([prompt_schedule_patch(SCHEDULE)], site, make_tensors(site, text=13))
-    patch = prompt_schedule_patch(replace(SCHEDULE, prompts=frozenset({"joined"})))
+        run([PromptSchedulePatch(SCHEDULE)], site, make_tensors(site, text=13))
+    patch = PromptSchedulePatch(replace(SCHEDULE, prompts=frozenset({"joined"})))
     with pytest.raises(ValueError, match="schedule of 3 prompts, but their joined text is not among"):
-        patch.check_text({"another": 12})
-    patch.check_text({"another": 12, "joined": 12})
-    patch.check_text({})
+        patch.check_run(Run(9, 8, 8, prompts={"another": 12}))
+    patch.check_run(Run(9, 8, 8, prompts={"another": 12, "joined": 12}))
+    patch.check_run(Run(9, 8, 8))
 
 
 def test_copies_share_their_plans_and_release_drops_them() -> None:
-    patch = prompt_schedule_patch(SCHEDULE)
+    patch = PromptSchedulePatch(SCHEDULE)
     run([patch], make_site(), make_tensors(make_site()))
     assert copy.deepcopy({"patch": patch})["patch"] is patch and len(patch._plans) == 1
     patch.release()
@@ -305,8 +303,8 @@ def guide_patch(mode: str = "cross_text") -> Patch:
     """An object in the left third whose words stand in the first and in the third prompt."""
     masks = torch.zeros(1, 10, 8, 12)
     masks[:, :, :, :4] = 1.0
-    guide = MaskGuidance(masks, mode=mode, strength=2.0, end_percent=1.0)
-    return mask_guidance_patch(guide, TextSpans(("ball",), ((1, 2, 9),), 12))
+    guide = plain_guide(masks, mode=mode, strength=2.0, end_percent=1.0)
+    return GuidePatch(guide, TextSpans(("ball",), ((1, 2, 9),), 12))
 
 
 @pytest.mark.parametrize("folded", ["frames", "none"])
@@ -316,7 +314,7 @@ def guide_patch(mode: str = "cross_text") -> Patch:
 def test_words_are_guided_in_either_order(folded: str, chained: bool, guide_first: bool, mode: str) -> None:
     site = make_site(folded, samples=2)
     qkv = make_tensors(site)
-    patches = [guide_patch(mode), prompt_schedule_patch(SCHEDULE)]
+    patches = [guide_patch(mode), PromptSchedulePatch(SCHEDULE)]
     found = (run_chained if chained else run)(patches if guide_first else patches[::-1], site, qkv)
     inside = torch.tensor([1.0, 0.0, 0.0, 1.0, 0.0, 0.0])
     share = inside * 2.0 if mode == "cross_text" else (1.0 - inside) * -2.0
@@ -329,6 +327,6 @@ def test_words_are_guided_in_either_order(folded: str, chained: bool, guide_firs
 def test_free_long_beside_it_changes_nothing_here() -> None:
     site = make_site("none")
     qkv = make_tensors(site)
-    alone = run([prompt_schedule_patch(SCHEDULE)], site, qkv)
-    assert torch.equal(run([free_long_patch(FreeLong(4)), prompt_schedule_patch(SCHEDULE)], site, qkv), alone)
-    assert torch.equal(run_chained([prompt_schedule_patch(SCHEDULE), free_long_patch(FreeLong(4))], site, qkv), alone)
+    alone = run([PromptSchedulePatch(SCHEDULE)], site, qkv)
+    assert torch.equal(run([FreeLongPatch(FreeLong(4)), PromptSchedulePatch(SCHEDULE)], site, qkv), alone)
+    assert torch.equal(run_chained([PromptSchedulePatch(SCHEDULE), FreeLongPatch(FreeLong(4))], site, qkv), alone)

@@ -8,20 +8,21 @@ import logging
 import math
 import weakref
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
 import torch
+from region_kernels import region_attention
 from torch import Tensor
 
 from mask_guided_video.attention_patches.attention_call import AttentionCall
 from mask_guided_video.attention_patches.kernels import torch_attention as functional
 from mask_guided_video.attention_patches.kernels.exact import agrees, replacing_kernel
-from mask_guided_video.attention_patches.kernels.plain import region_attention
 from mask_guided_video.attention_patches.kernels.torch_attention import attention, torch_attention
-from mask_guided_video.attention_patches.site import SITE_KEY, AttentionSite, BatchRows
-from mask_guided_video.attention_patches.stack import Attend, PatchStack
+from mask_guided_video.attention_patches.patch import Attend, AttentionPatch, Run
+from mask_guided_video.attention_patches.site import SITE_KEY, AttentionSite, BatchRows, Span
+from mask_guided_video.attention_patches.stack import PatchStack
 
 SITE = AttentionSite(
     kind="self",
@@ -32,7 +33,7 @@ SITE = AttentionSite(
     grid=(1, 2, 3),
     frames=(0,),
     clip_frames=1,
-    video=slice(0, 6),
+    video=Span(0, 6),
     text=None,
     rows=BatchRows(samples=2),
     progress=0.1,
@@ -49,10 +50,11 @@ def options(stack: PatchStack, site: AttentionSite | None = SITE) -> dict[str, A
     return {"optimized_attention_override": stack.override, SITE_KEY: site}
 
 
-class Recorder:
+class Recorder(AttentionPatch):
     """Passes through and notes what it saw."""
 
     def __init__(self, name: str = "", log: list[str] | None = None) -> None:
+        super().__init__()
         self.name, self.log, self.seen = name, [] if log is None else log, []
 
     def __call__(self, attend: Attend, q: Tensor, k: Tensor, v: Tensor, site: AttentionSite) -> Tensor:
@@ -235,6 +237,45 @@ def test_release_reaches_patches_that_keep_something() -> None:
     keeper = Keeper()
     PatchStack([keeper, Recorder()]).release()
     assert keeper.released == 1
+
+
+def test_a_plain_function_is_a_patch() -> None:
+    def double(attend: Attend, q: Tensor, k: Tensor, v: Tensor, site: AttentionSite) -> Tensor:
+        return 2.0 * attend(q, k, v, site)
+
+    stack, q = PatchStack([double]), joined()
+    assert torch.equal(attention(q, q, q, 3, transformer_options=options(stack)), 2.0 * attention(q, q, q, 3))
+    (patch,) = stack.patches
+    assert patch.acts_at(SITE) and not patch.innermost and copy.deepcopy(patch) is patch
+    patch.check_run(Run(3, 8, 8))
+    stack.release()
+
+
+def test_what_is_planned_belongs_to_its_arguments() -> None:
+    """A field of a site that only one of two calls has makes another plan, whichever field it is."""
+    patch, made = Recorder(), []
+
+    def make(layout: AttentionSite, width: int) -> int:
+        made.append(layout)
+        return len(made)
+
+    assert patch.planned(make, SITE.layout, 1) == patch.planned(make, SITE.layout, 1) == 1
+    assert patch.planned(make, SITE.layout, 2) == 2
+    # Place in the model and in the schedule are no part of it.
+    moved = replace(SITE, block="up.1", index=3, total=9, progress=0.7, sigma=2.0)
+    assert moved.layout == SITE.layout and patch.planned(make, moved.layout, 1) == 1
+    changes = {
+        **{"kind": "joint", "level": 1, "grid": (2, 1, 3), "frames": (1,), "clip_frames": 2, "video": Span(1, 6)},
+        **{"text": Span(0, 1), "rows": BatchRows((0, 1)), "extent": (1.5, 3.0), "time_factor": 4},
+        **{"query_frames": (0,), "key_video": Span(0, 3), "text_part": (0, 4), "key_frames": ((0,),)},
+    }
+    left_out = {"block", "index", "total", "progress", "sigma"}
+    assert {entry.name for entry in fields(AttentionSite)} == changes.keys() | left_out
+    for name, value in changes.items():
+        before = len(made)
+        assert patch.planned(make, replace(SITE, **{name: value}).layout, 1) == before + 1, name
+    patch.release()
+    assert patch.planned(make, SITE.layout, 1) == len(made) == len(changes) + 3
 
 
 def test_wrong_calls_say_what_is_missing() -> None:

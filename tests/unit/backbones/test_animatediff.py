@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mask_guided_video.attention_patches.free_long import FreeLong, FreeLongPatch, free_long_patch
+from mask_guided_video.attention_patches.free_long import FreeLong, FreeLongPatch
 from mask_guided_video.attention_patches.kernels.torch_attention import attention
 from mask_guided_video.attention_patches.site import AttentionSite
 from mask_guided_video.attention_patches.stack import PatchStack
@@ -163,7 +163,7 @@ def test_other_packs_run_their_layers(hidden: Tensor) -> None:
         return run
 
     motion = Motion()
-    sites = MotionSites(StableDiffusion(), network(motion), model_call([]), options(free_long_patch(FreeLong(2))))
+    sites = MotionSites(StableDiffusion(), network(motion), model_call([]), options(FreeLongPatch(FreeLong(2))))
     others = [(Downsample, other("down")), (Motion, other("motion")), (nn.Module, other("rest"))]
     runners = sites.runners(others)
     assert runners[1:] == others
@@ -235,5 +235,5 @@ def test_context_windows_of_the_host_are_refused_where_the_pack_would_mix_prompt
 )
 def test_free_long_without_attention_over_time_is_named(settings: FreeLong, noted: int) -> None:
     notes: list[str] = []
-    note_still_film(model_call(notes), options(free_long_patch(settings)))
+    note_still_film(model_call(notes), options(FreeLongPatch(settings)))
     assert len(notes) == noted and all("each of the 6 frames is made on its own" in note for note in notes)

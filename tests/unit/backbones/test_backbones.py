@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from mask_guided_video.attention_patches.site import SITE_KEY, AttentionSite, BatchRows
+from mask_guided_video.attention_patches.site import SITE_KEY, AttentionSite, BatchRows, Span
 from mask_guided_video.backbones.block_sites import BlockMarkers, ExpectedCall, SiteSequence
 from mask_guided_video.backbones.families.ltx import LTXVideo
 from mask_guided_video.backbones.families.unet import unet_grid, unet_transformers
@@ -37,7 +37,7 @@ SITE = AttentionSite(
     grid=(1, 2, 3),
     frames=(0,),
     clip_frames=1,
-    video=slice(0, 6),
+    video=Span(0, 6),
     text=None,
     rows=BatchRows(),
     progress=0.0,

@@ -10,7 +10,7 @@ import torch
 
 from mask_guided_video.attention_patches.guidance.regions import latent_frame_groups
 from mask_guided_video.attention_patches.kernels.torch_attention import torch_attention
-from mask_guided_video.attention_patches.site import SITE_KEY, AttentionSite, BatchRows
+from mask_guided_video.attention_patches.site import SITE_KEY, AttentionSite, BatchRows, Span
 from mask_guided_video.attention_patches.stack import PatchStack
 
 GRID = (3, 6, 8)
@@ -25,7 +25,7 @@ def benchmark(open_benchmark):
 def make_site(kind, folded="none"):
     rows = {"none": 1, "frames": 3, "positions": 48}[folded]
     video = {"none": TOKENS, "frames": 48, "positions": 3}[folded]
-    text = {"cross": slice(0, TEXT), "joint": slice(video, video + TEXT)}.get(kind)
+    text = {"cross": Span(0, TEXT), "joint": Span(video, video + TEXT)}.get(kind)
     return AttentionSite(
         kind=kind,
         block="block.0",
@@ -35,7 +35,7 @@ def make_site(kind, folded="none"):
         grid=GRID,
         frames=(0, 1, 2),
         clip_frames=3,
-        video=slice(0, video),
+        video=Span(0, video),
         text=text,
         rows=BatchRows(folded=folded, folded_size=rows),
         progress=0.1,

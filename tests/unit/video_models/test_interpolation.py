@@ -9,7 +9,7 @@ import torch
 from tiny_lavie_files import tiny_unet
 from tiny_stable_diffusion import tiny_clip, tiny_vae, write_tokenizer
 
-from mask_guided_video.attention_patches.free_long import FreeLong, free_long_patch
+from mask_guided_video.attention_patches.free_long import FreeLong, FreeLongPatch
 from mask_guided_video.video_models.frame_coding import FrameCoder
 from mask_guided_video.video_models.interpolation import Interpolator, interpolated_frames, source_indices
 from mask_guided_video.video_models.text_encoding import PromptEncoder
@@ -109,7 +109,7 @@ def test_the_whole_film_at_once_where_that_is_asked(interpolator, monkeypatch) -
     seen = windows_seen(interpolator, monkeypatch)
     frames = film(9)
     plain = interpolator.interpolate(frames, "a red ball", steps=1, window=0)
-    patch = free_long_patch(FreeLong(window=13))
+    patch = FreeLongPatch(FreeLong(window=13))
     guided = interpolator.interpolate(frames, "a red ball", steps=1, window=0, patches=[patch])
     assert {len(found) for found in seen} == {33}
     assert not torch.equal(plain, guided) and bool(guided.isfinite().all())

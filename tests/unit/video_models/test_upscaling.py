@@ -6,10 +6,11 @@ import math
 
 import pytest
 import torch
+from guides import plain_guide
 from tiny_lavie_files import CONFIGS, tiny_unet
 from tiny_stable_diffusion import tiny_clip, tiny_vae, write_tokenizer
 
-from mask_guided_video.attention_patches.guidance.mask_guidance import MaskGuidance, mask_guidance_patch
+from mask_guided_video.attention_patches.guidance.patch import GuidePatch
 from mask_guided_video.video_models.frame_coding import FrameCoder
 from mask_guided_video.video_models.sampling.denoising import Conditions, sample_latents
 from mask_guided_video.video_models.sampling.noise_schedule import square_root_alphas_cumprod
@@ -101,7 +102,7 @@ def test_guidance_works_inside_of_windows(upscaler) -> None:
     plain = upscaler.upscale(frames, steps=1)
 
     def guided(strength: float) -> torch.Tensor:
-        patch = mask_guidance_patch(MaskGuidance(masks=masks, mode="separate", strength=strength, end_percent=1.0))
+        patch = GuidePatch(plain_guide(masks=masks, mode="separate", strength=strength, end_percent=1.0))
         return upscaler.upscale(frames, steps=1, patches=[patch])
 
     assert torch.equal(plain, guided(0.0))

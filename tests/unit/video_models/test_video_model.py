@@ -6,8 +6,9 @@ import math
 
 import pytest
 import torch
+from guides import plain_guide
 
-from mask_guided_video.attention_patches.guidance.mask_guidance import MaskGuidance, mask_guidance_patch
+from mask_guided_video.attention_patches.guidance.patch import GuidePatch
 from mask_guided_video.video_models.lavie.config import LaVieConfig
 from mask_guided_video.video_models.lavie.unet import LaVieUNet
 from mask_guided_video.video_models.sampling.background_lock import BackgroundLock
@@ -146,7 +147,7 @@ def test_a_guide_changes_the_film_and_strength_nothing_does_not(model, prompts) 
     plain = model.sample(noise, *prompts, steps=3)
 
     def guided(**options) -> torch.Tensor:
-        patch = mask_guidance_patch(MaskGuidance(masks=masks, mode="separate", **options))
+        patch = GuidePatch(plain_guide(masks=masks, mode="separate", **options))
         return model.sample(noise, *prompts, steps=3, patches=[patch])
 
     assert torch.equal(plain, guided(strength=0.0))

@@ -14,17 +14,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mask_guided_video.attention_patches.guidance import edits as probability_edit
 from mask_guided_video.attention_patches.guidance.edits import EditJob, EditPart, ProbabilityEdit
-from mask_guided_video.attention_patches.guidance.guide import ModeGuide, mode_patches
+from mask_guided_video.attention_patches.guidance.guide import Guide
 from mask_guided_video.attention_patches.guidance.modes.freetraj import FreeTraj
 from mask_guided_video.attention_patches.guidance.modes.mode import MaskMode
 from mask_guided_video.attention_patches.guidance.modes.registry import make_mode
 from mask_guided_video.attention_patches.guidance.modes.trailblazer import TrailBlazer, trailing_tokens
 from mask_guided_video.attention_patches.guidance.modes.videograin import VideoGrain
+from mask_guided_video.attention_patches.guidance.patch import guide_patches
 from mask_guided_video.attention_patches.guidance.text_spans import TextSpans
-from mask_guided_video.attention_patches.kernels.plain import explicit_attention, plain_attention
+from mask_guided_video.attention_patches.kernels.explicit import explicit_attention
+from mask_guided_video.attention_patches.kernels.plain import plain_attention
 from mask_guided_video.attention_patches.kernels.rows import RowSet
-from mask_guided_video.attention_patches.site import AttentionSite, BatchRows
-from mask_guided_video.attention_patches.stack import Attend
+from mask_guided_video.attention_patches.patch import Attend
+from mask_guided_video.attention_patches.site import AttentionSite, BatchRows, Span
 
 GRID, TEXT = 4, 10
 CELLS = GRID * GRID
@@ -52,10 +54,10 @@ def site_of(kind: str, folded: str | None = None, chunks: tuple[int, ...] = (0, 
     folded = KINDS.get(kind, "none") if folded is None else folded
     size = {"frames": FRAMES, "positions": CELLS, "none": 1}[folded]
     tokens = {"frames": CELLS, "positions": FRAMES, "none": FRAMES * CELLS}[folded]
-    text = {"cross": slice(0, TEXT), "joint": slice(tokens, tokens + TEXT)}.get(kind)
+    text = {"cross": Span(0, TEXT), "joint": Span(tokens, tokens + TEXT)}.get(kind)
     site = AttentionSite(
         **{"kind": kind, "block": "mid.0", "index": 0, "total": 1, "level": 1, "grid": (FRAMES, GRID, GRID)},
-        **{"frames": tuple(range(FRAMES)), "clip_frames": FRAMES, "video": slice(0, tokens), "text": text},
+        **{"frames": tuple(range(FRAMES)), "clip_frames": FRAMES, "video": Span(0, tokens), "text": text},
         rows=BatchRows(chunks, 1, folded, size),
         progress=0.0,
         sigma=1.0,
@@ -86,7 +88,7 @@ def guided(
     mode: MaskMode, site: AttentionSite, qkv: list[Tensor], masks: Tensor, spans: TextSpans | None, **settings: Any
 ) -> Tensor:
     bias = settings.pop("bias", None)
-    patches = mode_patches(ModeGuide(masks, mode=mode, **settings), spans)
+    patches = guide_patches(Guide(masks, mode=mode, **settings), spans)
     assert len(patches) == 1 and patches[0].innermost and patches[0].acts_at(site)
     return patches[0](attend(bias), *qkv, site)
 
@@ -297,7 +299,7 @@ def test_freetraj_exact_in_joint_attention_keeps_what_the_text_has_together() ->
 def test_freetraj_without_words_in_the_text_changes_no_row(cross: Any) -> None:
     site, nothing = site_of("cross"), TextSpans(("red ball",), ((),), TEXT)
     qkv = tensors(site)
-    patch = mode_patches(ModeGuide(masks_of(PATH), mode=FreeTraj(cross=cross)), nothing)[0]
+    patch = guide_patches(Guide(masks_of(PATH), mode=FreeTraj(cross=cross)), nothing)[0]
     assert torch.equal(patch(attend(), *qkv, site), plain_attention(*qkv))
 
 
@@ -306,7 +308,7 @@ def test_freetraj_without_words_in_the_text_changes_no_row(cross: Any) -> None:
 
 def test_videograin_by_hand() -> None:
     """Logits 0, 1, 2, 3; the second token is the region's: a quarter of the keys."""
-    site = replace(site_of("cross", chunks=(0,)), text=slice(0, 4))
+    site = replace(site_of("cross", chunks=(0,)), text=Span(0, 4))
     spans = TextSpans(("ball",), ((1,),), 4)
     q, k = torch.ones(FRAMES, 1, CELLS, 1), torch.arange(4.0)[:, None].expand(FRAMES, 1, 4, 1)
     v = torch.eye(4).expand(FRAMES, 1, 4, 4)
@@ -391,7 +393,7 @@ def test_videograin_pulls_video_and_words_apart_in_joint_attention() -> None:
 
 @pytest.mark.parametrize(("level", "folded", "acts"), [(0, "frames", False), (1, "frames", True), (0, "none", True)])
 def test_videograin_leaves_the_finest_level_of_several(level: int, folded: str, acts: bool) -> None:
-    patch = mode_patches(ModeGuide(masks_of(PATH), mode=VideoGrain()))[0]
+    patch = guide_patches(Guide(masks_of(PATH), mode=VideoGrain()))[0]
     assert patch.acts_at(site_of("self", folded, level=level)) == acts
 
 
@@ -416,11 +418,11 @@ def test_videograin_never_holds_all_pairs_of_tokens(monkeypatch: pytest.MonkeyPa
     site = replace(
         site_of("self", chunks=(0,)),
         **{"grid": (frames, size, size), "frames": tuple(range(frames)), "clip_frames": frames},
-        **{"video": slice(0, size * size), "rows": BatchRows((0,), 1, "frames", frames)},
+        **{"video": Span(0, size * size), "rows": BatchRows((0,), 1, "frames", frames)},
     )
     masks = masks_of(((0, 3, 0, 3),) * frames, pixels=size // GRID)
     q, k, v = (torch.randn(frames, 2, size * size, 8) for _ in range(3))
-    patch = mode_patches(ModeGuide(masks, mode=VideoGrain()))[0]
+    patch = guide_patches(Guide(masks, mode=VideoGrain()))[0]
     with Largest() as largest:
         out = patch(attend(), q, k, v, site)
     pairs = (frames * size * size) ** 2
@@ -443,7 +445,7 @@ CALLS = [
     (name, kind)
     for name in MODES
     for kind in ("self", "cross", "temporal", "joint")
-    if mode_patches(ModeGuide(masks_of(PATH), mode=MODES[name]()), SPANS)[0].acts_at(site_of(kind))
+    if guide_patches(Guide(masks_of(PATH), mode=MODES[name]()), SPANS)[0].acts_at(site_of(kind))
 ]
 
 
@@ -491,7 +493,7 @@ def test_strength_goes_from_nothing_to_the_rule(name: str, kind: str) -> None:
     plain = plain_attention(*qkv)
     distances = {strength: float((film - plain).abs().mean()) for strength, film in films.items()}
     assert distances[1e-6] < 1e-3 * distances[1.0] and distances[1e-6] < distances[0.5]
-    zero = mode_patches(ModeGuide(masks_of(PATH), mode=MODES[name](), strength=0.0), SPANS)[0]
+    zero = guide_patches(Guide(masks_of(PATH), mode=MODES[name](), strength=0.0), SPANS)[0]
     assert not zero.acts_at(site) and torch.equal(zero(attend(), *qkv, site), plain)
 
 
@@ -529,7 +531,7 @@ def test_where_somebody_reads_the_site_the_whole_batch_is_asked(last: bool) -> N
         return plain_attention(q, k, v, bias)
 
     qkv = tensors(site)
-    patch = mode_patches(ModeGuide(masks_of(PATH), mode=FreeTraj()))[0]
+    patch = guide_patches(Guide(masks_of(PATH), mode=FreeTraj()))[0]
     out = patch(Attend(continuation, None, last), *qkv, site)
     torch.testing.assert_close(out, guided(FreeTraj(), site, qkv, masks_of(PATH), None))
     # The two rows without an object and both sides of the six others, or all at once.
@@ -554,8 +556,8 @@ def test_bad_constants_are_named(name: str, constants: dict[str, Any], said: str
 
 def test_trailblazer_needs_words() -> None:
     with pytest.raises(ValueError, match="trailblazer"):
-        mode_patches(ModeGuide(masks_of(PATH), mode=TrailBlazer()))
-    assert mode_patches(ModeGuide(masks_of(PATH), mode=TrailBlazer(temporal=True)))
+        guide_patches(Guide(masks_of(PATH), mode=TrailBlazer()))
+    assert guide_patches(Guide(masks_of(PATH), mode=TrailBlazer(temporal=True)))
 
 
 # --- the explicit kernel ----------------------------------------------------------------------------------------------

@@ -10,16 +10,15 @@ from typing import Any
 
 import pytest
 import torch
+from guides import plain_guide
 from torch import Tensor
 
-from mask_guided_video.attention_patches.guidance.mask_guidance import (
-    MaskGuidance,
-    mask_guidance_patch,
-    matches_block,
-)
+from mask_guided_video.attention_patches.checks import matches_block
+from mask_guided_video.attention_patches.guidance.guide import Guide
+from mask_guided_video.attention_patches.guidance.patch import GuidePatch
 from mask_guided_video.attention_patches.guidance.plan import DENSE_PAIRS, PARTITION_TOKENS
 from mask_guided_video.attention_patches.guidance.text_spans import TextSpans
-from mask_guided_video.attention_patches.kernels.plain import explicit_attention
+from mask_guided_video.attention_patches.kernels.explicit import explicit_attention
 from mask_guided_video.attention_patches.kernels.torch_attention import attention
 from mask_guided_video.attention_patches.site import (
     CONDITIONAL,
@@ -27,6 +26,7 @@ from mask_guided_video.attention_patches.site import (
     UNCONDITIONAL,
     AttentionSite,
     BatchRows,
+    Span,
 )
 from mask_guided_video.attention_patches.stack import PatchStack
 
@@ -45,7 +45,7 @@ def make_site(
     size = {"none": 1, "frames": frames, "positions": height * width}[folded]
     chunks, samples = changes.pop("chunks", (CONDITIONAL, UNCONDITIONAL)), changes.pop("samples", 2)
     start = 4 if kind == "joint" and changes.pop("text_first", False) else 0
-    text = {"cross": slice(0, 9), "joint": slice(0, 4) if start else slice(tokens, tokens + 9)}.get(kind)
+    text = {"cross": Span(0, 9), "joint": Span(0, 4) if start else Span(tokens, tokens + 9)}.get(kind)
     site = AttentionSite(
         kind=kind,
         block="down.1.0",
@@ -55,7 +55,7 @@ def make_site(
         grid=grid,
         frames=tuple(range(frames)),
         clip_frames=frames,
-        video=slice(start, start + tokens),
+        video=Span(start, start + tokens),
         text=text,
         rows=BatchRows(chunks, samples, folded, size),
         progress=0.1,
@@ -84,10 +84,8 @@ def make_masks(objects: int = 1, grid: tuple[int, int, int] = GRID, seed: int = 
     return masks
 
 
-def run(
-    guide: MaskGuidance, site: AttentionSite, qkv: Sequence[Tensor], mask: Tensor | None = None, **kwargs: Any
-) -> Tensor:
-    patch = mask_guidance_patch(guide, kwargs.pop("spans", SPANS_OF[len(guide.masks)]))
+def run(guide: Guide, site: AttentionSite, qkv: Sequence[Tensor], mask: Tensor | None = None, **kwargs: Any) -> Tensor:
+    patch = GuidePatch(guide, kwargs.pop("spans", SPANS_OF[len(guide.masks)]))
     stack = PatchStack([patch]).chain(kwargs.pop("previous", None))
     options = {"optimized_attention_override": stack.override, SITE_KEY: site}
     return attention(*qkv, HEADS, mask, transformer_options=options)
@@ -111,35 +109,35 @@ def shares(masks: Tensor, hard: bool) -> Tensor:
     return out
 
 
-def pair_bias(guide: MaskGuidance, own: Tensor, other: Tensor) -> float:
+def pair_bias(guide: Guide, own: Tensor, other: Tensor) -> float:
     """Bias between a query cell and a key cell from their memberships [R + 1]."""
     objects = other[:-1].clamp(min=1e-4).log()
-    if guide.mode == "focus":
-        return guide.strength * float(other[:-1].max().clamp(min=1e-4).log())
-    if guide.mode == "focus_fg":
+    if guide.mode.name == "focus":
+        return guide.own_strength * float(other[:-1].max().clamp(min=1e-4).log())
+    if guide.mode.name == "focus_fg":
         inside = float(own[:-1].sum())
-        return guide.strength * float((own[:-1] * objects).sum()) / inside if inside >= 0.5 else 0.0
-    if guide.mode == "separate":
+        return guide.own_strength * float((own[:-1] * objects).sum()) / inside if inside >= 0.5 else 0.0
+    if guide.mode.name == "separate":
         apart = 1.0 - float((own * other).sum())
-        return (-torch.inf if apart > 0.5 else 0.0) if guide.hard else -guide.strength * apart
+        return (-torch.inf if apart > 0.5 else 0.0) if guide.mode.hard else -guide.own_strength * apart
     return 0.0
 
 
-def word_bias(guide: MaskGuidance, own: Tensor, spans: TextSpans, token: int) -> float:
+def word_bias(guide: Guide, own: Tensor, spans: TextSpans, token: int) -> float:
     total = 0.0
     for share, positions in zip(own[:-1].tolist(), spans.positions, strict=True):
         if token not in positions:
             continue
-        if guide.mode == "cross_text":
-            total += guide.strength * share - (1000.0 * (1.0 - share) if guide.hard else 0.0)
-        elif guide.mode == "separate":
-            total -= (1000.0 if guide.hard else guide.strength) * (1.0 - share)
+        if guide.mode.name == "cross_text":
+            total += guide.own_strength * share - (1000.0 * (1.0 - share) if guide.mode.hard else 0.0)
+        elif guide.mode.name == "separate":
+            total -= (1000.0 if guide.mode.hard else guide.own_strength) * (1.0 - share)
     return total
 
 
-def reference(guide: MaskGuidance, site: AttentionSite, qkv: Sequence[Tensor], mask: Tensor | None = None) -> Tensor:
+def reference(guide: Guide, site: AttentionSite, qkv: Sequence[Tensor], mask: Tensor | None = None) -> Tensor:
     """The guide's formulas, one batch row and one pair of tokens at a time; masks are on the token grid already."""
-    members = shares(guide.masks, guide.hard)[:, list(site.frames)]
+    members = shares(guide.masks, guide.mode.hard)[:, list(site.frames)]
     count, frames = members.shape[0], site.grid[0]
     folded = {
         "none": members.reshape(count, 1, -1),
@@ -152,7 +150,7 @@ def reference(guide: MaskGuidance, site: AttentionSite, qkv: Sequence[Tensor], m
     for row in range(len(q)):
         chunk = row // (site.rows.samples * site.rows.folded_size)
         conditional = site.rows.chunks[chunk] == CONDITIONAL
-        if not conditional and (guide.rows == "conditional" or site.kind == "cross"):
+        if not conditional and (guide.mode.rows == "conditional" or site.kind == "cross"):
             continue
         cells = folded[:, row % site.rows.folded_size]
         for at in range(cells.shape[1]):
@@ -190,7 +188,7 @@ CASES = [
 @pytest.mark.parametrize("objects", [1, 2])
 @pytest.mark.parametrize(("mode", "kind", "folded"), CASES)
 def test_modes_equal_the_reference(mode: str, kind: str, folded: str, objects: int, hard: bool) -> None:
-    guide = MaskGuidance(make_masks(objects), mode=mode, hard=hard)
+    guide = plain_guide(make_masks(objects), mode=mode, hard=hard)
     site = make_site(kind, folded, samples=1)
     qkv = make_tensors(site)
     out, expected = run(guide, site, qkv), reference(guide, site, qkv)
@@ -201,7 +199,7 @@ def test_modes_equal_the_reference(mode: str, kind: str, folded: str, objects: i
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(("mode", "kind", "folded"), CASES)
 def test_half_precision_is_within_rounding(mode: str, kind: str, folded: str, dtype: torch.dtype) -> None:
-    guide = MaskGuidance(make_masks(2), mode=mode)
+    guide = plain_guide(make_masks(2), mode=mode)
     site = make_site(kind, folded, samples=1, chunks=(CONDITIONAL,))
     qkv = make_tensors(site, dtype)
     out, expected = run(guide, site, qkv), reference(guide, site, qkv)
@@ -213,7 +211,7 @@ def test_half_precision_is_within_rounding(mode: str, kind: str, folded: str, dt
 @pytest.mark.parametrize("hard", [False, True])
 def test_channels_and_chained_overrides_equal_the_explicit_bias(mode: str, kind: str, folded: str, hard: bool) -> None:
     # With another override behind it the patch must keep the batch whole: channels instead of the CPU's short cut.
-    guide = MaskGuidance(make_masks(2), mode=mode, hard=hard, rows="conditional")
+    guide = plain_guide(make_masks(2), mode=mode, hard=hard, rows="conditional")
     site = make_site(kind, folded, samples=1)
     qkv = make_tensors(site)
 
@@ -236,7 +234,7 @@ def test_long_sequences_use_the_large_kernels(mode: str, kind: str, hard: bool) 
         tokens = site.video.stop
         assert tokens >= PARTITION_TOKENS and tokens**2 > DENSE_PAIRS
         masks = make_masks(2, grid)
-        guide = MaskGuidance(masks, mode=mode, hard=hard)
+        guide = plain_guide(masks, mode=mode, hard=hard)
         qkv = make_tensors(site)
         out = run(guide, site, qkv)
         # Whole rows of the explicit bias are slow in Python: compare with the same guide on the whole-batch route.
@@ -256,7 +254,7 @@ def test_partition_serves_hard_separate_by_smaller_calls() -> None:
         sizes.append((q.shape[-2], k.shape[-2]))
         return attention(q, k, v, heads, mask, **kwargs)
 
-    stack = PatchStack([mask_guidance_patch(MaskGuidance(masks, mode="separate", hard=True))])
+    stack = PatchStack([GuidePatch(plain_guide(masks, mode="separate", hard=True))])
     q, k, v = make_tensors(site)
     stack.override(func, q, k, v, HEADS, transformer_options={SITE_KEY: site})
     assert set(sizes) == {(320, 320), (704, 704)}
@@ -272,10 +270,10 @@ def test_strength_zero_and_empty_masks_are_bit_identical(mode: str, kind: str) -
     site = make_site(kind, folded)
     qkv = make_tensors(site)
     plain = attention(*qkv, HEADS)
-    assert torch.equal(run(MaskGuidance(make_masks(2), mode=mode, strength=0.0), site, qkv), plain)
-    assert torch.equal(run(MaskGuidance(torch.zeros(2, *GRID), mode=mode), site, qkv), plain)
-    assert torch.equal(run(MaskGuidance(torch.full((2, *GRID), 0.4), mode=mode), site, qkv), plain)
-    assert torch.equal(run(MaskGuidance(torch.zeros(0, *GRID), mode=mode), site, qkv), plain)
+    assert torch.equal(run(plain_guide(make_masks(2), mode=mode, strength=0.0), site, qkv), plain)
+    assert torch.equal(run(plain_guide(torch.zeros(2, *GRID), mode=mode), site, qkv), plain)
+    assert torch.equal(run(plain_guide(torch.full((2, *GRID), 0.4), mode=mode), site, qkv), plain)
+    assert torch.equal(run(plain_guide(torch.zeros(0, *GRID), mode=mode), site, qkv), plain)
 
 
 @pytest.mark.parametrize("mode", ["focus", "focus_fg", "separate"])
@@ -284,7 +282,7 @@ def test_all_ones_mask_changes_nothing(mode: str, hard: bool) -> None:
     for kind, folded in (("self", "frames"), ("self", "none"), ("temporal", "positions")):
         site = make_site(kind, folded)
         qkv = make_tensors(site)
-        out = run(MaskGuidance(torch.ones(1, *GRID), mode=mode, hard=hard), site, qkv)
+        out = run(plain_guide(torch.ones(1, *GRID), mode=mode, hard=hard), site, qkv)
         assert torch.equal(out, attention(*qkv, HEADS))
 
 
@@ -298,7 +296,7 @@ def test_empty_frame_is_left_alone(mode: str, hard: bool) -> None:
     qkv = make_tensors(site)
     out, plain = (
         tensor.unflatten(0, (4, 3))
-        for tensor in (run(MaskGuidance(masks, mode=mode, hard=hard), site, qkv), attention(*qkv, HEADS))
+        for tensor in (run(plain_guide(masks, mode=mode, hard=hard), site, qkv), attention(*qkv, HEADS))
     )
     assert torch.equal(out[:, 1], plain[:, 1])
     conditional = slice(0, 2) if kind == "cross" else slice(None)
@@ -306,7 +304,7 @@ def test_empty_frame_is_left_alone(mode: str, hard: bool) -> None:
     # In a sequence over the whole clip the rows of that frame keep their attention, too.
     whole = make_site(kind, "none")
     qkv = make_tensors(whole)
-    out = run(MaskGuidance(masks, mode=mode, hard=hard), whole, qkv)
+    out = run(plain_guide(masks, mode=mode, hard=hard), whole, qkv)
     torch.testing.assert_close(
         out[:, 20:40], attention(*qkv, HEADS)[:, 20:40], atol=TOLERANCE[torch.float32], rtol=1e-5
     )
@@ -317,8 +315,8 @@ def test_absent_object_leaves_its_words_alone() -> None:
     masks[1, 1] = 0.0
     site = make_site("cross", samples=1, chunks=(CONDITIONAL,))
     qkv = make_tensors(site)
-    both = run(MaskGuidance(masks, mode="separate"), site, qkv)
-    first = run(MaskGuidance(masks[:1], mode="separate"), site, qkv)
+    both = run(plain_guide(masks, mode="separate"), site, qkv)
+    first = run(plain_guide(masks[:1], mode="separate"), site, qkv)
     torch.testing.assert_close(both[1], first[1])
     assert not torch.allclose(both[0], first[0], atol=1e-3)
 
@@ -335,7 +333,7 @@ def test_extreme_strength_is_finite(mode: str, dtype: torch.dtype) -> None:
             torch.nn.functional.pad(torch.ones(2, 3, 1, 1), (2, 2, 1, 2)),
         ):
             for hard in (False, True):
-                guide = MaskGuidance(masks, mode=mode, strength=1000.0, hard=hard)
+                guide = plain_guide(masks, mode=mode, strength=1000.0, hard=hard)
                 assert bool(torch.isfinite(run(guide, site, qkv)).all())
                 assert bool(torch.isfinite(run(guide, site, qkv, previous=lambda f, *a, **k: f(*a, **k))).all())
 
@@ -348,7 +346,7 @@ def test_strength_is_monotone() -> None:
     v = masks[0].reshape(3, 20, 1).expand(-1, -1, HEADS * DIM).contiguous()
     for mode in ("focus_fg", "separate"):
         held = [
-            float(run(MaskGuidance(masks, mode=mode, strength=g), site, (q, k, v))[:, 0].mean()) for g in (0, 0.5, 1, 4)
+            float(run(plain_guide(masks, mode=mode, strength=g), site, (q, k, v))[:, 0].mean()) for g in (0, 0.5, 1, 4)
         ]
         assert held == sorted(held) and held[0] < held[-1]
 
@@ -358,12 +356,12 @@ def test_strength_is_monotone() -> None:
 def test_unconditional_rows_are_bit_identical(mode: str, kind: str, folded: str, chunks: tuple[int, ...]) -> None:
     site = make_site(kind, folded, chunks=chunks)
     qkv = make_tensors(site)
-    guide = MaskGuidance(make_masks(2), mode=mode, rows="conditional")
+    guide = plain_guide(make_masks(2), mode=mode, rows="conditional")
     out, plain = (t.unflatten(0, (len(chunks), -1)) for t in (run(guide, site, qkv), attention(*qkv, HEADS)))
     for index, chunk in enumerate(chunks):
         assert torch.equal(out[index], plain[index]) == (chunk == UNCONDITIONAL)
     # With both, words of the conditional prompt still mean nothing in unconditional rows.
-    out = run(replace(guide, rows="both"), site, qkv).unflatten(0, (len(chunks), -1))
+    out = run(replace(guide, mode=replace(guide.mode, rows="both")), site, qkv).unflatten(0, (len(chunks), -1))
     changes = kind != "cross" and mode != "cross_text"
     assert torch.equal(out[chunks.index(UNCONDITIONAL)], plain[chunks.index(UNCONDITIONAL)]) != changes
 
@@ -371,7 +369,7 @@ def test_unconditional_rows_are_bit_identical(mode: str, kind: str, folded: str,
 def test_only_unconditional_chunk() -> None:
     site = make_site(chunks=(UNCONDITIONAL,))
     qkv = make_tensors(site)
-    for guide in (MaskGuidance(make_masks(), rows="conditional"), MaskGuidance(make_masks(2), mode="cross_text")):
+    for guide in (plain_guide(make_masks(), rows="conditional"), plain_guide(make_masks(2), mode="cross_text")):
         assert torch.equal(run(guide, site, qkv), attention(*qkv, HEADS))
 
 
@@ -380,7 +378,7 @@ def test_incoming_mask_is_added(mode: str, kind: str, folded: str) -> None:
     site = make_site(kind, folded, samples=1)
     qkv = make_tensors(site)
     queries, keys = qkv[0].shape[1], qkv[1].shape[1]
-    guide = MaskGuidance(make_masks(2), mode=mode)
+    guide = plain_guide(make_masks(2), mode=mode)
     for shape in ((1, HEADS, queries, keys), (site.rows.total, 1, 1, keys), (site.rows.total, HEADS, queries, keys)):
         mask = torch.randn(shape, generator=torch.Generator().manual_seed(1))
         expected = reference(guide, site, qkv, mask)
@@ -390,7 +388,7 @@ def test_incoming_mask_is_added(mode: str, kind: str, folded: str) -> None:
 def test_samples_and_frames_keep_their_places() -> None:
     site = make_site(samples=2)
     qkv = make_tensors(site)
-    guide = MaskGuidance(make_masks())
+    guide = plain_guide(make_masks())
     together = run(guide, site, qkv).unflatten(0, (2, 2, 3))
     alone = replace(site, rows=BatchRows((CONDITIONAL,), 1, "frames", 3))
     for chunk in range(2):
@@ -404,22 +402,22 @@ def test_context_windows_take_their_frames() -> None:
     for frames in ((0, 1, 2), (4, 5, 6), (5, 6, 0)):
         site = make_site(frames=frames, clip_frames=7, samples=1)
         qkv = make_tensors(site)
-        out = run(MaskGuidance(masks), site, qkv)
-        torch.testing.assert_close(out, reference(MaskGuidance(masks), site, qkv), atol=4e-6, rtol=1e-5)
+        out = run(plain_guide(masks), site, qkv)
+        torch.testing.assert_close(out, reference(plain_guide(masks), site, qkv), atol=4e-6, rtol=1e-5)
 
 
 def test_mask_frames_against_clip_frames() -> None:
     site = make_site()
     qkv = make_tensors(site)
     one = make_masks(1, (1, 4, 5))
-    repeated = run(MaskGuidance(one.expand(-1, 3, -1, -1)), site, qkv)
-    assert torch.equal(run(MaskGuidance(one), site, qkv), repeated)
+    repeated = run(plain_guide(one.expand(-1, 3, -1, -1)), site, qkv)
+    assert torch.equal(run(plain_guide(one), site, qkv), repeated)
     pixels = make_masks(1, (9, 4, 5))
     pooled = torch.stack([pixels[:, 0], pixels[:, 1:5].amax(1), pixels[:, 5:].amax(1)], 1)
-    assert torch.equal(run(MaskGuidance(pixels), site, qkv), run(MaskGuidance(pooled), site, qkv))
+    assert torch.equal(run(plain_guide(pixels), site, qkv), run(plain_guide(pooled), site, qkv))
     for frames in (2, 4, 8, 12):
         with pytest.raises(ValueError, match=f"{frames} mask frames do not fit a clip of 3 frames"):
-            run(MaskGuidance(make_masks(1, (frames, 4, 5))), site, qkv)
+            run(plain_guide(make_masks(1, (frames, 4, 5))), site, qkv)
 
 
 def test_pixels_finer_than_tokens_and_thin_objects() -> None:
@@ -429,23 +427,20 @@ def test_pixels_finer_than_tokens_and_thin_objects() -> None:
     qkv = make_tensors(site)
     cell = torch.zeros(1, *GRID)
     cell[..., 1, 2] = 1.0
-    expected = reference(MaskGuidance(cell), site, qkv)
-    torch.testing.assert_close(run(MaskGuidance(masks), site, qkv), expected, atol=4e-6, rtol=1e-5)
+    expected = reference(plain_guide(cell), site, qkv)
+    torch.testing.assert_close(run(plain_guide(masks), site, qkv), expected, atol=4e-6, rtol=1e-5)
 
 
-def test_schedule_levels_and_blocks() -> None:
+def test_schedule_and_blocks() -> None:
     site = make_site()
     qkv = make_tensors(site)
     plain = attention(*qkv, HEADS)
 
     def acts(progress: float = 0.1, **settings: Any) -> bool:
-        return not torch.equal(
-            run(MaskGuidance(make_masks(), **settings), replace(site, progress=progress), qkv), plain
-        )
+        return not torch.equal(run(plain_guide(make_masks(), **settings), replace(site, progress=progress), qkv), plain)
 
     assert [acts(progress) for progress in (-0.01, 0.0, 0.3, 0.52, 0.53, 1.0)] == [True] * 4 + [False] * 2
     assert [acts(p, start_percent=0.2, end_percent=0.4) for p in (0.19, 0.2, 0.4, 0.41)] == [False, True, True, False]
-    assert [acts(levels=levels) for levels in (None, (0,), (1,), (0, 1), ())] == [True, False, True, True, False]
     patterns = ("all", "mid,up", "down", "down.1.*", "down.1", "down.2.*", "up, down.1.0", "down.?.0", "dow")
     assert [acts(blocks=pattern) for pattern in patterns] == [True, False, True, True, True, False, True, True, False]
     assert matches_block("mid.0", "mid") and matches_block("double.7", "double.[5-9]")
@@ -460,17 +455,17 @@ def test_modes_act_at_their_kinds_only() -> None:
         "cross_text": {"cross", "joint"},
     }
     for mode, kinds in acting.items():
-        patch = mask_guidance_patch(MaskGuidance(make_masks(2), mode=mode), SPANS)
+        patch = GuidePatch(plain_guide(make_masks(2), mode=mode), SPANS)
         for kind in ("self", "cross", "temporal", "joint"):
             assert patch.acts_at(make_site(kind)) == (kind in kinds)
-    assert not mask_guidance_patch(MaskGuidance(make_masks(2), mode="separate")).acts_at(make_site("cross"))
+    assert not GuidePatch(plain_guide(make_masks(2), mode="separate")).acts_at(make_site("cross"))
 
 
 def test_repeated_text_guides_every_copy() -> None:
-    site = replace(make_site("cross", samples=1, chunks=(CONDITIONAL,)), text=slice(0, 18))
+    site = replace(make_site("cross", samples=1, chunks=(CONDITIONAL,)), text=Span(0, 18))
     q, k, v = make_tensors(site)
-    guide = MaskGuidance(make_masks(2), mode="cross_text")
-    once = run(guide, replace(site, text=slice(0, 9)), (q, k[:, :9], v[:, :9]))
+    guide = plain_guide(make_masks(2), mode="cross_text")
+    once = run(guide, replace(site, text=Span(0, 9)), (q, k[:, :9], v[:, :9]))
     twice = run(guide, site, (q, k[:, :9].repeat(1, 2, 1), v[:, :9].repeat(1, 2, 1)))
     torch.testing.assert_close(once, twice)
 
@@ -478,7 +473,7 @@ def test_repeated_text_guides_every_copy() -> None:
 def test_joint_site_with_text_first_and_rows_of_text_free() -> None:
     site = make_site("joint", "none", text_first=True, samples=1, chunks=(CONDITIONAL,))
     qkv = make_tensors(site)
-    guide = MaskGuidance(make_masks(2), mode="separate", hard=True)
+    guide = plain_guide(make_masks(2), mode="separate", hard=True)
     spans = TextSpans(("ball", "square"), ((1,), (2,)), 4)
     out, plain = run(guide, site, qkv, spans=spans), attention(*qkv, HEADS)
     torch.testing.assert_close(out[:, :4], plain[:, :4], atol=4e-6, rtol=1e-5)
@@ -489,7 +484,7 @@ def test_keys_that_an_earlier_patch_appends_are_free() -> None:
     site = make_site(samples=1, chunks=(CONDITIONAL,))
     q, k, v = make_tensors(site)
     extra = torch.randn(3, 6, HEADS * DIM, generator=torch.Generator().manual_seed(9))
-    guide = MaskGuidance(make_masks(), mode="focus")
+    guide = plain_guide(make_masks(), mode="focus")
     out = run(guide, site, (q, torch.cat((k, extra), 1), torch.cat((v, extra), 1)))
     bias = guide.masks[0].reshape(3, 1, 1, 20).clamp(min=1e-4).log().expand(-1, -1, 20, -1)
     bias = torch.nn.functional.pad(bias, (0, 6))
@@ -502,10 +497,10 @@ def test_two_guides_stacked_in_one_stack_or_two() -> None:
     site = make_site(samples=1)
     qkv = make_tensors(site)
     guides = [
-        MaskGuidance(make_masks(seed=1), mode="focus"),
-        MaskGuidance(make_masks(seed=2), mode="separate", hard=True),
+        plain_guide(make_masks(seed=1), mode="focus"),
+        plain_guide(make_masks(seed=2), mode="separate", hard=True),
     ]
-    first, second = (mask_guidance_patch(guide) for guide in guides)
+    first, second = (GuidePatch(guide) for guide in guides)
     stacks = (
         PatchStack([first, second]),
         PatchStack([second, first]),
@@ -522,7 +517,7 @@ def test_two_guides_stacked_in_one_stack_or_two() -> None:
 
 
 def test_copies_share_tables_and_release_drops_them() -> None:
-    patch = mask_guidance_patch(MaskGuidance(make_masks()))
+    patch = GuidePatch(plain_guide(make_masks()))
     stack = PatchStack([patch])
     assert copy.deepcopy(patch) is patch
     site = make_site()
@@ -539,7 +534,7 @@ def test_copies_share_tables_and_release_drops_them() -> None:
 
 def test_inputs_are_not_changed() -> None:
     masks = make_masks()
-    guide, before = MaskGuidance(masks), masks.clone()
+    guide, before = plain_guide(masks), masks.clone()
     site = make_site()
     qkv = make_tensors(site)
     copies = [tensor.clone() for tensor in qkv]
@@ -554,9 +549,9 @@ def test_site_that_does_not_fit_is_named() -> None:
     with pytest.raises(
         ValueError, match=r"attention self in block 'down.1.0' has 12 rows and 20 video tokens, but grid"
     ):
-        run(MaskGuidance(make_masks()), replace(site, grid=(3, 5, 5)), qkv)
+        run(plain_guide(make_masks()), replace(site, grid=(3, 5, 5)), qkv)
     with pytest.raises(ValueError, match="has 3 frames but names 2 of the clip"):
-        run(MaskGuidance(make_masks()), replace(site, frames=(0, 1)), qkv)
+        run(plain_guide(make_masks()), replace(site, frames=(0, 1)), qkv)
 
 
 # --- the guide --------------------------------------------------------------------------------------------------------
@@ -565,18 +560,18 @@ def test_site_that_does_not_fit_is_named() -> None:
 def test_defaults_per_mode() -> None:
     masks = make_masks()
     strengths = {
-        mode: MaskGuidance(masks, mode=mode).strength for mode in ("focus", "focus_fg", "separate", "cross_text")
+        mode: plain_guide(masks, mode=mode).own_strength for mode in ("focus", "focus_fg", "separate", "cross_text")
     }
     assert strengths == {"focus": 1.0, "focus_fg": 1.0, "separate": 8.0, "cross_text": 3.0}
-    guide = MaskGuidance(masks[0])
-    assert guide.masks.shape == (1, *GRID) and guide.mode == "focus_fg" and guide.rows == "both"
-    assert math.isclose(guide.end_percent, 0.52)
+    guide = plain_guide(masks[0])
+    assert guide.masks.shape == (1, *GRID) and guide.mode.name == "focus_fg" and guide.mode.rows == "both"
+    assert math.isclose(guide.mode.end_percent, 0.52)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"mode": "blur"}, "mode is 'blur'; choose one of focus, focus_fg, separate, cross_text"),
+        ({"mode": "blur"}, "mode is 'blur'; choose one of dmg, focus, focus_fg, separate, cross_text"),
         ({"rows": "none"}, "rows is 'none'; choose one of conditional, both"),
         ({"strength": -1.0}, "strength is -1; give a value from 0"),
         ({"strength": 1001.0}, "strength is 1001"),
@@ -584,7 +579,7 @@ def test_defaults_per_mode() -> None:
         ({"start_percent": 0.6}, "start_percent 0.6 and end_percent 0.52"),
         ({"end_percent": 1.5}, "end_percent 1.5"),
         ({"blocks": " , "}, "blocks is ' , '"),
-        ({"levels": (-1,)}, "levels are"),
+        ({"levels": (-1,)}, "mode focus_fg has no constant 'levels'"),
         ({"phrases": ("a", "b")}, "2 phrases for 1 masks"),
         ({"time_pooling": "median"}, "time_pooling is 'median'"),
         ({"masks": torch.full((1, 1, 2, 2), torch.nan)}, "masks hold NaN"),
@@ -595,11 +590,11 @@ def test_defaults_per_mode() -> None:
 )
 def test_bad_settings_are_named(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        MaskGuidance(**{"masks": make_masks(), **settings})
+        plain_guide(**{"masks": make_masks(), **settings})
 
 
 def test_spans_must_fit_the_masks() -> None:
     with pytest.raises(ValueError, match="2 phrases were found in the prompt but the guide has 1 masks"):
-        mask_guidance_patch(MaskGuidance(make_masks()), SPANS)
+        GuidePatch(plain_guide(make_masks()), SPANS)
     with pytest.raises(ValueError, match="cross_text steers the words"):
-        mask_guidance_patch(MaskGuidance(make_masks(), mode="cross_text"))
+        GuidePatch(plain_guide(make_masks(), mode="cross_text"))

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from mask_guided_video.attention_patches.guidance.guide import ModeGuide, mode_patches
+from mask_guided_video.attention_patches.guidance.guide import Guide
 from mask_guided_video.attention_patches.guidance.modes.registry import make_mode
+from mask_guided_video.attention_patches.guidance.patch import guide_patches
 from mask_guided_video.attention_patches.guidance.text_spans import TextSpans
 from mask_guided_video.attention_patches.kernels.torch_attention import attention
 from mask_guided_video.attention_patches.site import (
@@ -20,6 +21,7 @@ from mask_guided_video.attention_patches.site import (
     UNCONDITIONAL,
     AttentionSite,
     BatchRows,
+    Span,
 )
 from mask_guided_video.attention_patches.stack import PatchStack
 
@@ -46,21 +48,21 @@ def masks() -> Tensor:
 
 
 def guide(mode: str, given: Tensor | None = None, strength: float = 1.0, frame_strength=(), keys="self", **constants):
-    return ModeGuide(
+    return Guide(
         masks() if given is None else given,
-        ("ball", "kite"),
-        "grass",
-        make_mode(mode, **constants),
-        strength,
-        frame_strength,
-        keys,
+        phrases=("ball", "kite"),
+        background_phrase="grass",
+        mode=make_mode(mode, **constants),
+        strength=strength,
+        frame_strength=frame_strength,
+        key_source=keys,
     )
 
 
 def site(kind: str, folded: str = "frames", **changes) -> AttentionSite:
     lengths = {"none": FRAMES * CELLS, "frames": CELLS, "positions": FRAMES}
-    video = slice(0, lengths[folded])
-    text = {"cross": slice(0, TOKENS), "joint": slice(video.stop, video.stop + TOKENS)}.get(kind)
+    video = Span(0, lengths[folded])
+    text = {"cross": Span(0, TOKENS), "joint": Span(video.stop, video.stop + TOKENS)}.get(kind)
     rows = {"none": 1, "frames": FRAMES, "positions": CELLS}[folded]
     made = AttentionSite(
         kind=kind, block="mid.0", index=0, total=4, level=0, grid=(FRAMES, SIDE, SIDE), frames=(0, 1), clip_frames=2,
@@ -78,9 +80,9 @@ def tensors(at: AttentionSite, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     return q, k, torch.eye(keys).expand(at.rows.total, -1, -1)
 
 
-def probabilities(told: ModeGuide, at: AttentionSite, spans: TextSpans | None = SPANS, plain: bool = False) -> Tensor:
+def probabilities(told: Guide, at: AttentionSite, spans: TextSpans | None = SPANS, plain: bool = False) -> Tensor:
     """[rows, queries, keys] with the patches of a guide, or without."""
-    stack = PatchStack(mode_patches(told, spans))
+    stack = PatchStack(guide_patches(told, spans))
     options = {} if plain else {"optimized_attention_override": stack.override, SITE_KEY: at}
     q, k, v = tensors(at)
     return attention(q, k, v, 1, transformer_options=options)
@@ -96,7 +98,7 @@ def dense(at: AttentionSite, bias: Callable[[int, int, int], float]) -> Tensor:
     return (q @ k.transpose(1, 2) / math.sqrt(8) + added).softmax(dim=2)
 
 
-def agree(mode: str, at: AttentionSite, bias: Callable[[int, int, int], float], told: ModeGuide | None = None) -> None:
+def agree(mode: str, at: AttentionSite, bias: Callable[[int, int, int], float], told: Guide | None = None) -> None:
     found = probabilities(told or guide(mode), at)
     torch.testing.assert_close(found, dense(at, bias), atol=2e-6, rtol=1e-5)
 
@@ -152,7 +154,7 @@ def test_peekaboo_regions(folded: str) -> None:
 
 
 def test_peekaboo_acts_in_two_of_fifty_steps_in_the_middle_and_later_blocks() -> None:
-    patch = mode_patches(guide("peekaboo"), SPANS)[-1]
+    patch = guide_patches(guide("peekaboo"), SPANS)[-1]
     steps = [patch.acts_at(site("self", progress=1 - (981 - 20 * step) / 999)) for step in range(50)]
     assert steps == [True, True] + [False] * 48
     acting = [block for block in ("down.0.0", "mid.0", "up.1.2") if patch.acts_at(site("self", block=block))]
@@ -163,15 +165,15 @@ def test_peekaboo_samples_masks_with_strides() -> None:
     """A grid of half the size sees every other cell of the latents, not their average."""
     fine = torch.zeros(1, 1, 8, 8)
     fine[..., ::2, ::2] = masks()[0, 0]
-    told = ModeGuide(fine, ("ball",), mode=make_mode("peekaboo"))
+    told = Guide(fine, phrases=("ball",), mode=make_mode("peekaboo"))
     found = told.pyramid().regions(4, 4, 1, level=1).objects
     torch.testing.assert_close(found, masks()[:1, :1])
     # An object that the strides step over keeps the cell that it covers most.
     missed = torch.zeros(1, 1, 8, 8)
     missed[..., 3, 5] = 1.0
-    assert ModeGuide(missed, mode=make_mode("peekaboo")).pyramid().regions(
-        4, 4, 1, level=1
-    ).objects.nonzero().tolist() == [[0, 0, 1, 2]]
+    assert Guide(missed, mode=make_mode("peekaboo")).pyramid().regions(4, 4, 1, level=1).objects.nonzero().tolist() == [
+        [0, 0, 1, 2]
+    ]
 
 
 # --- direct_a_video, motionbooth --------------------------------------------------------------------------------------
@@ -209,7 +211,7 @@ def test_golden_gain_of_direct_a_video() -> None:
     """4 of 16 cells are the ball's: its word gains 25 * (1 - 1/4) = 18.75 over begin and end."""
     at = site("cross")
     q, k, v = tensors(at)
-    stack = PatchStack(mode_patches(guide("direct_a_video"), SPANS))
+    stack = PatchStack(guide_patches(guide("direct_a_video"), SPANS))
     options = {"optimized_attention_override": stack.override, SITE_KEY: at}
     found = attention(torch.zeros_like(q), k, v, 1, transformer_options=options)[0]
     total = math.exp(18.75) + 2.0
@@ -238,7 +240,7 @@ def test_masks_of_direct_a_video_take_every_cell_that_interpolation_touches() ->
     thin = torch.zeros(1, 1, 8, 8)
     thin[..., 1, 4] = 0.4
     thin[..., 6, 1] = 1.0
-    found = ModeGuide(thin, ("ball",), mode=make_mode("direct_a_video")).pyramid().regions(4, 4, 1).objects[0, 0]
+    found = Guide(thin, phrases=("ball",), mode=make_mode("direct_a_video")).pyramid().regions(4, 4, 1).objects[0, 0]
     assert found.nonzero().tolist() == [[0, 2], [3, 0]]
 
 
@@ -257,7 +259,7 @@ def test_through_the_mask_joins_frames_that_are_apart() -> None:
     at = site("self")
     q, k, _ = tensors(at)
     values = torch.randn(4, CELLS, 8, generator=torch.Generator().manual_seed(3))
-    stack = PatchStack(mode_patches(guide("through_the_mask"), SPANS))
+    stack = PatchStack(guide_patches(guide("through_the_mask"), SPANS))
     options = {"optimized_attention_override": stack.override, SITE_KEY: at}
     found = attention(q, k, values, 1, transformer_options=options)
     for row in range(4):
@@ -300,11 +302,11 @@ def test_through_the_mask_words_in_boxes() -> None:
 
 
 def test_through_the_mask_acts_in_the_first_blocks() -> None:
-    patch = mode_patches(guide("through_the_mask"), SPANS)[-1]
+    patch = guide_patches(guide("through_the_mask"), SPANS)[-1]
     assert [patch.acts_at(site("self", index=index, total=16)) for index in (0, 5, 6)] == [True, True, False]
     blocks = [site("self", "none", block=f"block.{index}", index=index, total=40) for index in range(40)]
     assert [patch.acts_at(block) for block in blocks] == [True] * 10 + [False] * 30
-    fewer = mode_patches(guide("through_the_mask", first_blocks=2), SPANS)[-1]
+    fewer = guide_patches(guide("through_the_mask", first_blocks=2), SPANS)[-1]
     assert [fewer.acts_at(block) for block in blocks[:3]] == [True, True, False]
     assert not patch.acts_at(site("temporal", "positions"))
 
@@ -376,7 +378,7 @@ def test_dmg_raises_words_less_and_less() -> None:
 
 def test_dmg_ends_each_part_by_itself() -> None:
     ends = {"self_end_percent": 0.2, "cross_end_percent": 0.5, "temporal_end_percent": 0.7, "end_percent": 0.9}
-    patch = mode_patches(guide("dmg", gamma_temporal=4.0, gamma_self=8.0, blocks="all", **ends), SPANS)[-1]
+    patch = guide_patches(guide("dmg", gamma_temporal=4.0, gamma_self=8.0, blocks="all", **ends), SPANS)[-1]
     calls = {"self": site("self"), "cross": site("cross"), "temporal": site("temporal", "positions")}
     acting = [
         {kind for kind, at in calls.items() if patch.acts_at(replace(at, progress=progress))}
@@ -436,7 +438,7 @@ def test_keys_of_the_first_frame_come_with_its_regions() -> None:
     values = torch.randn(4, CELLS, 8, generator=torch.Generator().manual_seed(3))
     for source, frames in (("first", (0,)), ("first_self", (0, None))):
         told = guide("dmg", keys=source, blocks="all", gamma_self=8.0)
-        stack = PatchStack(mode_patches(told, SPANS))
+        stack = PatchStack(guide_patches(told, SPANS))
         options = {"optimized_attention_override": stack.override, SITE_KEY: at}
         found = attention(q, k, values, 1, transformer_options=options)
         for row in range(4):
@@ -501,7 +503,7 @@ def test_one_patch_through_the_whole_schedule() -> None:
         ("direct_a_video", region_words(25.0), region_words(0.0), {}),
         ("dmg", dmg_words(6.0, 2.0), dmg_words(6.0, 1.0), OPEN | {"beta_decay_percent": 0.4, "end_percent": 1.0}),
     ):
-        stack = PatchStack(mode_patches(guide(mode, **settings), SPANS))
+        stack = PatchStack(guide_patches(guide(mode, **settings), SPANS))
         for progress, bias in ((0.0, early), (0.2, late), (0.0, early)):
             at = site("cross", progress=progress)
             options = {"optimized_attention_override": stack.override, SITE_KEY: at}

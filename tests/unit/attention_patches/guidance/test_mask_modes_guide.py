@@ -10,14 +10,15 @@ import torch
 
 from mask_guided_video.attention_patches.frame_keys import FirstFrameKeysPatch
 from mask_guided_video.attention_patches.guidance.boxes import box_masks, mask_boxes
-from mask_guided_video.attention_patches.guidance.guide import ModeGuide, mode_patches
-from mask_guided_video.attention_patches.guidance.mode_patch import MaskModePatch
+from mask_guided_video.attention_patches.guidance.guide import Guide
 from mask_guided_video.attention_patches.guidance.modes.registry import (
     MODES,
+    PLAIN,
     make_mode,
     mode_constants,
     read_constants,
 )
+from mask_guided_video.attention_patches.guidance.patch import GuidePatch, guide_patches
 from mask_guided_video.attention_patches.guidance.regions import pool_space
 from mask_guided_video.attention_patches.guidance.text_spans import (
     NOT_OF_PROMPT,
@@ -25,12 +26,14 @@ from mask_guided_video.attention_patches.guidance.text_spans import (
     locate_phrases,
 )
 from mask_guided_video.attention_patches.kernels.torch_attention import attention
+from mask_guided_video.attention_patches.patch import Run
 from mask_guided_video.attention_patches.site import (
     CONDITIONAL,
     SITE_KEY,
     UNCONDITIONAL,
     AttentionSite,
     BatchRows,
+    Span,
 )
 from mask_guided_video.attention_patches.stack import PatchStack
 
@@ -41,10 +44,10 @@ KINDS = [("self", "frames"), ("self", "none"), ("cross", "frames"), ("temporal",
 
 def site(kind: str, folded: str, **changes) -> AttentionSite:
     cells = SIDE * SIDE
-    video = slice(0, {"none": FRAMES * cells, "frames": cells, "positions": FRAMES}[folded])
+    video = Span(0, {"none": FRAMES * cells, "frames": cells, "positions": FRAMES}[folded])
     made = AttentionSite(
         kind=kind, block="up.1.0", index=0, total=2, level=1, grid=(FRAMES, SIDE, SIDE), frames=(0, 1, 2), clip_frames=3,
-        video=video, text={"cross": slice(0, TOKENS), "joint": slice(video.stop, video.stop + TOKENS)}.get(kind),
+        video=video, text={"cross": Span(0, TOKENS), "joint": Span(video.stop, video.stop + TOKENS)}.get(kind),
         rows=BatchRows(
             (CONDITIONAL, UNCONDITIONAL), 1, folded, {"none": 1, "frames": FRAMES, "positions": cells}[folded]
         ),
@@ -66,14 +69,20 @@ def masks(frames: int = FRAMES) -> torch.Tensor:
     return given
 
 
-def run(told: ModeGuide, at: AttentionSite, dtype=torch.float32, spans: TextSpans | None = SPANS) -> torch.Tensor:
-    stack = PatchStack(mode_patches(told, spans))
+def run(told: Guide, at: AttentionSite, dtype=torch.float32, spans: TextSpans | None = SPANS) -> torch.Tensor:
+    stack = PatchStack(guide_patches(told, spans))
     options = {"optimized_attention_override": stack.override, SITE_KEY: at}
     return attention(*tensors(at, dtype), 2, transformer_options=options)
 
 
-def guide(mode: str = "dmg", given: torch.Tensor | None = None, **settings) -> ModeGuide:
-    return ModeGuide(masks() if given is None else given, ("ball",), "grass", make_mode(mode, blocks="all"), **settings)
+def guide(mode: str = "dmg", given: torch.Tensor | None = None, **settings) -> Guide:
+    return Guide(
+        masks() if given is None else given,
+        phrases=("ball",),
+        background_phrase="grass",
+        mode=make_mode(mode, blocks="all"),
+        **settings,
+    )
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -86,7 +95,7 @@ def test_promises(mode: str) -> None:
         nothing = [guide(mode, strength=0.0), guide(mode, torch.zeros(1, 3, 4, 4))]
         for told, spans in [
             *((told, SPANS) for told in nothing),
-            (ModeGuide(torch.zeros(0, 3, 4, 4), mode=make_mode(mode)), None),
+            (Guide(torch.zeros(0, 3, 4, 4), mode=make_mode(mode)), None),
         ]:
             assert not told.is_active
             assert torch.equal(run(told, at, spans=spans), plain), (mode, kind)
@@ -128,8 +137,11 @@ def test_frames_without_an_object_are_left_alone(mode: str) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_conditional_rows_only(mode: str) -> None:
-    told = ModeGuide(
-        masks(), ("ball",), "", make_mode(mode, rows="conditional", cross_rows="conditional", blocks="all")
+    told = Guide(
+        masks(),
+        phrases=("ball",),
+        background_phrase="",
+        mode=make_mode(mode, rows="conditional", cross_rows="conditional", blocks="all"),
     )
     for kind, folded in KINDS:
         at = site(kind, folded)
@@ -146,7 +158,7 @@ def test_unguided_ends_keep_the_masks_of_a_window() -> None:
     at = site("self", "frames", grid=(2, SIDE, SIDE), frames=(1, 2), rows=BatchRows((CONDITIONAL,), 1, "frames", 2))
     whole = site("self", "frames", rows=BatchRows((CONDITIONAL,), 1, "frames", 3))
     q, k, v = tensors(whole)
-    stack = PatchStack(mode_patches(guide(given=given, key_source="self"), SPANS))
+    stack = PatchStack(guide_patches(guide(given=given, key_source="self"), SPANS))
 
     def out(here: AttentionSite, part: slice) -> torch.Tensor:
         options = {"optimized_attention_override": stack.override, SITE_KEY: here}
@@ -157,35 +169,35 @@ def test_unguided_ends_keep_the_masks_of_a_window() -> None:
 
 def test_patches_of_a_guide() -> None:
     told = replace(guide(), mode=make_mode("dmg", keys="first_self"))
-    kinds = [type(patch) for patch in mode_patches(told, SPANS)]
-    assert kinds == [FirstFrameKeysPatch, MaskModePatch] and told.keys == "first_self"
-    assert [type(patch) for patch in mode_patches(guide(), SPANS)] == [MaskModePatch]
-    assert [type(patch) for patch in mode_patches(guide(key_source="self"), SPANS)] == [MaskModePatch]
+    kinds = [type(patch) for patch in guide_patches(told, SPANS)]
+    assert kinds == [FirstFrameKeysPatch, GuidePatch] and told.keys == "first_self"
+    assert [type(patch) for patch in guide_patches(guide(), SPANS)] == [GuidePatch]
+    assert [type(patch) for patch in guide_patches(guide(key_source="self"), SPANS)] == [GuidePatch]
     # Strength 0 hangs no keys either.
-    assert [type(patch) for patch in mode_patches(guide(strength=0.0), SPANS)] == [MaskModePatch]
-    patch = mode_patches(told, SPANS)[-1]
+    assert [type(patch) for patch in guide_patches(guide(strength=0.0), SPANS)] == [GuidePatch]
+    patch = guide_patches(told, SPANS)[-1]
     assert copy.deepcopy(patch) is patch
     # Those that take the kernel's place, and those that join frames.
-    assert {name for name in MODES if mode_patches(guide(name), SPANS)[-1].innermost} == {
+    assert {name for name in MODES if guide_patches(guide(name), SPANS)[-1].innermost} == {
         "trailblazer", "freetraj", "videograin", "through_the_mask"
     }  # fmt: skip
 
 
 def test_published_blocks_of_a_unet_are_all_of_a_transformer() -> None:
     told, unet, transformer = (
-        ModeGuide(masks(), mode=make_mode("peekaboo")),
+        Guide(masks(), mode=make_mode("peekaboo")),
         ["down.0.0", "mid.0"],
         ["block.0", "block.1"],
     )
-    assert told.on_blocks(unet) is told and told.on_blocks(transformer).blocks == "all"
+    assert told.on_blocks(unet) is told and told.on_blocks(transformer).mode.blocks == "all"
     # Blocks that someone chose are that someone's.
-    chosen = ModeGuide(masks(), mode=make_mode("peekaboo", blocks="middle"))
+    chosen = Guide(masks(), mode=make_mode("peekaboo", blocks="middle"))
     assert chosen.on_blocks(transformer) is chosen
 
 
 def test_strength_of_latent_frames_is_the_mean_of_their_frames() -> None:
     told = guide(given=masks(9), frame_strength=(1, 2, 2, 4, 4, 0, 0, 0, 0), strength=0.5)
-    patch = mode_patches(told, SPANS)[-1]
+    patch = guide_patches(told, SPANS)[-1]
     assert patch._frame_strength(site("self", "none", time_factor=4), (0, 1, 2)).tolist() == [0.5, 1.5, 0.0]
 
 
@@ -205,27 +217,29 @@ def test_strength_of_latent_frames_is_the_mean_of_their_frames() -> None:
 )
 def test_bad_guides(settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        ModeGuide(**{"masks": masks(), "phrases": ("ball",), **settings})
+        Guide(**{"masks": masks(), "mode": make_mode("dmg"), "phrases": ("ball",), **settings})
 
 
 def test_bad_bindings() -> None:
     with pytest.raises(ValueError, match="2 phrases were found in the prompt but the guide has 1 masks"):
-        mode_patches(guide(), TextSpans(("a", "b"), ((1,), (2,))))
+        guide_patches(guide(), TextSpans(("a", "b"), ((1,), (2,))))
     with pytest.raises(ValueError, match="mode motionbooth steers the words of the objects"):
-        mode_patches(guide("motionbooth"))
+        guide_patches(guide("motionbooth"))
     with pytest.raises(ValueError, match="3 mask frames do not fit a clip of 5 frames"):
-        mode_patches(guide(), SPANS)[-1].check_clip(5, 8, 8)
+        guide_patches(guide(), SPANS)[-1].check_run(Run(5, 8, 8))
     with pytest.raises(ValueError, match="a text of 6 tokens but the positive prompt has 7"):
-        mode_patches(guide(), SPANS)[-1].check_text({"": 7})
+        guide_patches(guide(), SPANS)[-1].check_run(Run(3, 8, 8, prompts={"": 7}))
 
 
 def test_constants_by_name() -> None:
     assert list(MODES) == [
-        "dmg", "peekaboo", "trailblazer", "freetraj", "direct_a_video", "motionbooth", "videograin", "through_the_mask"
-    ]  # fmt: skip
+        *("dmg", "focus", "focus_fg", "separate", "cross_text", "peekaboo", "trailblazer", "freetraj"),
+        *("direct_a_video", "motionbooth", "videograin", "through_the_mask"),
+    ]
+    assert PLAIN == ("focus", "focus_fg", "separate", "cross_text")
     assert mode_constants("peekaboo")["end_percent"] == 0.04
     assert make_mode("direct_a_video", gain=5).gain == 5
-    with pytest.raises(ValueError, match="mode is 'magic'; choose one of dmg, peekaboo"):
+    with pytest.raises(ValueError, match="mode is 'magic'; choose one of dmg, focus"):
         make_mode("magic")
     with pytest.raises(ValueError, match="mode motionbooth has no constant 'gamma'; it has start_percent=0.0, end"):
         make_mode("motionbooth", gamma=3)

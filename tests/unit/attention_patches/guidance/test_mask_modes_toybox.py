@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from mask_guided_video.attention_patches.free_long import FreeLong, free_long_patch
-from mask_guided_video.attention_patches.guidance.guide import ModeGuide, mode_patches
+from mask_guided_video.attention_patches.free_long import FreeLong, FreeLongPatch
+from mask_guided_video.attention_patches.guidance.guide import Guide
 from mask_guided_video.attention_patches.guidance.modes.registry import MODES, make_mode
+from mask_guided_video.attention_patches.guidance.patch import guide_patches
 from mask_guided_video.video_models.sampling.trajectory_noise import trajectory_noise
 from mask_guided_video.video_models.toybox import load_toybox
 
@@ -46,8 +47,8 @@ def patches_of(model: Any, mode: str, frames: int = 4, **changes: Any) -> tuple[
     ends = ("end_percent", "self_end_percent", "cross_end_percent", "temporal_end_percent", "amplify_end_percent")
     rule = make_mode(mode, blocks="all", **{name: 1.0 for name in ends if name in known})
     settings = {"masks": moving_disc(frames), **changes}
-    guide = ModeGuide(phrases=(PHRASE,), background_phrase=BACKGROUND, mode=rule, **settings)
-    return mode_patches(guide, model.token_spans(PROMPT, (PHRASE,), BACKGROUND))
+    guide = Guide(phrases=(PHRASE,), background_phrase=BACKGROUND, mode=rule, **settings)
+    return guide_patches(guide, model.token_spans(PROMPT, (PHRASE,), BACKGROUND))
 
 
 def film(
@@ -80,7 +81,7 @@ def test_the_same_seed_gives_the_same_film(model: Any, mode: str, plain: Tensor)
 
 
 def test_free_long_in_either_order(model: Any, mode: str) -> None:
-    long = free_long_patch(FreeLong(8, end_percent=0.0))
+    long = FreeLongPatch(FreeLong(8, end_percent=0.0))
     patches = patches_of(model, mode, 10, key_source="self")
     inside, around = film(model, (long, *patches), 10, 1), film(model, (*patches, long), 10, 1)
     guidance = float((inside - film(model, (long,), 10, 1)).abs().max())

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mask_guided_video.attention_patches.kernels.plain import explicit_attention
+from mask_guided_video.attention_patches.kernels.explicit import explicit_attention
 from mask_guided_video.attention_patches.kernels.torch_attention import attention, torch_attention
 
 

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from region_kernels import partition_attention, region_attention
 from torch import Tensor
 
-from mask_guided_video.attention_patches.kernels.plain import (
-    explicit_attention,
-    partition_attention,
-    partition_sides,
-    plain_attention,
-    region_attention,
-    region_channels,
-)
+from mask_guided_video.attention_patches.kernels.channels import region_channels
+from mask_guided_video.attention_patches.kernels.explicit import explicit_attention
+from mask_guided_video.attention_patches.kernels.partition import partition_sides
+from mask_guided_video.attention_patches.kernels.plain import plain_attention
 
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 DTYPES = list(TOLERANCE)

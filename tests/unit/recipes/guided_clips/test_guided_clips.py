@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from mask_guided_video.attention_patches.guidance.guide import mode_patches
+from mask_guided_video.attention_patches.guidance.patch import guide_patches
 from mask_guided_video.perception.pictures.histogram_match import histogram_match
 from mask_guided_video.recipes.films.files import enlarge, read_film, shown_enlargement, to_bytes
 from mask_guided_video.recipes.guided_clips.files import FILES, round_lanes, write_guided_clips
@@ -51,7 +51,7 @@ def picture(seed=3, height=16, width=16):
 
 def clip(model, chosen, masks, number=0, first=None, noise=None):
     """One round's latents, written down step by step."""
-    patches = mode_patches(chosen.guide(masks, ()), model.token_spans(PROMPT, ("red ball",), "sand"))
+    patches = guide_patches(chosen.guide(masks, ()), model.token_spans(PROMPT, ("red ball",), "sand"))
     with torch.inference_mode():
         return model.sample(
             model.noise(N, 16, 16, chosen.seed + number) if noise is None else noise,

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from mask_guided_video.attention_patches.free_long import OCTAVES, free_long_patch
+from mask_guided_video.attention_patches.free_long import OCTAVES, FreeLongPatch
 from mask_guided_video.recipes.films.files import enlarge, read_film, shown_enlargement
 from mask_guided_video.recipes.long_video import recipe as module
 from mask_guided_video.recipes.long_video.files import (
@@ -95,7 +95,7 @@ def direct(model, patches=(), noise="freenoise", positive=None):
 
 def test_film_is_what_its_parts_make(model, tmp_path):
     result = long_video(model, settings(), tmp_path)
-    expected = direct(model, (free_long_patch(settings().free_long(model.geometry)),))
+    expected = direct(model, (FreeLongPatch(settings().free_long(model.geometry)),))
     (film,) = result.report["films"]
     assert film["sha256"] == frames_sha256(expected)
     assert (film["file"], film["frames"], film["height"], film["width"]) == (FILM, 12, 16, 16)
@@ -191,7 +191,7 @@ def test_all_three_stages(model, interpolator, upscaler, tmp_path):
     assert [film["frames_per_second"] for film in (base, filled, large)] == [8, 32, 32]
     assert (filled["height"], large["height"], large["width"]) == (16, 32, 32)
     with torch.inference_mode():
-        patch = free_long_patch(settings().free_long(model.geometry))
+        patch = FreeLongPatch(settings().free_long(model.geometry))
         latents = model.sample(
             video_noise((1, 4, 5, 8, 8), 0, "freenoise", window=4),
             model.encode_prompt(PROMPT),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mask_guided_video.attention_patches.free_long import FreeLong, free_long_patch
+from mask_guided_video.attention_patches.free_long import FreeLong, FreeLongPatch
 from mask_guided_video.attention_patches.kernels.torch_attention import OVERRIDE_KEY
 from mask_guided_video.attention_patches.stack import PatchStack
 from mask_guided_video.recipes.long_video.schedule import (
@@ -122,7 +122,7 @@ def test_each_frame_alone_is_as_with_its_own_prompt(tiny_video_model) -> None:
 
 def test_frames_follow_their_prompts_beside_free_long(tiny_video_model) -> None:
     model = tiny_video_model
-    free_long = (free_long_patch(FreeLong(4)),)
+    free_long = (FreeLongPatch(FreeLong(4)),)
     found = film(model, f"0: {RED}\n5: {BLUE}", patches=free_long)
     red, blue = (film(model, f"0: {text}", patches=free_long) for text in (RED, BLUE))
     to_red, to_blue = difference(found, red), difference(found, blue)

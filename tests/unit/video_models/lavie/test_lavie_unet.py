@@ -7,7 +7,7 @@ import torch
 
 from mask_guided_video.attention_patches.frame_keys import key_places
 from mask_guided_video.attention_patches.kernels.torch_attention import OVERRIDE_KEY, attention
-from mask_guided_video.attention_patches.site import SITE_KEY
+from mask_guided_video.attention_patches.site import SITE_KEY, Span
 from mask_guided_video.video_models.lavie import layers as lavie_layers
 from mask_guided_video.video_models.lavie.blocks import joint_group_norm
 from mask_guided_video.video_models.lavie.config import LaVieConfig
@@ -232,7 +232,7 @@ def test_sites_describe_every_call() -> None:
         assert site.grid == ((3, 3, 4) if site.level else (3, 5, 7))
         length = query[2] if site.kind == "temporal" else query[1]
         assert length == (frames if site.kind == "temporal" else site.grid[1] * site.grid[2])
-        assert site.text == (slice(0, 6) if site.kind == "cross" else None)
+        assert site.text == (Span(0, 6) if site.kind == "cross" else None)
         assert key[0] == query[0]
 
 
@@ -264,7 +264,7 @@ def test_sites_of_the_interpolation_model_name_the_frames_that_are_looked_at() -
     assert [site.block for site, _, _ in seen[::3]] == ["down.0.0", "mid.0", "up.1.0", "up.1.1"]
     for site, query, key in seen[::3]:
         assert site.key_frames == ((0, 0), (0, 0), (0, 1), (0, 2), (0, 3))
-        assert site.video == slice(0, query[1]) and site.key_video == slice(0, key[1]) and key[1] == 2 * query[1]
+        assert site.video == Span(0, query[1]) and site.key_video == Span(0, key[1]) and key[1] == 2 * query[1]
     assert {site.key_frames for site, _, _ in seen if site.kind != "self"} == {None}
 
 

@@ -1,4 +1,9 @@
-"""Additive rules as sums of a few terms: weights of video queries times logits of video keys or of words."""
+"""Which query gains how much from which key: the low-rank tables of a mode at one attention site.
+
+Every bias of mask guidance is ``sum_c query[c] * key[c]`` over a few channels c, so that no mask over all pairs of tokens is
+ever made. Queries carry weights in 0..1 and keys carry logits. A mode writes its bias as a few terms, ``mode_tables`` lays
+them on the sequences of a call.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +11,84 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
-from ..kernels.plain import MAX_BIAS, open_keys
-from .modes.mode import ModeCall
-from .region_tables import RegionTables, fold, fold_keys, partition_labels, place_tokens
+from ..kernels.channels import MAX_BIAS, open_keys
+from ..site import AttentionSite, FoldedAxis
+from .call import ModeCall
 from .regions import Regions
 
 # Closed for good: attention takes no notice of keys with this logit in any dtype.
 CLOSED = -MAX_BIAS
 # Rules with more different rows of weights than this have soft masks, which close no key completely.
 MAX_PATTERNS = 64
+# Query label of ``RegionTables.query_region``: sees all keys.
+FREE = -1
+
+
+@dataclass(frozen=True, eq=False)
+class RegionTables:
+    """The bias of one site for each group of batch rows that shares it.
+
+    Attributes:
+        query: [G, Lq, R] float, weights of the queries.
+        key: [G, Lk, R] float, logits of the keys.
+        guided: the groups in which the bias changes anything; the others are to be left alone.
+        query_region: [G, Lq] long for the partition kernel, ``FREE`` for queries that see all keys; None where the
+            bias is not a partition.
+        key_regions: [G, Lk, regions] bool for the partition kernel.
+    """
+
+    query: Tensor
+    key: Tensor
+    guided: tuple[int, ...]
+    query_region: Tensor | None = None
+    key_regions: Tensor | None = None
+
+
+def fold(values: Tensor, folded: FoldedAxis) -> Tensor:
+    """Arrange [c, T, h, w] as [groups, tokens, c] the way the site's batch axis is folded."""
+    patterns = {
+        "none": "c t h w -> 1 (t h w) c",
+        "frames": "c t h w -> t (h w) c",
+        "positions": "c t h w -> (h w) t c",
+    }
+    return rearrange(values, patterns[folded])
+
+
+def fold_keys(values: Tensor, site: AttentionSite) -> Tensor:
+    """Arrange [c, T, h, w], values of the frames ``site.frames``, as [groups, video keys, c].
+
+    As ``fold``, but where frames meet other frames (``AttentionSite.key_frames``) each group gets the values of those,
+    one frame behind the other.
+    """
+    folded = fold(values, site.rows.folded)
+    if site.key_frames is None:
+        return folded
+    place = {frame: index for index, frame in enumerate(site.frames)}
+    index = torch.tensor([[place[frame] for frame in row] for row in site.key_frames])
+    return folded[index].flatten(1, 2)
+
+
+def place_tokens(values: Tensor, positions: range, length: int) -> Tensor:
+    """Put [G, tokens, c] at ``positions`` of a sequence of ``length`` tokens; the rest is 0."""
+    if len(positions) == length:
+        return values
+    out = values.new_zeros(values.shape[0], length, values.shape[2])
+    out[:, positions.start : positions.stop] = values
+    return out
+
+
+def partition_labels(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+    """Read region labels off the tables of a hard ``separate``: which keys a query does not close.
+
+    Queries with the same weights see the same keys: those without a logit in any of their channels. Weights are 0 or 1.
+    There may be more such sets than regions, since an object's words are closed only in frames in which it is.
+    """
+    weights, region = torch.unique((query > 0.0).flatten(0, 1), dim=0, return_inverse=True)
+    region = torch.where(weights.any(dim=1)[region], region, FREE).view(query.shape[:2])
+    return region, ((key < 0.0).float() @ weights.float().T) == 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,20 +107,20 @@ class BiasTerm:
 
 
 def same_region(
-    asking: Regions, regions: Regions, gap: float, rows: Tensor | None = None, channels: slice = slice(None)
+    queries: Regions, keys: Regions, gap: float, rows: Tensor | None = None, channels: slice = slice(None)
 ) -> BiasTerm:
     """Put ``gap`` between cells of different regions: -gap * (1 - <m_q, m_k>), over objects and then the background.
 
     Args:
-        asking: regions of the frames of the queries.
-        regions: of the keys.
+        queries: regions of the frames of the queries.
+        keys: of the keys.
         gap: at least 0.
         rows: [T of the queries] 0 or 1, frames that are held; those with an object by default.
         channels: regions whose queries are held to their own; those of the others are free.
     """
-    rows = asking.guided.float() if rows is None else rows
-    weights = asking.memberships()[channels] * rows[None, :, None, None]
-    return BiasTerm(weights, video=-gap * (1.0 - regions.memberships()[channels]))
+    rows = queries.guided.float() if rows is None else rows
+    weights = queries.memberships()[channels] * rows[None, :, None, None]
+    return BiasTerm(weights, video=-gap * (1.0 - keys.memberships()[channels]))
 
 
 def words(call: ModeCall, *positions: Sequence[int]) -> Tensor:
@@ -67,12 +139,12 @@ def other_words(call: ModeCall, *named: Sequence[int]) -> list[int]:
 
 def guided_rows(call: ModeCall) -> Tensor:
     """[1, T, 1, 1], 1 for frames with an object."""
-    return call.asking.guided.float()[None, :, None, None]
+    return call.query_regions.guided.float()[None, :, None, None]
 
 
 def present_rows(call: ModeCall) -> Tensor:
     """[R, T, 1, 1], 1 where the object is in the frame: in others its words are left alone."""
-    return call.asking.present.float()[:, :, None, None]
+    return call.query_regions.present.float()[:, :, None, None]
 
 
 def mode_tables(call: ModeCall, terms: Sequence[BiasTerm], partition: bool = False) -> RegionTables | None:
