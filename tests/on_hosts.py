@@ -117,7 +117,7 @@ def split(arguments: Sequence[str]) -> tuple[list[str] | None, list[str] | None]
     options = [entry for entry in arguments if entry not in paths]
     if not paths or any(entry.strip("./") == "tests" for entry in paths):
         files = [path for folder in OTHER_TESTS for path in sorted((ROOT / folder).rglob("test_*.py"))]
-        marked = [path for path in files if "\n@pytest.mark.comfy\n" in path.read_text(encoding="utf-8")]
+        marked = [path for path in files if "pytest.mark.comfy" in path.read_text(encoding="utf-8")]
         hosted = [HOST_TESTS, *(path.relative_to(ROOT).as_posix() for path in marked)]
         return [*OTHER_TESTS, *options], [*hosted, *options]
     hosted = [entry for entry in paths if entry.removeprefix("./").startswith(HOST_TESTS)]

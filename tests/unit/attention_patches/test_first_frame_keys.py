@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from attention_calls import run
 from guides import plain_guide
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -27,7 +28,6 @@ from whole_clips import (
     looks,
     make_site,
     make_tensors,
-    run,
 )
 
 from mask_guided_video.attention_patches import patch as contract

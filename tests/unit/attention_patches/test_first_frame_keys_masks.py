@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from attention_calls import run
 from guides import plain_guide
 from torch import Tensor
 from whole_clips import (
@@ -26,7 +27,6 @@ from whole_clips import (
     make_site,
     make_tensors,
     mask_bias,
-    run,
 )
 
 from mask_guided_video.attention_patches.guidance import plan as guidance_plan

@@ -10,7 +10,7 @@ import on_hosts
 import pytest
 
 ALONE = ["tests/unit", "tests/end_to_end"]
-HOSTED = ["tests/comfy", "tests/unit/benchmarks/test_benchmark_native_models.py"]
+HOSTED = ["tests/comfy", "tests/end_to_end/benchmarks/test_benchmark_native_models.py"]
 
 
 def make_checkout(folder: Path, version: str = "") -> Path:
