@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+from core_windows import NOT_CUT_BY_THE_HOST, film_frames, windowed
 from dense_reference import CALLS
 from native_models import BUILDERS, TinyModel, sample, tiny
-from test_native_windows import NOT_CUT_BY_THE_HOST, film_frames, windowed
 from torch import Tensor
 from window_films import with_film
 

@@ -230,7 +230,8 @@ import os, signal, sys
 sys.path[:0] = sys.argv[1:3]
 import bootstrap; bootstrap.import_package()
 import cli, tiny_video_model
-from mask_guided_video.training import motion_loop, train_motion
+from mask_guided_video.training import train_motion
+from mask_guided_video.training.motion import loop as motion_loop
 model = tiny_video_model.build_tiny_video_model()
 train_motion.open_base = lambda options, device: (model, "tiny")
 save, stop = motion_loop._save, int(sys.argv[3])
