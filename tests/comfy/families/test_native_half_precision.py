@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from dense_reference import CALLS
+from family_rows import rows
 from half_precision import ROUNDING, in_half
 from native_guides import dense, first_predictions, guide_of, patched, relative, spans_of
 from native_models import tiny
@@ -16,7 +17,7 @@ MODES = ("separate", "separate hard", "focus", "focus_fg", "cross_text")
 
 
 @pytest.mark.parametrize("dtype", list(ROUNDING), ids=str)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", rows(NAMES))
 def test_guidance_in_half_precision(name: str, dtype: torch.dtype) -> None:
     model, patcher = tiny(name), in_half(name, dtype)
     plain = first_predictions(model, patcher)["positive"]

@@ -9,6 +9,7 @@ import torch
 from core_windows import NOT_CUT_BY_THE_HOST, film_frames, predictions_by_window, windowed
 from dense_reference import CALLS
 from direct_prompts import DirectPrompts
+from family_rows import rows
 from native_guides import first_predictions, relative
 from native_models import BUILDERS, sample, tiny
 from scheduled_prompts import prompts_of, scheduled
@@ -91,7 +92,7 @@ def test_the_same_prompt_throughout_is_the_plain_film(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "schedule", "loops"),
-    [(name, "standard_static", False) for name in WINDOWED]
+    [pytest.param(*row.values, "standard_static", False, marks=row.marks) for row in rows(WINDOWED)]
     + [(name, "looped_uniform", True) for name in ("wan", "ltx", "sd15")],
 )
 def test_context_windows_have_the_prompts_of_their_frames(name: str, schedule: str, loops: bool) -> None:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from core_windows import NO_ANCHOR, NOT_CUT_BY_THE_HOST, film_frames, predictions_by_window, windowed
 from dense_reference import CALLS, DenseGuide, DenseReference, latent_frames
+from family_rows import rows
 from native_guides import first_predictions, guide_of, masks_of, patched, relative, spans_of
 from native_models import BUILDERS, TinyModel, sample, tiny
 from torch import Tensor
@@ -26,6 +27,9 @@ CLEAR = 1e-3
 # One call for each frame, as many as the window has: not in the table of calls.
 ASKS_BY_FRAME = {"wan_animate2"}
 FAMILIES = sorted(set(BUILDERS) - NOT_CUT_BY_THE_HOST - ASKS_BY_FRAME)
+
+# By default: without and with a frame before the film, and with the text in the same sequence.
+LOOPED = ("wan", "wan_vace_reference", "hunyuan")
 
 
 def by_hand(name: str, window: tuple[int, ...], noise: Tensor, **changes: Any) -> dict[str, Tensor]:
@@ -45,8 +49,13 @@ def compare(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
         assert relative(value, expected[prompt]) < EXACT
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize(("schedule", "loops"), [("standard_static", False), ("looped_uniform", True)])
+@pytest.mark.parametrize(
+    ("name", "schedule", "loops"),
+    [
+        *(pytest.param(*row.values, "standard_static", False, marks=row.marks) for row in rows(FAMILIES)),
+        *(pytest.param(*row.values, "looped_uniform", True, marks=row.marks) for row in rows(FAMILIES, LOOPED)),
+    ],
+)
 def test_core_windows_are_guided_by_their_part_of_the_masks(name: str, schedule: str, loops: bool) -> None:
     leading = CALLS[name].leading
     frames = film_frames(name) + leading
@@ -69,7 +78,7 @@ def test_core_windows_are_guided_by_their_part_of_the_masks(name: str, schedule:
         assert relative(predictions["positive"], plain[window]["positive"]) > CLEAR
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", rows(FAMILIES, LOOPED))
 def test_windows_with_rows_left_alone(name: str) -> None:
     leading = CALLS[name].leading
     frames = film_frames(name) + leading
@@ -86,7 +95,7 @@ def test_windows_with_rows_left_alone(name: str) -> None:
         assert torch.equal(predictions["negative"], plain[window]["negative"])
 
 
-@pytest.mark.parametrize("name", ["sd15", "sd15_odd", "sdxl"])
+@pytest.mark.parametrize("name", rows(["sd15", "sd15_odd", "sdxl"]))
 def test_animatediff_windows(name: str) -> None:
     """AnimateDiff-Evolved asks for parts of the batch and names their frames in ``ad_params``."""
     from comfy.samplers import calc_cond_batch

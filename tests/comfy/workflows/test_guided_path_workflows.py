@@ -226,6 +226,7 @@ class TestNative:
         drawn = run.outputs[numbered(name, "Tinted: where it is, dashed: where it should be")]["images"]
         assert len(drawn) == FRAMES[name]
 
+    @pytest.mark.slow
     def test_strength_zero_is_the_film_by_itself(self, name, host, prompt):
         plain = changed(prompt, "MGV_DynamicMaskGuidance", strength=0.0)
         if name == ANIMATEDIFF:
@@ -241,6 +242,7 @@ class TestNative:
         assert torch.equal(saved_latents(host, run, FILM), saved_latents(host, run, FREE))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [ANIMATEDIFF])
 def test_the_first_mask_makes_the_first_frame_and_the_film_keeps_it(name, host, info, to_prompt, toybox_folder):
     prompt = small_prompt(name, info, to_prompt)

@@ -112,6 +112,7 @@ def training(**values):
     }
 
 
+@pytest.mark.slow
 def test_tuning_in_the_host(host):
     from mask_guided_video.video_models.motion.motion_files import read_motion
 
