@@ -21,6 +21,7 @@ from bundled_graphs import (
     saved_latents,
     texts,
 )
+from family_rows import rows
 from saved_graphs import inputs_of
 
 pytestmark = pytest.mark.comfy
@@ -205,7 +206,7 @@ def small_prompt(name, info, to_prompt):
     return saving_latents(prompt, name)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", rows(FAMILIES, (WAN,)))
 class TestNative:
     """Whole graphs with tiny random models; these show no object, so that only what is sampled says something."""
 

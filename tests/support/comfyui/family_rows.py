@@ -25,7 +25,7 @@ QUICK = {
 
 
 def rows(names: Iterable[str], quick: Collection[str] = tuple(QUICK)) -> list[Any]:
-    """A row for each model, slow where it is not among the ``quick`` ones."""
+    """A row for each model (or whatever has a name), slow where it is not among the ``quick`` ones."""
     return [pytest.param(name, marks=() if name in quick else pytest.mark.slow) for name in names]
 
 
