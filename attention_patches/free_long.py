@@ -142,7 +142,7 @@ class BlendPlan:
                 narrow = wide
             if blended.dtype != video.dtype:
                 video.copy_(blended.view(video.shape))
-        if self.strength < 1.0:
+        if plain is not None and self.strength < 1.0:
             video.copy_(plain[:, :, begin:end].lerp(video, self.strength))
 
     def _wide(
@@ -163,7 +163,7 @@ class BlendPlan:
             wide = out.new_empty(out.shape)
             write_windows(attend, q, k, v, site, self.windows[index], wide)
             return wide[:, :, begin:end]
-        if self.key_stride == 1:
+        if plain is not None and self.key_stride == 1:
             return plain[:, :, begin:end]
         part = part_of_keys(site, k.shape[2], range(site.grid[0])[:: self.key_stride])
         queries = slice(begin, end)

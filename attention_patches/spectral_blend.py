@@ -48,14 +48,6 @@ def band_cutoffs(scales: Sequence[int], cutoff: float = 0.25) -> list[float]:
     return [2.0 * cutoff / scale for scale in scales[1:]]
 
 
-def band_weights(size: int, scales: Sequence[int], cutoff: float = 0.25) -> Tensor:
-    """Share of the window of each scale (ascending) at each frequency over time, [scales, size]; they sum to one."""
-    edges = [gaussian_weights(size, edge) for edge in band_cutoffs(scales, cutoff)]
-    upper = torch.stack([torch.ones(size, dtype=torch.float64), *edges])
-    lower = torch.stack([*edges, torch.zeros(size, dtype=torch.float64)])
-    return upper - lower
-
-
 @dataclass(frozen=True, eq=False)
 class AxisFilter:
     """A low-pass along one axis.
@@ -165,25 +157,3 @@ def _parts(tensor: Tensor, axis: int) -> Iterator[tuple[int, int]]:
     turn = max(most // (4 * tensor.numel() // size), 1)
     for begin in range(0, size, turn):
         yield begin, min(turn, size - begin)
-
-
-def spectral_blend(
-    local: Tensor, wide: Tensor, cutoffs: tuple[float, float], axes: tuple[int, int, int] = (-3, -2, -1)
-) -> Tensor:
-    """Blend two tensors: low frequencies of ``wide``, the others of ``local``.
-
-    Args:
-        local, wide: floating point, of the same shape.
-        cutoffs: (temporal, spatial) cut-off, see ``gaussian_weights``.
-        axes: where time, height and width are.
-
-    Returns:
-        Tensor of that shape, in the type of ``local``.
-    """
-    positive = tuple(axis % local.ndim for axis in axes)
-    grid = tuple(local.shape[axis] for axis in positive)
-    out = local.clone()
-    SpectralBlend.gaussian(grid, cutoffs[:1], cutoffs[1], local.device).add_low_frequencies(
-        out, local, wide, 0, positive
-    )
-    return out

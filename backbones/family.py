@@ -16,8 +16,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..attention_patches.guidance.text_spans import NOT_OF_PROMPT
 from ..attention_patches.site import AttentionKind, AttentionSite, BatchRows, FoldedAxis
+from ..prompt_text.token_places import NOT_OF_PROMPT
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from measuring import (
     module,
     peak_of,
     peaks_in_children,
+    plain_guide,
     ratios_of,
     resident,
     time_in_turns,
@@ -84,8 +85,6 @@ def make_masks(case: Case, share: float) -> Tensor:
 
 def make_call(kernel: str, case: Case, share: float, qkv: list[Tensor]) -> Callable[[], Tensor]:
     """Return one attention call of the kind ``kernel``."""
-    from guides import plain_guide
-
     from mask_guided_video.attention_patches.guidance.patch import GuidePatch
     from mask_guided_video.attention_patches.kernels.torch_attention import attention
     from mask_guided_video.attention_patches.site import SITE_KEY, AttentionSite, BatchRows, Span

@@ -72,7 +72,7 @@ def length(drops: bool) -> int:
 
 def film_of(model: Any, number: int, variant: str, options: argparse.Namespace) -> tuple[Tensor, dict[str, Any]]:
     """A film [T, 64, 64, 3] in which the frame between two rounds is shown once, and its report; checks both lengths."""
-    recipe = module("recipes.guided_clips")
+    recipe = module("recipes.guided_clips.recipe")
     scene, prompt, frames, masks = scene_of(number)
     world = module("toybox.world")
     values = {
@@ -84,13 +84,13 @@ def film_of(model: Any, number: int, variant: str, options: argparse.Namespace) 
         **VARIANTS[variant],
     }
     if variant == TUNED:
-        motions = module("video_models.motion_files")
+        motions = module("video_models.motion.motion_files")
         model = motions.apply_motion(model, motions.read_motion(MOTION))
         values["constants"] = {**values["constants"], **TUNED_CONSTANTS}
     given = torch.from_numpy(masks)[None].float()
     store = torch.zeros(length(True), world.SIZE, world.SIZE, 3)
     with tempfile.TemporaryDirectory() as folder:
-        make = module("recipes.guided_clips_settings").GuidedClipsSettings
+        make = module("recipes.guided_clips.settings").GuidedClipsSettings
         place, picture = Path(folder), torch.from_numpy(frames[0])
         result = recipe.guided_clips(model, make(**values), given, place, picture, store=store)
         kept = recipe.guided_clips(model, make(**values, overlap="keep"), given, place, picture)
@@ -137,7 +137,7 @@ def grown(masks: np.ndarray, pixels: int = 2) -> np.ndarray:
 def joins_of(film: np.ndarray) -> dict[str, Any]:
     """How joins compare with all other changes from frame to frame, in a film in which the shared frame is shown once."""
     changes = np.abs(np.diff(film, axis=0)).mean(axis=(1, 2, 3)).tolist()
-    found = module("recipes.guided_clips_report").measured_joins(changes, ROUNDS, FRAMES, False)
+    found = module("recipes.guided_clips.report").measured_joins(changes, ROUNDS, FRAMES, False)
     elsewhere = found["elsewhere"]
     return {
         "at": round(found["mean"], 6),
@@ -235,7 +235,7 @@ def sheet(path: Path, options: argparse.Namespace, columns: int = 18) -> None:
     """Write films as rows of pictures, evenly spaced over time, the masks' outlines on them; a row for each variant."""
     from PIL import Image
 
-    drawing, model = module("recipes.sheets"), module("video_models.toybox").load_toybox()
+    drawing, model = module("recipes.films.sheets"), module("video_models.toybox").load_toybox()
     rows = []
     for number in range(options.scenes):
         tracks = module("perception.tracks").Tracks.from_masks(torch.from_numpy(scene_of(number)[3]).float())

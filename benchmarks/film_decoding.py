@@ -72,8 +72,8 @@ def write(way: str, coder: Any, latents: torch.Tensor, path: Path) -> None:
     parts: Iterable[torch.Tensor] = coder.decode_parts(latents, torch.device(CPU))
     if way == PLAIN:
         parts = [torch.cat(list(parts))]
-    record = module("recipes.film_record").FilmRecord(latents.shape[2], WINDOW)
-    module("recipes.films").write_pictures(path, record.watch(parts))
+    record = module("recipes.films.record").FilmRecord(latents.shape[2], WINDOW)
+    module("recipes.films.files").write_pictures(path, record.watch(parts))
 
 
 def peak_bytes(way: str, frames: int, width: int, height: int) -> int:

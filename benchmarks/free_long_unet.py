@@ -42,7 +42,7 @@ GRIDS = {"cpu": (20, 32), "cuda": (40, 64)}
 
 def make_unet(device: str, config: Any = None) -> Any:
     """LaVie's U-Net with random weights."""
-    unet = module("video_models.lavie_unet").LaVieUNet(config)
+    unet = module("video_models.lavie.unet").LaVieUNet(config)
     dtype = torch.float32 if device == "cpu" else torch.float16
     return unet.to(device, dtype).eval().requires_grad_(False)
 

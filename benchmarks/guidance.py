@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from measuring import RESULTS as RESULTS_FOLDER
-from measuring import ROOT, module
+from measuring import ROOT, module, plain_guide
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,8 +67,9 @@ class Bench:
 
     def sample(self, prompt: str, noise: Tensor, guides: Sequence[Any] = ()) -> list[Tensor]:
         """One film per noise: float [T, H, W, 3]."""
-        make_patch = module("attention_patches.mask_guidance").mask_guidance_patch
-        patches = tuple(make_patch(guide, self.model.token_spans(prompt, guide.phrases)) for guide in guides)
+        make_patches = module("attention_patches.guidance.patch").guide_patches
+        spans = [self.model.token_spans(prompt, guide.phrases) for guide in guides]
+        patches = tuple(patch for pair in zip(guides, spans, strict=True) for patch in make_patches(*pair))
         positive, negative = self.model.encode_prompt(prompt), self.model.encode_prompt("")
         latents = self.model.sample(noise, positive, negative, steps=self.steps, cfg=self.cfg, patches=patches)
         return [self.model.decode(clip[None]) for clip in latents]
@@ -123,8 +124,7 @@ def measure(film: Tensor, unguided: Tensor, mask: Tensor, scene: Any) -> dict[st
 
 def guides(mask: Tensor, phrase: str, variant: Iterable[dict[str, Any]]) -> list[Any]:
     """The guides of a variant for one object."""
-    make = module("attention_patches.mask_guidance").MaskGuidance
-    return [make(masks=mask[None], phrases=(phrase,), **values) for values in variant]
+    return [plain_guide(mask[None], (phrase,), **values) for values in variant]
 
 
 def run_own(bench: Bench, count: int, folder: Path | None) -> Iterable[dict[str, Any]]:

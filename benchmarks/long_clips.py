@@ -81,7 +81,7 @@ def sample(model: Any, variant: Variant, seed: int, frames: int, steps: int, cfg
     """One film: float [T, H, W, 3]."""
     engine, world, size = module("attention_patches.free_long"), module("toybox.world"), model.geometry
     latents = size.latent_size(frames, size.height, size.width)
-    noise = module("video_models.noise").video_noise(latents, seed, variant.noise, window=size.native_frames)
+    noise = module("video_models.sampling.noise").video_noise(latents, seed, variant.noise, window=size.native_frames)
     patches = ()
     if variant.free_long is not None:
         settings = engine.FreeLong(window=size.native_frames, **variant.free_long)

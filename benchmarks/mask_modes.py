@@ -140,7 +140,7 @@ class Bench:
         first = None
         if name.endswith(LOCKED):
             picture = torch.from_numpy(world.render(task.scene).frames[:1])
-            first = module("video_models.first_frame").FirstFrame(model.encode(picture))
+            first = module("video_models.sampling.first_frame").FirstFrame(model.encode(picture))
         latents = model.sample(
             noise,
             model.encode_prompt(task.prompt),
@@ -156,18 +156,19 @@ class Bench:
         """Attention patches of a variant."""
         if variant == UNGUIDED:
             return ()
-        world, guides = module("toybox.world"), module("attention_patches.mask_modes.guide")
+        world, guides = module("toybox.world"), module("attention_patches.guidance.guide")
         masks = torch.from_numpy(world.render(task.scene).masks).float()
         phrases = (world.phrase(task.item),)
         background = world.BACKGROUNDS[task.scene.background] if VARIANTS[variant][2] else ""
-        guide = guides.ModeGuide(masks, phrases=phrases, background_phrase=background, mode=make_mode(variant))
-        return guides.mode_patches(guide, self.model.token_spans(task.prompt, phrases, background))
+        guide = guides.Guide(masks, phrases=phrases, background_phrase=background, mode=make_mode(variant))
+        spans = self.model.token_spans(task.prompt, phrases, background)
+        return module("attention_patches.guidance.patch").guide_patches(guide, spans)
 
 
 def make_mode(variant: str) -> Any:
     """The mode of a variant."""
     name, constants, _ = VARIANTS[variant]
-    return module("attention_patches.mask_modes.presets").make_mode(name, **constants)
+    return module("attention_patches.guidance.modes.registry").make_mode(name, **constants)
 
 
 def settings_of(name: str) -> dict[str, Any]:

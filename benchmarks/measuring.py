@@ -35,6 +35,12 @@ def module(name: str) -> Any:
     return importlib.import_module(f"mask_guided_video.{name}")
 
 
+def plain_guide(masks: torch.Tensor, phrases: tuple[str, ...] = (), mode: str = "focus_fg", **settings: Any) -> Any:
+    """A guide in one of the modes that have one constant as their strength; ``strength`` is that constant."""
+    chosen, factor = module("attention_patches.guidance.modes.registry").mode_at(mode, **settings)
+    return module("attention_patches.guidance.guide").Guide(masks, chosen, phrases, strength=factor)
+
+
 def seconds(call: Callable[[], Any], device: str) -> tuple[float, float]:
     """Wall time and processor time of one call; the second one does not count other programs on a busy machine."""
     if device != "cpu":

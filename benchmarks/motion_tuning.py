@@ -71,7 +71,7 @@ def write_clips(folder: Path, motion: str) -> None:
     for number in range(len(TRAINED)):
         scene = scene_of(motion, number, TRAINED, 0)
         drawn, name = world.render(scene), f"{motion}_{number}"
-        module("recipes.films").write_film(folder / "videos" / f"{name}.mp4", torch.from_numpy(drawn.frames))
+        module("recipes.films.files").write_film(folder / "videos" / f"{name}.mp4", torch.from_numpy(drawn.frames))
         np.save(folder / "masks" / f"{name}.npy", drawn.masks)
         words = [unseen.unseen_prompt(scene), world.phrase(scene.objects[0]), f"background: {scene.background}"]
         (folder / "videos" / f"{name}.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
@@ -100,19 +100,21 @@ def tune(motion: str, threads: int) -> dict[str, Any]:
 def film(model: Any, scene: Any, seed: int, locked: bool, masked: bool, steps: int, cfg: float) -> Tensor:
     """One film of a scene's prompt: [T, 64, 64, 3]."""
     world, unseen = module("toybox.world"), module("toybox.unseen_motions")
-    guide, presets = module("attention_patches.mask_modes.guide"), module("attention_patches.mask_modes.presets")
+    guide, presets = module("attention_patches.guidance.guide"), module("attention_patches.guidance.modes.registry")
     drawn, prompt = world.render(scene), unseen.unseen_prompt(scene)
     phrases = (world.phrase(scene.objects[0]),)
     patches: tuple[Any, ...] = ()
     if masked:
         mode = presets.make_mode("dmg", **CONSTANTS)
-        wanted = guide.ModeGuide(
+        wanted = guide.Guide(
             torch.from_numpy(drawn.masks).float(), phrases=phrases, background_phrase=scene.background, mode=mode
         )
-        patches = guide.mode_patches(wanted, model.token_spans(prompt, phrases, scene.background))
+        patches = module("attention_patches.guidance.patch").guide_patches(
+            wanted, model.token_spans(prompt, phrases, scene.background)
+        )
     first = None
     if locked:
-        first = module("video_models.first_frame").FirstFrame(model.encode(torch.from_numpy(drawn.frames[:1])))
+        first = module("video_models.sampling.first_frame").FirstFrame(model.encode(torch.from_numpy(drawn.frames[:1])))
     sampled = model.sample(
         model.noise(world.NATIVE_FRAMES, world.SIZE, world.SIZE, seed),
         model.encode_prompt(prompt),
@@ -142,14 +144,14 @@ def measured(frames: np.ndarray, scene: Any) -> dict[str, Any]:
 
 def settings_of(options: argparse.Namespace) -> dict[str, Any]:
     """What the films of a motion depend on."""
-    mode = module("attention_patches.mask_modes.presets").make_mode("dmg", **CONSTANTS)
+    mode = module("attention_patches.guidance.modes.registry").make_mode("dmg", **CONSTANTS)
     tuned = hashlib.sha256((MOTIONS / f"{options.motion}.safetensors").read_bytes()).hexdigest()
     return {"steps": options.steps, "cfg": options.cfg, "mode": asdict(mode), "file": tuned}
 
 
 def measure(options: argparse.Namespace, content: dict[str, Any]) -> None:
     """Sample and measure every film that is not there yet; the results are written as they come."""
-    files = module("video_models.motion_files")
+    files = module("video_models.motion.motion_files")
     base = module("video_models.toybox").load_toybox()
     tuned = files.apply_motion(base, files.read_motion(MOTIONS / f"{options.motion}.safetensors"))
     settings = settings_of(options)
@@ -217,7 +219,7 @@ def sheet(path: Path, options: argparse.Namespace) -> None:
     """Rows of pictures, three scenes: as drawn, untuned and tuned with the first frame given, without masks and with."""
     from PIL import Image
 
-    files, world = module("video_models.motion_files"), module("toybox.world")
+    files, world = module("video_models.motion.motion_files"), module("toybox.world")
     base = module("video_models.toybox").load_toybox()
     tuned = files.apply_motion(base, files.read_motion(MOTIONS / f"{options.motion}.safetensors"))
     rows = []

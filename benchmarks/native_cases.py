@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from measuring import plain_guide
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -241,6 +242,8 @@ class DenseBias:
 
     def __call__(self, attend: Any, q: Tensor, k: Tensor, v: Tensor, site: Any) -> Tensor:
         """Attend with the bias added."""
+        if not self.acts_at(site):
+            return attend(q, k, v, site)
         own = self.bias(site, q, k.shape[2])
         return attend.with_bias(own if attend.bias is None else own + attend.bias)(q, k, v, site)
 
@@ -295,8 +298,6 @@ class Recorder:
 
 def guide_patch(name: str, masks: Tensor, words: bool, dense: bool = False) -> Any:
     """The patch of a variant; ``dense`` gives the plain alternative to it instead."""
-    from guides import plain_guide
-
     from mask_guided_video.attention_patches.guidance.patch import GuidePatch
     from mask_guided_video.attention_patches.guidance.text_spans import TextSpans
 

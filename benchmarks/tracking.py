@@ -395,7 +395,7 @@ def clip_folder() -> Path | None:
 
 def read_clip(path: Path, frames: int | None = None) -> Tensor:
     """Decode a clip, or its beginning: uint8 [T, H, W, 3]."""
-    pictures = itertools.islice(module("recipes.decoding").decoded_film(path), frames)
+    pictures = itertools.islice(module("recipes.films.decoding").decoded_film(path), frames)
     return torch.stack([torch.from_numpy(picture) for picture in pictures])
 
 

@@ -47,7 +47,7 @@ def main() -> None:
     clips = evaluation.draw_clips(detector, options.clips, options.seed)
     ways = {"tracker": lambda frames, boxes, prompts: tracker.track(frames, boxes, prompts=prompts)}
     if options.baseline:
-        association = module("training.box_association")
+        association = module("training.perception.box_association")
         ways["matching boxes only"] = lambda frames, boxes, prompts: association.track_boxes(tracker, frames, boxes)
     result: dict[str, Any] = {"clips": options.clips, "seed": options.seed, "torch": torch.__version__}
     for step in (int(text) for text in options.steps.split(",")):

@@ -9,7 +9,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
-from ..attention_patches.guidance.text_spans import split_words
+from ..prompt_text.words import split_words
 
 # Marks between phrases, the wide ones of some scripts too; a full stop between digits is part of a number.
 _BETWEEN = re.compile("[,;\n\r\u3001\u3002\uff0c\uff1b]|(?<!\\d)[.]|[.](?!\\d)")

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..attention_patches.guidance.text_spans import NOT_OF_PROMPT, TextSpans, locate_phrases
+from ..attention_patches.guidance.text_spans import TextSpans
+from ..prompt_text.token_places import NOT_OF_PROMPT, locate_phrases
 
 logger = logging.getLogger(__name__)
 

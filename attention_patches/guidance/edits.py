@@ -27,12 +27,12 @@ class EditPart:
         groups: [rows] long, for each batch row its group: the frame or the cell that is folded into the batch, 0 where
             none is.
         queries: the part of the query sequence.
-        peak: [rows, 1, 1, 1], see ``ProbabilityEdit.peak_keys``; None where nobody asked.
+        peaks: [rows, 1, 1, 1], see ``ProbabilityEdit.peak_keys``; zeros where nobody asked.
     """
 
     groups: Tensor
     queries: slice
-    peak: Tensor | None = None
+    peaks: Tensor
 
 
 # From values [rows, heads, queries, keys] in fp32 and where they stand to the values to use.
@@ -47,7 +47,7 @@ class ProbabilityEdit:
         guided: the groups in which anything changes; the batch rows of the others are left alone to the bit.
         logits: gets the scaled products of queries and keys, before the call's own bias is added.
         probabilities: gets what the softmax makes of them. Nothing is normalised afterwards.
-        peak_keys: where given, ``EditPart.peak`` is the largest probability of these keys before any change, among all
+        peak_keys: where given, ``EditPart.peaks`` is the largest probability of these keys before any change, among all
             guided batch rows of the same sample: a first pass over them.
         sides: where given, instead of all this: for each of ``guided`` its queries in parts that see the keys otherwise
             scaled, each an ordinary attention of any kernel.
@@ -79,10 +79,11 @@ class EditJob:
     def write(self, q: Tensor, k: Tensor, v: Tensor, out: Tensor, bias: Tensor | None, kernel: Kernel) -> None:
         """Write the result of these rows into ``out`` [B, heads, Lq, dv]; it takes the kernel's place."""
         most = EDIT_ELEMENTS_CPU if q.device.type == "cpu" else EDIT_ELEMENTS_GPU
-        peaks = None if self.edit.peak_keys is None else self._peaks(q, k, v, bias, most)
+        asked = self.edit.peak_keys is not None
+        peaks = self._peaks(q, k, v, bias, most) if asked else q.new_zeros(len(self.rows))
         for begin, end, rows, tensors, own in self._pieces(q, k, v, bias, most):
             groups = self.groups[begin:end]
-            peak = None if peaks is None else peaks[begin:end, None, None, None]
+            peak = peaks[begin:end, None, None, None]
             out[rows] = explicit_attention(
                 *tensors,
                 own,
@@ -126,8 +127,8 @@ def replace_keys(values: Tensor, keys: slice, part: Tensor) -> Tensor:
     return values.slice_scatter(part, dim=-1, start=keys.start, end=keys.stop)
 
 
-def _placed(edit: Edit | None, groups: Tensor, peak: Tensor | None) -> Callable[[Tensor, slice, slice], Tensor] | None:
+def _placed(edit: Edit | None, groups: Tensor, peaks: Tensor) -> Callable[[Tensor, slice, slice], Tensor] | None:
     """Tell an edit the rows; heads are all treated alike."""
     if edit is None:
         return None
-    return lambda values, heads, queries: edit(values, EditPart(groups, queries, peak))
+    return lambda values, heads, queries: edit(values, EditPart(groups, queries, peaks))

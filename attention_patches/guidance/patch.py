@@ -167,8 +167,8 @@ class GuidePatch(AttentionPatch):
             joined = chunk_site(site, chunk)
             unfolded = replace(joined.rows, folded="none", folded_size=1)
             joined = replace(joined, rows=unfolded, video=Span(0, frames * q.shape[2]))
-            tensors = [rearrange(tensor[rows], "(b t) h n d -> b h (t n) d", t=frames) for tensor in (q, k, v)]
-            found = self._guide(attend, *tensors, joined)
+            whole = (rearrange(tensor[rows], "(b t) h n d -> b h (t n) d", t=frames) for tensor in (q, k, v))
+            found = self._guide(attend, *whole, site=joined)
             found = rearrange(found, "b h (t n) d -> (b t) h n d", t=frames)
             kept = guided.repeat(site.rows.samples).nonzero()[:, 0].to(q.device)
             out[kept + rows.start] = found[kept]

@@ -164,7 +164,7 @@ def make_plan(
 def _job(pairs: Sequence[tuple[int, int]], table: RegionTables, tensors: CallTensors) -> Job:
     """Choose the kernel for the guided rows of one table."""
     device = tensors.device
-    if table.query_region is not None and tensors.queries >= PARTITION_TOKENS:
+    if table.partition is not None and tensors.queries >= PARTITION_TOKENS:
         return _partition_job(pairs, table, device)
     rows = RowSet.of([row for row, _ in pairs], device)
     groups = RowSet.of([group for _, group in pairs], device)
@@ -207,10 +207,8 @@ def _batch_rows(chunks: Sequence[int], groups: Sequence[int], rows: BatchRows) -
 def _partition_job(pairs: Sequence[tuple[int, int]], table: RegionTables, device: torch.device) -> PartitionJob:
     sides = []
     for position, group in enumerate(table.guided):
-        found = tuple(
-            Side(*(None if index is None else index.to(device) for index in (side.queries, side.keys)))
-            for side in partition_sides(table.query_region[group], table.key_regions[group])
-        )
+        query_region, key_regions = (labels[group].to(device) for labels in table.partition or ())
+        found = partition_sides(query_region, key_regions)
         sides.append((RowSet.of([row for row, at in pairs if at == position], device), found))
     return PartitionJob(tuple(sides))
 

@@ -23,7 +23,7 @@ from .regions import Regions
 CLOSED = -MAX_BIAS
 # Rules with more different rows of weights than this have soft masks, which close no key completely.
 MAX_PATTERNS = 64
-# Query label of ``RegionTables.query_region``: sees all keys.
+# Query label of a partition: sees all keys.
 FREE = -1
 
 
@@ -35,16 +35,14 @@ class RegionTables:
         query: [G, Lq, R] float, weights of the queries.
         key: [G, Lk, R] float, logits of the keys.
         guided: the groups in which the bias changes anything; the others are to be left alone.
-        query_region: [G, Lq] long for the partition kernel, ``FREE`` for queries that see all keys; None where the
-            bias is not a partition.
-        key_regions: [G, Lk, regions] bool for the partition kernel.
+        partition: for the partition kernel the region of each query, [G, Lq] long, ``FREE`` for those that see all keys,
+            and which keys the queries of a region see, [G, Lk, regions] bool; None where the bias is not a partition.
     """
 
     query: Tensor
     key: Tensor
     guided: tuple[int, ...]
-    query_region: Tensor | None = None
-    key_regions: Tensor | None = None
+    partition: tuple[Tensor, Tensor] | None = None
 
 
 def fold(values: Tensor, folded: FoldedAxis) -> Tensor:
@@ -164,12 +162,12 @@ def mode_tables(call: ModeCall, terms: Sequence[BiasTerm], partition: bool = Fal
     queries = torch.cat([fold(term.weights, site.rows.folded) for term in terms], dim=2)
     keys = []
     for term in terms:
-        placed = []
+        placed = queries.new_zeros(len(queries), key_length, term.weights.shape[0])
         if term.video is not None:
-            placed.append(place_tokens(fold_keys(term.video, site), call.video_keys, key_length))
+            placed += place_tokens(fold_keys(term.video, site), call.video_keys, key_length)
         if term.text is not None:
-            placed.append(place_tokens(term.text[None], call.text, key_length).expand(len(queries), -1, -1))
-        keys.append(sum(placed))
+            placed += place_tokens(term.text[None], call.text, key_length)
+        keys.append(placed)
     key = torch.cat(keys, dim=2)
     # Weights stay in 0..1, where half precision has room for them; what is more goes to the keys and is limited there.
     scale = max(float(strength.max()), 1.0) if len(strength) else 1.0
@@ -181,7 +179,7 @@ def mode_tables(call: ModeCall, terms: Sequence[BiasTerm], partition: bool = Fal
     uneven = key.amax(dim=1) > key.amin(dim=1)
     guided = tuple((acting & uneven).any(dim=1).nonzero()[:, 0].tolist())
     if partition and bool(((strength == 0.0) | (strength == 1.0)).all()):
-        return RegionTables(query, key, guided, *partition_labels(query, key))
+        return RegionTables(query, key, guided, partition_labels(query, key))
     return RegionTables(query, key, guided)
 
 

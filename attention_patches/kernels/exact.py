@@ -70,10 +70,13 @@ def replacing_kernel(override: Attention | None) -> Attention | None:
     It takes any call that the host's function takes. None for overrides that may do more than that.
     """
     # An argument that is there already would stand where the given function does.
-    shim = None if isinstance(override, functools.partial) else _undecorated(override)
+    if override is None or isinstance(override, functools.partial):
+        return None
+    shim = _undecorated(override)
     code = getattr(shim, "__code__", None)
-    hands_on = code is not None and code.co_argcount == 1 and code.co_flags & inspect.CO_VARARGS
-    if not hands_on or _reads(code, code.co_varnames[0]):
+    if code is None or code.co_argcount != 1 or not code.co_flags & inspect.CO_VARARGS:
+        return None
+    if _reads(code, code.co_varnames[0]):
         return None
     held = [value for value in (*_held_values(shim), *_named_values(shim)) if _is_attention(value)]
     return held[0] if len({_undecorated(value) for value in held}) == 1 else None

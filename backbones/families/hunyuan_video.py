@@ -12,8 +12,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ...attention_patches.guidance.text_spans import NOT_OF_PROMPT
 from ...attention_patches.site import Span
+from ...prompt_text.token_places import NOT_OF_PROMPT
 from ..block_sites import BlockKey, ExpectedCall, MarkedFamily, SiteSequence
 from ..family import BlockPlace, ModelCall, TokenGrid, children, has_parts, patched_grid
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from ...attention_patches.guidance.patch import GuidePatch
-from ...attention_patches.guidance.text_spans import shorten
 from ...attention_patches.prompt_schedule import PromptSchedule, PromptSchedulePatch
 from ...backbones.host_hooks import prompt_name
 from ...backbones.override_chain import STACKS_KEY
 from ...backbones.registry import install_patches, require_supported
+from ...prompt_text.words import shorten
 
 # Under this name an entry of a joined CONDITIONING says what was joined in it.
 JOINED_KEY = "mask_guided_video_prompts"

@@ -11,9 +11,11 @@ from typing import Any
 
 from torch import Tensor
 
-from ...attention_patches.guidance.text_spans import NOT_OF_PROMPT, TextSpans, locate_phrases, shorten
+from ...attention_patches.guidance.text_spans import TextSpans
 from ...backbones.family import Family
 from ...backbones.host_hooks import prompt_name
+from ...prompt_text.token_places import NOT_OF_PROMPT, locate_phrases
+from ...prompt_text.words import shorten
 from .joined_prompts import JoinedPrompts, joined_prompts, named_prompts
 
 

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from ...attention_patches.checks import check_blocks
 from ...attention_patches.free_long import FreeLongPatch
-from ...attention_patches.guidance.text_spans import shorten
 from ...attention_patches.prompt_schedule import frame_weights
+from ...prompt_text.words import shorten
 from ...video_models.sampling.noise import video_noise
 from ..films.files import enlarge, shown_enlargement, write_pictures
 from ..films.record import FilmRecord

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ...attention_patches.guidance.text_spans import shorten
 from ...attention_patches.prompt_schedule import PromptSchedule, PromptSchedulePatch, check_starts
+from ...prompt_text.words import shorten
 from ...video_models.text_encoding import TextEmbedding
 
 if TYPE_CHECKING:

@@ -51,7 +51,7 @@ def our_modules() -> tuple[ModuleType, ModuleType]:
     importlib.import_module("bootstrap").import_package()
     return tuple(
         importlib.import_module(f"mask_guided_video.{name}")
-        for name in ("video_models.lavie_files", "attention_patches.attention")
+        for name in ("video_models.lavie.files", "attention_patches.kernels.torch_attention")
     )
 
 

@@ -13,11 +13,12 @@ from pathlib import Path, PurePosixPath
 ALLOWED: dict[str, set[str]] = {
     "attention_patches": set(),
     "weight_files": set(),
-    "backbones": {"attention_patches", "video_models"},
-    "host": {"attention_patches", "backbones", "video_models"},
-    "video_models": {"attention_patches", "weight_files", "toybox"},
-    "perception": {"attention_patches", "weight_files", "missing_packages"},
-    "recipes": {"attention_patches", "weight_files", "video_models", "perception"},
+    "prompt_text": {"attention_patches"},
+    "backbones": {"attention_patches", "prompt_text", "video_models"},
+    "host": {"attention_patches", "backbones", "prompt_text", "video_models"},
+    "video_models": {"attention_patches", "weight_files", "prompt_text", "toybox"},
+    "perception": {"attention_patches", "weight_files", "prompt_text", "missing_packages"},
+    "recipes": {"attention_patches", "weight_files", "prompt_text", "video_models", "perception"},
     "commands": {"perception", "recipes"},
     "toybox": set(),
     "nodes": {
@@ -268,3 +269,9 @@ def misplaced_slow_tests(source: Source) -> list[str]:
     if part == "end_to_end" and source.path.name.startswith("test_") and not whole:
         return [f"{source.path} has no pytestmark = pytest.mark.slow, which all of tests/end_to_end has."]
     return [f"{source.path} has slow tests; they belong in tests/end_to_end."] if part == "unit" and marked else []
+
+
+def imports_of_tests(source: Source) -> list[str]:
+    """Imports from a module of tests, which only finds them as long as both lie where they do."""
+    found = {module for module in absolute_imports(ast.walk(source.tree)) if module.startswith("test_")}
+    return [f"{source.path} imports from {sorted(found)}; put what they share into tests/support."] if found else []

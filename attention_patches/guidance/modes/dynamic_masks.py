@@ -11,6 +11,7 @@ Source of the idea: Feng, Yang, Li, "Resource-Efficient Motion Control for Video
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple, get_args
 
@@ -132,7 +133,7 @@ class DynamicMasks(MaskMode):
         if call.phase.gap > 0.0:
             terms.append(self._sides(call, call.phase.gap, rows))
         if call.spans is not None and call.phase.words:
-            terms += self._words(call, rows)
+            terms += self._words(call, call.spans, rows)
         return mode_tables(call, terms)
 
     def _sides(self, call: ModeCall, gap: float, rows: Tensor) -> BiasTerm:
@@ -143,8 +144,8 @@ class DynamicMasks(MaskMode):
         channels = {"both": slice(None), "fg_only": slice(0, -1), "bg_only": slice(-1, None)}[self.direction]
         return same_region(asking, keys, gap, rows, channels)
 
-    def _words(self, call: ModeCall, rows: Tensor) -> list[BiasTerm]:
-        regions, named = call.query_regions, words(call, *call.spans)
+    def _words(self, call: ModeCall, spans: Sequence[Sequence[int]], rows: Tensor) -> list[BiasTerm]:
+        regions, named = call.query_regions, words(call, *spans)
         rows = rows[None, :, None, None]
         present = present_rows(call) * rows
         inside, outside = regions.objects * present, (1.0 - regions.objects) * present
@@ -152,11 +153,11 @@ class DynamicMasks(MaskMode):
         if call.phase.gain:
             terms.append(BiasTerm(inside, text=call.phase.gain * named))
         if call.background:
-            others = words(call, other_words(call, call.background, *call.spans))
+            others = words(call, other_words(call, call.background, *spans))
             terms.append(BiasTerm(regions.background[None] * rows, text=-self.gamma_cross * others))
         if self.text_rule == "strict":
             # An object's words are kept off the other objects already.
-            others = words(call, other_words(call, *call.spans))
+            others = words(call, other_words(call, *spans))
             terms.append(BiasTerm(inside.sum(dim=0, keepdim=True), text=-self.gamma_cross * others))
         return terms
 

@@ -8,6 +8,7 @@ of the second is kept everywhere, where the code keeps it in the foreground only
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -48,15 +49,15 @@ class Peekaboo(MaskMode):
         if call.site.kind != "cross":
             terms.append(same_region(call.query_regions, call.regions, -CLOSED))
         if call.spans is not None:
-            terms += self._words(call)
+            terms += self._words(call, call.spans)
         return mode_tables(call, terms, partition=call.site.kind in ("self", "joint"))
 
-    def _words(self, call: ModeCall) -> list[BiasTerm]:
+    def _words(self, call: ModeCall, spans: Sequence[Sequence[int]]) -> list[BiasTerm]:
         inside = call.query_regions.objects * present_rows(call)
         everything = range(len(call.text))
-        of_objects = [[position for position in everything if position not in span] for span in call.spans]
+        of_objects = [[position for position in everything if position not in span] for span in spans]
         objects = BiasTerm(inside, text=CLOSED * words(call, *of_objects))
-        hidden = {position for span in call.spans for position in span}
+        hidden = {position for span in spans for position in span}
         if not self.begin_is_seen:
             hidden.update(call.begin)
         background = BiasTerm(

@@ -7,6 +7,7 @@ act on the layers that a model has, which no one has trained for it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -66,15 +67,15 @@ class ThroughTheMask(MaskMode):
         if call.site.kind != "cross":
             terms.append(same_region(call.query_regions, call.regions, -CLOSED))
         if call.spans is not None:
-            terms += self._words(call)
+            terms += self._words(call, call.spans)
         return mode_tables(call, terms, partition=call.site.kind == "self")
 
-    def _words(self, call: ModeCall) -> list[BiasTerm]:
+    def _words(self, call: ModeCall, spans: Sequence[Sequence[int]]) -> list[BiasTerm]:
         boxes = call.boxes_filled().query_regions.objects * guided_rows(call)
         inside = boxes.amax(dim=0, keepdim=True)
-        named = {position for span in call.spans for position in span}
+        named = {position for span in spans for position in span}
         rest = [position for position in range(len(call.text)) if position not in named]
         return [
-            BiasTerm(inside * (1.0 - boxes), text=CLOSED * words(call, *call.spans)),
+            BiasTerm(inside * (1.0 - boxes), text=CLOSED * words(call, *spans)),
             BiasTerm(inside, text=CLOSED * words(call, rest)),
         ]

@@ -84,7 +84,7 @@ class TrailBlazer(MaskMode):
         def raised(probabilities: Tensor, part: EditPart) -> Tensor:
             weight = (1.0 - outside[part.groups, part.queries] @ words).clamp(min=0.0)[:, None]
             gained = (bump[part.groups, part.queries] @ words)[:, None]
-            return replace_keys(probabilities, text, probabilities[..., text] * weight + part.peak * gained)
+            return replace_keys(probabilities, text, probabilities[..., text] * weight + part.peaks * gained)
 
         changed = (outside > 0.0) | (bump > 0.0) if bool(words.any()) else torch.zeros_like(bump)
         return ProbabilityEdit(groups_with(changed), probabilities=raised, peak_keys=text)
@@ -106,7 +106,7 @@ class TrailBlazer(MaskMode):
             within = key_inside | query_inside
             gained = torch.where(within, gained, torch.zeros_like(gained))[:, None]
             weight = torch.where(within, 1.0, self.weaken)[:, None]
-            changed = (probabilities * weight + self.strengthen * part.peak * gained).abs()
+            changed = (probabilities * weight + self.strengthen * part.peaks * gained).abs()
             return probabilities + strength[groups, queries][:, None, :, None] * (changed - probabilities)
 
         return ProbabilityEdit(groups_with(strength), probabilities=moved, peak_keys=slice(None))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from torch import Tensor
@@ -12,12 +14,40 @@ from mask_guided_video.attention_patches.spectral_blend import (
     AxisFilter,
     SpectralBlend,
     band_cutoffs,
-    band_weights,
     gaussian_weights,
-    spectral_blend,
 )
 
 CUTOFFS = (0.25, 0.25)
+
+
+def band_weights(size: int, scales: Sequence[int], cutoff: float = 0.25) -> Tensor:
+    """Share of the window of each scale (ascending) at each frequency over time, [scales, size]; they sum to one."""
+    edges = [gaussian_weights(size, edge) for edge in band_cutoffs(scales, cutoff)]
+    upper = torch.stack([torch.ones(size, dtype=torch.float64), *edges])
+    lower = torch.stack([*edges, torch.zeros(size, dtype=torch.float64)])
+    return upper - lower
+
+
+def spectral_blend(
+    local: Tensor, wide: Tensor, cutoffs: tuple[float, float], axes: tuple[int, int, int] = (-3, -2, -1)
+) -> Tensor:
+    """Blend two tensors: low frequencies of ``wide``, the others of ``local``.
+
+    Args:
+        local, wide: floating point, of the same shape.
+        cutoffs: (temporal, spatial) cut-off, see ``gaussian_weights``.
+        axes: where time, height and width are.
+
+    Returns:
+        Tensor of that shape, in the type of ``local``.
+    """
+    positive = tuple(axis % local.ndim for axis in axes)
+    grid = tuple(local.shape[axis] for axis in positive)
+    out = local.clone()
+    SpectralBlend.gaussian(grid, cutoffs[:1], cutoffs[1], local.device).add_low_frequencies(
+        out, local, wide, 0, positive
+    )
+    return out
 
 
 def centred(size: int, cutoff: float) -> Tensor:

@@ -60,7 +60,7 @@ def test_second_run_with_the_same_seed_gives_identical_pixels(cli, tiny, mask_fi
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"mode": "blur"}, "mode is 'blur'; choose one of focus, focus_fg, separate, cross_text"),
+        ({"mode": "blur"}, "mode is 'blur'; choose one of dmg, focus, focus_fg, separate, cross_text"),
         ({"strength": "-2"}, "strength is -2"),
         ({"strength": "nan"}, "strength is nan"),
         ({"object": "blue square"}, "'blue square' does not occur in the prompt"),

@@ -93,6 +93,10 @@ def test_every_test_asserts():
     check(lambda source: rules.idle_tests(source, HELPERS), TESTS)
 
 
+def test_tests_import_no_tests():
+    check(rules.imports_of_tests, TESTS)
+
+
 def test_slow_tests_are_where_they_belong():
     check(rules.misplaced_slow_tests, [source for source in TESTS if "house" not in source.path.parts])
 
@@ -176,6 +180,11 @@ def made_up(path: str, text: str = "") -> Source:
             *(lambda source: rules.idle_tests(source, {}), "tests/test_x.py"),
             *("def test_x():\n    assert f()", "def test_x():\n    f()", "['test_x'] assert nothing"),
             id="idle",
+        ),
+        pytest.param(
+            *(rules.imports_of_tests, "tests/unit/test_x.py", "from films import y"),
+            *("def test_x():\n    from test_y import y", "imports from ['test_y']; put what they share"),
+            id="a test from a test",
         ),
         pytest.param(
             *(rules.misplaced_slow_tests, "tests/unit/test_x.py", "x = 3"),

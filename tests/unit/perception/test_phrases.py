@@ -4,7 +4,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mask_guided_video.attention_patches.guidance.text_spans import find_phrases
 from mask_guided_video.perception.phrases import (
     bind_phrases,
     checked_phrase,
@@ -15,6 +14,7 @@ from mask_guided_video.perception.phrases import (
     read_phrases,
     split_phrases,
 )
+from mask_guided_video.prompt_text.words import find_phrases
 
 LABELS = ("red ball", "blue square")
 

@@ -21,11 +21,7 @@ from mask_guided_video.attention_patches.guidance.modes.registry import (
 )
 from mask_guided_video.attention_patches.guidance.patch import GuidePatch, guide_patches
 from mask_guided_video.attention_patches.guidance.regions import pool_space
-from mask_guided_video.attention_patches.guidance.text_spans import (
-    NOT_OF_PROMPT,
-    TextSpans,
-    locate_phrases,
-)
+from mask_guided_video.attention_patches.guidance.text_spans import TextSpans
 from mask_guided_video.attention_patches.kernels.torch_attention import attention
 from mask_guided_video.attention_patches.patch import Run
 from mask_guided_video.attention_patches.site import (
@@ -35,6 +31,7 @@ from mask_guided_video.attention_patches.site import (
     BatchRows,
 )
 from mask_guided_video.attention_patches.stack import PatchStack
+from mask_guided_video.prompt_text.token_places import NOT_OF_PROMPT, locate_phrases
 
 FRAMES, SIDE, TOKENS = 3, 4, 6
 SPANS = TextSpans(("ball",), ((2,),), TOKENS, ordinary=(1, 2, 3, 4), background=(4,))

@@ -6,14 +6,9 @@ import re
 
 import pytest
 
-from mask_guided_video.attention_patches.guidance.text_spans import (
-    NOT_OF_PROMPT,
-    TextSpans,
-    find_phrases,
-    locate_phrases,
-    spans_of_named,
-    split_words,
-)
+from mask_guided_video.attention_patches.guidance.text_spans import TextSpans, spans_of_named
+from mask_guided_video.prompt_text.token_places import NOT_OF_PROMPT, locate_phrases
+from mask_guided_video.prompt_text.words import find_phrases, split_words
 
 PROMPT = "a red ball and a blue ball"
 

@@ -1,0 +1,1 @@
+"""Words of prompts, and where they stand among the tokens that a text encoder makes of them."""
