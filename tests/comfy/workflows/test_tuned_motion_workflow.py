@@ -81,7 +81,7 @@ def test_form(info, named_values):
 def test_films_begin_alike_and_go_on_differently(host, prompt):
     run = host.run(prompt)
     assert run.succeeded, run.error
-    plain, tuned, first = (latents(host, run, name) for name in (PLAIN, TUNED, FIRST))
+    plain, tuned, first = (saved_latents(host, run, name) for name in (PLAIN, TUNED, FIRST))
     assert plain.shape == tuned.shape == (1, 4, 8, 16, 16) and first.shape == (1, 4, 1, 16, 16)
     assert torch.equal(plain[:, :, :1], first) and torch.equal(tuned[:, :, :1], first)
     assert float((plain - tuned)[:, :, 1:].abs().max()) > 0.05
