@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..attention_patches.errors import ModelNotSupported
@@ -42,6 +42,11 @@ def family_of(network: Any) -> Family | None:
     return next((family for family in FAMILIES if family.fits(network)), None)
 
 
+def supported_models(families: Iterable[Family] = FAMILIES) -> str:
+    """Names of the families of models that attention guidance can reach, or of some of them, as words of a sentence."""
+    return ", ".join(family.name for family in families)
+
+
 def require_supported(model: Any) -> tuple[Family, Any]:
     """The family of a ComfyUI model and its network.
 
@@ -51,10 +56,9 @@ def require_supported(model: Any) -> tuple[Family, Any]:
     network = diffusion_model(model)
     family = family_of(network)
     if family is None:
-        known = ", ".join(known.name for known in FAMILIES)
         raise ModelNotSupported(
-            f"model not supported: {type(network).__name__}{_near_miss(network)}; attention guidance reaches {known}: "
-            "connect one of those."
+            f"model not supported: {type(network).__name__}{_near_miss(network)}; attention guidance reaches "
+            f"{supported_models()}: connect one of those."
         )
     return family, network
 

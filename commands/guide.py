@@ -65,7 +65,7 @@ def _add_guide(guide: Any) -> None:
         "--masks", type=given_path, action="append", metavar="PATH",
         help="film, .npy, picture or folder of pictures, once per object, instead of a path",
     )  # fmt: skip
-    guide.add_argument("--mode", help="dmg, peekaboo, trailblazer, freetraj ... (default: dmg)")
+    guide.add_argument("--mode", help="dmg, separate, peekaboo, trailblazer ...; see docs/modes.md (default: dmg)")
     guide.add_argument(
         "--constant",
         action="append",

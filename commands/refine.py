@@ -31,12 +31,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--sampler", help="ddim or euler (default: ddim)")
     _add_models(parser.add_argument_group("models"))
     guide = parser.add_argument_group("guidance")
-    guide.add_argument("--mode", help="focus, focus_fg, separate or cross_text (default: focus_fg)")
-    guide.add_argument("--strength", type=float, help="0 (none) upwards (default: the mode's own)")
-    guide.add_argument("--start-percent", type=float, help="of the schedule, guidance begins (default: 0)")
-    guide.add_argument("--end-percent", type=float, help="of the schedule, guidance ends (default: 0.52)")
-    guide.add_argument("--blocks", help="all, or a comma list such as mid,up (default: all)")
-    guide.add_argument("--hard", action="store_true", default=None, help="cut the masks at one half")
+    guide.add_argument(
+        "--mode", help="focus, focus_fg, separate, cross_text, dmg ...; see docs/modes.md (default: focus_fg)"
+    )
+    guide.add_argument(
+        "--strength", type=float,
+        help="0 (none) upwards: gap of separate, gain of cross_text, exponent of focus; of others a factor (default: the "
+        "mode's own)",
+    )  # fmt: skip
+    guide.add_argument(
+        "--constant",
+        action="append",
+        dest="constants",
+        metavar="NAME=VALUE",
+        help="of the mode, such as gamma_cross=12",
+    )
+    guide.add_argument(
+        "--background", dest="background_phrase", metavar="PHRASE", help="words that name the background"
+    )
+    guide.add_argument("--start-percent", type=float, help="of the schedule, guidance begins (default: the mode's own)")
+    guide.add_argument("--end-percent", type=float, help="of the schedule, guidance ends (default: the mode's own)")
+    guide.add_argument("--blocks", help="all, or a comma list such as mid,up (default: the mode's own)")
+    guide.add_argument(
+        "--hard", action="store_true", default=None, help="cut the masks at one half (focus, separate, cross_text)"
+    )
     guide.add_argument(
         "--masks", type=given_path, metavar="FILE", help="your own guide masks (.npy, picture, film or folder)"
     )
@@ -82,7 +100,8 @@ def run(options: argparse.Namespace) -> int:
     from ..recipes.report import summary
 
     given = given_settings(options, (*MODELS, "masks", "fps"))
-    settings = MaskRefineSettings(**given | {"phrases": read_phrases(given["phrases"])})
+    given |= {"phrases": read_phrases(given["phrases"]), "constants": "\n".join(given.get("constants", ()))}
+    settings = MaskRefineSettings(**given)
     check_rate(options.fps, "fps")
     set_threads(options.threads)
     masks = read_masks(options.masks) if options.masks else None

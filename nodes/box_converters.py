@@ -25,8 +25,9 @@ from ..perception.boxes import Box, Detections, as_detections
 from ..perception.frames import Film
 from ..perception.mask_shapes import box_of_mask
 from ..perception.tracks import Tracks as TrackedObjects
+from .support.inputs import decimal_input
 from .support.mask_output import new_masks
-from .support.types import CATEGORY, BoundingBox, PlainBoxes, Segments, Tracks, display_range
+from .support.types import CATEGORY, BoundingBox, PlainBoxes, Segments, Tracks
 
 WHOLE_FILM = -1
 FORMAT_TOOLTIP = (
@@ -142,13 +143,13 @@ class ToSEGS(io.ComfyNode):
                     tooltip="Frame (from 0) that the segments are of. -1: the whole film, each object with a mask for "
                     "every frame, as Impact Pack's nodes for films take it (tracks only).",
                 ),
-                io.Float.Input(
+                decimal_input(
                     "crop_factor",
-                    default=3.0,
-                    min=1.0,
-                    max=100.0,
-                    tooltip="How many times as large as the box the region is that a detailer sees. 1: the box alone.",
-                    **display_range(0.1),
+                    3.0,
+                    "How many times as large as the box the region is that a detailer sees. 1: the box alone.",
+                    least=1.0,
+                    most=100.0,
+                    step=0.1,
                 ),
             ],
             outputs=[Segments.Output(display_name="segs", tooltip="One segment for every object; may be empty.")],
@@ -194,7 +195,7 @@ class FromSEGS(io.ComfyNode):
                 io.Image.Input(
                     "image",
                     optional=True,
-                    tooltip="The film that the boxes and masks shall fit. Without: one picture of the segments' size.",
+                    tooltip="The film that the boxes and masks should fit. Without: one picture of the segments' size.",
                 ),
             ],
             outputs=[
@@ -303,6 +304,3 @@ def _fitted(mask: Tensor, height: int, width: int) -> Tensor:
     if tuple(mask.shape) == (height, width):
         return mask
     return torch.nn.functional.interpolate(mask[None, None], (height, width), mode="bilinear", antialias=True)[0, 0]
-
-
-NODES = [BoxesToBBOX, BBOXToBoxes, ToSEGS, FromSEGS]

@@ -8,10 +8,17 @@ from typing import Any
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..perception.detection.detector import looked_at
+from ..perception.open_models import open_detector
 from ..perception.phrases import phrase_key
+from ..perception.pictures.drawing import draw_boxes
 from ..perception.tracks import frame_ranges
+from .model_files.folders import bert_folders, model_names
+from .model_files.loading import check_model, loading_inputs, model_path
+from .support.host import load_helper, progress, weight_dtype, wrap_helper
+from .support.inputs import decimal_input, film_input, frames_of, phrase_list
 from .support.mask_output import PREVIEW_BYTES, PREVIEW_LIMIT
-from .support.types import CATEGORY, BoundingBox, DetectorType, HelperModel, display_range
+from .support.types import CATEGORY, BoundingBox, DetectorType, HelperModel
 
 logger = logging.getLogger(__name__)
 
@@ -25,9 +32,6 @@ class LoadGroundingDINO(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        from .model_files.folders import model_names
-        from .model_files.loading import loading_inputs
-
         return io.Schema(
             node_id="MGV_LoadGroundingDINO",
             display_name="Load GroundingDINO",
@@ -47,17 +51,10 @@ class LoadGroundingDINO(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, model_name: str | None = None, download: bool | None = False) -> bool | str:
-        from .model_files.loading import check_model
-
         return check_model(model_name, download, *MODEL_FOLDERS)
 
     @classmethod
     def execute(cls, model_name: str, precision: str = "auto", download: bool = False) -> io.NodeOutput:
-        from ..perception.open_models import open_detector
-        from .model_files.folders import bert_folders
-        from .model_files.loading import model_path
-        from .support.host import weight_dtype, wrap_helper
-
         path = model_path(model_name, download, "detector", *MODEL_FOLDERS)
         bert_folder = next(iter(bert_folders()), None)
         detector = open_detector(path, weight_dtype(precision, half_is_safe=False), bert_folder)
@@ -79,79 +76,9 @@ class DetectObjects(io.ComfyNode):
             ),
             inputs=[
                 DetectorType.Input("model", tooltip="From Load GroundingDINO."),
-                io.Image.Input("image", tooltip="The film, one picture per frame."),
-                io.String.Input(
-                    "phrases",
-                    default="red ball",
-                    tooltip="What to find, separated by commas, full stops or new lines: red ball, blue square. Any "
-                    "number of phrases.",
-                ),
-                io.Float.Input(
-                    "box_threshold",
-                    default=0.35,
-                    min=0.0,
-                    max=1.0,
-                    tooltip="A box needs a better score than this. 0 keeps everything, 1 nothing; lower it when an "
-                    "object is missed.",
-                    **display_range(0.01),
-                ),
-                io.Float.Input(
-                    "text_threshold",
-                    default=0.25,
-                    min=0.0,
-                    max=1.0,
-                    tooltip="A word counts as found above this score. 0: every word, 1: none; raise it when phrases "
-                    "mix.",
-                    **display_range(0.01),
-                ),
-                io.Float.Input(
-                    "nms_threshold",
-                    default=0.7,
-                    min=0.0,
-                    max=1.0,
-                    tooltip="Of boxes that overlap more than this, the best stays. 1 keeps all, 0 keeps no two that "
-                    "touch.",
-                    **display_range(0.01),
-                ),
-                io.Int.Input(
-                    "max_objects",
-                    default=1,
-                    min=1,
-                    max=64,
-                    tooltip="How many boxes of each phrase to keep per frame, best first.",
-                ),
-                io.Combo.Input(
-                    "ask",
-                    options=list(ASK),
-                    default=ASK[0],
-                    optional=True,
-                    tooltip="one by one: each phrase by itself, most exact. together: as many phrases at once as the "
-                    "detector reads, faster with many phrases, which then influence each other.",
-                ),
-                io.Boolean.Input(
-                    "nms_per_phrase",
-                    default=False,
-                    optional=True,
-                    tooltip="On: only boxes of the same phrase compete, so one thing may be found under two phrases. "
-                    "Off: each thing is found once.",
-                ),
-                io.Int.Input(
-                    "max_boxes",
-                    default=0,
-                    min=0,
-                    max=1000,
-                    optional=True,
-                    tooltip="How many boxes of all phrases together to keep per frame, best first. 0: no limit.",
-                ),
-                io.Int.Input(
-                    "detect_every",
-                    default=1,
-                    min=1,
-                    max=1000,
-                    optional=True,
-                    tooltip="Look at every so-many-th frame only, and at the last; Track Masks follows through the "
-                    "others. 1: every frame; 8 is eight times faster.",
-                ),
+                film_input(),
+                *_search_inputs(),
+                *_later_inputs(),
             ],
             outputs=[
                 BoundingBox.Output(
@@ -180,11 +107,6 @@ class DetectObjects(io.ComfyNode):
         max_boxes: int = 0,
         detect_every: int = 1,
     ) -> io.NodeOutput:
-        from ..perception.detection.detector import looked_at
-        from ..perception.pictures.drawing import draw_boxes
-        from .support.host import load_helper, progress
-        from .support.inputs import frames_of, phrase_list
-
         frames = frames_of(image)
         wanted = phrase_list(phrases)
         if not wanted:
@@ -210,6 +132,73 @@ class DetectObjects(io.ComfyNode):
         return io.NodeOutput(boxes, preview, report)
 
 
+def _search_inputs() -> list[io.Input]:
+    """What to find, and what counts as found."""
+    return [
+        io.String.Input(
+            "phrases",
+            default="red ball",
+            tooltip="What to find, separated by commas, full stops or new lines: red ball, blue square.",
+        ),
+        decimal_input(
+            "box_threshold",
+            0.35,
+            "A box needs a better score than this. 0 keeps everything, 1 nothing; lower it when an object is missed.",
+        ),
+        decimal_input(
+            "text_threshold",
+            0.25,
+            "A word counts as found above this score. 0: every word, 1: none; raise it when phrases mix.",
+        ),
+        decimal_input(
+            "nms_threshold",
+            0.7,
+            "Of boxes that overlap more than this, the best stays. 1 keeps all, 0 keeps no two that touch.",
+        ),
+        io.Int.Input(
+            "max_objects", default=1, min=1, max=64, tooltip="Boxes of each phrase to keep per frame, best first."
+        ),
+    ]
+
+
+def _later_inputs() -> list[io.Input]:
+    """Optional, so that graphs from before there were these inputs still run."""
+    return [
+        io.Combo.Input(
+            "ask",
+            options=list(ASK),
+            default=ASK[0],
+            optional=True,
+            tooltip="one by one: each phrase by itself, most exact. together: as many phrases at once as the detector "
+            "reads, faster, but they influence each other.",
+        ),
+        io.Boolean.Input(
+            "nms_per_phrase",
+            default=False,
+            optional=True,
+            tooltip="On: only boxes of the same phrase compete, so one thing may be found under two phrases. Off: each "
+            "thing is found once.",
+        ),
+        io.Int.Input(
+            "max_boxes",
+            default=0,
+            min=0,
+            max=1000,
+            optional=True,
+            tooltip="Boxes of all phrases together to keep per frame, best first. 0: no limit.",
+        ),
+        io.Int.Input(
+            "detect_every",
+            default=1,
+            min=1,
+            max=1000,
+            optional=True,
+            tooltip="Look at every n-th frame and the last one; Track Masks follows through the others. 8 is eight times "
+            "faster than 1.",
+        ),
+    ]
+
+
 def detection_report(detections: list[list[Any]], phrases: list[str], looked: list[int]) -> str:
     """One line per phrase: in how many of the frames that were looked at it was found, and which ones lack it."""
     count = len(looked)
@@ -227,6 +216,3 @@ def detection_report(detections: list[list[Any]], phrases: list[str], looked: li
         else:
             lines.append(f"{phrase}: found in all {hits} frames.")
     return "\n".join(lines)
-
-
-NODES = [LoadGroundingDINO, DetectObjects]

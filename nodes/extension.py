@@ -14,8 +14,24 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..attention_patches.guidance.guide import Guide as MaskGuide
+from ..host.motion.model_identity import model_identity
+from ..host.sampling.comfy_video_model import ComfyVideoModel
+from ..recipes.films.stored_film import stored_film
+from ..recipes.guided_clips.files import write_guided_clips
+from ..recipes.guided_clips.recipe import film_length, guided_clips
+from ..recipes.guided_clips.report import guided_clips_summary
+from ..recipes.guided_clips.settings import (
+    ColourReference,
+    FirstRound,
+    GuidedClipsSettings,
+    MaskBorders,
+    NextFrame,
+    Overlap,
+)
 from .support.file_names import FOLDER, prefix_problem, save_path
-from .support.types import CATEGORY, SEED_RANGE, Guide, display_range
+from .support.host import SamplingProgress
+from .support.inputs import decimal_input, frames_of, size_inputs
+from .support.types import CATEGORY, SEED_RANGE, Guide
 
 SAMPLERS = ("ddim", "euler")
 
@@ -43,11 +59,12 @@ class MaskGuidedExtend(io.ComfyNode):
                     tooltip="From Dynamic Mask Guidance: mode, words, strength, and masks of the whole film: rounds * "
                     "(frames - 1) + 1 of them (neighbouring rounds share one), rounds * frames, or one for all.",
                 ),
-                io.String.Input("prompt", multiline=True, tooltip="What the whole film shall show, in words."),
-                io.String.Input("negative_prompt", multiline=True, default="", tooltip="What it shall not show."),
+                io.String.Input("prompt", multiline=True, tooltip="What the whole film should show, in words."),
+                io.String.Input("negative_prompt", multiline=True, default="", tooltip="What it should not show."),
                 *_size_inputs(),
                 *_sampling_inputs(),
                 *_round_inputs(),
+                *_start_inputs(),
             ],
             outputs=[
                 io.Image.Output(
@@ -79,16 +96,6 @@ class MaskGuidedExtend(io.ComfyNode):
         name: str = "",
         **settings: Any,
     ) -> io.NodeOutput:
-        from ..host.motion.model_identity import model_identity
-        from ..host.sampling.comfy_video_model import ComfyVideoModel
-        from ..recipes.films.stored_film import stored_film
-        from ..recipes.guided_clips.files import write_guided_clips
-        from ..recipes.guided_clips.recipe import film_length, guided_clips
-        from ..recipes.guided_clips.report import guided_clips_summary
-        from ..recipes.guided_clips.settings import GuidedClipsSettings
-        from .support.host import SamplingProgress
-        from .support.inputs import frames_of
-
         settings |= {"frames": settings["frames"] or None, "sampler": settings.pop("sampler_name")}
         chosen = GuidedClipsSettings.of_guide(guide, prompt, width=width, height=height, **settings)
         film_model = ComfyVideoModel(model, clip, vae, width, height)
@@ -130,8 +137,7 @@ def _size_inputs() -> list[io.Input]:
             max=1024,
             tooltip="Frames of each round. 0: the model's own length (Toybox 8, LaVie 16).",
         ),
-        io.Int.Input("width", default=64, min=8, max=8192, step=4, tooltip="Pixels; Toybox's own is 64, LaVie's 512."),
-        io.Int.Input("height", default=64, min=8, max=8192, step=4, tooltip="Pixels; Toybox's own is 64, LaVie's 320."),
+        *size_inputs("Pixels; Toybox's own are 64 x 64, LaVie's 512 x 320."),
     ]
 
 
@@ -147,13 +153,13 @@ def _sampling_inputs() -> list[io.Input]:
         io.Int.Input(
             "steps", default=25, min=1, max=1000, tooltip="Denoising steps of each round. More: finer and slower."
         ),
-        io.Float.Input(
+        decimal_input(
             "cfg",
-            default=4.0,
-            min=1.0,
-            max=100.0,
-            tooltip="Classifier-free guidance. 1: the prompt alone, half the work. Toybox 4, LaVie 7.5.",
-            **display_range(0.1),
+            4.0,
+            "Classifier-free guidance. 1: the prompt alone, half the work. Toybox 4, LaVie 7.5.",
+            least=1.0,
+            most=100.0,
+            step=0.1,
         ),
         io.Combo.Input(
             "sampler_name", options=list(SAMPLERS), default="ddim", tooltip="Sampling method; ddim is LaVie's own."
@@ -162,8 +168,6 @@ def _sampling_inputs() -> list[io.Input]:
 
 
 def _round_inputs() -> list[io.Input]:
-    from ..recipes.guided_clips.settings import ColourReference, FirstRound, MaskBorders, NextFrame, Overlap
-
     return [
         io.Combo.Input(
             "overlap",
@@ -193,6 +197,11 @@ def _round_inputs() -> list[io.Input]:
             tooltip="Masks with a first one for each round. check: it must equal the last one of the round before; "
             "repair: that one takes its place.",
         ),
+    ]
+
+
+def _start_inputs() -> list[io.Input]:
+    return [
         io.Combo.Input(
             "first_round",
             options=list(get_args(FirstRound)),
@@ -206,14 +215,10 @@ def _round_inputs() -> list[io.Input]:
             tooltip="On: later frames take mean and spread of the first one's latents between steps (LAMP); steadier "
             "colours, less change.",
         ),
-        io.Float.Input(
+        decimal_input(
             "shared_noise",
-            default=0.0,
-            min=0.0,
-            max=1.0,
-            tooltip="How much of the first frame's noise all others hold. 0: independent; 0.2: LAMP, calmer; 1: all "
-            "alike.",
-            **display_range(0.01),
+            0.0,
+            "How much of the first frame's noise all others hold. 0: independent; 0.2: LAMP, calmer; 1: all alike.",
         ),
         io.Image.Input(
             "first_image",
@@ -260,6 +265,3 @@ def run_folder(name: str, temporary: Path) -> Iterator[Path]:
             f"name is {name!r}, and the folder cannot be made ({error.strerror}); give another name."
         ) from error
     yield folder
-
-
-NODES = [MaskGuidedExtend]

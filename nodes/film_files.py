@@ -8,13 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import folder_paths
+from comfy.cli_args import args
 from comfy_api.input_impl import VideoFromFile
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..host.sampling.film_decoding import FRAMES_PER_PART, OVERLAP
+from ..host.sampling.film_decoding import FRAMES_PER_PART, OVERLAP, decode_parts, decoded_frames
+from ..recipes.films.files import to_bytes, write_pictures
 from .support.file_names import FILM, prefix_problem, save_path
-from .support.types import CATEGORY, display_range
+from .support.host import progress
+from .support.inputs import decimal_input
+from .support.types import CATEGORY
 
 
 class SaveLongVideo(io.ComfyNode):
@@ -44,38 +48,20 @@ class SaveLongVideo(io.ComfyNode):
                     tooltip="Folder and beginning of the file's name, inside of ComfyUI's output folder; a number "
                     "follows. %width%, %height%, %year%, %month%, %day% and so on are filled in.",
                 ),
-                io.Float.Input(
+                decimal_input(
                     "fps",
-                    default=8.0,
-                    min=0.1,
-                    max=1000.0,
-                    tooltip="Frames per second: Toybox and LaVie 8, interpolated LaVie 24 to 32, Wan 16, LTX 24.",
-                    **display_range(0.01),
+                    8.0,
+                    "Frames per second: Toybox and LaVie 8, interpolated LaVie 24 to 32, Wan 16, LTX 24.",
+                    least=0.1,
+                    most=1000.0,
                 ),
-                io.Int.Input(
-                    "frames_per_part",
-                    default=FRAMES_PER_PART,
-                    min=1,
-                    max=4096,
-                    tooltip="Frames of the film that are decoded at once. Fewer take less memory; of VAEs that compress "
-                    "time, more are faster, since neighbouring slices share frames.",
-                ),
-                io.Int.Input(
-                    "overlap",
-                    default=OVERLAP,
-                    min=0,
-                    max=1024,
-                    tooltip="Frames that two slices share, of VAEs that look across frames (Wan, LTX, Hunyuan, Stable "
-                    "Video Diffusion): the slices fade into each other. More hide seams better and cost time; VAEs of "
-                    "single pictures need none and take none.",
-                ),
+                *_slice_inputs(),
                 io.Int.Input(
                     "crf",
                     default=14,
                     min=0,
                     max=51,
-                    tooltip="Constant rate factor of H.264: 0 is the largest file, 14 looks like the original, 23 is "
-                    "small, 51 the worst.",
+                    tooltip="Constant rate factor of H.264: 0 is the largest file, 14 looks like the original, 23 is small.",
                 ),
             ],
             outputs=[
@@ -104,10 +90,6 @@ class SaveLongVideo(io.ComfyNode):
         overlap: int,
         crf: int,
     ) -> io.NodeOutput:
-        from ..host.sampling.film_decoding import decode_parts, decoded_frames
-        from ..recipes.films.files import write_pictures
-        from .support.host import progress
-
         films = films_of(samples["samples"])
         counts = [decoded_frames(vae, latents) for latents in films]
         paths, subfolder = new_paths(filename_prefix, films[0], vae, len(films))
@@ -120,6 +102,27 @@ class SaveLongVideo(io.ComfyNode):
             done += count
         entries = [ui.SavedResult(path.name, subfolder, io.FolderType.output) for path in paths]
         return io.NodeOutput([VideoFromFile(str(path)) for path in paths], ui=ui.PreviewVideo(entries))
+
+
+def _slice_inputs() -> list[io.Input]:
+    return [
+        io.Int.Input(
+            "frames_per_part",
+            default=FRAMES_PER_PART,
+            min=1,
+            max=4096,
+            tooltip="Frames of the film that are decoded at once. Fewer take less memory; with VAEs that compress time, "
+            "more are faster.",
+        ),
+        io.Int.Input(
+            "overlap",
+            default=OVERLAP,
+            min=0,
+            max=1024,
+            tooltip="Frames that two slices share and fade over, with VAEs that look across frames. More hide seams better "
+            "and cost time; VAEs of single pictures need none and take none.",
+        ),
+    ]
 
 
 def films_of(latents: Tensor) -> list[Tensor]:
@@ -159,8 +162,6 @@ def new_paths(prefix: str, latents: Tensor, vae: Any, count: int) -> tuple[list[
 
 def counted(parts: Iterator[Tensor], report: Any) -> Iterator[Tensor]:
     """The pictures of slices of frames one by one, as bytes; says after each slice how many there were so far."""
-    from ..recipes.films.files import to_bytes
-
     done = 0
     for part in parts:
         for frame in part:
@@ -173,12 +174,7 @@ def counted(parts: Iterator[Tensor], report: Any) -> Iterator[Tensor]:
 
 def saved_metadata(hidden: Any) -> dict[str, str]:
     """The graph, as ComfyUI keeps it in what it saves; nothing where the user does not want that."""
-    from comfy.cli_args import args
-
     if args.disable_metadata or hidden is None:
         return {}
     values = {**(hidden.extra_pnginfo or {}), **({"prompt": hidden.prompt} if hidden.prompt is not None else {})}
     return {name: json.dumps(value) for name, value in values.items()}
-
-
-NODES = [SaveLongVideo]

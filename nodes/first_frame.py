@@ -7,10 +7,17 @@ from typing import Any
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..host.sampling import shared_noise
+from ..host.sampling.film_encoding import check_size
+from ..host.sampling.first_frame_lock import lock_first_frame
+from ..host.sampling.lamp_sampler import lamp_sampler
 from ..host.sampling.shared_noise import SHARING_MODES
+from ..perception.pictures.histogram_match import histogram_match
 from ..video_models.sampling.latent_statistics import SWITCH
 from ..video_models.sampling.trajectory_noise import SPATIAL_CUTOFF, TEMPORAL_CUTOFF
-from .support.types import CATEGORY, Tracks, display_range
+from .support.host import progress
+from .support.inputs import decimal_input, film_input, float_pictures, frames_of, masks_of
+from .support.types import CATEGORY, Tracks
 
 # Between two looks at whether the user cancels.
 FRAMES_AT_ONCE = 16
@@ -33,8 +40,7 @@ class FirstFrameLock(io.ComfyNode):
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="A video model, patched or not: Toybox, LaVie, Wan, LTX, HunyuanVideo, Mochi, Cosmos, SD1.5 "
-                    "or SDXL with AnimateDiff. The given one stays as it is.",
+                    tooltip="A text-to-video model, patched or not. The given one stays as it is.",
                 ),
                 io.Latent.Input(
                     "first_frame",
@@ -55,14 +61,11 @@ class FirstFrameLock(io.ComfyNode):
                     "what samplers go on with at each step. Keeps colours and contrast, flattens changes of light. Near "
                     "to what LAMP Sampler does exactly: use one of the two.",
                 ),
-                io.Float.Input(
+                decimal_input(
                     "switch",
-                    default=SWITCH,
-                    min=0.0,
-                    max=1.0,
-                    tooltip="match_statistics: from which part of the steps on the first frame is the measure; before it, "
+                    SWITCH,
+                    "match_statistics: from which part of the steps on the first frame is the measure; before it, "
                     "the second one. 0: nearly from the start, 1: only in the last step.",
-                    **display_range(0.01),
                 ),
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="The model that keeps the frame, for any sampler.")],
@@ -78,8 +81,6 @@ class FirstFrameLock(io.ComfyNode):
         match_statistics: bool = False,
         switch: float = SWITCH,
     ) -> io.NodeOutput:
-        from ..host.sampling.first_frame_lock import lock_first_frame
-
         if (first_frame is None) == (image is None):
             given = "both" if image is not None else "neither"
             raise ValueError(f"{given} of first_frame and image is connected; connect exactly one of them.")
@@ -93,9 +94,6 @@ def encoded(image: Tensor, vae: Any) -> Tensor:
     Raises:
         ValueError: several pictures, one smaller than a latent cell, or no VAE.
     """
-    from ..host.sampling.film_encoding import check_size
-    from .support.inputs import frames_of
-
     if vae is None:
         raise ValueError("image is connected but vae is not; connect the VAE of the model.")
     frames = frames_of(image)
@@ -129,31 +127,25 @@ class SharedNoise(io.ComfyNode):
                     "variance_preserving: the same with full noise. first_frame: the noised first frame is shared by "
                     "lamp's weights. freetraj: low frequencies move with the objects.",
                 ),
-                io.Float.Input(
+                decimal_input(
                     "amount",
-                    default=0.2,
-                    min=0.0,
-                    max=1.0,
-                    tooltip="How much the frames share, not for freetraj. 0: independent frames, 1: all alike (no "
-                    "motion).",
-                    **display_range(0.01),
+                    0.2,
+                    "How much the frames share, not for freetraj. 0: independent frames, 1: all alike (no motion).",
                 ),
-                io.Float.Input(
+                decimal_input(
                     "spatial_cutoff",
-                    default=SPATIAL_CUTOFF,
-                    min=0.01,
-                    max=2.0,
-                    tooltip="freetraj: which frequencies over the picture move with the objects, as a part of the "
+                    SPATIAL_CUTOFF,
+                    "freetraj: which frequencies over the picture move with the objects, as a part of the "
                     "highest. Higher: finer ones too, firmer places and less freedom.",
-                    **display_range(0.01),
+                    least=0.01,
+                    most=2.0,
                 ),
-                io.Float.Input(
+                decimal_input(
                     "temporal_cutoff",
-                    default=TEMPORAL_CUTOFF,
-                    min=0.01,
-                    max=2.0,
-                    tooltip="freetraj: the same over time. Higher: fast paths are followed more closely.",
-                    **display_range(0.01),
+                    TEMPORAL_CUTOFF,
+                    "freetraj: the same over time. Higher: fast paths are followed more closely.",
+                    least=0.01,
+                    most=2.0,
                 ),
                 io.Model.Input(
                     "model",
@@ -189,9 +181,6 @@ class SharedNoise(io.ComfyNode):
         tracks: Any = None,
         mask: Tensor | None = None,
     ) -> io.NodeOutput:
-        from ..host.sampling import shared_noise
-        from .support.inputs import masks_of
-
         if tracks is not None and mask is not None:
             raise ValueError("both of tracks and mask are connected; connect one of them.")
         masks = None
@@ -219,14 +208,11 @@ class LampSampler(io.ComfyNode):
                 "colours steady behind First Frame Lock."
             ),
             inputs=[
-                io.Float.Input(
+                decimal_input(
                     "switch",
-                    default=SWITCH,
-                    min=0.0,
-                    max=1.0,
-                    tooltip="From which part of the steps on the second frame takes the first one's statistics. 0.6: "
+                    SWITCH,
+                    "From which part of the steps on the second frame takes the first one's statistics. 0.6: "
                     "LAMP, 30 of 50 steps; 0: nearly from the start; 1: only after the last step.",
-                    **display_range(0.01),
                 )
             ],
             outputs=[
@@ -236,8 +222,6 @@ class LampSampler(io.ComfyNode):
 
     @classmethod
     def execute(cls, switch: float) -> io.NodeOutput:
-        from ..host.sampling.lamp_sampler import lamp_sampler
-
         return io.NodeOutput(lamp_sampler(switch))
 
 
@@ -255,11 +239,11 @@ class HistogramMatch(io.ComfyNode):
                 "Takes away slow drift of colour and light; large new objects tint the rest."
             ),
             inputs=[
-                io.Image.Input("image", tooltip="The film, one picture per frame."),
+                film_input(),
                 io.Image.Input(
                     "reference",
                     optional=True,
-                    tooltip="One picture of any size whose colours the film shall have. Not connected: the film's first "
+                    tooltip="One picture of any size whose colours the film should have. Not connected: the film's first "
                     "frame.",
                 ),
             ],
@@ -272,10 +256,6 @@ class HistogramMatch(io.ComfyNode):
 
     @classmethod
     def execute(cls, image: Tensor, reference: Tensor | None = None) -> io.NodeOutput:
-        from ..perception.pictures.histogram_match import histogram_match
-        from .support.host import progress
-        from .support.inputs import float_pictures, frames_of
-
         frames = frames_of(image)
         wanted = frames[:1] if reference is None else frames_of(reference)
         if len(wanted) != 1:
@@ -290,6 +270,3 @@ class HistogramMatch(io.ComfyNode):
             matched[part, ..., :3] = histogram_match(frames[part], wanted[0])
             report(min(part.stop, len(frames)), len(frames))
         return io.NodeOutput(matched)
-
-
-NODES = [FirstFrameLock, SharedNoise, LampSampler, HistogramMatch]

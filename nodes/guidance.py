@@ -1,4 +1,4 @@
-"""Turn masks into attention guidance, look at it, and hang it into a model."""
+"""Turn masks into attention guidance, look at it, and add it to a model."""
 
 from __future__ import annotations
 
@@ -12,13 +12,27 @@ from ..attention_patches.checks import check_blocks
 from ..attention_patches.guidance.guide import Guide as MaskGuide
 from ..attention_patches.guidance.modes.registry import MODES, PLAIN, mode_at, mode_constants
 from ..attention_patches.guidance.patch import guide_patches
-from ..attention_patches.guidance.regions import TimePooling
 from ..attention_patches.guidance.text_spans import TextSpans, spans_of_named
 from ..attention_patches.site import GuidedRows
 from ..backbones.family import Family
+from ..backbones.registry import install_patches, require_supported
+from ..host.prompts.joined_prompts import check_words
+from ..host.prompts.prompt_tokens import token_spans
+from ..host.sampling.comfy_sampling import checked_latents
 from .support.cache_weight import weighed
 from .support.guide_regions import guide_report, named_regions
-from .support.types import CATEGORY, Guide, Tracks, display_range
+from .support.inputs import (
+    blocks_input,
+    decimal_input,
+    guide_input,
+    guide_strength_input,
+    guided_region_inputs,
+    phrases_of_prompt_input,
+    time_pooling_input,
+    video_model_input,
+)
+from .support.previews import guide_pictures
+from .support.types import CATEGORY, Guide
 
 logger = logging.getLogger(__name__)
 
@@ -35,88 +49,14 @@ class MaskToAttentionBias(io.ComfyNode):
             display_name="Mask to Attention Bias",
             category=f"{CATEGORY}/guidance",
             description=(
-                "Says which regions of a film attention shall keep to, how, how strongly and when. The guide is not "
+                "Says which regions of a film attention should keep to, how, how strongly and when. The guide is not "
                 "yet bound to a model: Patch Attention does that."
             ),
             inputs=[
-                Tracks.Input(
-                    "tracks",
-                    optional=True,
-                    tooltip="Objects from Track Masks; objects with the same label become one region.",
-                ),
-                io.Mask.Input(
-                    "mask",
-                    optional=True,
-                    tooltip="Instead of tracks: one region, one mask per frame or one for all. White: inside.",
-                ),
-                io.String.Input(
-                    "phrases",
-                    default="",
-                    tooltip="Words of the prompt that name the objects, separated by commas: labels of the tracks, or one "
-                    "phrase per object in their order. Empty: the labels. separate and cross_text use them.",
-                ),
-                io.Combo.Input(
-                    "mode",
-                    options=list(PLAIN),
-                    default="focus_fg",
-                    tooltip="focus: everything looks more at the regions. focus_fg: only what lies inside does (keeps "
-                    "the background). separate: objects and background see only themselves, over time too. "
-                    "cross_text: the words of an object act inside its region.",
-                ),
-                io.Float.Input(
-                    "strength",
-                    default=1.0,
-                    min=0.0,
-                    max=MAX_RELATIVE_STRENGTH,
-                    tooltip="Relative to the mode's own strength. 0: no guidance at all, the film is bit by bit as "
-                    "without; 1: the mode's own; 10: nearly hard.",
-                    **display_range(0.01),
-                ),
-                io.Float.Input(
-                    "start_percent",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    tooltip="Where in the schedule guidance begins. 0: at the first step.",
-                    **display_range(0.01),
-                ),
-                io.Float.Input(
-                    "end_percent",
-                    default=0.52,
-                    min=0.0,
-                    max=1.0,
-                    tooltip="Where it ends. 0.52: the first half, which sets the layout; 1: to the last step.",
-                    **display_range(0.01),
-                ),
-                io.String.Input(
-                    "blocks",
-                    default="all",
-                    tooltip="Which blocks of the model: all, or a comma list of patterns: mid,up or down.1.* in a "
-                    "U-Net, block.1* or block.[0-9] in a transformer, double.*,single.* in HunyuanVideo. A pattern that fits "
-                    "none is an error that names them.",
-                ),
-                io.Combo.Input(
-                    "rows",
-                    options=list(get_args(GuidedRows)),
-                    default="both",
-                    tooltip="conditional: guide only the prompted half of classifier-free guidance. both: also the "
-                    "unprompted one.",
-                ),
-                io.Boolean.Input(
-                    "hard",
-                    default=False,
-                    tooltip="On: masks are cut at one half and sides are fully apart. Off: soft borders.",
-                ),
-                io.Combo.Input(
-                    "time_pooling",
-                    options=list(get_args(TimePooling)),
-                    default="max",
-                    # Graphs from before there was this widget still run.
-                    optional=True,
-                    tooltip="How the masks of the frames that one latent frame stands for (4 in Wan, 8 in LTX) become "
-                    "one. max: wherever the object is in any of them; mean: soft; min: only where it is in all; first, "
-                    "last: one of them. The first frame of a film stands alone.",
-                ),
+                *guided_region_inputs("Objects from Track Masks"),
+                phrases_of_prompt_input("separate and cross_text use them."),
+                *_rule_inputs(),
+                *_place_inputs(),
             ],
             outputs=[
                 Guide.Output(display_name="guide", tooltip="For Patch Attention and Preview Guide."),
@@ -158,6 +98,47 @@ class MaskToAttentionBias(io.ComfyNode):
         return io.NodeOutput(weighed(guide), report)
 
 
+def _rule_inputs() -> list[io.Input]:
+    """What is done, how strongly and when."""
+    return [
+        io.Combo.Input(
+            "mode",
+            options=list(PLAIN),
+            default="focus_fg",
+            tooltip="focus: everything looks more at the regions. focus_fg: only what lies inside does (keeps the "
+            "background). separate: objects and background see only themselves, over time too. cross_text: the words of "
+            "an object act inside its region.",
+        ),
+        guide_strength_input(MAX_RELATIVE_STRENGTH),
+        decimal_input("start_percent", 0.0, "Where in the schedule guidance begins. 0: at the first step."),
+        decimal_input(
+            "end_percent",
+            0.52,
+            "Where it ends. 0.52: after the first half, which sets the layout; 1: with the last step.",
+        ),
+    ]
+
+
+def _place_inputs() -> list[io.Input]:
+    """Where in the model, and with which masks."""
+    return [
+        blocks_input(),
+        io.Combo.Input(
+            "rows",
+            options=list(get_args(GuidedRows)),
+            default="both",
+            tooltip="conditional: guide only the prompted half of classifier-free guidance. both: also the unprompted one.",
+        ),
+        io.Boolean.Input(
+            "hard",
+            default=False,
+            tooltip="On: masks are cut at one half and sides are fully apart. Off: soft borders.",
+        ),
+        # Graphs from before there was this widget still run.
+        time_pooling_input(optional=True),
+    ]
+
+
 class PatchAttention(io.ComfyNode):
     """MGV_PatchAttention."""
 
@@ -168,17 +149,13 @@ class PatchAttention(io.ComfyNode):
             display_name="Patch Attention",
             category=f"{CATEGORY}/guidance",
             description=(
-                "Hangs a guide into a model: its attention then follows the regions. The model that comes in is not "
+                "Adds a guide to a model: its attention then follows the regions. The model that comes in is not "
                 "changed; several of these nodes can follow each other. Strength 0 or an empty guide gives exactly "
                 "the unpatched film."
             ),
             inputs=[
-                io.Model.Input(
-                    "model",
-                    tooltip="A video model: Wan, LTX, HunyuanVideo, Mochi, Cosmos, CogVideoX, Stable Video Diffusion, "
-                    "SD1.5 or SDXL (with AnimateDiff), or one from Load Video Model.",
-                ),
-                Guide.Input("guide", tooltip="From Mask to Attention Bias or Dynamic Mask Guidance."),
+                video_model_input(),
+                guide_input(),
                 io.Clip.Input(
                     "clip",
                     optional=True,
@@ -207,9 +184,6 @@ class PatchAttention(io.ComfyNode):
     def execute(
         cls, model: Any, guide: MaskGuide, prompt: str, clip: Any = None, positive: Any = None
     ) -> io.NodeOutput:
-        from ..backbones.registry import install_patches, require_supported
-        from ..host.prompts.joined_prompts import check_words
-
         family, network = require_supported(model)
         names = family.block_names(network)
         guide = guide.on_blocks(names)
@@ -239,8 +213,6 @@ def phrase_spans(guide: MaskGuide, family: Family, clip: Any, prompt: str, posit
     Raises:
         ValueError: if a mode that needs them lacks phrases or CLIP, the prompt is empty, or a phrase is not in it.
     """
-    from ..host.prompts.prompt_tokens import token_spans
-
     if guide.mode.only_words and not guide.phrases:
         raise ValueError(f"mode {guide.mode.name} has no phrases; write the object's words in the node of the guide.")
     if not guide.mode.uses_words or not guide.phrases:
@@ -274,7 +246,7 @@ class PreviewGuide(io.ComfyNode):
                 "picture per latent frame, finest grid on the left. Regions have colours, background is dark."
             ),
             inputs=[
-                Guide.Input("guide", tooltip="From Mask to Attention Bias or Dynamic Mask Guidance."),
+                guide_input(),
                 io.Model.Input("model", tooltip="Tells which grids there are, and how frames become latent frames."),
                 io.Latent.Input(
                     "latent",
@@ -291,14 +263,7 @@ class PreviewGuide(io.ComfyNode):
 
     @classmethod
     def execute(cls, guide: MaskGuide, model: Any, latent: dict[str, Any], size: int) -> io.NodeOutput:
-        from ..backbones.registry import require_supported
-        from ..host.sampling.comfy_sampling import checked_latents
-        from .support.previews import guide_pictures
-
         family, network = require_supported(model)
         samples = checked_latents(latent, dimensions=4 if family.frame_axis == 0 else 5)
         grids = family.grids(network, samples.shape, {})
         return io.NodeOutput(guide_pictures(guide, grids, family.time_factor, size))
-
-
-NODES = [MaskToAttentionBias, PatchAttention, PreviewGuide]

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import comfy.model_management as management
+import node_helpers
 import torch
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..host.models.lavie_conditions import FRAMES_KEY, LATENTS_KEY, NOISE_LEVEL_KEY, STAGE_KEY, require_lavie
+from ..host.sampling.film_encoding import encode_frames
+from ..host.sampling.host_windows import ContextWindows, install_context_windows
+from ..video_models.interpolation import interpolated_frames, source_indices
 from .support.inputs import frames_of
 from .support.types import CATEGORY
 
@@ -73,10 +79,6 @@ class InterpolateVideo(io.ComfyNode):
     def execute(
         cls, model: Any, positive: Any, negative: Any, vae: Any, image: Tensor, window: int, overlap: int
     ) -> io.NodeOutput:
-        from ..host.models.lavie_conditions import LATENTS_KEY, require_lavie
-        from ..host.sampling.film_encoding import encode_frames
-        from ..video_models.interpolation import interpolated_frames, source_indices
-
         require_lavie(model, "interpolation")
         frames = frames_of(image, minimum=2)
         if window == 1 or 0 < window <= overlap:
@@ -154,8 +156,6 @@ class UpscaleVideo(io.ComfyNode):
     def execute(
         cls, model: Any, positive: Any, negative: Any, image: Tensor, noise_level: int, window: int, overlap: int
     ) -> io.NodeOutput:
-        from ..host.models.lavie_conditions import FRAMES_KEY, NOISE_LEVEL_KEY, require_lavie
-
         config = require_lavie(model, "upscaling")
         frames = frames_of(image)
         if noise_level > config.max_noise_level:
@@ -169,8 +169,6 @@ class UpscaleVideo(io.ComfyNode):
 
 def _windowed(model: Any, length: int, overlap: int) -> Any:
     """A clone that works on windows of so many latent frames."""
-    from ..host.sampling.host_windows import ContextWindows, install_context_windows
-
     return install_context_windows(model, 2, ContextWindows(length, overlap))
 
 
@@ -178,16 +176,8 @@ def _sampler_inputs(
     model: Any, positive: Any, negative: Any, stage: str, values: dict[str, Any], size: tuple[int, ...]
 ) -> io.NodeOutput:
     """Model, both prompts with a stage's conditions, and empty latents of a size."""
-    import comfy.model_management as management
-    import node_helpers
-
-    from ..host.models.lavie_conditions import STAGE_KEY
-
     prompts = [
         node_helpers.conditioning_set_values(prompt, {STAGE_KEY: stage, **values}) for prompt in (positive, negative)
     ]
     samples = torch.zeros(size, device=management.intermediate_device())
     return io.NodeOutput(model, *prompts, {"samples": samples})
-
-
-NODES = [InterpolateVideo, UpscaleVideo]

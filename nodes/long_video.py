@@ -5,12 +5,18 @@ from __future__ import annotations
 import logging
 from typing import Any, get_args
 
+from comfy.context_windows import ContextFuseMethods, ContextSchedules
 from comfy_api.latest import io
 
 from ..attention_patches.free_long import OCTAVES, LargestLevel
 from ..attention_patches.free_long import FreeLong as FreeLongSettings
 from ..backbones.family import Family
-from .support.types import CATEGORY, display_range
+from ..backbones.registry import require_supported
+from ..host.sampling.host_windows import ContextWindows, install_context_windows
+from ..host.sampling.long_clips import install_free_long
+from .guidance import check_blocks
+from .support.inputs import blocks_input, decimal_input, video_model_input
+from .support.types import CATEGORY
 
 logger = logging.getLogger(__name__)
 
@@ -33,17 +39,14 @@ class FreeLong(io.ComfyNode):
                 "Lets a model make clips longer than it was trained on. Attention over time sees the frames around "
                 "each frame, for detail and motion, and the whole clip, for one look from beginning to end; the low "
                 "frequencies come from the whole clip and the others from the window. Clips no longer than the window, "
-                "and strength 0, are bit by bit as without. Use it with FreeNoise of Video Noise."
+                "and strength 0, come out bit for bit as without this node. Use it with FreeNoise of Video Noise."
             ),
-            inputs=[_model_input(), *free_long_inputs()],
+            inputs=[video_model_input(), *free_long_inputs()],
             outputs=[_model_output()],
         )
 
     @classmethod
     def execute(cls, model: Any, **settings: Any) -> io.NodeOutput:
-        from ..backbones.registry import require_supported
-        from ..host.sampling.long_clips import install_free_long
-
         family, network = require_supported(model)
         return io.NodeOutput(install_free_long(model, checked_settings(family, network, **settings)))
 
@@ -53,8 +56,6 @@ class FreeLongWindows(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        from comfy.context_windows import ContextFuseMethods, ContextSchedules
-
         return io.Schema(
             node_id="MGV_FreeLongWindows",
             display_name="FreeLong in Context Windows",
@@ -65,25 +66,24 @@ class FreeLongWindows(io.ComfyNode):
                 "have, so the clip changes its look less often. Takes the place of context windows set before."
             ),
             inputs=[
-                _model_input(),
-                io.Float.Input(
+                video_model_input(),
+                decimal_input(
                     "context_length",
-                    default=2.0,
-                    min=1.0,
-                    max=MAX_NATIVE_LENGTHS,
-                    tooltip="Length of a context window in native lengths of the model (in windows, when window is "
+                    2.0,
+                    "Length of a context window in native lengths of the model (in windows, when window is "
                     "set). 1: plain context windows, where FreeLong has nothing to do; 2 to 4: a good place to start. "
                     "Longer takes more memory.",
-                    **display_range(0.25),
+                    least=1.0,
+                    most=MAX_NATIVE_LENGTHS,
+                    step=0.25,
                 ),
-                io.Float.Input(
+                decimal_input(
                     "context_overlap",
-                    default=0.5,
-                    min=0.0,
-                    max=MAX_NATIVE_LENGTHS,
-                    tooltip="What neighbouring context windows share, in native lengths. 0: seams are seen; half a "
+                    0.5,
+                    "What neighbouring context windows share, in native lengths. 0: seams are seen; half a "
                     "native length and more: smooth, but slower. Must be less than context_length.",
-                    **display_range(0.05),
+                    most=MAX_NATIVE_LENGTHS,
+                    step=0.05,
                 ),
                 io.Combo.Input(
                     "context_schedule",
@@ -121,10 +121,6 @@ class FreeLongWindows(io.ComfyNode):
         fuse_method: str,
         **settings: Any,
     ) -> io.NodeOutput:
-        from ..backbones.registry import require_supported
-        from ..host.sampling.host_windows import ContextWindows, install_context_windows
-        from ..host.sampling.long_clips import install_free_long
-
         family, network = require_supported(model)
         checked = checked_settings(family, network, **settings)
         windows = ContextWindows.in_native_lengths(
@@ -133,20 +129,16 @@ class FreeLongWindows(io.ComfyNode):
         return io.NodeOutput(install_context_windows(install_free_long(model, checked), family.frame_axis, windows))
 
 
-def _model_input() -> io.Input:
-    return io.Model.Input(
-        "model",
-        tooltip="A video model: Wan, LTX, HunyuanVideo, Mochi, Cosmos, CogVideoX, Stable Video Diffusion, SD1.5 or "
-        "SDXL with AnimateDiff, or one from Load Video Model.",
-    )
-
-
 def _model_output() -> io.Output:
     return io.Model.Output(display_name="model", tooltip="The patched model, for any sampler.")
 
 
 def free_long_inputs() -> list[io.Input]:
     """FreeLong's settings, as all nodes that have them show them."""
+    return [*_window_inputs(), *_band_inputs()]
+
+
+def _window_inputs() -> list[io.Input]:
     return [
         io.Combo.Input(
             "variant",
@@ -160,72 +152,59 @@ def free_long_inputs() -> list[io.Input]:
             default=0,
             min=0,
             max=MAX_FRAMES,
-            tooltip="Latent frames that each frame sees locally. 0: the model's own length (Wan 21, that is 81 frames; "
-            "HunyuanVideo 33, LTX 16, LaVie and AnimateDiff 16, Toybox 8). Clips up to this length are left alone. "
-            "Shorter: livelier, less detail over time.",
+            tooltip="Latent frames that each frame sees locally. 0: the model's own length, which the help lists. Clips up "
+            "to this length are left alone. Shorter: livelier, less detail over time.",
         ),
-        io.Float.Input(
-            "strength",
-            default=1.0,
-            min=0.0,
-            max=1.0,
-            tooltip="0: the model is not patched at all; 1: FreeLong; between: a mix with plain attention.",
-            **display_range(0.01),
-        ),
-        io.Float.Input(
+        decimal_input("strength", 1.0, "0: off, nothing is patched; 1: FreeLong; between: a mix with plain attention."),
+        decimal_input(
             "end_percent",
-            default=0.5,
-            min=0.0,
-            max=1.0,
-            tooltip="Where in the schedule the whole clip stops giving the low frequencies; from there on each frame "
-            "sees its window alone. 0.5: the paper; 1: its code; 0: windows only.",
-            **display_range(0.01),
+            0.5,
+            "Where in the schedule the whole clip stops giving the low frequencies; from there on each frame sees its "
+            "window alone. 0.5: the paper; 1: its code; 0: windows only.",
         ),
-        io.Float.Input(
+    ]
+
+
+def _band_inputs() -> list[io.Input]:
+    return [
+        decimal_input(
             "temporal_cutoff",
-            default=0.25,
-            min=0.01,
-            max=MAX_CUTOFF,
-            tooltip="Which frequencies over time count as low, as a part of the highest. Higher: more of the whole "
-            "clip, steadier and less lively; lower: more of the window.",
-            **display_range(0.01),
+            0.25,
+            "Which frequencies over time count as low, as a part of the highest. Higher: more of the whole clip, steadier "
+            "and less lively; lower: more of the window.",
+            least=0.01,
+            most=MAX_CUTOFF,
         ),
-        io.Float.Input(
+        decimal_input(
             "spatial_cutoff",
-            default=0.25,
-            min=0.01,
-            max=MAX_CUTOFF,
-            tooltip="The same over height and width. Higher: finer structures are held over the whole clip; lower: "
-            "only large ones.",
-            **display_range(0.01),
+            0.25,
+            "The same over height and width. Higher: finer structures are held over the whole clip; lower: only large "
+            "ones.",
+            least=0.01,
+            most=MAX_CUTOFF,
         ),
         io.Combo.Input(
             "largest_level",
             options=list(get_args(LargestLevel)),
             default="local",
-            tooltip="U-Nets (LaVie, AnimateDiff, Stable Video Diffusion) at their finest grid. local: windows only, as "
-            "the paper's code; blend: as at the others. Transformers always blend.",
+            tooltip="U-Nets at their finest grid. local: windows only, as the paper's code; blend: as at the others. "
+            "Transformers always blend.",
         ),
         io.String.Input(
             "bands",
             default=", ".join(str(scale) for scale in OCTAVES),
-            tooltip="FreeLong++ only: lengths of its windows in native lengths, ascending from 1. Those beyond the "
-            "first one that covers the clip are left out.",
+            tooltip="FreeLong++ only: lengths of its windows in native lengths, ascending from 1. Those beyond the first "
+            "one that covers the clip are left out.",
         ),
         io.Int.Input(
             "key_stride",
             default=1,
             min=1,
             max=64,
-            tooltip="For the whole clip, every n-th frame is looked at. 1: all; 2: half the cost of that part, "
-            "slightly less consistent.",
+            tooltip="For the whole clip, every n-th frame is looked at. 2: half the cost of that part, slightly less "
+            "consistent.",
         ),
-        io.String.Input(
-            "blocks",
-            default="all",
-            tooltip="Which blocks of the model: all, or a comma list of patterns: mid,up or down.1.* in a U-Net, "
-            "block.1* in a transformer, double in HunyuanVideo.",
-        ),
+        blocks_input(),
     ]
 
 
@@ -243,8 +222,6 @@ def checked_settings(
     Raises:
         ValueError: a value makes no sense, or a pattern fits no block.
     """
-    from .guidance import check_blocks
-
     check_blocks(blocks, family.block_names(network))
     native = window or family.native_frames(network)
     scales = parsed_bands(bands) if variant == FREE_LONG_BANDS else ()
@@ -264,6 +241,3 @@ def parsed_bands(text: str) -> tuple[int, ...]:
     if not entries or not all(entry.isascii() and entry.isdigit() for entry in entries):
         raise ValueError(f"bands is {text!r}; write whole numbers that ascend from 1, such as 1, 2, 4.")
     return tuple(int(entry) for entry in entries)
-
-
-NODES = [FreeLong, FreeLongWindows]

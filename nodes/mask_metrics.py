@@ -5,18 +5,27 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
+import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
 
+from ..attention_patches.checks import check_shape
 from ..perception.frames import Film
+from ..perception.masks.mask_sequences import SequenceSettings, make_sequence
+from ..perception.phrases import named_objects
+from ..perception.pictures.drawing import draw_masks
 from ..perception.tracks import Tracks as TrackedObjects
+from ..recipes.mask_metrics.clip import load_clip
+from ..recipes.mask_metrics.recipe import FilmScorer, Finding, find_objects
+from ..recipes.mask_metrics.report import film_report, metrics_summary
+from ..recipes.report import rounded
+from .model_files.folders import find_model, installed_models
+from .object_masks import track_of_mask
+from .support.host import load_helper, progress, wrap_helper
+from .support.inputs import decimal_input, phrase_list
 from .support.mask_output import PREVIEW_BYTES, PREVIEW_LIMIT
-from .support.types import CATEGORY, DetectorType, HelperModel, SegmenterType, Tracks, display_range
-
-if TYPE_CHECKING:
-    from ..recipes.mask_metrics.recipe import FilmScorer
+from .support.types import CATEGORY, DetectorType, HelperModel, SegmenterType, Tracks
 
 logger = logging.getLogger(__name__)
 
@@ -42,58 +51,8 @@ class MaskMetrics(io.ComfyNode):
             ),
             inputs=[
                 io.Image.Input("image", tooltip="The film to measure, one picture per frame."),
-                Tracks.Input(
-                    "tracks",
-                    optional=True,
-                    tooltip="Where the objects should be: the tracks that guided the film. Any size.",
-                ),
-                io.Mask.Input(
-                    "mask", optional=True, tooltip="Instead of tracks: one object, one mask per frame or one for all."
-                ),
-                Tracks.Input(
-                    "found",
-                    optional=True,
-                    tooltip="Where the objects are, from Track Masks on this film. Otherwise connect detector and "
-                    "segmenter, and they are looked for.",
-                ),
-                DetectorType.Input(
-                    "detector", optional=True, tooltip="From Load GroundingDINO: finds the objects by their phrases."
-                ),
-                SegmenterType.Input("segmenter", optional=True, tooltip="From Load SAM: follows what was found."),
-                io.String.Input(
-                    "phrases",
-                    default="",
-                    tooltip="What the masks are of, separated by commas: labels of the tracks that are measured, or one "
-                    "phrase per object. Empty: the labels of all.",
-                ),
-                io.String.Input(
-                    "prompt",
-                    default="",
-                    multiline=True,
-                    tooltip="Of the film, for text alignment; empty measures none. Needs clip_model.",
-                ),
-                io.Combo.Input(
-                    "clip_model",
-                    options=[NO_MODEL, *clip_folders()],
-                    default=NO_MODEL,
-                    tooltip="A CLIP model with both halves, for text alignment and frame consistency: a folder in the "
-                    "transformers layout (such as clip-vit-base-patch32) in models/clip_vision. none: neither is "
-                    "measured.",
-                ),
-                io.Image.Input(
-                    "reference",
-                    optional=True,
-                    tooltip="A film of the same length and size, such as the same seed without guidance: how much the "
-                    "background differs, away from the objects of both films.",
-                ),
-                io.Float.Input(
-                    "box_threshold",
-                    default=0.35,
-                    min=0.0,
-                    max=1.0,
-                    tooltip="Of the detector: a box needs a better score. Lower it when objects are missed.",
-                    **display_range(0.01),
-                ),
+                *_object_inputs(),
+                *_measure_inputs(),
             ],
             outputs=[
                 io.Float.Output(
@@ -127,12 +86,6 @@ class MaskMetrics(io.ComfyNode):
         segmenter: HelperModel | None = None,
         reference: Tensor | None = None,
     ) -> io.NodeOutput:
-        from ..attention_patches.checks import check_shape
-        from ..recipes.mask_metrics.report import film_report, metrics_summary
-        from ..recipes.report import rounded
-        from .support.host import progress
-        from .support.inputs import phrase_list
-
         film = Film(image)
         wanted = wanted_tracks(tracks, mask, phrase_list(phrases))
         # Before anything is looked for.
@@ -157,15 +110,68 @@ class MaskMetrics(io.ComfyNode):
         )
 
 
+def _object_inputs() -> list[io.Input]:
+    """Where the objects should be, and where they are."""
+    return [
+        Tracks.Input(
+            "tracks", optional=True, tooltip="Where the objects should be: the tracks that guided the film. Any size."
+        ),
+        io.Mask.Input(
+            "mask", optional=True, tooltip="Instead of tracks: one object, one mask per frame or one for all."
+        ),
+        Tracks.Input(
+            "found",
+            optional=True,
+            tooltip="Where the objects are, from Track Masks on this film. Otherwise connect detector and segmenter, which "
+            "look for them.",
+        ),
+        DetectorType.Input(
+            "detector", optional=True, tooltip="From Load GroundingDINO: finds the objects by their phrases."
+        ),
+        SegmenterType.Input("segmenter", optional=True, tooltip="From Load SAM: follows what was found."),
+        io.String.Input(
+            "phrases",
+            default="",
+            tooltip="What the masks are of, separated by commas: labels of the tracks that are measured, or one phrase per "
+            "object. Empty: the labels of all.",
+        ),
+    ]
+
+
+def _measure_inputs() -> list[io.Input]:
+    """What else is measured."""
+    return [
+        io.String.Input(
+            "prompt",
+            default="",
+            multiline=True,
+            tooltip="Of the film, for text alignment; empty measures none. Needs clip_model.",
+        ),
+        io.Combo.Input(
+            "clip_model",
+            options=[NO_MODEL, *clip_folders()],
+            default=NO_MODEL,
+            tooltip="A CLIP model with both halves, for text alignment and frame consistency: a folder in the transformers "
+            "layout in models/clip_vision. none: neither is measured.",
+        ),
+        io.Image.Input(
+            "reference",
+            optional=True,
+            tooltip="A film of the same length and size, such as the same seed without guidance: how much the background "
+            "differs, away from the objects of both.",
+        ),
+        decimal_input(
+            "box_threshold", 0.35, "Of the detector: a box needs a better score. Lower it when objects are missed."
+        ),
+    ]
+
+
 def wanted_tracks(tracks: TrackedObjects | None, mask: Tensor | None, phrases: list[str]) -> TrackedObjects:
     """The masks of the guide that the phrases name, with these as labels; all of them where there are none.
 
     Raises:
         ValueError: both or neither of tracks and mask, or phrases that do not fit the objects.
     """
-    from ..perception.phrases import named_objects
-    from .object_masks import track_of_mask
-
     if (tracks is None) == (mask is None):
         given = "both" if mask is not None else "neither"
         raise ValueError(f"{given} of tracks and mask is connected; connect exactly one of them.")
@@ -189,9 +195,6 @@ def looked_for(
     Raises:
         ValueError: one of the two is missing, or an object has no phrase.
     """
-    from ..recipes.mask_metrics.recipe import Finding, find_objects
-    from .support.host import load_helper, progress
-
     if detector is None or segmenter is None:
         raise ValueError(
             "nothing says where the objects are; connect found (from Track Masks), or detector and segmenter."
@@ -211,11 +214,6 @@ def looked_for(
 
 def compared(film: Film, wanted: TrackedObjects, found: TrackedObjects) -> Tensor:
     """The film with found objects tinted and wanted masks as dashed outlines."""
-    import torch
-
-    from ..perception.masks.mask_sequences import SequenceSettings, make_sequence
-    from ..perception.pictures.drawing import draw_masks
-
     wanted, found = (make_sequence(tracks, SequenceSettings(frames=len(film))) for tracks in (wanted, found))
     drawn = draw_masks(film, found, labels=False, max_bytes=PREVIEW_BYTES)
     # Drawn as not seen, an outline is dashed; the numbers are those of colours that the found ones do not have yet.
@@ -226,8 +224,6 @@ def compared(film: Film, wanted: TrackedObjects, found: TrackedObjects) -> Tenso
 
 def clip_folders() -> list[str]:
     """Folders in the transformers layout among ComfyUI's CLIP vision models."""
-    from .model_files.folders import installed_models
-
     return [model.name for model in installed_models(CLIP_FOLDER) if model.is_folder]
 
 
@@ -238,12 +234,5 @@ def load_scorer(name: str) -> FilmScorer:
         ValueError: it is no complete CLIP model.
         FileNotFoundError: it is not there.
     """
-    from ..recipes.mask_metrics.clip import load_clip
-    from .model_files.folders import find_model
-    from .support.host import load_helper, wrap_helper
-
     scorer = load_clip(find_model(name, CLIP_FOLDER))
     return load_helper(wrap_helper(scorer, scorer.model, name))
-
-
-NODES = [MaskMetrics]

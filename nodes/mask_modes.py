@@ -11,15 +11,28 @@ from torch import Tensor
 from ..attention_patches.frame_keys import KeySource
 from ..attention_patches.guidance.guide import Guide as MaskGuide
 from ..attention_patches.guidance.modes.mode import MAX_STRENGTH
-from ..attention_patches.guidance.modes.registry import MODES
-from ..attention_patches.guidance.regions import TimePooling
+from ..attention_patches.guidance.modes.registry import MODES, make_mode, mode_constants, read_constants
 from ..attention_patches.site import GuidedRows
+from ..backbones.registry import require_supported
+from ..host.prompts.prompt_tokens import token_spans
+from ..perception.masks.keyframes import parse_values
 from .support.cache_weight import weighed
-from .support.types import CATEGORY, OWN, Guide, Tracks, display_range
+from .support.guide_regions import guide_report, named_regions
+from .support.inputs import (
+    background_phrase_input,
+    blocks_input,
+    decimal_input,
+    guide_strength_input,
+    guided_region_inputs,
+    phrase_list,
+    phrases_of_prompt_input,
+    time_pooling_input,
+)
+from .support.types import CATEGORY, OWN, Guide
 
 logger = logging.getLogger(__name__)
 
-# What widgets say when a mode's own value shall hold.
+# What widgets say to leave a value to the mode.
 OWN_PERCENT = -1.0
 
 
@@ -65,10 +78,6 @@ class DynamicMaskGuidance(io.ComfyNode):
         tracks: Any = None,
         mask: Tensor | None = None,
     ) -> io.NodeOutput:
-        from ..attention_patches.guidance.modes.registry import make_mode, read_constants
-        from ..perception.masks.keyframes import parse_values
-        from .support.guide_regions import guide_report, named_regions
-
         regions = named_regions(tracks, mask, phrases)
         chosen = {
             **_overrides(start_percent, end_percent, blocks, rows),
@@ -92,110 +101,65 @@ class DynamicMaskGuidance(io.ComfyNode):
 
 def _what() -> list[Any]:
     return [
-        Tracks.Input(
-            "tracks",
-            optional=True,
-            tooltip="Where the objects shall be: from Path Masks, Mask Sequence or Track Masks. Objects with the same "
-            "label become one region.",
+        *guided_region_inputs("Objects from Path Masks, Mask Sequence or Track Masks"),
+        phrases_of_prompt_input(
+            "direct_a_video, motionbooth and trailblazer need them; the others steer no words without."
         ),
-        io.Mask.Input(
-            "mask",
-            optional=True,
-            tooltip="Instead of tracks: one region, one mask per frame or one for all. White: inside.",
-        ),
-        io.String.Input(
-            "phrases",
-            default="",
-            tooltip="Words of the prompt that name the objects, separated by commas: labels of the tracks, or one phrase "
-            "per object in their order. Empty: the labels. Without phrases the modes steer no words; direct_a_video, motionbooth and trailblazer need them.",
-        ),
-        io.String.Input(
-            "background_phrase",
-            default="",
-            tooltip="Words of the prompt that name what is outside of all objects, such as: grass. dmg then hides all "
-            "other words from the background, which matters much; direct_a_video and motionbooth are made for it. "
-            "Empty: none.",
-        ),
+        background_phrase_input("Matters much in dmg; direct_a_video and motionbooth are made for it."),
     ]
 
 
 def _how() -> list[Any]:
     return [
         io.Combo.Input("mode", options=list(MODES), default="dmg", tooltip=_modes_told()),
-        io.Float.Input(
-            "strength",
-            default=1.0,
-            min=0.0,
-            max=MAX_STRENGTH,
-            tooltip="Factor on what the mode adds or multiplies. 0: no guidance at all, the film is bit by bit as "
-            "without; 1: as published. What a mode closes for good is closed at any strength above 0.",
-            **display_range(0.01),
-        ),
-        io.Float.Input(
+        guide_strength_input(MAX_STRENGTH),
+        decimal_input(
             "start_percent",
-            default=OWN_PERCENT,
-            min=OWN_PERCENT,
-            max=1.0,
-            tooltip="Where in the schedule the mode begins, 0 to 1. -1: the mode's own.",
-            **display_range(0.01),
+            OWN_PERCENT,
+            "Where in the schedule the mode begins, 0 to 1. -1: the mode's own.",
+            least=OWN_PERCENT,
         ),
-        io.Float.Input(
+        decimal_input(
             "end_percent",
-            default=OWN_PERCENT,
-            min=OWN_PERCENT,
-            max=1.0,
-            tooltip="Where it ends, 0 to 1. -1: the mode's own. Published ones end early (peekaboo at 0.04, the first 2 of "
+            OWN_PERCENT,
+            "Where it ends, 0 to 1. -1: the mode's own. Published ones end early (peekaboo at 0.04, the first 2 of "
             "50 steps): with few steps give a later end, or not one step is guided.",
-            **display_range(0.01),
+            least=OWN_PERCENT,
         ),
         io.Combo.Input(
             "key_source",
             options=[OWN, *get_args(KeySource)],
             default=OWN,
-            tooltip="Which frames self-attention looks at, which keeps the object's looks over time. self: as the model "
-            "does; first: only the first frame; first_self: the first one and the frame itself; first_prev, "
-            "first_prev_self: also the one before. A mode's own choice acts in models that attend frame by frame (U-Nets); name "
-            "one here and it acts in transformers too, which lose motion by it.",
+            tooltip="Which frames self-attention looks at, which keeps the object's looks over time: the frame itself "
+            "(self), the first one, the one before (prev). A mode's own choice acts only in models that attend frame by "
+            "frame (U-Nets); transformers lose motion by one that you name.",
         ),
     ]
 
 
 def _when() -> list[Any]:
     return [
-        io.String.Input(
-            "blocks",
-            default="",
-            tooltip="Which blocks of the model: all, or a comma list of patterns: mid,up or down.1.* in a U-Net, block.1* "
-            "in a transformer. Empty: the mode's own, or all where a model has none of them. A pattern that fits no block is "
-            "an error that names them.",
-        ),
+        blocks_input("", "Empty: the mode's own, or all where a model has none of them."),
         io.Combo.Input(
             "rows",
             options=[OWN, *get_args(GuidedRows)],
             default=OWN,
             tooltip="conditional: guide only the prompted half of classifier-free guidance. both: also the unprompted one, "
-            "its words too. Mode's own: as published.",
+            "its words too.",
         ),
         io.String.Input(
             "frame_strength",
             default="",
-            tooltip="Strength over time, times strength: a number, or frame: number pairs such as 0: 1, 8: 0.5, counted "
-            "in frames of the masks, joined by lines; 0 to 10. 0 leaves a frame alone. Empty: 1 everywhere.",
+            tooltip="Factor on strength over time, 0 to 10: a number, or frame: number pairs such as 0: 1, 8: 0.5, counted "
+            "in frames of the masks. 0 leaves a frame alone. Empty: 1 everywhere.",
         ),
-        io.Combo.Input(
-            "time_pooling",
-            options=list(get_args(TimePooling)),
-            default="max",
-            tooltip="How the masks of the frames that one latent frame stands for (4 in Wan, 8 in LTX) become one. max: "
-            "wherever the object is in any of them; mean; min: only where it is in all; first, last: one of them.",
-        ),
+        time_pooling_input(),
         io.String.Input(
             "constants",
             default="",
             multiline=True,
-            tooltip="Replaces published constants of the mode: name=value pairs, separated by commas or new lines, such "
-            "as gamma_cross=20, beta=3. The report lists all of them with their values; a wrong name or value is an error "
-            "that names those there are. They win over the widgets.",
+            tooltip="Replaces published constants of the mode, and wins over the widgets: name=value pairs, separated by "
+            "commas or new lines, such as gamma_cross=20, beta=3. The report lists all of them.",
         ),
     ]
 
@@ -220,8 +184,6 @@ def _overrides(start_percent: float, end_percent: float, blocks: str, rows: str)
 
 def constants_report(guide: MaskGuide) -> str:
     """One line with the mode and all its constants, as ``constants`` takes them."""
-    from ..attention_patches.guidance.modes.registry import mode_constants
-
     values = ", ".join(f"{name}={getattr(guide.mode, name)}" for name in mode_constants(guide.mode.name))
     return f"mode {guide.mode.name}, keys of {guide.keys}: {values}"
 
@@ -248,11 +210,7 @@ class ObjectWords(io.ComfyNode):
                     default="",
                     tooltip="Words of the prompt that name the objects, separated by commas; one region each.",
                 ),
-                io.String.Input(
-                    "background_phrase",
-                    default="",
-                    tooltip="Words of the prompt that name what is outside of all objects. Empty: none.",
-                ),
+                background_phrase_input(),
             ],
             outputs=[
                 io.String.Output(
@@ -266,10 +224,6 @@ class ObjectWords(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any, clip: Any, prompt: str, phrases: str, background_phrase: str) -> io.NodeOutput:
-        from ..backbones.registry import require_supported
-        from ..host.prompts.prompt_tokens import token_spans
-        from .support.inputs import phrase_list
-
         family, _ = require_supported(model)
         wanted = phrase_list(phrases)
         spans = token_spans(clip, prompt, wanted, family, background_phrase=background_phrase.strip())
@@ -286,6 +240,3 @@ class ObjectWords(io.ComfyNode):
 
 def _numbers(positions: Any) -> str:
     return ", ".join(str(position) for position in positions)
-
-
-NODES = [DynamicMaskGuidance, ObjectWords]

@@ -9,8 +9,17 @@ from typing import Any
 from comfy_api.latest import io, ui
 from torch import Tensor
 
+from ..perception.boxes import as_detections
+from ..perception.masks.keyframes import CURVES
+from ..perception.masks.mask_paths import SHAPES, parse_paths, path_tracks, paths_of_boxes
+from ..perception.masks.mask_sequences import PLACINGS, TIMINGS, SequenceSettings, make_sequence
+from ..perception.pictures.path_picture import path_picture
 from ..perception.tracks import Tracks as TrackedObjects
+from ..perception.tracks import frame_ranges
+from .object_masks import track_of_mask
 from .support.cache_weight import weighed
+from .support.host import progress
+from .support.inputs import decimal_input
 from .support.mask_output import union_of
 from .support.types import CATEGORY, BoundingBox, Tracks
 
@@ -46,9 +55,6 @@ class PathMasks(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        from ..perception.masks.keyframes import CURVES
-        from ..perception.masks.mask_paths import SHAPES
-
         return io.Schema(
             node_id="MGV_PathMasks",
             display_name="Path Masks",
@@ -66,45 +72,8 @@ class PathMasks(io.ComfyNode):
                     tooltip=PATH_FORMAT + ' Per object: "label", "shape" (box, ellipse), "curve" (linear, spline, '
                     'hold), "hidden" ([[first, last]] frames), "keyframes". Empty: the boxes input alone.',
                 ),
-                io.Int.Input(
-                    "frames",
-                    default=8,
-                    min=1,
-                    max=MAX_FRAMES,
-                    tooltip="Length of the film in frames: as many masks come out for each object.",
-                ),
-                io.Int.Input(
-                    "width", default=64, min=1, max=MAX_SIDE, tooltip="Of the masks in pixels: that of the film."
-                ),
-                io.Int.Input(
-                    "height", default=64, min=1, max=MAX_SIDE, tooltip="Of the masks in pixels: that of the film."
-                ),
-                BoundingBox.Input(
-                    "boxes",
-                    optional=True,
-                    tooltip="More objects: a list of boxes per frame, in pixels of width and height (Detect Objects, "
-                    "BBOX to Boxes). Boxes of one label are one object; frames without one lie in between.",
-                ),
-                io.Combo.Input(
-                    "box_shape",
-                    options=list(SHAPES),
-                    default="box",
-                    optional=True,
-                    tooltip="What the objects of the boxes input are: the whole box, or the ellipse in it.",
-                ),
-                io.Combo.Input(
-                    "box_curve",
-                    options=list(CURVES),
-                    default="linear",
-                    optional=True,
-                    tooltip="How they move between frames that have a box: along lines, along a smooth curve, or they "
-                    "jump (hold).",
-                ),
-                io.Image.Input(
-                    "image",
-                    optional=True,
-                    tooltip="Its first frame is shown behind the path in the preview, darkened; nothing else. Any size.",
-                ),
+                *_film_inputs(),
+                *_box_inputs(),
             ],
             outputs=[
                 Tracks.Output(
@@ -136,10 +105,6 @@ class PathMasks(io.ComfyNode):
         box_curve: str = "linear",
         image: Tensor | None = None,
     ) -> io.NodeOutput:
-        from ..perception.boxes import as_detections
-        from ..perception.masks.mask_paths import parse_paths, path_tracks, paths_of_boxes
-        from ..perception.pictures.path_picture import path_picture
-
         drawn = parse_paths(paths)
         if boxes is not None:
             drawn += paths_of_boxes(as_detections(boxes, frames), height, width, box_shape, box_curve)
@@ -150,13 +115,55 @@ class PathMasks(io.ComfyNode):
         return io.NodeOutput(weighed(tracks), union_of(tracks), preview, report, ui=ui.PreviewImage(preview, cls=cls))
 
 
+def _film_inputs() -> list[io.Input]:
+    return [
+        io.Int.Input(
+            "frames",
+            default=8,
+            min=1,
+            max=MAX_FRAMES,
+            tooltip="Length of the film in frames: as many masks come out for each object.",
+        ),
+        io.Int.Input("width", default=64, min=1, max=MAX_SIDE, tooltip="Of the masks in pixels: that of the film."),
+        io.Int.Input("height", default=64, min=1, max=MAX_SIDE, tooltip="Of the masks in pixels: that of the film."),
+    ]
+
+
+def _box_inputs() -> list[io.Input]:
+    return [
+        BoundingBox.Input(
+            "boxes",
+            optional=True,
+            tooltip="More objects: a list of boxes per frame, in pixels of width and height. Boxes of one label are one "
+            "object; it moves through the frames that have none.",
+        ),
+        io.Combo.Input(
+            "box_shape",
+            options=list(SHAPES),
+            default="box",
+            optional=True,
+            tooltip="What the objects of the boxes input are: the whole box, or the ellipse in it.",
+        ),
+        io.Combo.Input(
+            "box_curve",
+            options=list(CURVES),
+            default="linear",
+            optional=True,
+            tooltip="How they move between frames that have a box: along lines, along a smooth curve, or they jump (hold).",
+        ),
+        io.Image.Input(
+            "image",
+            optional=True,
+            tooltip="Its first frame is shown behind the path in the preview, darkened; nothing else. Any size.",
+        ),
+    ]
+
+
 class MaskSequence(io.ComfyNode):
     """MGV_MaskSequence."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        from ..perception.masks.mask_sequences import PLACINGS, TIMINGS
-
         return io.Schema(
             node_id="MGV_MaskSequence",
             display_name="Mask Sequence",
@@ -167,64 +174,9 @@ class MaskSequence(io.ComfyNode):
                 "they are."
             ),
             inputs=[
-                Tracks.Input("tracks", optional=True, tooltip="Objects with masks; they stay apart."),
-                io.Mask.Input(
-                    "mask", optional=True, tooltip="Instead of tracks: one object, one mask per frame or a single one."
-                ),
-                io.Int.Input(
-                    "frames",
-                    default=0,
-                    min=0,
-                    max=MAX_FRAMES,
-                    tooltip="Length of the result in frames. 0: as many as there are, less start.",
-                ),
-                io.Combo.Input(
-                    "timing",
-                    options=list(TIMINGS),
-                    default="interpolate",
-                    tooltip="How the length is reached. interpolate: spread over the film, shapes move and blend in "
-                    "between. hold: each mask for equally many frames. extend: at their own speed, the last one stays. "
-                    "repeat: at their own speed, then again from the first. exact: another length is an error.",
-                ),
-                io.Int.Input(
-                    "start",
-                    default=0,
-                    min=0,
-                    max=MAX_FRAMES,
-                    tooltip="Masks at the beginning that are left out: 8 begins with the ninth.",
-                ),
-                io.Int.Input(
-                    "dilate",
-                    default=0,
-                    min=-512,
-                    max=512,
-                    tooltip="Pixels of the result by which masks grow, with a round outline; below 0 they shrink.",
-                ),
-                io.Float.Input(
-                    "feather",
-                    default=0.0,
-                    min=0.0,
-                    max=256.0,
-                    step=0.5,
-                    round=0.5,
-                    tooltip="Pixels of the result over which the edge fades. 0: a hard edge.",
-                ),
-                io.Int.Input("width", default=0, min=0, max=MAX_SIDE, tooltip="Of the result in pixels. 0: as it is."),
-                io.Int.Input("height", default=0, min=0, max=MAX_SIDE, tooltip="Of the result in pixels. 0: as it is."),
-                io.String.Input(
-                    "paths",
-                    default="",
-                    multiline=True,
-                    tooltip="Empty: masks stay where they are. Otherwise each mask is laid into its object's box of that "
-                    "frame, one path for each object or one for all; written as in Path Masks. " + PATH_FORMAT,
-                ),
-                io.Combo.Input(
-                    "placing",
-                    options=list(PLACINGS),
-                    default="fit",
-                    tooltip="How a mask lies in its box: stretch fills it, fit keeps its proportions, keep its size too "
-                    "(only the box's middle counts).",
-                ),
+                *_sequence_inputs(),
+                *_outline_inputs(),
+                *_placing_inputs(),
             ],
             outputs=[
                 Tracks.Output(display_name="tracks", tooltip="The same objects with the new masks."),
@@ -240,11 +192,6 @@ class MaskSequence(io.ComfyNode):
     def execute(
         cls, paths: str, tracks: TrackedObjects | None = None, mask: Tensor | None = None, **settings: Any
     ) -> io.NodeOutput:
-        from ..perception.masks.mask_paths import parse_paths
-        from ..perception.masks.mask_sequences import SequenceSettings, make_sequence
-        from .object_masks import track_of_mask
-        from .support.host import progress
-
         if (tracks is None) == (mask is None):
             given = "both" if mask is not None else "neither"
             raise ValueError(f"{given} of tracks and mask is connected; connect exactly one of them.")
@@ -255,10 +202,75 @@ class MaskSequence(io.ComfyNode):
         return io.NodeOutput(weighed(made), union_of(made), report)
 
 
+def _sequence_inputs() -> list[io.Input]:
+    return [
+        Tracks.Input("tracks", optional=True, tooltip="Objects with masks; they stay apart."),
+        io.Mask.Input(
+            "mask", optional=True, tooltip="Instead of tracks: one object, one mask per frame or a single one."
+        ),
+        io.Int.Input(
+            "frames",
+            default=0,
+            min=0,
+            max=MAX_FRAMES,
+            tooltip="Length of the result in frames. 0: as many as there are, less start.",
+        ),
+        io.Combo.Input(
+            "timing",
+            options=list(TIMINGS),
+            default="interpolate",
+            tooltip="How the length is reached. interpolate: spread over the film, shapes move and blend in between. hold: "
+            "each mask for equally many frames. extend: at their own speed, the last one stays. repeat: at their own "
+            "speed, then again from the first. exact: another length is an error.",
+        ),
+        io.Int.Input(
+            "start",
+            default=0,
+            min=0,
+            max=MAX_FRAMES,
+            tooltip="Masks at the beginning that are left out: 8 begins with the ninth.",
+        ),
+    ]
+
+
+def _outline_inputs() -> list[io.Input]:
+    return [
+        io.Int.Input(
+            "dilate",
+            default=0,
+            min=-512,
+            max=512,
+            tooltip="Pixels of the result by which masks grow, with a round outline; below 0 they shrink.",
+        ),
+        decimal_input(
+            "feather", 0.0, "Pixels of the result over which the edge fades. 0: a hard edge.", most=256.0, step=0.5
+        ),
+        io.Int.Input("width", default=0, min=0, max=MAX_SIDE, tooltip="Of the result in pixels. 0: as it is."),
+        io.Int.Input("height", default=0, min=0, max=MAX_SIDE, tooltip="Of the result in pixels. 0: as it is."),
+    ]
+
+
+def _placing_inputs() -> list[io.Input]:
+    return [
+        io.String.Input(
+            "paths",
+            default="",
+            multiline=True,
+            tooltip="Empty: masks stay where they are. Otherwise each mask is laid into its object's box of that frame, one "
+            "path for each object or one for all; written as in Path Masks. " + PATH_FORMAT,
+        ),
+        io.Combo.Input(
+            "placing",
+            options=list(PLACINGS),
+            default="fit",
+            tooltip="How a mask lies in its box: stretch fills it, fit keeps its proportions, keep its size too (only the "
+            "box's middle counts).",
+        ),
+    ]
+
+
 def sequence_report(tracks: TrackedObjects) -> str:
     """Length and size, and a line for each object."""
-    from ..perception.tracks import frame_ranges
-
     height, width = tracks.size
     lines = [f"{tracks.frames} frames, {width} x {height} pixels, {len(tracks.ids)} objects."]
     for number, (identity, label) in enumerate(zip(tracks.ids, tracks.labels, strict=True)):
@@ -269,6 +281,3 @@ def sequence_report(tracks: TrackedObjects) -> str:
         gone = sorted(set(range(tracks.frames)) - set(there))
         lines.append(line + (f", not in {frame_ranges(gone)}." if gone else "."))
     return "\n".join(lines)
-
-
-NODES = [PathMasks, MaskSequence]

@@ -7,15 +7,27 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, get_args
 
+import comfy.model_management as management
 import folder_paths
+import numpy as np
 import torch
 from comfy_api.latest import io
 from torch import Tensor
 
 from ..attention_patches.frame_keys import KeySource
-from ..attention_patches.guidance.modes.registry import MODES
+from ..attention_patches.guidance.modes.registry import MODES, read_constants
+from ..host.motion.motion_files import apply_motion, trainable_unet
+from ..host.sampling.comfy_video_model import ComfyVideoModel
+from ..training.motion.architectures import ARCHITECTURES, MODULE_SETS, make_architecture
+from ..training.motion.data import find_clips
+from ..training.motion.report import loss_curve
+from ..training.motion.settings import MaskAugmentation, MotionSettings
+from ..training.motion.tuning import MotionJob, tune_motion
+from ..video_models.motion.motion_files import read_motion, write_motion
 from .support.file_names import MOTION, prefix_problem, save_path
-from .support.types import CATEGORY, OWN, SEED_RANGE, TOYBOX, display_range
+from .support.host import progress
+from .support.inputs import background_phrase_input, decimal_input, phrase_list, size_inputs
+from .support.types import CATEGORY, OWN, SEED_RANGE, TOYBOX
 
 logger = logging.getLogger(__name__)
 
@@ -94,11 +106,6 @@ class TrainMotion(io.ComfyNode):
         height: int,
         checkpointing: bool,
     ) -> io.NodeOutput:
-        from ..attention_patches.guidance.modes.registry import read_constants
-        from ..host.motion.motion_files import apply_motion
-        from ..training.motion.settings import MaskAugmentation, MotionSettings
-        from .support.inputs import phrase_list
-
         settings = MotionSettings(
             prompt=prompt,
             phrases=tuple(phrase_list(phrases)),
@@ -138,15 +145,6 @@ def _tuned(
     target: Path | None,
 ) -> Any:
     """Run the job; all that it learns through is made outside of the host's inference mode."""
-    import comfy.model_management as management
-
-    from ..host.motion.motion_files import trainable_unet
-    from ..host.sampling.comfy_video_model import ComfyVideoModel
-    from ..training.motion.architectures import make_architecture
-    from ..training.motion.data import find_clips
-    from ..training.motion.tuning import MotionJob, tune_motion
-    from .support.host import progress
-
     model, clip, vae = parts
     device = management.get_torch_device()
     with torch.inference_mode(False), torch.enable_grad():
@@ -201,8 +199,6 @@ def _new_path(prefix: str) -> Path:
 
 def _written(motion: Any, path: Path) -> str:
     """Write the file; says where it is. A tuned model is not thrown away because its file cannot be written."""
-    from ..video_models.motion.motion_files import write_motion
-
     try:
         write_motion(path, motion.tensors, motion.info)
     except OSError as error:
@@ -212,10 +208,6 @@ def _written(motion: Any, path: Path) -> str:
 
 
 def _curve(losses: list[float]) -> Tensor:
-    import numpy as np
-
-    from ..training.motion.report import loss_curve
-
     return torch.from_numpy(np.asarray(loss_curve(losses)).copy()).float()[None] / 255.0
 
 
@@ -241,14 +233,13 @@ class LoadMotion(io.ComfyNode):
                     default=motions[0],
                     tooltip="Toybox motions come with the pack; others are files of Train Motion in models/loras.",
                 ),
-                io.Float.Input(
+                decimal_input(
                     "strength",
-                    default=1.0,
-                    min=-2.0,
-                    max=2.0,
-                    tooltip="0: the model as it is, 1: as tuned; above 1 overdoes it, below 0 turns away from the "
-                    "motion.",
-                    **display_range(0.05),
+                    1.0,
+                    "0: off; 1: as tuned; above 1 exaggerates the motion, below 0 turns away from it.",
+                    least=-2.0,
+                    most=2.0,
+                    step=0.05,
                 ),
                 io.Boolean.Input(
                     "any_base",
@@ -269,9 +260,6 @@ class LoadMotion(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any, motion_name: str, strength: float, any_base: bool = False) -> io.NodeOutput:
-        from ..host.motion.motion_files import apply_motion
-        from ..video_models.motion.motion_files import read_motion
-
         path = bundled_motions().get(motion_name) or Path(folder_paths.get_full_path_or_raise(FOLDER, motion_name))
         motion = read_motion(path)
         return io.NodeOutput(apply_motion(model, motion, strength, any_base), described(motion))
@@ -325,9 +313,7 @@ def _clip_inputs() -> list[io.Input]:
             default="",
             tooltip="Words of the prompt that name the masked objects, one per object, by commas.",
         ),
-        io.String.Input(
-            "background_phrase", default="", tooltip="Words of the prompt that name the background; empty for none."
-        ),
+        background_phrase_input(),
         io.String.Input(
             "filename_prefix",
             default="motion/motion",
@@ -337,8 +323,6 @@ def _clip_inputs() -> list[io.Input]:
 
 
 def _training_inputs() -> list[io.Input]:
-    from ..training.motion.architectures import ARCHITECTURES, MODULE_SETS
-
     return [
         io.Combo.Input(
             "architecture",
@@ -377,7 +361,6 @@ def _training_inputs() -> list[io.Input]:
 
 
 def _mask_inputs() -> list[io.Input]:
-    share = {"min": 0.0, "max": 1.0, **display_range(0.01)}
     return [
         io.Combo.Input(
             "mode", options=list(MODES), default="dmg", tooltip="Mask mode that is active in training; sample alike."
@@ -391,32 +374,19 @@ def _mask_inputs() -> list[io.Input]:
             default=OWN,
             tooltip="Frames whose keys self-attention reads in training; sample alike.",
         ),
-        io.Float.Input(
+        decimal_input(
             "first_frame",
-            default=1.0,
-            tooltip="How often the first frame is given clean: 1 for use with First Frame Lock, less for films "
-            "without.",
-            **share,
+            1.0,
+            "How often the first frame is given clean: 1 for use with First Frame Lock, less for films without.",
         ),
-        io.Float.Input(
-            "mask_drop",
-            default=0.1,
-            tooltip="How often a clip is seen without masks: 0 needs masks ever after, 1 never uses them.",
-            **share,
+        decimal_input(
+            "mask_drop", 0.1, "How often a clip is seen without masks: 0 needs masks ever after, 1 never uses them."
         ),
-        io.Float.Input(
-            "flip", default=0.5, tooltip="How often clips are mirrored; 0 where left and right matter.", **share
-        ),
-        io.Float.Input(
-            "prompt_dropout", default=0.1, tooltip="How often the prompt is left out; keeps cfg working.", **share
-        ),
+        decimal_input("flip", 0.5, "How often clips are mirrored; 0 where left and right matter."),
+        decimal_input("prompt_dropout", 0.1, "How often the prompt is left out; keeps cfg working."),
         io.Int.Input(
             "frames", default=8, min=2, max=1024, tooltip="Of a clip as the model sees it; Toybox 8, LaVie 16."
         ),
-        io.Int.Input("width", default=64, min=8, max=8192, step=4, tooltip="Pixels; films are cut and resized to it."),
-        io.Int.Input("height", default=64, min=8, max=8192, step=4, tooltip="Pixels; films are cut and resized to it."),
+        *size_inputs("Pixels; films are cut and resized to it."),
         io.Boolean.Input("checkpointing", default=False, tooltip="On: less memory, a third more time."),
     ]
-
-
-NODES = [TrainMotion, LoadMotion]

@@ -149,6 +149,3 @@ def joined_tracks(tracks: TrackedObjects, added: TrackedObjects) -> TrackedObjec
         torch.cat([tracks.scores, added.scores]),
         torch.cat([tracks.misses, added.misses]),
     )
-
-
-NODES = [SplitTracks, MaskToTracks]

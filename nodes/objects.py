@@ -14,10 +14,14 @@ from torch import Tensor
 
 from ..perception.frames import Film
 from ..perception.phrases import listed_parts
+from ..perception.pictures.drawing import draw_masks
+from ..perception.pictures.film_strip import strip_over_time
 from ..perception.tracks import Tracks as TrackedObjects
 from .support.cache_weight import weighed
+from .support.host import progress
+from .support.inputs import decimal_input, film_input
 from .support.mask_output import DRAWN_FILM_BYTES, DRAWN_FILM_LIMIT, union_of
-from .support.types import CATEGORY, Tracks, display_range
+from .support.types import CATEGORY, Tracks
 
 logger = logging.getLogger(__name__)
 
@@ -62,21 +66,13 @@ class SelectObjects(io.ComfyNode):
                     max=MAX_OBJECTS,
                     tooltip="How many to keep when keep is not all.",
                 ),
-                io.Float.Input(
-                    "minimum_score",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    tooltip="Mean score over the frames in which it is seen. 0: any.",
-                    **display_range(0.01),
-                ),
-                io.Float.Input(
+                decimal_input("minimum_score", 0.0, "Mean score over the frames in which it is seen. 0: any."),
+                decimal_input(
                     "minimum_area",
-                    default=0.0,
-                    min=0.0,
-                    max=100.0,
-                    tooltip="Mean area in percent of the picture, over the frames in which there is a mask. 0: any.",
-                    **display_range(0.1),
+                    0.0,
+                    "Mean area in percent of the picture, over the frames in which there is a mask. 0: any.",
+                    most=100.0,
+                    step=0.1,
                 ),
                 io.Int.Input(
                     "minimum_frames", default=0, min=0, max=100000, tooltip="Frames in which it is seen. 0: any."
@@ -235,16 +231,9 @@ class PreviewTracks(io.ComfyNode):
                 "time under the node."
             ),
             inputs=[
-                io.Image.Input("image", tooltip="The film, one picture per frame."),
+                film_input(),
                 Tracks.Input("tracks", tooltip="From Track Masks, Refine Masks or Select Objects."),
-                io.Float.Input(
-                    "opacity",
-                    default=0.3,
-                    min=0.0,
-                    max=1.0,
-                    tooltip="Of the tint. 0: outlines only; 1: flat colour.",
-                    **display_range(0.05),
-                ),
+                decimal_input("opacity", 0.3, "Of the tint. 0: outlines only; 1: flat colour.", step=0.05),
                 io.Boolean.Input("outline", default=True, tooltip="Draw the edge of every mask."),
                 io.Boolean.Input(
                     "labels",
@@ -272,10 +261,6 @@ class PreviewTracks(io.ComfyNode):
     def execute(
         cls, image: Tensor, tracks: TrackedObjects, opacity: float, outline: bool, labels: bool, count: int
     ) -> io.NodeOutput:
-        from ..perception.pictures.drawing import draw_masks
-        from ..perception.pictures.film_strip import strip_over_time
-        from .support.host import progress
-
         film = Film(image)
         if tracks.frames != len(film):
             raise ValueError(
@@ -284,6 +269,3 @@ class PreviewTracks(io.ComfyNode):
         drawn = draw_masks(film, tracks, outline, opacity, labels, max_bytes=DRAWN_FILM_BYTES, progress=progress())
         strip = strip_over_time(film, tracks, count)
         return io.NodeOutput(drawn, strip, ui=ui.PreviewImage(strip, cls=cls))
-
-
-NODES = [SelectObjects, PreviewTracks]

@@ -1,4 +1,4 @@
-"""Several prompts one after the other in one film."""
+"""Several prompts in turn in one film."""
 
 from __future__ import annotations
 
@@ -7,11 +7,17 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..backbones.registry import FAMILIES
+from ..host.prompts.joined_prompts import schedule_prompts
+from ..recipes.long_video.schedule import parse_schedule
+from .support.inputs import video_model_input
 from .support.types import CATEGORY
 
 logger = logging.getLogger(__name__)
 
 MAX_FRAMES = 4096
+# Those that read text, and apart from the film; ``check_family`` says so of a model.
+SCHEDULED_FAMILIES = tuple(family for family in FAMILIES if family.encoders and not family.joint_text)
 
 
 class PromptSchedule(io.ComfyNode):
@@ -24,15 +30,11 @@ class PromptSchedule(io.ComfyNode):
             display_name="Prompt Schedule",
             category=f"{CATEGORY}/video",
             description=(
-                "Several prompts one after the other in one film: each frame is conditioned by its own prompt, and one "
+                "Several prompts in turn in one film: each frame is conditioned by its own prompt, and one "
                 "prompt fades into the next. Sample the model that comes out with the conditioning that comes out."
             ),
             inputs=[
-                io.Model.Input(
-                    "model",
-                    tooltip="A video model whose cross-attention reads the text: Wan, LTX, Cosmos, SD1.5 or SDXL (with "
-                    "AnimateDiff), or one from Load Video Model.",
-                ),
+                video_model_input("A video model whose cross-attention reads the text", SCHEDULED_FAMILIES),
                 io.Clip.Input("clip", tooltip="The text encoder of the model; it encodes each prompt by itself."),
                 io.String.Input(
                     "schedule",
@@ -64,9 +66,6 @@ class PromptSchedule(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any, clip: Any, schedule: str, overlap: int) -> io.NodeOutput:
-        from ..host.prompts.joined_prompts import schedule_prompts
-        from ..recipes.long_video.schedule import parse_schedule
-
         prompts = parse_schedule(schedule)
         starts, texts = [prompt.start for prompt in prompts], [prompt.text for prompt in prompts]
         patched, positive = schedule_prompts(model, clip, starts, texts, overlap, schedule)
@@ -83,6 +82,3 @@ def schedule_report(starts: list[int], texts: list[str], overlap: int) -> str:
         fades = f"each fades into the next over {overlap} frames" if overlap > 1 else "each changes at once"
         lines.append(f"{fades}.")
     return "\n".join(lines)
-
-
-NODES = [PromptSchedule]

@@ -14,6 +14,8 @@ from torch import Tensor
 from ..perception.boxes import Box, as_detections
 from ..perception.prompts import ObjectPrompt, Point, fit_prompt, next_identity
 from .support.cache_weight import weighed
+from .support.inputs import masks_of
+from .support.prompt_pictures import draw_prompts, picture_of_frame
 from .support.types import CATEGORY, BoundingBox, Prompts
 
 MAX_POINTS = 256
@@ -97,8 +99,6 @@ class TrackPrompt(io.ComfyNode):
         mask: Tensor | None = None,
         prompts: Sequence[ObjectPrompt] = (),
     ) -> io.NodeOutput:
-        from .support.prompt_pictures import draw_prompts, picture_of_frame
-
         picture = None if image is None else picture_of_frame(image, frame)
         marked = [*parse_points(points, "points"), *parse_points(negative_points, "negative_points", inside=False)]
         box = None if boxes is None else best_box_in_frame(boxes, frame)
@@ -195,8 +195,6 @@ def mask_in_frame(mask: Tensor, frame: int) -> Tensor:
     Raises:
         ValueError: when there is no mask for that frame, or it is no mask.
     """
-    from .support.inputs import masks_of
-
     batch = mask[None] if mask.ndim == 2 else mask
     if not len(batch):
         raise ValueError(f"mask has shape {tuple(mask.shape)}; connect a MASK [frames, height, width].")
@@ -222,6 +220,3 @@ def fitting_prompts(
         else:
             kept.append(fitted)
     return kept, notes
-
-
-NODES = [TrackPrompt]

@@ -7,8 +7,11 @@ from typing import Any
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..perception.masks.mask_refinement import RefinementSettings, refine_tracks
 from .object_masks import track_of_mask
 from .support.cache_weight import weighed
+from .support.host import progress
+from .support.inputs import decimal_input, keep_on_disk_input
 from .support.mask_output import temporary_folder, union_of
 from .support.types import CATEGORY, Tracks
 
@@ -30,7 +33,8 @@ class RefineMasks(io.ComfyNode):
             inputs=[
                 Tracks.Input("tracks", optional=True, tooltip="From Track Masks; comes back refined."),
                 io.Mask.Input("mask", optional=True, tooltip="Instead of tracks: one mask per frame."),
-                *refinement_inputs(),
+                *_time_and_outline_inputs(),
+                *_later_inputs(),
             ],
             outputs=[
                 Tracks.Output(display_name="tracks", tooltip="The refined tracks (a MASK becomes one track)."),
@@ -47,9 +51,6 @@ class RefineMasks(io.ComfyNode):
         keep_on_disk: bool = False,
         **settings: Any,
     ) -> io.NodeOutput:
-        from ..perception.masks.mask_refinement import RefinementSettings, refine_tracks
-        from .support.host import progress
-
         if (tracks is None) == (mask is None):
             given = "both" if mask is not None else "neither"
             raise ValueError(f"{given} of tracks and mask is connected; connect exactly one of them.")
@@ -61,8 +62,7 @@ class RefineMasks(io.ComfyNode):
         return io.NodeOutput(weighed(refined), union_of(refined))
 
 
-def refinement_inputs() -> list[io.Input]:
-    """Widgets of the refinement; what came later is at the end, and optional for graphs from before."""
+def _time_and_outline_inputs() -> list[io.Input]:
     return [
         io.Int.Input(
             "fill_gaps",
@@ -80,24 +80,16 @@ def refinement_inputs() -> list[io.Input]:
             step=2,
             tooltip="Median over this many frames (odd): removes flicker. 1: off; too many frames blur the motion.",
         ),
-        io.Float.Input(
+        decimal_input(
             "hysteresis_low",
-            default=0.0,
-            min=0.0,
-            max=1.0,
-            step=0.01,
-            round=0.01,
-            tooltip="With hysteresis_high: pixels above it stay when they touch, in space or time, pixels above the "
+            0.0,
+            "With hysteresis_high: pixels above it stay when they touch, in space or time, pixels above the "
             "high one. At most hysteresis_high.",
         ),
-        io.Float.Input(
+        decimal_input(
             "hysteresis_high",
-            default=0.0,
-            min=0.0,
-            max=1.0,
-            step=0.01,
-            round=0.01,
-            tooltip="Pixels above it are surely inside. 0: no hysteresis; 0.5 with low 0.2 cleans soft masks.",
+            0.0,
+            "Pixels above it are surely inside. 0: no hysteresis; 0.5 with low 0.2 cleans soft masks.",
         ),
         io.Int.Input(
             "grow",
@@ -106,30 +98,24 @@ def refinement_inputs() -> list[io.Input]:
             max=512,
             tooltip="Pixels to grow the outline by; negative shrinks. 0: as it is.",
         ),
-        io.Float.Input(
-            "feather",
-            default=0.0,
-            min=0.0,
-            max=256.0,
-            step=0.5,
-            round=0.5,
-            tooltip="Pixels over which the edge fades. 0: a hard edge.",
-        ),
+        decimal_input("feather", 0.0, "Pixels over which the edge fades. 0: a hard edge.", most=256.0, step=0.5),
+    ]
+
+
+def _later_inputs() -> list[io.Input]:
+    """Optional, so that graphs from before there were these inputs still run."""
+    return [
         io.Image.Input(
             "image",
             optional=True,
             tooltip="The film, for fill_gaps: masks are carried into a gap by the motion of the picture.",
         ),
-        io.Float.Input(
+        decimal_input(
             "component_share",
-            default=0.0,
-            min=0.0,
-            max=1.0,
-            step=0.01,
-            round=0.01,
-            optional=True,
-            tooltip="In each frame a connected part stays when its area is at least this share of the largest part's. "
+            0.0,
+            "In each frame a connected part stays when its area is at least this share of the largest part's. "
             "0: every part, 1: the largest alone.",
+            optional=True,
         ),
         io.Int.Input(
             "fill_holes",
@@ -150,14 +136,5 @@ def refinement_inputs() -> list[io.Input]:
             optional=True,
             tooltip="Pixels by which that box is wider on every side. 0: tight.",
         ),
-        io.Boolean.Input(
-            "keep_on_disk",
-            default=False,
-            optional=True,
-            tooltip="On: the new masks lie in ComfyUI's folder for temporary files instead of in memory; feathered "
-            "masks of a long film take a byte a pixel.",
-        ),
+        keep_on_disk_input("Feathered masks of a long film take a byte a pixel."),
     ]
-
-
-NODES = [RefineMasks]

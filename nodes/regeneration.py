@@ -8,7 +8,12 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from .support.types import CATEGORY, SEED_RANGE, display_range
+from ..attention_patches.checks import check_shape
+from ..attention_patches.guidance.regions import pool_time
+from ..host.sampling.comfy_sampling import SamplerSettings, checked_latents, sample_film
+from ..video_models.sampling.background_lock import lock_mask
+from .support.inputs import decimal_input, masks_of
+from .support.types import CATEGORY, SEED_RANGE
 from .video import SeededVideoNoise, sampling_inputs
 
 MODES = ("same_noise", "fresh", "refine")
@@ -30,8 +35,8 @@ class Regenerate(io.ComfyNode):
             ),
             inputs=[
                 io.Model.Input("model", tooltip="The guided model, from Patch Attention."),
-                io.Conditioning.Input("positive", tooltip="What the film shall show; usually that of the first film."),
-                io.Conditioning.Input("negative", tooltip="What it shall not show."),
+                io.Conditioning.Input("positive", tooltip="What the film should show; usually that of the first film."),
+                io.Conditioning.Input("negative", tooltip="What it should not show."),
                 io.Noise.Input("noise", tooltip="The noise of the first film. Used by same_noise."),
                 io.Latent.Input(
                     "latent", tooltip="The first film's latents: size for all modes, content for refine and the lock."
@@ -51,38 +56,12 @@ class Regenerate(io.ComfyNode):
                     **SEED_RANGE,
                 ),
                 *sampling_inputs(),
-                io.Float.Input(
+                decimal_input(
                     "strength",
-                    default=0.6,
-                    min=0.0,
-                    max=1.0,
-                    tooltip="refine: how much may change. 0: the first film comes back, 1: as fresh.",
-                    **display_range(0.01),
+                    0.6,
+                    "refine: how much may change. 0: nothing, the first film comes back; 1: all, as fresh.",
                 ),
-                io.Boolean.Input(
-                    "background_lock",
-                    default=False,
-                    tooltip="On: outside of the mask the film keeps the first film's latents. Needs mask.",
-                ),
-                io.Mask.Input(
-                    "mask",
-                    optional=True,
-                    tooltip="What may change when the background is locked: one mask per frame, or one for all.",
-                ),
-                io.Int.Input(
-                    "lock_grow",
-                    default=1,
-                    min=0,
-                    max=32,
-                    tooltip="Latent cells by which the free region grows beyond the mask. 0: exactly the mask.",
-                ),
-                io.Int.Input(
-                    "lock_blur",
-                    default=1,
-                    min=0,
-                    max=32,
-                    tooltip="Latent cells over which the lock fades in. 0: a hard border.",
-                ),
+                *_lock_inputs(),
             ],
             outputs=[io.Latent.Output(display_name="latent", tooltip="The second film's latents, for VAE Decode.")],
         )
@@ -107,8 +86,6 @@ class Regenerate(io.ComfyNode):
         lock_blur: int,
         mask: Tensor | None = None,
     ) -> io.NodeOutput:
-        from ..host.sampling.comfy_sampling import SamplerSettings, checked_latents, sample_film
-
         if mode not in MODES:
             raise ValueError(f"mode is {mode!r}; choose one of {', '.join(MODES)}.")
         samples = checked_latents(latent)
@@ -124,17 +101,41 @@ class Regenerate(io.ComfyNode):
         return io.NodeOutput(result)
 
 
+def _lock_inputs() -> list[io.Input]:
+    return [
+        io.Boolean.Input(
+            "background_lock",
+            default=False,
+            tooltip="On: outside of the mask the film keeps the first film's latents. Needs mask.",
+        ),
+        io.Mask.Input(
+            "mask",
+            optional=True,
+            tooltip="What may change when the background is locked: one mask per frame, or one for all.",
+        ),
+        io.Int.Input(
+            "lock_grow",
+            default=1,
+            min=0,
+            max=32,
+            tooltip="Latent cells by which the free region grows beyond the mask. 0: exactly the mask.",
+        ),
+        io.Int.Input(
+            "lock_blur",
+            default=1,
+            min=0,
+            max=32,
+            tooltip="Latent cells over which the lock fades in. 0: a hard border.",
+        ),
+    ]
+
+
 def free_region(mask: Tensor | None, samples: Tensor, grow: int, blur: int) -> Tensor:
     """Where a locked film may change: [1, 1, T, h, w].
 
     Raises:
         ValueError: no mask, an empty one, another number of masks than frames, or masks of quite another shape.
     """
-    from ..attention_patches.checks import check_shape
-    from ..attention_patches.guidance.regions import pool_time
-    from ..video_models.sampling.background_lock import lock_mask
-    from .support.inputs import masks_of
-
     if mask is None:
         raise ValueError("background_lock is on but no mask is connected; connect the mask of what may change.")
     masks = masks_of(mask)
@@ -143,6 +144,3 @@ def free_region(mask: Tensor | None, samples: Tensor, grow: int, blur: int) -> T
     frames, height, width = samples.shape[2:]
     check_shape("the masks are", masks.shape[1:], (height, width), "film's latents")
     return lock_mask(pool_time(masks[None], frames)[0], height, width, grow, blur)
-
-
-NODES = [Regenerate]

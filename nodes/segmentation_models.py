@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..perception.open_models import open_tracker
+from .model_files.folders import model_names
+from .model_files.loading import check_model, loading_inputs, model_path
+from .support.host import weight_dtype, wrap_helper
 from .support.types import CATEGORY, SegmenterType
 
 MODEL_FOLDERS = ("sams", "sam2", "sam3")
@@ -14,9 +18,6 @@ class LoadSAM(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        from .model_files.folders import model_names
-        from .model_files.loading import loading_inputs
-
         return io.Schema(
             node_id="MGV_LoadSAM",
             display_name="Load SAM",
@@ -36,19 +37,10 @@ class LoadSAM(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, model_name: str | None = None, download: bool | None = False) -> bool | str:
-        from .model_files.loading import check_model
-
         return check_model(model_name, download, *MODEL_FOLDERS)
 
     @classmethod
     def execute(cls, model_name: str, precision: str = "auto", download: bool = False) -> io.NodeOutput:
-        from ..perception.open_models import open_tracker
-        from .model_files.loading import model_path
-        from .support.host import weight_dtype, wrap_helper
-
         path = model_path(model_name, download, "segmenter", *MODEL_FOLDERS)
         tracker = open_tracker(path, weight_dtype(precision, half_is_safe=True))
         return io.NodeOutput(wrap_helper(tracker, tracker.model, model_name))
-
-
-NODES = [LoadSAM]

@@ -9,10 +9,15 @@ from typing import Any
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..perception.boxes import as_detections
 from ..perception.frames import Film
+from ..perception.pictures.drawing import draw_masks
 from ..perception.prompts import ObjectPrompt, next_identity
+from ..perception.tracking.track_settings import TrackSettings
 from .prompts import fitting_prompts, parse_points
 from .support.cache_weight import weighed
+from .support.host import load_helper, progress
+from .support.inputs import decimal_input, film_input, keep_on_disk_input, masks_of, phrase_list
 from .support.mask_output import PREVIEW_BYTES, PREVIEW_LIMIT, temporary_folder, union_of
 from .support.types import (
     CATEGORY,
@@ -21,7 +26,6 @@ from .support.types import (
     Prompts,
     SegmenterType,
     Tracks,
-    display_range,
 )
 
 logger = logging.getLogger(__name__)
@@ -46,110 +50,10 @@ class TrackMasks(io.ComfyNode):
             ),
             inputs=[
                 SegmenterType.Input("model", tooltip="From Load SAM."),
-                io.Image.Input("image", tooltip="The film, one picture per frame."),
-                BoundingBox.Input(
-                    "boxes",
-                    optional=True,
-                    tooltip="From Detect Objects: one list per frame (some or all may be empty), or one for all.",
-                ),
-                io.Mask.Input(
-                    "mask",
-                    optional=True,
-                    tooltip="Rough masks of one object: one per frame (empty ones are ignored), or a single one for "
-                    "prompt_frame.",
-                ),
-                io.String.Input(
-                    "points",
-                    default="",
-                    tooltip='Points on one object in prompt_frame as JSON, pixels: [{"x": 20, "y": 30}]. "label": 0 '
-                    "marks a point off it. With a mask, both are about the same object.",
-                ),
-                io.Int.Input(
-                    "prompt_frame",
-                    default=0,
-                    min=0,
-                    max=100000,
-                    tooltip="Frame (from 0) that points and a single mask belong to.",
-                ),
-                io.Int.Input(
-                    "max_gap",
-                    default=WHOLE_FILM,
-                    min=WHOLE_FILM,
-                    max=1000,
-                    tooltip="An object that is out of sight for at most this many frames keeps its number when it is "
-                    "found again; after longer it gets a new one. 0: every gap ends it, -1: none does.",
-                ),
-                io.Int.Input(
-                    "extend",
-                    default=WHOLE_FILM,
-                    min=WHOLE_FILM,
-                    max=1000,
-                    tooltip="Frames that an object is followed before it was first and after it was last found. 0: not "
-                    "at all, -1: to the ends of the film, as always when something is marked by points, mask or "
-                    "prompts.",
-                ),
-                io.Int.Input(
-                    "minimum_seen",
-                    default=2,
-                    min=1,
-                    max=1000,
-                    tooltip="Objects that were found in fewer frames are dropped as false alarms; marked ones never "
-                    "are. 1 keeps all.",
-                ),
-                io.Int.Input(
-                    "max_objects",
-                    default=0,
-                    min=0,
-                    max=64,
-                    tooltip="Keep the most often and most surely seen ones. 0: all.",
-                ),
-                io.Boolean.Input("soft", default=False, tooltip="On: soft edges. Off: masks are 0 or 1."),
-                # What follows is optional, so that graphs from before there was it still run.
-                Prompts.Input(
-                    "prompts",
-                    optional=True,
-                    tooltip="From Track Prompt: any number of objects, marked in any frame.",
-                ),
-                io.String.Input(
-                    "phrases",
-                    default="",
-                    optional=True,
-                    tooltip="What to find and follow, separated by commas, for models that understand words (SAM 3); "
-                    "for the others use Detect Objects. Empty: nothing by words.",
-                ),
-                io.Combo.Input(
-                    "direction",
-                    options=["both", "forward", "backward"],
-                    default="both",
-                    optional=True,
-                    tooltip="Where objects are followed to from where they are marked or found: to both ends of the "
-                    "film, only forward in time, or only backward. Masks on the other side stay empty.",
-                ),
-                io.Float.Input(
-                    "duplicate_overlap",
-                    default=0.75,
-                    min=0.0,
-                    max=1.0,
-                    optional=True,
-                    tooltip="A thing whose mask overlaps that of a followed object more than this is that object, and "
-                    "masks of two objects never overlap. 1: every thing that is found stays, and masks may overlap.",
-                    **display_range(0.01),
-                ),
-                io.Int.Input(
-                    "find_every",
-                    default=8,
-                    min=1,
-                    max=1000,
-                    optional=True,
-                    tooltip="How often phrases are looked for: in every so-many-th frame. 1: in every one.",
-                ),
-                io.Boolean.Input(
-                    "keep_on_disk",
-                    default=False,
-                    optional=True,
-                    tooltip="On: the masks lie in ComfyUI's folder for temporary files instead of in memory, for long "
-                    "films with many objects. A mask takes a bit a pixel, with soft a byte.",
-                ),
+                film_input(),
+                *_mark_inputs(),
+                *_follow_inputs(),
+                *_later_inputs(),
             ],
             outputs=[
                 Tracks.Output(
@@ -186,12 +90,6 @@ class TrackMasks(io.ComfyNode):
         find_every: int = 8,
         keep_on_disk: bool = False,
     ) -> io.NodeOutput:
-        from ..perception.boxes import as_detections
-        from ..perception.pictures.drawing import draw_masks
-        from ..perception.tracking.track_settings import TrackSettings
-        from .support.host import load_helper, progress
-        from .support.inputs import phrase_list
-
         film = Film(image)
         words = phrase_list(phrases)
         if boxes is None and mask is None and not points.strip() and not prompts and not words:
@@ -226,6 +124,107 @@ class TrackMasks(io.ComfyNode):
         return io.NodeOutput(weighed(tracks), union_of(tracks), preview, report)
 
 
+def _mark_inputs() -> list[io.Input]:
+    """What says where the objects are."""
+    return [
+        BoundingBox.Input("boxes", optional=True, tooltip="From Detect Objects: one list per frame, or one for all."),
+        io.Mask.Input(
+            "mask",
+            optional=True,
+            tooltip="Rough masks of one object: one per frame (empty ones are ignored), or a single one for prompt_frame.",
+        ),
+        io.String.Input(
+            "points",
+            default="",
+            tooltip='Points on one object in prompt_frame as JSON, pixels: [{"x": 20, "y": 30}]. "label": 0 marks a '
+            "point off it. With a mask, both are about the same object.",
+        ),
+        io.Int.Input(
+            "prompt_frame",
+            default=0,
+            min=0,
+            max=100000,
+            tooltip="Frame (from 0) that points and a single mask belong to.",
+        ),
+    ]
+
+
+def _follow_inputs() -> list[io.Input]:
+    """Which objects stay, and for how long."""
+    return [
+        io.Int.Input(
+            "max_gap",
+            default=WHOLE_FILM,
+            min=WHOLE_FILM,
+            max=1000,
+            tooltip="An object found again after at most this many frames keeps its number. 0: no gap; -1: any gap.",
+        ),
+        io.Int.Input(
+            "extend",
+            default=WHOLE_FILM,
+            min=WHOLE_FILM,
+            max=1000,
+            tooltip="Frames that an object is followed before it was first and after it was last found. 0: none; -1: to "
+            "the ends of the film, as always for what is marked by points, mask or prompts.",
+        ),
+        io.Int.Input(
+            "minimum_seen",
+            default=2,
+            min=1,
+            max=1000,
+            tooltip="Objects found in fewer frames are dropped as false alarms; marked ones never are. 1 keeps all.",
+        ),
+        io.Int.Input(
+            "max_objects",
+            default=0,
+            min=0,
+            max=64,
+            tooltip="Keep the most often and most surely seen ones. 0: all.",
+        ),
+        io.Boolean.Input("soft", default=False, tooltip="On: soft edges. Off: masks are 0 or 1."),
+    ]
+
+
+def _later_inputs() -> list[io.Input]:
+    """Optional, so that graphs from before there were these inputs still run."""
+    return [
+        Prompts.Input(
+            "prompts", optional=True, tooltip="From Track Prompt: any number of objects, marked in any frame."
+        ),
+        io.String.Input(
+            "phrases",
+            default="",
+            optional=True,
+            tooltip="What to find and follow, separated by commas, for models that understand words (SAM 3); for the "
+            "others use Detect Objects. Empty: nothing by words.",
+        ),
+        io.Combo.Input(
+            "direction",
+            options=["both", "forward", "backward"],
+            default="both",
+            optional=True,
+            tooltip="Where to follow objects from the frame they are marked or found in: both ways, only forward in "
+            "time, or only backward. Masks on the other side stay empty.",
+        ),
+        decimal_input(
+            "duplicate_overlap",
+            0.75,
+            "What overlaps a followed object by more than this is that object, and masks of two objects never overlap. "
+            "1: everything that is found stays, and masks may overlap.",
+            optional=True,
+        ),
+        io.Int.Input(
+            "find_every",
+            default=8,
+            min=1,
+            max=1000,
+            optional=True,
+            tooltip="Look for phrases in every n-th frame. 1: in every one.",
+        ),
+        keep_on_disk_input("For long films with many objects: a mask takes a bit a pixel, with soft a byte."),
+    ]
+
+
 def own_prompts(points: str, mask: Tensor | None, prompt_frame: int, frames: int, identity: int) -> list[ObjectPrompt]:
     """What the points widget and the mask input say: prompts for one object.
 
@@ -240,8 +239,6 @@ def own_prompts(points: str, mask: Tensor | None, prompt_frame: int, frames: int
         ValueError: for a frame that does not exist, another number of masks, masks that are all empty, or points
             that are none.
     """
-    from .support.inputs import masks_of
-
     if prompt_frame >= frames and (points.strip() or mask is not None):
         raise ValueError(f"prompt_frame is {prompt_frame} but the film has {frames} frames; use 0 to {frames - 1}.")
     marked = parse_points(points, "points")
@@ -265,6 +262,3 @@ def own_prompts(points: str, mask: Tensor | None, prompt_frame: int, frames: int
     if marked or prompt_frame in masks:
         prompts.append(ObjectPrompt(prompt_frame, identity, points=tuple(marked), mask=masks.get(prompt_frame)))
     return sorted(prompts, key=lambda prompt: prompt.frame)
-
-
-NODES = [TrackMasks]

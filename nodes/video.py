@@ -6,13 +6,21 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import comfy.model_management as management
+import folder_paths
 import torch
+from comfy.samplers import KSampler
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..host.models.loading import load_lavie_file, load_native_toybox
+from ..host.sampling.comfy_sampling import SamplerSettings, sample_film
 from ..perception.mask_stack import too_large
 from ..video_models.sampling.noise import NOISE_MODES, is_rescheduled, mark_rescheduled, video_noise
-from .support.types import CATEGORY, SEED_RANGE, TOYBOX, display_range
+from .model_files.diffusers_folders import WHOLE, diffusers_folders
+from .model_files.folders import find_weight_file, weight_files
+from .support.inputs import decimal_input, size_inputs
+from .support.types import CATEGORY, SEED_RANGE, TOYBOX
 
 MODEL_FOLDERS = ("diffusion_models", "checkpoints")
 NO_CHECKPOINT = "none"
@@ -43,11 +51,6 @@ class LoadVideoModel(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        import folder_paths
-
-        from .model_files.diffusers_folders import WHOLE, diffusers_folders
-        from .model_files.folders import weight_files
-
         return io.Schema(
             node_id="MGV_LoadVideoModel",
             display_name="Load Video Model",
@@ -99,12 +102,6 @@ class LoadVideoModel(io.ComfyNode):
 
     @classmethod
     def execute(cls, model_name: str, sd_checkpoint: str = NO_CHECKPOINT) -> io.NodeOutput:
-        import folder_paths
-
-        from ..host.models.loading import load_lavie_file, load_native_toybox
-        from .model_files.diffusers_folders import diffusers_folders
-        from .model_files.folders import find_weight_file
-
         if model_name == TOYBOX:
             return io.NodeOutput(*load_native_toybox())
         folders, parts = diffusers_folders(), None
@@ -143,57 +140,8 @@ class VideoNoise(io.ComfyNode):
                     max=1024,
                     tooltip="Length of the film in frames. Toybox's own is 8, LaVie's 16.",
                 ),
-                io.Int.Input(
-                    "width",
-                    default=64,
-                    min=8,
-                    max=8192,
-                    step=4,
-                    tooltip="Pixels; a multiple of the VAE's factor. Toybox's own is 64.",
-                ),
-                io.Int.Input(
-                    "height",
-                    default=64,
-                    min=8,
-                    max=8192,
-                    step=4,
-                    tooltip="Pixels; a multiple of the VAE's factor. Toybox's own is 64.",
-                ),
-                io.Combo.Input(
-                    "mode",
-                    options=list(NOISE_MODES),
-                    default="plain",
-                    tooltip="plain: every frame its own. freenoise: frames after the first window reuse earlier ones, "
-                    "shuffled. specmix: freenoise in the middle of the clip, fresh at its ends. shared: every frame "
-                    "holds a part of the first frame's noise. With freenoise or specmix and core's own sampler on a "
-                    "model that no node of this pack has patched, turn freenoise off in core's Context Windows: they "
-                    "would shuffle once more.",
-                ),
-                io.Int.Input(
-                    "window",
-                    default=16,
-                    min=1,
-                    max=1024,
-                    tooltip="freenoise and specmix: the model's own length in latent frames (Toybox 8, LaVie 16). "
-                    "Clips up to this length are as plain.",
-                ),
-                io.Int.Input(
-                    "stride",
-                    default=4,
-                    min=1,
-                    max=1024,
-                    tooltip="freenoise and specmix: frames in a group that is shuffled, at most window. 1: no "
-                    "shuffling.",
-                ),
-                io.Float.Input(
-                    "shared",
-                    default=0.2,
-                    min=0.0,
-                    max=1.0,
-                    tooltip="shared: how much of the first frame's noise the others hold. 0: independent frames, 1: "
-                    "all alike (no motion).",
-                    **display_range(0.01),
-                ),
+                *size_inputs("Pixels; a multiple of the VAE's factor. Toybox's own is 64."),
+                *_noise_inputs(),
                 io.Int.Input("batch_size", default=1, min=1, max=64, tooltip="How many films at once."),
                 io.Vae.Input(
                     "vae",
@@ -226,8 +174,6 @@ class VideoNoise(io.ComfyNode):
         batch_size: int,
         vae: Any = None,
     ) -> io.NodeOutput:
-        import comfy.model_management as management
-
         size = latent_size(vae, frames, height, width)
         noise = SeededVideoNoise(seed, mode, window, stride, shared)
         if mode in ("freenoise", "specmix") and stride > window:
@@ -241,6 +187,39 @@ class VideoNoise(io.ComfyNode):
             numbers = {"batch_size": batch_size, "frames": frames, "width": width, "height": height}
             raise MemoryError(too_large("empty latents", 4 * batch_size * math.prod(size), **numbers)) from error
         return io.NodeOutput(noise, {"samples": samples})
+
+
+def _noise_inputs() -> list[io.Input]:
+    return [
+        io.Combo.Input(
+            "mode",
+            options=list(NOISE_MODES),
+            default="plain",
+            tooltip="plain: every frame its own. freenoise: frames after the first window reuse earlier ones, shuffled. "
+            "specmix: freenoise in the middle of the clip, fresh at its ends. shared: every frame holds a part of the "
+            "first frame's noise. Do not shuffle twice: see the help on freenoise in core's Context Windows.",
+        ),
+        io.Int.Input(
+            "window",
+            default=16,
+            min=1,
+            max=1024,
+            tooltip="freenoise and specmix: the model's own length in latent frames (Toybox 8, LaVie 16). Clips up to this "
+            "length are as plain.",
+        ),
+        io.Int.Input(
+            "stride",
+            default=4,
+            min=1,
+            max=1024,
+            tooltip="freenoise and specmix: frames in a group that is shuffled, at most window. 1: no shuffling.",
+        ),
+        decimal_input(
+            "shared",
+            0.2,
+            "shared: how much of the first frame's noise the others hold. 0: independent frames, 1: all alike (no motion).",
+        ),
+    ]
 
 
 def latent_size(vae: Any, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
@@ -283,19 +262,15 @@ class SampleVideo(io.ComfyNode):
             ),
             inputs=[
                 io.Model.Input("model", tooltip="The video model, patched or not."),
-                io.Conditioning.Input("positive", tooltip="What the film shall show."),
-                io.Conditioning.Input("negative", tooltip="What it shall not show; an empty prompt is usual."),
+                io.Conditioning.Input("positive", tooltip="What the film should show."),
+                io.Conditioning.Input("negative", tooltip="What it should not show; an empty prompt is usual."),
                 io.Noise.Input("noise", tooltip="From Video Noise or core's RandomNoise."),
                 io.Latent.Input("latent", tooltip="Empty video latents, or a film's latents with denoise below 1."),
                 *sampling_inputs(),
-                io.Float.Input(
+                decimal_input(
                     "denoise",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    tooltip="1: the film comes from noise alone. Lower keeps that much more of the latents; 0 returns "
-                    "them.",
-                    **display_range(0.01),
+                    1.0,
+                    "1: the film comes from noise alone. Lower keeps that much more of the latents; 0 returns them.",
                 ),
             ],
             outputs=[
@@ -317,28 +292,23 @@ class SampleVideo(io.ComfyNode):
         scheduler: str,
         denoise: float,
     ) -> io.NodeOutput:
-        from ..host.sampling.comfy_sampling import SamplerSettings, sample_film
-
         settings = SamplerSettings(steps, cfg, sampler_name, scheduler, denoise)
         return io.NodeOutput(sample_film(model, positive, negative, noise, latent, settings))
 
 
 def sampling_inputs() -> list[io.Input]:
     """Steps, guidance scale, sampler and scheduler, as every sampling node of the pack shows them."""
-    from comfy.samplers import KSampler
-
     return [
         io.Int.Input(
             "steps", default=25, min=1, max=1000, tooltip="Denoising steps. More: finer and slower; below 10 coarse."
         ),
-        io.Float.Input(
+        decimal_input(
             "cfg",
-            default=4.0,
-            min=0.0,
-            max=100.0,
-            tooltip="Classifier-free guidance. 1: the prompt alone, half the work. Toybox 4, LaVie 7.5; too high "
+            4.0,
+            "Classifier-free guidance. 1: the prompt alone, half the work. Toybox 4, LaVie 7.5; too high "
             "burns colours.",
-            **display_range(0.1),
+            most=100.0,
+            step=0.1,
         ),
         io.Combo.Input(
             "sampler_name",
@@ -353,6 +323,3 @@ def sampling_inputs() -> list[io.Input]:
             tooltip="How noise levels are spaced; ddim_uniform is what stand-alone runs of this pack use.",
         ),
     ]
-
-
-NODES = [LoadVideoModel, VideoNoise, SampleVideo]

@@ -144,7 +144,7 @@ class UNetSites:
     def __deepcopy__(self, memo: dict[int, Any]) -> UNetSites:
         return self
 
-    def __call__(self, queries: int, keys: int) -> AttentionSite | None:
+    def __call__(self, queries: int, keys: int, options: Mapping[str, Any]) -> AttentionSite | None:
         """Return the announced site if the call has its lengths; once, for other packs add calls of their own."""
         if self._announced is None or self._announced[0] != (queries, keys):
             return None

@@ -82,7 +82,7 @@ class Download:
 
     Attributes:
         address: where it is.
-        target: where it shall be; never overwritten.
+        target: where it belongs; never overwritten.
         sha256: how its digest begins, or nothing.
         origins: which addresses may be asked, as patterns of scheme, host and port.
     """

@@ -7,7 +7,11 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..support.host import progress, toybox_folder
 from ..support.types import TOYBOX
+from .downloads import fetch_model
+from .folders import bert_folders, find_installed, find_model, missing_message, target_folder
+from .known_models import known_model
 
 
 def loading_inputs(names: list[str], where: str, safe: str) -> list[io.Input]:
@@ -47,9 +51,6 @@ def check_model(name: Any, download: Any, *folders: str) -> bool | str:
 
     Core would only accept what is listed right now; here a workflow stays valid wherever its model can be had.
     """
-    from .folders import find_installed, missing_message
-    from .known_models import known_model
-
     if not isinstance(name, str) or name == TOYBOX or find_installed(name, *folders) is not None:
         return True
     model = known_model(name, *folders)
@@ -71,11 +72,6 @@ def model_path(name: str, download: bool, toybox: str, *folders: str) -> Path:
         FileNotFoundError: when it is not there.
         RuntimeError: when it cannot be fetched.
     """
-    from ..support.host import progress, toybox_folder
-    from .downloads import fetch_model
-    from .folders import bert_folders, find_installed, find_model, target_folder
-    from .known_models import known_model
-
     if name == TOYBOX:
         return toybox_folder(toybox)
     path, model = find_installed(name, *folders), known_model(name, *folders)

@@ -12,6 +12,7 @@ from torch import Tensor
 from ...attention_patches.guidance.guide import Guide
 from ...attention_patches.guidance.regions import FOREGROUND
 from ...perception.phrases import bind_phrases, phrase_key
+from .inputs import masks_of, phrase_list
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,8 +36,6 @@ def named_regions(tracks: Any, mask: Tensor | None, phrases: str) -> NamedRegion
     Raises:
         ValueError: if both or neither is, or phrases do not fit.
     """
-    from .inputs import masks_of, phrase_list
-
     if (tracks is None) == (mask is None):
         given = "both" if mask is not None else "neither"
         raise ValueError(f"{given} of tracks and mask is connected; connect exactly one of them.")

@@ -120,7 +120,7 @@ def load_helper(model: HelperModel, height: int = 1080, width: int = 1920) -> An
 
     Args:
         model: what :func:`wrap_helper` made.
-        height, width: of the film it shall see.
+        height, width: of the film it is to see.
     """
     needed = working_memory(model.patcher.model.module, height, width)
     management.load_models_gpu([model.patcher], memory_required=needed)

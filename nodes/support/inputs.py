@@ -1,11 +1,152 @@
-"""Check and normalise what arrives on the wires; every message names the value seen and the way out."""
+"""Inputs that several nodes have, and checks of what arrives: every message names the value seen and the way out."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import get_args
+
 import torch
+from comfy_api.latest import io
 from torch import Tensor
 
+from ...attention_patches.guidance.regions import TimePooling
+from ...backbones.family import Family
+from ...backbones.registry import FAMILIES, supported_models
 from ...perception.phrases import split_phrases
+from .types import Guide, Tracks
+
+
+def decimal_input(
+    name: str,
+    default: float,
+    tooltip: str,
+    *,
+    least: float = 0.0,
+    most: float = 1.0,
+    step: float = 0.01,
+    optional: bool = False,
+) -> io.Float.Input:
+    """A number from ``least`` to ``most``, shown and rounded in steps of ``step``."""
+    return io.Float.Input(
+        name, default=default, min=least, max=most, step=step, round=step, tooltip=tooltip, optional=optional
+    )
+
+
+def video_model_input(kind: str = "A video model", families: Iterable[Family] = FAMILIES) -> io.Model.Input:
+    """The model of a node that changes its attention.
+
+    Args:
+        kind: what the node works on, as the beginning of a sentence.
+        families: those of them that there are.
+    """
+    names = supported_models(families)
+    return io.Model.Input(
+        "model", tooltip=f"{kind}: {names}, or the Toybox. SD1.5 and SDXL make videos with AnimateDiff."
+    )
+
+
+def film_input() -> io.Image.Input:
+    """The film that a node reads."""
+    return io.Image.Input("image", tooltip="The film, one picture per frame.")
+
+
+def guide_input() -> io.Input:
+    """Any guide."""
+    return Guide.Input("guide", tooltip="From Mask to Attention Bias or Dynamic Mask Guidance.")
+
+
+def blocks_input(default: str = "all", empty: str = "") -> io.String.Input:
+    """Patterns of block names.
+
+    Args:
+        default: of the widget.
+        empty: what an empty text means.
+    """
+    patterns = "mid,up or down.1.* in a U-Net, block.1* in most transformers, double.*,single.* in HunyuanVideo"
+    return io.String.Input(
+        "blocks",
+        default=default,
+        tooltip=f"Blocks of the model: all, or patterns separated by commas: {patterns}. A pattern that fits none is an "
+        f"error that lists them. {empty}".strip(),
+    )
+
+
+def guided_region_inputs(tracks: str) -> list[io.Input]:
+    """Regions of a guide: tracks or a mask.
+
+    Args:
+        tracks: what they are and where they come from.
+    """
+    return [
+        Tracks.Input("tracks", optional=True, tooltip=f"{tracks}. Those with the same label become one region."),
+        io.Mask.Input(
+            "mask",
+            optional=True,
+            tooltip="Instead of tracks: one region, one mask per frame or one for all. White: inside.",
+        ),
+    ]
+
+
+def phrases_of_prompt_input(use: str) -> io.String.Input:
+    """Phrases of a guide.
+
+    Args:
+        use: which modes take them.
+    """
+    return io.String.Input(
+        "phrases",
+        default="",
+        tooltip="Words of the prompt that name the objects, separated by commas: labels of the tracks, or one phrase per "
+        f"object in order. Empty: the labels. {use}",
+    )
+
+
+def background_phrase_input(use: str = "") -> io.String.Input:
+    """Words of the background.
+
+    Args:
+        use: which modes take them.
+    """
+    words = "Words of the prompt that name what is outside all objects, such as: grass. Empty: none."
+    return io.String.Input("background_phrase", default="", tooltip=f"{words} {use}".strip())
+
+
+def guide_strength_input(most: float) -> io.Float.Input:
+    """Strength of a guide; all modes mean the same by it, and the help of Patch Attention says what."""
+    return decimal_input(
+        "strength",
+        1.0,
+        "Relative to the mode. 0: off, the film is bit for bit the unguided one; 1: the mode's own strength. More in "
+        "the help of Patch Attention.",
+        most=most,
+    )
+
+
+def size_inputs(tooltip: str) -> list[io.Input]:
+    """Width and height of a film that a model makes or reads, in pixels; the Toybox's by default."""
+    return [io.Int.Input(name, default=64, min=8, max=8192, step=4, tooltip=tooltip) for name in ("width", "height")]
+
+
+def time_pooling_input(optional: bool = False) -> io.Combo.Input:
+    """How masks of frames become masks of latent frames."""
+    return io.Combo.Input(
+        "time_pooling",
+        options=list(get_args(TimePooling)),
+        default="max",
+        optional=optional,
+        tooltip="How the masks of the frames in one latent frame become one. max: wherever the object is in any of "
+        "them; mean: soft; min: only where it is in all; first, last: one of them.",
+    )
+
+
+def keep_on_disk_input(tooltip: str) -> io.Boolean.Input:
+    """Whether new masks lie on disk; what they take is for the tooltip."""
+    return io.Boolean.Input(
+        "keep_on_disk",
+        default=False,
+        optional=True,
+        tooltip=f"On: masks lie in ComfyUI's temporary folder instead of in memory. {tooltip}",
+    )
 
 
 def frames_of(image: Tensor, minimum: int = 1) -> Tensor:
@@ -70,29 +211,6 @@ def masks_of(mask: Tensor) -> Tensor:
         raise ValueError(f"mask has shape {tuple(mask.shape)}; connect a MASK [frames, height, width].")
     check_finite(mask, "the mask", "redraw it or refine it so that all lie in 0..1")
     return mask.float().clamp(0.0, 1.0)
-
-
-def masks_for_frames(mask: Tensor, frames: int, height: int, width: int) -> Tensor:
-    """A MASK made to fit a film: one mask serves all frames, another size is scaled (bilinear, antialiased).
-
-    Returns:
-        [frames, height, width] in 0..1.
-
-    Raises:
-        ValueError: if there are neither one nor ``frames`` masks.
-    """
-    masks = masks_of(mask)
-    if masks.shape[0] == 1:
-        masks = masks.expand(frames, -1, -1)
-    if masks.shape[0] != frames:
-        raise ValueError(
-            f"there are {masks.shape[0]} masks for {frames} frames; give one mask per frame, or one for all of them."
-        )
-    if tuple(masks.shape[1:]) != (height, width):
-        masks = torch.nn.functional.interpolate(masks[:, None], (height, width), mode="bilinear", antialias=True)[
-            :, 0
-        ].clamp(0.0, 1.0)
-    return masks
 
 
 def phrase_list(text: str) -> list[str]:

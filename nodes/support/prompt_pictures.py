@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ...perception.frames import Film
@@ -14,9 +14,6 @@ from ...perception.mask_shapes import box_of_mask
 from ...perception.pictures.drawing import colour_of, draw_masks, enlarge_frames, enlargement, font_of
 from ...perception.prompts import ObjectPrompt
 from ...perception.tracks import Tracks
-
-if TYPE_CHECKING:
-    from PIL import Image, ImageDraw
 
 # Without a picture prompts are drawn on an empty one that holds them, no smaller and no larger than this.
 SMALLEST_SIDE, LARGEST_SIDE = 256, 4096
@@ -46,8 +43,6 @@ def draw_prompts(picture: Tensor | None, prompts: Sequence[ObjectPrompt]) -> Ten
     Returns:
         float [1, factor H, factor W, 3], 0..1; small pictures are enlarged so that labels can be read.
     """
-    from PIL import Image, ImageDraw
-
     if picture is None:
         picture = torch.full((*_extent(prompts), 3), EMPTY_GREY)
     factor = enlargement(*picture.shape[:2], None)

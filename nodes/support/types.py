@@ -56,8 +56,3 @@ class HelperModel(NamedTuple):
     patcher: Any
     helper: Any
     name: str
-
-
-def display_range(step: float) -> dict[str, Any]:
-    """Step and rounding of a float widget."""
-    return {"step": step, "round": step}

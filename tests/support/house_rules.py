@@ -148,6 +148,20 @@ def heavy_imports(source: Source) -> list[str]:
     return [f"{source.path} imports {sorted(wrong)} at module level."] if wrong else []
 
 
+def hidden_imports(source: Source) -> list[str]:
+    """Imports of our modules inside functions: none of them is slow, and at the top they show what a module needs."""
+    lines = [
+        inner.lineno
+        for function in ast.walk(source.tree)
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+        for inner in ast.walk(function)
+        if isinstance(inner, ast.ImportFrom) and inner.level
+    ]
+    if not lines:
+        return []
+    return [f"{source.path} has imports of ours inside functions in lines {sorted(set(lines))}; move them to the top."]
+
+
 def circles(sources: Iterable[Source]) -> list[str]:
     """Groups of modules that import each other in a circle; imports in functions and for type checkers count too."""
     modules = {source.module: source for source in sources}

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from guides import plain_guide
 
 from mask_guided_video.attention_patches.guidance.guide import Guide
-from mask_guided_video.attention_patches.guidance.modes.registry import make_mode
+from mask_guided_video.attention_patches.guidance.modes.registry import PLAIN, make_mode
 from mask_guided_video.recipes.films.files import read_film
 from mask_guided_video.recipes.guided_clips.recipe import guided_clips
 from mask_guided_video.recipes.guided_clips.settings import GuidedClipsSettings
@@ -145,13 +144,19 @@ def test_names_outside_of_the_output_folder_are_refused(native, folders, name):
         ({"width": 34}, "width is 34, no multiple of 4"),
         ({"name": ".."}, "give one, such as video/zebra"),
         ({"chosen": guide(phrases=("blue ball",))}, "blue ball"),
-        ({"chosen": plain_guide(torch.ones(1, 7, 8, 8))}, "connect one from Dynamic Mask Guidance"),
         ({"first_image": torch.zeros(1, 16, 64, 3)}, "the first image is 64 x 16 pixels"),
     ],
 )
 def test_bad_input_is_one_sentence(native, folders, values, message):
     with pytest.raises(ValueError, match=message):
         extend(native, **values)
+
+
+@pytest.mark.parametrize("mode", PLAIN)
+def test_guides_of_mask_to_attention_bias_are_taken(native, folders, mode):
+    images, report = extend(native, guide(mode=make_mode(mode), background_phrase=""))
+    assert torch.isfinite(images).all() and mode in report
+    assert not torch.equal(images, extend(native, guide(strength=0.0))[0])
 
 
 def test_an_empty_mask_is_no_guidance(native, folders):

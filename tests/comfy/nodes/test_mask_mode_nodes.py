@@ -146,7 +146,7 @@ def test_published_blocks_are_all_of_a_transformer() -> None:
 
     wan = tiny("wan").patcher
     entry = hung(PatchAttention.execute(wan, guide(mode="peekaboo")[0], "")[0])[-1]
-    assert entry.guide.blocks == "all"
+    assert entry.guide.mode.blocks == "all"
     with pytest.raises(ValueError, match="'up.1', which fits no block of this model .block.0, "):
         PatchAttention.execute(wan, guide(mode="peekaboo", blocks="up.1")[0], "")
 

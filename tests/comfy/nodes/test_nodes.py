@@ -129,7 +129,9 @@ class TestMaskToAttentionBias:
             bias(tracks=two_tracks(), phrases=",")
 
     def test_strength_is_relative_to_the_mode(self):
-        assert bias(mask=square(), mode="separate", strength=0.5)[0].strength == 4.0
+        guide, _ = bias(mask=square(), mode="separate", strength=0.5)
+        assert guide.own_strength == guide.mode.gap == 4.0 and guide.strength == 1.0
+        assert bias(mask=square(), mode="separate", strength=0.0)[0].strength == 0.0
 
     @pytest.mark.parametrize("mask", [torch.zeros(4, 32, 32), torch.zeros(1, 64, 64)])
     def test_empty_mask_goes_on_unguided_and_says_so(self, mask):
@@ -414,14 +416,6 @@ class TestPerception:
 
 
 class TestInputs:
-    def test_masks_for_frames(self):
-        from mask_guided_video.nodes.support.inputs import masks_for_frames
-
-        assert masks_for_frames(square(1), 5, 32, 32).shape == (5, 32, 32)
-        assert masks_for_frames(square(5), 5, 48, 40).shape == (5, 48, 40)
-        with pytest.raises(ValueError, match="there are 3 masks for 5 frames"):
-            masks_for_frames(square(3), 5, 32, 32)
-
     def test_frames(self):
         from mask_guided_video.nodes.support.inputs import frames_of
 

@@ -198,7 +198,7 @@ class TestDownload:
     @pytest.fixture
     def fetched(self, monkeypatch, root):
         """Fetching copies the Toybox's models instead, and notes what it was asked for."""
-        from mask_guided_video.nodes.model_files import downloads
+        from mask_guided_video.nodes.model_files import loading
 
         asked = []
 
@@ -212,7 +212,7 @@ class TestDownload:
             (folder / model.name).write_bytes(b"")
             return folder / model.name
 
-        monkeypatch.setattr(downloads, "fetch_model", copy_model)
+        monkeypatch.setattr(loading, "fetch_model", copy_model)
         return asked
 
     def test_only_when_asked_for(self, folders, fetched):

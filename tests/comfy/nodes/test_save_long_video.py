@@ -67,11 +67,11 @@ def test_it_writes_what_vae_decode_gives(vae, output):
 
 
 def test_pictures_are_those_of_vae_decode_to_the_bit(vae, output, monkeypatch):
-    from mask_guided_video.recipes.films import files as films
+    from mask_guided_video.nodes import film_files
     from nodes import VAEDecode
 
     written = []
-    monkeypatch.setattr(films, "write_pictures", lambda path, pictures, *_: written.extend(pictures))
+    monkeypatch.setattr(film_files, "write_pictures", lambda path, pictures, *_: written.extend(pictures))
     samples = latents(frames=7)
     save(samples, vae, frames_per_part=3)
     assert torch.equal(torch.stack(written), to_bytes(VAEDecode().decode(vae, {"samples": samples})[0]))
@@ -102,10 +102,10 @@ def test_frames_in_the_batch_are_one_film(vae, output):
 
 
 def test_progress_counts_frames_of_all_films(vae, output, monkeypatch):
-    from mask_guided_video.nodes.support import host
+    from mask_guided_video.nodes import film_files
 
     seen = []
-    monkeypatch.setattr(host, "progress", lambda total: lambda done, of: seen.append((done, of)))
+    monkeypatch.setattr(film_files, "progress", lambda total: lambda done, of: seen.append((done, of)))
     save(latents(frames=5, batch=2), vae)
     assert seen == [(4, 10), (5, 10), (9, 10), (10, 10)]
 
@@ -113,12 +113,12 @@ def test_progress_counts_frames_of_all_films(vae, output, monkeypatch):
 def test_cancel_leaves_no_file(vae, output, monkeypatch):
     import comfy.model_management as management
 
-    from mask_guided_video.nodes.support import host
+    from mask_guided_video.nodes import film_files
 
     def cancel(done, of):
         raise management.InterruptProcessingException
 
-    monkeypatch.setattr(host, "progress", lambda total: cancel)
+    monkeypatch.setattr(film_files, "progress", lambda total: cancel)
     with pytest.raises(management.InterruptProcessingException):
         save(latents(), vae)
     assert [path for path in output.rglob("*") if path.is_file()] == []
@@ -183,13 +183,12 @@ import re, sys
 root, comfy, folder, way = sys.argv[1:]
 sys.argv = sys.argv[:1]
 sys.path[:0] = [root, comfy]
-import comfy.options
+import comfy.cli_args
+comfy.cli_args.args.cpu = True
 import bootstrap
 bootstrap.import_package()
 import torch
 torch.set_num_threads(1)
-import comfy.cli_args
-comfy.cli_args.args.cpu = True
 import folder_paths
 folder_paths.output_directory = folder
 import mask_guided_video.nodes.film_files as film_files

@@ -1,4 +1,4 @@
-"""Schemas, help pages, locales and the bundled workflow fit each other and the host's rules."""
+"""Schemas, help pages and the bundled workflow fit each other and the host's rules."""
 
 from __future__ import annotations
 
@@ -11,40 +11,14 @@ import re
 import pytest
 from saved_graphs import choices_of, inputs_of, options_of
 
+from mask_guided_video import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
+
 pytestmark = pytest.mark.comfy
 
 PREFIX = "MGV_"
-# Nodes that the graph of the Toybox has no use for.
-NOT_IN_THE_TOYBOX_WORKFLOW = {
-    "MGV_TrackPrompt",
-    "MGV_SelectObjects",
-    "MGV_PreviewTracks",
-    "MGV_SplitTracks",
-    "MGV_MaskToTracks",
-    "MGV_BoxesToBBOX",
-    "MGV_BBOXToBoxes",
-    "MGV_ToSEGS",
-    "MGV_FromSEGS",
-    "MGV_FreeLong",
-    "MGV_FreeLongWindows",
-    "MGV_PromptSchedule",
-    "MGV_InterpolateVideo",
-    "MGV_UpscaleVideo",
-    "MGV_SaveLongVideo",
-    "MGV_MaskGuidedExtend",
-    "MGV_PathMasks",
-    "MGV_MaskSequence",
-    "MGV_DynamicMaskGuidance",
-    "MGV_ObjectWords",
-    "MGV_MaskMetrics",
-    "MGV_FirstFrameLock",
-    "MGV_SharedNoise",
-    "MGV_LampSampler",
-    "MGV_HistogramMatch",
-    "MGV_TrainMotion",
-    "MGV_LoadMotion",
-}
-NODE_IDS = NOT_IN_THE_TOYBOX_WORKFLOW | {
+NODE_IDS = set(NODE_CLASS_MAPPINGS)
+# Without the graph of the Toybox nobody sees how these go together.
+TOYBOX_WORKFLOW_IDS = {
     "MGV_LoadVideoModel",
     "MGV_VideoNoise",
     "MGV_SampleVideo",
@@ -85,14 +59,36 @@ def test_mappings_are_literal(root):
     assert found == {"NODE_CLASS_MAPPINGS": NODE_IDS, "NODE_DISPLAY_NAME_MAPPINGS": NODE_IDS}
 
 
-def test_modules_list_their_nodes():
-    from mask_guided_video import NODE_CLASS_MAPPINGS, nodes
+def test_mappings_hold_every_node_of_the_modules():
+    """Under its id and its name, which ComfyUI takes from the schema."""
+    from comfy_api.latest import io
+
+    from mask_guided_video import nodes
 
     names = [module.name for module in pkgutil.iter_modules(nodes.__path__)]
     modules = [importlib.import_module(f"{nodes.__name__}.{name}") for name in names]
-    listed = [node for module in modules for node in getattr(module, "NODES", [])]
-    assert set(listed) == set(NODE_CLASS_MAPPINGS.values())
-    assert {node.define_schema().node_id: node for node in listed} == NODE_CLASS_MAPPINGS
+    classes = [
+        entry
+        for module in modules
+        for entry in vars(module).values()
+        if isinstance(entry, type) and issubclass(entry, io.ComfyNode) and entry.__module__ == module.__name__
+    ]
+    schemas = {node: node.define_schema() for node in classes}
+    assert {schema.node_id: node for node, schema in schemas.items()} == NODE_CLASS_MAPPINGS
+    assert {schema.node_id: schema.display_name for schema in schemas.values()} == NODE_DISPLAY_NAME_MAPPINGS
+
+
+def test_prompt_schedule_names_the_models_that_it_takes():
+    from mask_guided_video.backbones.registry import FAMILIES, supported_models
+    from mask_guided_video.host.prompts.joined_prompts import check_family
+    from mask_guided_video.nodes.prompt_schedule import SCHEDULED_FAMILIES, PromptSchedule
+
+    for family in set(FAMILIES) - set(SCHEDULED_FAMILIES):
+        with pytest.raises(ValueError, match=family.name):
+            check_family(family)
+    for family in SCHEDULED_FAMILIES:
+        check_family(family)
+    assert supported_models(SCHEDULED_FAMILIES) in PromptSchedule.define_schema().inputs[0].tooltip
 
 
 @pytest.mark.parametrize("node_id", sorted(NODE_IDS))
@@ -141,8 +137,6 @@ def test_links_are_no_editors(ours, node_id):
     """A type without a widget of ours must not get one from core, today or later: it would send what nobody gave."""
     from comfy_api.latest import io
 
-    from mask_guided_video import NODE_CLASS_MAPPINGS
-
     declared = {entry.id: entry for entry in NODE_CLASS_MAPPINGS[node_id].define_schema().inputs}
     for name, specification in inputs_of(ours[node_id]).items():
         kind, options = specification[0], options_of(specification)
@@ -166,13 +160,12 @@ def test_no_help_page_without_node(root):
     assert {path.stem for path in (root / "web" / "docs").glob("*.md")} == NODE_IDS
 
 
-def test_host_serves_help_and_locale(server):
+def test_host_serves_the_help(server):
     import urllib.request
 
     address = f"{server.url}/extensions/mask-guided-video/docs/MGV_PatchAttention.md"
     with urllib.request.urlopen(address, timeout=10) as answer:
         assert answer.read().decode().startswith("# Patch Attention")
-    assert "MGV_PatchAttention" in server.get("/i18n")["en"]["nodeDefs"]
 
 
 def test_host_offers_the_workflows(server, root):
@@ -192,35 +185,6 @@ def test_host_and_manager_read_the_metadata(root):
     assert found.project.urls.repository.startswith("https://github.com/")
 
 
-def test_locales_parse(root):
-    for path in (root / "locales").rglob("*.json"):
-        assert isinstance(json.loads(path.read_text(encoding="utf-8")), dict), path
-
-
-def test_categories_and_types_have_names(ours, root):
-    texts = json.loads((root / "locales" / "en" / "main.json").read_text(encoding="utf-8"))
-    parts = {part for info in ours.values() for part in info["category"].split("/")}
-    assert set(texts["nodeCategories"]) == parts
-    kinds = {kind for info in ours.values() for kind in info["output"]}
-    kinds |= {value[0] for info in ours.values() for value in inputs_of(info).values()}
-    assert {kind for kind in texts["dataTypes"] if kind.startswith(PREFIX)} == {
-        kind for kind in kinds if isinstance(kind, str) and kind.startswith(PREFIX)
-    }
-
-
-def test_english_locale_is_the_schema(ours, root):
-    texts = json.loads((root / "locales" / "en" / "nodeDefs.json").read_text(encoding="utf-8"))
-    assert set(texts) == set(ours)
-    for node_id, info in ours.items():
-        text = texts[node_id]
-        assert text["display_name"] == info["display_name"]
-        assert text["description"] == info["description"], node_id
-        expected = {name: options_of(value)["tooltip"] for name, value in inputs_of(info).items()}
-        assert {name: value["tooltip"] for name, value in text["inputs"].items()} == expected, node_id
-        outputs = {str(index): tooltip for index, tooltip in enumerate(info["output_tooltips"])}
-        assert {index: value["tooltip"] for index, value in text["outputs"].items()} == outputs, node_id
-
-
 def test_workflows_are_flat_with_thumbnails(root):
     folder = root / "workflows"
     assert not [path for path in folder.iterdir() if path.is_dir()]
@@ -231,7 +195,7 @@ def test_workflows_are_flat_with_thumbnails(root):
 def test_workflow_nodes_exist_and_are_labelled(workflow, object_info, root):
     version = re.search(r'^version = "(.+)"', (root / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)[1]
     kinds = [node["type"] for node in workflow["nodes"]]
-    assert set(kinds) >= NODE_IDS - NOT_IN_THE_TOYBOX_WORKFLOW
+    assert set(kinds) >= TOYBOX_WORKFLOW_IDS
     assert {"Note", "MarkdownNote"} & set(kinds)
     for node in workflow["nodes"]:
         if node["type"] in ("Note", "MarkdownNote"):
