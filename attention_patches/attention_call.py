@@ -88,7 +88,8 @@ class AttentionCall:
     def plainly_scaled(self) -> AttentionCall:
         """This call without a ``scale`` of its own: q is multiplied so that ``d ** -0.5`` does the same.
 
-        In half precision q is rounded once more, as in the host's sub-quadratic function; a power of two rounds nothing.
+        In half precision q is rounded once more, as in the host's sub-quadratic function; a power of two rounds
+        nothing.
         """
         rest = dict(self.rest)
         scale = rest.pop("scale", None)

@@ -51,18 +51,18 @@ def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
 
 
 def check_number(name: str, value: float, most: float, least: float = 0.0, meaning: str = "") -> None:
-    """Raise GuideError when a number is not finite or not within its range; ``meaning`` says what the least one does."""
+    """Raise GuideError for a number outside of its range or not finite; ``meaning`` says what the least one does."""
     if not math.isfinite(value) or not least <= value <= most:
-        told = f" ({meaning})" if meaning else ""
-        raise GuideError(f"{name} is {value:g}; give a value from {least:g}{told} to {most:g}.")
+        explained = f" ({meaning})" if meaning else ""
+        raise GuideError(f"{name} is {value:g}; give a value from {least:g}{explained} to {most:g}.")
 
 
 def check_percents(start_percent: float, end_percent: float) -> None:
     """Raise GuideError unless 0 <= start <= end <= 1."""
     if not 0.0 <= start_percent <= end_percent <= 1.0:
         raise GuideError(
-            f"start_percent {start_percent:g} and end_percent {end_percent:g} are no part of the schedule; give 0 <= "
-            "start <= end <= 1."
+            f"start_percent {start_percent:g} and end_percent {end_percent:g} are not a part of the schedule; give "
+            "0 <= start <= end <= 1."
         )
 
 

@@ -1,10 +1,11 @@
 """Self-attention in which frames look at other frames than themselves: at the first one, the one before, or several.
 
-The main object of the first frame is then kept through the clip, in any video model and without tuning. Where frames are
-folded into the batch (U-Nets) each row gets the keys and values of the frames that it looks at, one behind the other; where
-all frames are in one sequence (transformers) each frame asks by itself, so that there is never a mask over all pairs, and
-tokens that are no video (text, reference pictures) see and are seen as before. A frame that is named twice counts twice, as
-in the published code: the first frame of ``first_prev_self`` weighs double for the frame after it.
+The main object of the first frame is then kept through the clip, in any video model and without tuning. Where frames
+are folded into the batch (U-Nets) each row gets the keys and values of the frames that it looks at, one behind the
+other; where all frames are in one sequence (transformers) each frame is a call by itself, so that there is never a mask
+over all pairs, and tokens that are not video (text, reference pictures) see and are seen as before. A frame that is
+named twice counts twice, as in the published code: the first frame of ``first_prev_self`` weighs double for the frame
+after it.
 
 Source: Text2Video-Zero (arXiv 2303.13439) and LAMP (arXiv 2310.10769) look at the first frame, Tune-A-Video (arXiv
 2212.11565) at the first and the previous one; the others are ours.
@@ -58,15 +59,16 @@ class FirstFrameKeys:
     """Which frames self-attention looks at, and when.
 
     Attributes:
-        source: ``self`` changes nothing; ``first`` is the first frame alone; the others look at several frames, one behind
-            the other: ``first_prev`` at the first and the previous one, ``first_self`` at the first one and the frame
-            itself, ``first_prev_self`` at all three.
+        source: ``self`` changes nothing; ``first`` is the first frame alone; the others look at several frames, one
+            behind the other: ``first_prev`` at the first and the previous one, ``first_self`` at the first one and the
+            frame itself, ``first_prev_self`` at all three.
         start_percent: begins at this part of the schedule, 0..1.
         end_percent: ends at this part of the schedule, 0..1.
         blocks: comma list of block name patterns: ``all``, ``mid,up``, ``down.1.*``.
         rows: ``conditional`` leaves unconditional batch rows alone.
         whole_clips: also where all frames are in one sequence. Transformers see motion in that very attention, which
-            frames that look at a few others no longer do; without it only models that attend frame by frame are changed.
+            frames that look at a few others no longer do; without it only models that attend frame by frame are
+            changed.
 
     Raises:
         GuideError: an unknown source or rows, or a value out of its range.
@@ -177,7 +179,7 @@ def folded_site(site: AttentionSite, places: KeyPlaces, key_length: int) -> Atte
 
 
 def keys_of_frames(tensor: Tensor, axis: int, video: range, rows: Tensor) -> Tensor:
-    """Give each batch row the video keys of other rows, one row's behind the other's; its other keys stay its own.
+    """Give each batch row the video keys of other rows, one row's after another's; its other keys stay its own.
 
     Args:
         tensor: batch in front, [1 or B, ...].
@@ -201,9 +203,9 @@ def keys_of_frames(tensor: Tensor, axis: int, video: range, rows: Tensor) -> Ten
 
 
 def attend_in_turns(attend: Attend, q: Tensor, k: Tensor, v: Tensor, site: AttentionSite, places: KeyPlaces) -> Tensor:
-    """Let each frame of a sequence over the whole clip meet the frames at its places and all keys that are no video.
+    """Let each frame of a sequence over the whole clip meet the frames at its places and all keys that are not video.
 
-    Neighbours that look at the same frames share a call. Queries that are no video meet all keys as they did.
+    Neighbours that look at the same frames share a call. Queries that are not video meet all keys as they did.
 
     Args:
         attend: the attention to call.

@@ -1,8 +1,9 @@
 """FreeLong and FreeLong++: clips longer than the model was trained on, from windows of the native length.
 
-Each frame attends to the frames around it, which keeps detail, and to the whole clip, which keeps it consistent; the low
-frequencies over time and space come from the whole clip and the others from the window. FreeLong++ does so with windows of
-several lengths. Both act on attention over time: temporal attention of U-Nets and full self-attention of transformers.
+Each frame attends to the frames around it, which keeps detail, and to the whole clip, which keeps it consistent; the
+low frequencies over time and space come from the whole clip and the others from the window. FreeLong++ does so with
+windows of several lengths. Both act on attention over time: temporal attention of U-Nets and full self-attention of
+transformers.
 
 Source: FreeLong (arXiv 2407.19918, aniki-ly/FreeLong); FreeLong++ (arXiv 2507.00162).
 """
@@ -193,8 +194,8 @@ def _on_grid(video: Tensor, site: AttentionSite) -> Tensor:
 class FreeLongPatch(AttentionPatch):
     """FreeLong as an attention patch.
 
-    Calls over no more frames than a window, or at strength 0, go through to the bit. Windows and filters are made once per
-    kind of call.
+    Calls over no more frames than a window, or at strength 0, go through to the bit. Windows and filters are made once
+    per kind of call.
 
     Args:
         settings: window, cut-offs and schedule; the paper's by default.

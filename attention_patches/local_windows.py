@@ -1,7 +1,7 @@
 """Attention within windows of frames, in blocks of queries: never a mask over all pairs of frames or of tokens.
 
 Windows count frames by their order in the call, as the model does: the frames of a context window are neighbours to it
-wherever they stand in the clip. Tokens that are no video (text, reference pictures, keys of an earlier patch) are seen
+wherever they stand in the clip. Tokens that are not video (text, reference pictures, keys of an earlier patch) are seen
 by every query.
 
 Source of the window rule: FreeLong (arXiv 2407.19918) and its code for LaVie; of the centred one: FreeLong++
@@ -148,11 +148,11 @@ def close(bias: Tensor | None, closed: Tensor, part: KeyPart, q: Tensor) -> Tens
 
 @dataclass(frozen=True, eq=False)
 class KeyPart:
-    """Some frames of the keys of a call, and all of its keys that are no video.
+    """Some frames of the keys of a call, and all of its keys that are not video.
 
     Attributes:
         site: of a call in which some frames of queries meet these keys.
-        spans: where these keys are in the whole key sequence: runs of it, one behind the other.
+        spans: where these keys are in the whole key sequence: runs of it, one after another.
         before, after: how many keys stand before and after the video.
     """
 

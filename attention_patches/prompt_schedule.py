@@ -1,8 +1,8 @@
 """Several prompts one after the other in one film: each frame meets the words of its own prompt.
 
 The prompts' text sequences stand one behind the other in the text that the model is given. At cross-attention each
-frame attends to the part of its prompt only, so that it is conditioned exactly as by that prompt alone; where one prompt
-fades into the next, the results of both are mixed.
+frame attends to the part of its prompt only, so that it is conditioned exactly as by that prompt alone; where one
+prompt fades into the next, the results of both are mixed.
 
 Source of the idea: FreeNoise (arXiv 2310.15169), which injects prompts by frames; the mixing of results is ours.
 """

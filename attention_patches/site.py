@@ -81,13 +81,13 @@ class AttentionSite:
         frames: index of each of the T frames in the whole clip (context windows give a part of it).
         clip_frames: how many frames the whole clip has, in the same (latent) frames.
         video: the part of the query sequence that holds video tokens.
-        text: the part of the key sequence that holds text tokens; None in cross-attention means all of it, and elsewhere
-            that there are none.
+        text: the part of the key sequence that holds text tokens; None in cross-attention means all of it, and
+            elsewhere that there are none.
         rows: how the batch axis is made.
         progress: 0 at the first step (pure noise) to 1 at the end: ``1 - timestep / (train_timesteps - 1)``.
         sigma: noise level, in the model's own units.
         extent: (rows, columns) of the grid that the picture fills, as (7.5, 13) of (8, 13) cells where the size of the
-            latents is no multiple of the patch and the model pads; None when it fills all.
+            latents is not a multiple of the patch and the model pads; None when it fills all.
         time_factor: pixel frames per latent frame of the model's autoencoder, where the first frame stands alone; None
             when unknown: then the numbers of masks and frames decide.
         query_frames: index in the whole clip of the frames whose video tokens are queries, where a patch lets some
@@ -96,7 +96,7 @@ class AttentionSite:
         text_part: where a patch lets frames meet a part of the text only: the number of its first token in the whole
             text, and how many tokens the whole text has; ``text`` then is that part. None where the text is whole.
         key_frames: where frames are folded into the batch and meet other frames than themselves: for each of the T
-            frames those whose tokens are its video keys, one behind the other, as indices in the whole clip. All are
+            frames those whose tokens are its video keys, one after another, as indices in the whole clip. All are
             among ``frames``, every row names equally many, and one that is named twice stands there twice. None where
             each frame meets itself.
     """
@@ -154,7 +154,7 @@ def chunk_site(site: AttentionSite, chunk: int) -> AttentionSite:
     )
 
 
-# Called with the lengths of the query and the key sequence of each attention call and its ``transformer_options``, in the
-# order in which a model makes them; returns where that call stands, or None where nothing is known of it and it shall be
-# left alone.
+# Called with the lengths of the query and the key sequence of each attention call and its ``transformer_options``, in
+# the order in which a model makes them; returns where that call stands, or None where nothing is known of it and it
+# is left alone.
 SiteFinder: TypeAlias = Callable[[int, int, Mapping[str, Any]], AttentionSite | None]

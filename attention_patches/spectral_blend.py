@@ -2,8 +2,8 @@
 
 The lowest frequencies come from the widest window, the highest from the narrowest. All filters are Gaussian and sum to
 one at every frequency, so that for two results the blend is ``local + low_pass(global - local)``: one filter on one
-tensor. A Gaussian over (time, height, width) is the product of one over each axis, and filtering an axis of a video is a
-product with a small circulant matrix; that takes less time and memory than the transforms of three axes. Axes longer
+tensor. A Gaussian over (time, height, width) is the product of one over each axis, and filtering an axis of a video is
+a product with a small circulant matrix; that takes less time and memory than the transforms of three axes. Axes longer
 than ``MATRIX_AXIS`` are filtered by a real FFT and its inverse.
 
 Source: FreeLong (arXiv 2407.19918); FreeLong++ (arXiv 2507.00162) for several bands.
@@ -42,8 +42,8 @@ def gaussian_weights(size: int, cutoff: float) -> Tensor:
 def band_cutoffs(scales: Sequence[int], cutoff: float = 0.25) -> list[float]:
     """Cut-off over time below which the window of each scale takes over from the one before; the first has none.
 
-    A window of ``scale`` times the native length holds the frequencies up to ``1 / (2 * scale)``, that is ``2 * cutoff /
-    scale`` for a cut-off of 0.25 (which is that of scale 2).
+    A window of ``scale`` times the native length holds the frequencies up to ``1 / (2 * scale)``, that is ``2 * cutoff
+    / scale`` for a cut-off of 0.25 (which is that of scale 2).
     """
     return [2.0 * cutoff / scale for scale in scales[1:]]
 

@@ -81,16 +81,16 @@ class HostKernel:
         split = self._call.skip_reshape or widened
         tensors = (q, k, v) if split else tuple(tensor.transpose(1, 2).flatten(2) for tensor in (q, k, v))
         arguments = dict(self._rest, mask=bias, skip_reshape=split, skip_output_reshape=True)
-        told: dict[str, Any] = {}
+        changes: dict[str, Any] = {}
         if site is not self._site:
-            # A patch has split the call: the next stack in the chain shall know.
-            told[SITE_KEY] = site
+            # A patch has split the call: the next stack in the chain must know.
+            changes[SITE_KEY] = site
         guided = bias is not None or widened or self._state.exact
         if guided:
-            told[STATE_KEY] = replace(self._state, exact=True)
+            changes[STATE_KEY] = replace(self._state, exact=True)
             arguments[REQUEST] = False
-        if told:
-            arguments["transformer_options"] = {**self._rest["transformer_options"], **told}
+        if changes:
+            arguments["transformer_options"] = {**self._rest["transformer_options"], **changes}
         out = (self._exact() if guided else self._plain)(*tensors, heads, **arguments)
         # Some functions know skip_output_reshape only on some of their paths.
         if out.ndim == 3:

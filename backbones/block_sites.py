@@ -1,8 +1,8 @@
 """Say for the attention calls inside of one transformer block which site each of them is.
 
-ComfyUI's video transformers hand one set of options to all attention calls of a block, and not all say which block it is,
-nor is one number always one block (VACE's own blocks and a pose branch bear those of others). So every block is entered
-through a marker in ``patches_replace["dit"]``, which leaves a
+ComfyUI's video transformers hand one set of options to all attention calls of a block, and not all say which block it
+is, nor is one number always one block (VACE's own blocks and a pose branch bear those of others). So every block is
+entered through a marker in ``patches_replace["dit"]``, which leaves a
 :class:`SiteSequence` in the block's options. Markers are laid around whatever another pack has put there, at each call
 of the model, so that it does not matter who came first.
 """

@@ -97,15 +97,15 @@ class Family(ABC):
     Attributes:
         name: for messages and tables.
         time_factor: pixel frames per latent frame, the first one alone; 1 where each picture is a latent frame.
-        trained_frames: latent frames of the clips that most models of the family were trained on; ``native_frames`` asks
-            the model.
+        trained_frames: latent frames of the clips that most models of the family were trained on; ``native_frames``
+            asks the model.
         frame_axis: of the latents: 2 in [B, C, T, h, w], 0 in [B * T, C, h, w].
         encoders: names under which ComfyUI's tokenizer returns the tokens that make the model's text sequence, most
             wanted first; empty for models without text.
         finds_sites: whether sites are found by ``prepare``; models of our own make them themselves.
         block_list: name of the list of blocks in the network.
-        parts: names of all submodules that a network of the family may have at its top. A network with others is a model
-            of another making, whose tokens may stand elsewhere; empty where ``fits`` knows it otherwise.
+        parts: names of all submodules that a network of the family may have at its top. A network with others is a
+            model of another making, whose tokens may stand elsewhere; empty where ``fits`` knows it otherwise.
         joint_text: whether text and film attend to each other in one sequence; else cross-attention reads the text.
     """
 

@@ -1,8 +1,8 @@
 """Hang a patch stack into a ComfyUI model: which calls of the host tell the sites what they must know.
 
 At the start of a run (``OUTER_SAMPLE``) the guides are compared with the film, and the run's facts are laid into the
-options of that run; at each call of the model (``APPLY_MODEL``) the family of the model lays the sites of that call into
-that call's options. Nothing is written into the model, its options or its weights.
+options of that run; at each call of the model (``APPLY_MODEL``) the family of the model lays the sites of that call
+into that call's options. Nothing is written into the model, its options or its weights.
 """
 
 from __future__ import annotations

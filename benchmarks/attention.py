@@ -4,9 +4,9 @@
     python benchmarks/attention.py --quick    # the two shorter lengths only
 
 Everything is called as a model calls it: one attention call with the patch stack as its override. Compared are plain
-attention, region channels (``separate``, soft), partition (``separate``, hard) and, as what they replace, a dense additive
-bias that is ready made. Calls alternate, and each ratio is the median of the ratios to the plain call of the same turn.
-Peak memory is that of a fresh process around one call, tables included, and counts q, k, v and the result.
+attention, region channels (``separate``, soft), partition (``separate``, hard) and, as what they replace, a dense
+additive bias that is ready made. Calls alternate, and each ratio is the median of the ratios to the plain call of the
+same turn. Peak memory is that of a fresh process around one call, tables included, and counts q, k, v and the result.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@
     python benchmarks/extension.py sheet FILE.png --scenes 1    # the same films to look at
 
 In each scene an object of its own size goes round in a circle, which no prompt asks for; the film begins with a drawn
-picture. Compared are what frames take their colours from and what the next round begins with. ``real`` is the drawn scene
-itself through the VAE: what its measures are is as good as can be. Raw numbers of every film go to
+picture. Compared are what frames take their colours from and what the next round begins with. ``real`` is the drawn
+scene itself through the VAE: what its measures are is as good as can be. Raw numbers of every film go to
 ``benchmarks/results/extension.json`` as they come; a run that was interrupted goes on where it stopped.
 """
 
@@ -103,9 +103,9 @@ def film_of(model: Any, number: int, variant: str, options: argparse.Namespace) 
 def measure(film: np.ndarray, number: int) -> dict[str, list[float | None]]:
     """Measures of each round of a film [T, 64, 64, 3].
 
-    iou: of the object, whatever its colour, with its mask. colour: distance (RGB, 0..1.73) of its mean colour from the one
-    that the prompt names. size: its diameter as a part of the mask's. background: mean difference of a background pixel from
-    the world's picture, 0..1. None where no object is seen in a round.
+    iou: of the object, whatever its colour, with its mask. colour: distance (RGB, 0..1.73) of its mean colour from the
+    one that the prompt names. size: its diameter as a part of the mask's. background: mean difference of a background
+    pixel from the world's picture, 0..1. None where no object is seen in a round.
     """
     world, metrics = module("toybox.world"), module("toybox.metrics")
     scene, _, _, masks = scene_of(number)

@@ -3,13 +3,13 @@
     python benchmarks/free_long.py            # CPU, and CUDA where there is one
     python benchmarks/free_long.py --quick    # the shorter clip only
 
-Shapes are LaVie's at 320 x 512: 640 cells of 640 channels and, at the finest grid, 2560 cells of 320, both with 8 heads.
-Compared are, once as the attention call alone and once as the whole temporal layer (projections, rotary positions,
-relative bias and attention, as the original runs it): plain attention; FreeLong (blended, and windows alone as at the finest
-grid and late in the schedule); FreeLong++; and the original: the layer twice, once with a mask over all pairs of frames,
-and whole complex spectra of both results. Calls alternate, and each ratio is the median of the ratios to the plain call
-of the same turn, by processor time on a CPU. Peak memory is that of a fresh process around one attention call; it
-counts q, k, v and the result.
+Shapes are LaVie's at 320 x 512: 640 cells of 640 channels and, at the finest grid, 2560 cells of 320, both with 8
+heads. Compared are, once as the attention call alone and once as the whole temporal layer (projections, rotary
+positions, relative bias and attention, as the original runs it): plain attention; FreeLong (blended, and windows alone
+as at the finest grid and late in the schedule); FreeLong++; and the original: the layer twice, once with a mask over
+all pairs of frames, and whole complex spectra of both results. Calls alternate, and each ratio is the median of the
+ratios to the plain call of the same turn, by processor time on a CPU. Peak memory is that of a fresh process around one
+attention call; it counts q, k, v and the result.
 """
 
 from __future__ import annotations

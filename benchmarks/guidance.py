@@ -4,8 +4,8 @@
     python benchmarks/guidance.py foreign    # mask tracks that are not the model's own: shifted or reversed motion
     python benchmarks/guidance.py summary    # the figures of what has been measured
 
-Raw numbers of every film go to ``benchmarks/results/guidance.json`` as they come; a run that was interrupted goes on where
-it stopped. Guided and unguided films are paired: same prompt, same noise, same settings.
+Raw numbers of every film go to ``benchmarks/results/guidance.json`` as they come; a run that was interrupted goes on
+where it stopped. Guided and unguided films are paired: same prompt, same noise, same settings.
 """
 
 from __future__ import annotations

@@ -5,10 +5,11 @@
     python benchmarks/mask_modes.py summary               # the table of what has been measured
     python benchmarks/mask_modes.py sheet --out modes.png # films of a few guides, the masks drawn on them
 
-A guide is a track of masks of the object's own shape and size, in one of the world's six motions; its prompt names another
-motion. All variants of a guide share prompt and noise. ``+ first frame`` locks the first frame to a picture of the object
-at its first mask; frames after it are what counts there, so that the given frame is not counted as followed. Raw numbers
-go to ``benchmarks/results/mask_modes.json`` as they come; a run that was interrupted goes on where it stopped.
+A guide is a track of masks of the object's own shape and size, in one of the world's six motions; its prompt names
+another motion. All variants of a guide share prompt and noise. ``+ first frame`` locks the first frame to a picture of
+the object at its first mask; frames after it are what counts there, so that the given frame is not counted as followed.
+Raw numbers go to ``benchmarks/results/mask_modes.json`` as they come; a run that was interrupted goes on where it
+stopped.
 """
 
 from __future__ import annotations

@@ -5,9 +5,9 @@
     python benchmarks/motion_tuning.py summary circle    # the table of what has been measured
     python benchmarks/motion_tuning.py sheet circle FILE.png
 
-The clips are red, green, blue and yellow balls and squares; what is measured is of other colours or another shape. A film
-follows the motion when its object's path, laid over the exact one, is apart from it by less than ``NEAR`` pixels in the
-mean (standing still is 13 on a circle). Raw numbers go to ``benchmarks/results/motion_tuning.json``.
+The clips are red, green, blue and yellow balls and squares; what is measured is of other colours or another shape. A
+film follows the motion when its object's path, laid over the exact one, is apart from it by less than ``NEAR`` pixels
+in the mean (standing still is 13 on a circle). Raw numbers go to ``benchmarks/results/motion_tuning.json``.
 """
 
 from __future__ import annotations

@@ -201,7 +201,8 @@ def data_type(device: str) -> torch.dtype:
     return torch.float32 if device == "cpu" else torch.bfloat16
 
 
-# --- patches ------------------------------------------------------------------------------------------------------------
+# --- patches
+# ------------------------------------------------------------------------------------------------------------
 
 
 def film_masks(pixels: tuple[int, int, int], share: float = SHARE) -> Tensor:

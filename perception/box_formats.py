@@ -1,9 +1,9 @@
 """Boxes of other node packs: BBOX tuples, and SEGS of the Impact Pack; to and from our own. Nothing is guessed.
 
-BBOX has no type: KJNodes mostly passes (x, y, width, height) with one box per frame, segment-anything-2 (x0, y0, x1, y1)
-with a list per frame, so both the sides and the nesting are named by the caller. SEGS is ``((height, width), [SEG])``
-(ltdrdata/ComfyUI-Impact-Pack, ``modules/impact/core.py``): about one picture, or, where the mask of a SEG has three
-dimensions as in the pack's nodes for AnimateDiff, about one object in all frames of a film.
+BBOX has no type: KJNodes mostly passes (x, y, width, height) with one box per frame, segment-anything-2 (x0, y0, x1,
+y1) with a list per frame, so both the sides and the nesting are named by the caller. SEGS is ``((height, width),
+[SEG])`` (ltdrdata/ComfyUI-Impact-Pack, ``modules/impact/core.py``): about one picture, or, where the mask of a SEG has
+three dimensions as in the pack's nodes for AnimateDiff, about one object in all frames of a film.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ def from_bbox(boxes: Any, frames: int, sides: Sides, nesting: Nesting, label: st
         frames: of the film.
         sides: ``xywh`` (left, top, width, height) or ``xyxy`` (left, top, right, bottom), in pixels.
         nesting: ``one_per_frame``: the list has one box for each frame (KJNodes); ``every_frame``: its boxes are in
-            every frame alike; ``list_per_frame``: it has a list for each frame, or one list for all (segment-anything-2).
+            every frame alike; ``list_per_frame``: it has a list for each frame, or one list for all
+            (segment-anything-2).
         label: for all of them.
 
     Returns:

@@ -14,7 +14,8 @@ from .answers import check_answer
 # Flow is searched in pictures of about this many pixels along the longer side: smaller frames are enlarged, since the
 # method looks at patches of eight pixels, and larger ones shrunk, since it takes longer and finds no more.
 LEAST_SIDE, MOST_SIDE = 192, 640
-# Where going there and back again ends further away than this share of the way, plus these pixels, something was hidden.
+# Where going there and back again ends further away than this share of the way, plus these pixels, something was
+# hidden.
 SLACK_SHARE, SLACK_PIXELS = 0.1, 1.0
 
 

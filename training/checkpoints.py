@@ -20,7 +20,8 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     """Write ``state`` (state dicts, numbers) to ``path``; a crash in the middle leaves the old file whole.
 
     Raises:
-        OSError: it cannot be written, for want of room for example. The old file is still there, and no half of a new one.
+        OSError: it cannot be written, for want of room for example. The old file is still there, and no half of a new
+        one.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

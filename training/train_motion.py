@@ -3,10 +3,10 @@
     python cli.py train-motion --videos clips --masks masks --prompt "a horse runs" --phrase horse --base lavie_base.pt
         --parts v1-5-pruned-emaonly.safetensors --out horse.safetensors
 
-A film ``horse.mp4`` belongs to the masks ``horse.npy`` (or a film, a picture, a folder of pictures); ``horse.txt`` beside it
-may hold its own prompt, then its phrases, one a line, and ``background: ...``. The result loads with Load Motion in
-ComfyUI, with ``--motion`` here, and a LoRA with ComfyUI's own loader too. An interrupted run goes on from its folder by
-the same command.
+A film ``horse.mp4`` belongs to the masks ``horse.npy`` (or a film, a picture, a folder of pictures); ``horse.txt``
+beside it may hold its own prompt, then its phrases, one a line, and ``background: ...``. The result loads with Load
+Motion in ComfyUI, with ``--motion`` here, and a LoRA with ComfyUI's own loader too. An interrupted run goes on from its
+folder by the same command.
 """
 
 from __future__ import annotations
@@ -161,8 +161,8 @@ def open_base(options: argparse.Namespace, device: torch.device) -> tuple[Any, s
     """The model to tune, and its name.
 
     Raises:
-        ValueError, OSError, RuntimeError: it cannot be opened, or LaVie is named without parts; a checkpoint or folder of
-            Stable Diffusion 1 has them itself.
+        ValueError, OSError, RuntimeError: it cannot be opened, or LaVie is named without parts; a checkpoint or folder
+            of Stable Diffusion 1 has them itself.
     """
     if options.base == TOYBOX:
         from ..video_models.toybox import load_toybox

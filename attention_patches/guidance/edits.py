@@ -79,8 +79,7 @@ class EditJob:
     def write(self, q: Tensor, k: Tensor, v: Tensor, out: Tensor, bias: Tensor | None, kernel: Kernel) -> None:
         """Write the result of these rows into ``out`` [B, heads, Lq, dv]; it takes the kernel's place."""
         most = EDIT_ELEMENTS_CPU if q.device.type == "cpu" else EDIT_ELEMENTS_GPU
-        asked = self.edit.peak_keys is not None
-        peaks = self._peaks(q, k, v, bias, most) if asked else q.new_zeros(len(self.rows))
+        peaks = self._peaks(q, k, v, bias, most) if self.edit.peak_keys is not None else q.new_zeros(len(self.rows))
         for begin, end, rows, tensors, own in self._pieces(q, k, v, bias, most):
             groups = self.groups[begin:end]
             peak = peaks[begin:end, None, None, None]
@@ -95,7 +94,7 @@ class EditJob:
     def _pieces(
         self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, most: int
     ) -> Iterator[tuple[int, int, slice | Tensor, tuple[Tensor, Tensor, Tensor], Tensor | None]]:
-        """Yield first and last + 1 of the rows of the set, these rows of the batch, their q, k and v, and their bias."""
+        """Yield (begin, end) of rows of the set, these rows of the batch, their q, k and v, and their bias."""
         turn = max(1, most // max(q.shape[1] * q.shape[2] * k.shape[2], 1))
         for begin in range(0, len(self.rows), turn):
             end = min(begin + turn, len(self.rows))
@@ -121,7 +120,7 @@ class EditJob:
 
 
 def replace_keys(values: Tensor, keys: slice, part: Tensor) -> Tensor:
-    """Put ``part`` in the place of some keys of values [rows, heads, queries, keys]; not in place: training goes through."""
+    """Replace some keys of values [rows, heads, queries, keys] by ``part``; not in place, so that training goes on."""
     if keys.start == 0 and keys.stop == values.shape[-1]:
         return part
     return values.slice_scatter(part, dim=-1, start=keys.start, end=keys.stop)

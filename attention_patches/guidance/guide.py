@@ -37,8 +37,9 @@ class Guide:
             closed at any strength above 0.
         frame_strength: factors on ``strength``, 0..10: one for each frame of the masks (or of the clip, with one mask
             for all), one for all frames, or none.
-        key_source: which frames give the keys and values of self-attention, on transformers too, which lose their motion
-            by it; None is the mode's own choice for models that attend frame by frame, and leaves transformers alone.
+        key_source: which frames give the keys and values of self-attention, on transformers too, which lose their
+            motion by it; None is the mode's own choice for models that attend frame by frame, and leaves transformers
+            alone.
         time_pooling: how the pixel frames of one latent frame become one: max, mean, min, first or last.
 
     Raises:
@@ -69,8 +70,8 @@ class Guide:
         frames, values = self.masks.shape[1], len(self.frame_strength)
         if frames > 1 and values not in (0, 1, frames):
             raise GuideError(
-                f"there are {values} values of frame_strength for {frames} mask frames; give one per mask frame, or one "
-                "for all of them."
+                f"there are {values} values of frame_strength for {frames} mask frames; give one per mask frame, or "
+                "one for all of them."
             )
         if self.background_phrase and not self.phrases and len(self.masks):
             raise GuideError(
@@ -98,7 +99,8 @@ class Guide:
     def on_blocks(self, names: Sequence[str]) -> Guide:
         """Return this guide for a model whose blocks have these names.
 
-        A mode's published blocks are those of a U-Net; where none of them is in the model (a transformer), all are guided.
+        A mode's published blocks are those of a U-Net; where none of them is in the model (a transformer), all are
+        guided.
         """
         published = next(constant.default for constant in fields(self.mode) if constant.name == "blocks")
         patterns = block_patterns(self.mode.blocks)

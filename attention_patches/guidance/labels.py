@@ -19,13 +19,13 @@ GAUSSIAN_WIDTH = 1.0 / 3.0
 
 
 def of_queries(call: ModeCall, values: Tensor) -> Tensor:
-    """Lay values [c, T of the queries, h, w] on the query sequence, [groups, Lq, c] on the call's device; 0 elsewhere."""
+    """Lay values [c, T of the queries, h, w] on the query sequence: [groups, Lq, c] on the call's device, else 0."""
     folded = fold(values, call.site.rows.folded)
     return place_tokens(folded, call.video_queries, call.lengths[0]).to(call.device)
 
 
 def of_keys(call: ModeCall, values: Tensor) -> Tensor:
-    """Lay values [c, T of the keys, h, w] on the key sequence, [groups, Lk, c] on the call's device; 0 elsewhere."""
+    """Lay values [c, T of the keys, h, w] on the key sequence: [groups, Lk, c] on the call's device, else 0."""
     folded = fold_keys(values, call.site)
     # Among words there are no video keys.
     return place_tokens(folded[:, : len(call.video_keys)], call.video_keys, call.lengths[1]).to(call.device)
@@ -55,7 +55,7 @@ def word_table(positions: Sequence[Sequence[int]], length: int, device: torch.de
 
 @dataclass(frozen=True, eq=False)
 class RegionLabels:
-    """The region of each video token: 1 .. R for objects, R + 1 for the background, 0 for tokens that are no video.
+    """The region of each video token: 1 .. R for objects, R + 1 for the background, 0 for tokens that are not video.
 
     Attributes:
         queries: [groups, Lq] int16.

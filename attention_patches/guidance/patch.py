@@ -53,8 +53,8 @@ def guide_patches(guide: Guide, text_spans: TextSpans | None = None) -> tuple[At
 class GuidePatch(AttentionPatch):
     """A guide bound to a prompt's tokens.
 
-    Masks are pooled once per grid, and once per kind of call the tables are made and brought to the device. ``innermost``
-    is true where the mode takes the kernel's place at some calls, or joins frames there.
+    Masks are pooled once per grid, and once per kind of call the tables are made and brought to the device.
+    ``innermost`` is true where the mode takes the kernel's place at some calls, or joins frames there.
 
     Args:
         guide: the guide.
@@ -83,7 +83,8 @@ class GuidePatch(AttentionPatch):
         self._forget()
 
     def _forget(self) -> None:
-        # Masks as they are (False) and filled up to their boxes (True), made when asked for; boxes by length of the clip.
+        # Masks as they are (False) and filled up to their boxes (True), made when asked for; boxes by length of the
+        # clip.
         self._pyramids: dict[bool, MaskPyramid] = {}
         self._clip_boxes: dict[Hashable, Tensor] = {}
 
@@ -146,7 +147,7 @@ class GuidePatch(AttentionPatch):
         return plan.run(attend, q, k, v, site)
 
     def _joins_frames(self, attend: Attend, site: AttentionSite) -> bool:
-        """Say whether queries of a frame shall meet all frames here: not where another patch chose frames for them."""
+        """Say whether queries of a frame are to meet all frames here: not where another patch chose frames for them."""
         if not self.guide.mode.space_time or site.kind != "self" or site.rows.folded != "frames":
             return False
         return site.key_frames is None and attend.bias is None
@@ -168,7 +169,8 @@ class GuidePatch(AttentionPatch):
             unfolded = replace(joined.rows, folded="none", folded_size=1)
             joined = replace(joined, rows=unfolded, video=Span(0, frames * q.shape[2]))
             whole = (rearrange(tensor[rows], "(b t) h n d -> b h (t n) d", t=frames) for tensor in (q, k, v))
-            found = self._guide(attend, *whole, site=joined)
+            queries, keys, values = whole
+            found = self._guide(attend, queries, keys, values, joined)
             found = rearrange(found, "b h (t n) d -> (b t) h n d", t=frames)
             kept = guided.repeat(site.rows.samples).nonzero()[:, 0].to(q.device)
             out[kept + rows.start] = found[kept]
@@ -263,8 +265,8 @@ def idle_steps(guide: Guide, progress: Sequence[float]) -> list[str]:
     if not guide.is_active or not progress or any(map(scope.is_during, progress)):
         return []
     return [
-        f"mode {guide.mode.name} acts from {scope.start_percent:g} to {scope.end_percent:g} of the schedule, where none "
-        f"of the {len(progress)} steps of this run lies (the first is at {progress[0]:.3f}, the last at "
+        f"mode {guide.mode.name} acts from {scope.start_percent:g} to {scope.end_percent:g} of the schedule, where "
+        f"none of the {len(progress)} steps of this run lies (the first is at {progress[0]:.3f}, the last at "
         f"{progress[-1]:.3f}): it does nothing here; widen its schedule or take more steps."
     ]
 

@@ -113,7 +113,7 @@ class Plan:
             for job in self.jobs:
                 job.write(q, k, v, out, attend.bias, kernel)
         for edit in self.edits:
-            # Who reads the site shall not see parts of a call.
+            # Whoever reads the site must not see parts of a call.
             edit.write(q, k, v, out, attend.bias, kernel if attend.last else plain_attention)
         return out
 

@@ -1,8 +1,8 @@
 """Which query gains how much from which key: the low-rank tables of a mode at one attention site.
 
-Every bias of mask guidance is ``sum_c query[c] * key[c]`` over a few channels c, so that no mask over all pairs of tokens is
-ever made. Queries carry weights in 0..1 and keys carry logits. A mode writes its bias as a few terms, ``mode_tables`` lays
-them on the sequences of a call.
+Every bias of mask guidance is ``sum_c query[c] * key[c]`` over a few channels c, so that no mask over all pairs of
+tokens is ever made. Queries carry weights in 0..1 and keys carry logits. A mode writes its bias as a few terms,
+``mode_tables`` lays them on the sequences of a call.
 """
 
 from __future__ import annotations
@@ -35,8 +35,9 @@ class RegionTables:
         query: [G, Lq, R] float, weights of the queries.
         key: [G, Lk, R] float, logits of the keys.
         guided: the groups in which the bias changes anything; the others are to be left alone.
-        partition: for the partition kernel the region of each query, [G, Lq] long, ``FREE`` for those that see all keys,
-            and which keys the queries of a region see, [G, Lk, regions] bool; None where the bias is not a partition.
+        partition: for the partition kernel the region of each query, [G, Lq] long, ``FREE`` for those that see all
+            keys, and which keys the queries of a region see, [G, Lk, regions] bool; None where the bias is not a
+            partition.
     """
 
     query: Tensor

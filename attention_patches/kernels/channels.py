@@ -1,6 +1,6 @@
 """Attention with region channels: a bias of low rank as a few channels more of q and k, in any fused kernel.
 
-For query weights r_q [c] and key logits r_k [c] the logits shall gain <r_q, r_k>. So both get longer::
+For query weights r_q [c] and key logits r_k [c] the logits are to gain <r_q, r_k>. So both get longer::
 
     q' = [      q * s      |  r_q ]      d + c numbers, c made up to a multiple of 8 with zeros
     k' = [      k          |  r_k ]
@@ -41,8 +41,8 @@ def region_channels(
 ) -> tuple[Tensor, Tensor]:
     """Make the channels to append to q and k so that the logits gain ``strength * <query_regions, key_regions>``.
 
-    The keys' channels are shifted and limited by ``open_keys``. In half precision the rounding of the keys' channels goes
-    into further channels where the alignment leaves room.
+    The keys' channels are shifted and limited by ``open_keys``. In half precision the rounding of the keys' channels
+    goes into further channels where the alignment leaves room.
 
     Args:
         query_regions: [G, Lq, R] weights in 0..1.
@@ -86,7 +86,7 @@ def channel_attention(
 
 def longer_queries(q: Tensor, channels: Tensor) -> Tensor:
     """Append channels [B or 1, Lq, c] to q [B, heads, Lq, d] and keep the scale of d."""
-    # The kernel divides by sqrt(d + c); the tensors' own products shall be divided by sqrt(d).
+    # The kernel divides by sqrt(d + c); the products of the tensors as they came are to be divided by sqrt(d).
     scale = math.sqrt((q.shape[3] + channels.shape[2]) / q.shape[3])
     return torch.cat((q * scale, channels[:, None].expand(*q.shape[:3], -1)), dim=3)
 

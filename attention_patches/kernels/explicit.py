@@ -28,7 +28,8 @@ def explicit_attention(
         k: [B, heads, Lk, d].
         v: [B, heads, Lk, dv].
         bias: additive, broadcastable to [B, heads, Lq, Lk], or a function of a slice of heads and a slice of queries
-            that returns the part for them. Rows that it closes completely (-inf everywhere) keep their normal attention.
+            that returns the part for them. Rows that it closes completely (-inf everywhere) keep their normal
+            attention.
         edit_logits: called with the logits [B, heads of the slice, queries of the slice, Lk] without the bias and with
             both slices; returns the ones to use. Rows of keys are whole, so that it may look for their extremes.
         edit: the same with the probabilities.

@@ -1,8 +1,8 @@
 """Plain attention of some rows of a batch, and what all kernels here have in common.
 
-All of them take q [B, heads, Lq, d], k [B, heads, Lk, d] and v [B, heads, Lk, dv], use the scale ``d ** -0.5`` and add an
-optional float ``bias`` (broadcastable to [B, heads, Lq, Lk]) to the logits. None ever holds an Lq x Lk tensor but the
-explicit one, and that one only in chunks. Work is cut into pieces of batch rows and heads, so that the copies a
+All of them take q [B, heads, Lq, d], k [B, heads, Lk, d] and v [B, heads, Lk, dv], use the scale ``d ** -0.5`` and add
+an optional float ``bias`` (broadcastable to [B, heads, Lq, Lk]) to the logits. None ever holds an Lq x Lk tensor but
+the explicit one, and that one only in chunks. Work is cut into pieces of batch rows and heads, so that the copies a
 kernel makes stay small beside the tensors it is given.
 """
 

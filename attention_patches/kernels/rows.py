@@ -11,8 +11,8 @@ from torch import Tensor
 
 # Copies may take this part of q, k, v and the result together ...
 COPY_SHARE = 0.025
-# ... or this many bytes, whichever is more: a GPU needs larger pieces to be busy. One head of 32,760 tokens with 128 and
-# 8 channels in half precision (Wan at 832 x 480 x 81) fits: a little less, and each head would take two calls.
+# ... or this many bytes, whichever is more: a GPU needs larger pieces to be busy. One head of 32,760 tokens with 128
+# and 8 channels in half precision (Wan at 832 x 480 x 81) fits: a little less, and each head would take two calls.
 COPY_BYTES_CPU = 2**21
 COPY_BYTES_GPU = 36 * 2**20
 # Rows of queries that one CPU thread takes at a time in torch's fused kernel.
@@ -54,7 +54,7 @@ class RowSet:
 
 
 def copy_budget(q: Tensor, k: Tensor) -> float:
-    """Elements that the copies for one call may take, beside tensors like q [B, heads, Lq, d] and k [B, heads, Lk, d]."""
+    """Elements that the copies for one call may take beside q [B, heads, Lq, d] and k [B, heads, Lk, d]."""
     floor = COPY_BYTES_CPU if q.device.type == "cpu" else COPY_BYTES_GPU
     return max(COPY_SHARE * 2 * (q.numel() + k.numel()), floor / q.element_size())
 

@@ -92,5 +92,5 @@ def torch_attention(
 
 
 def repeat_heads(tensor: Tensor, heads: int) -> Tensor:
-    """Give each head of [B, fewer, L, d] to as many of the ``heads`` heads of q as share it; the tensor itself if none."""
+    """Repeat the heads of [B, fewer, L, d] for the ``heads`` heads of q that share them; unchanged if none do."""
     return tensor if tensor.shape[1] == heads else tensor.repeat_interleave(heads // tensor.shape[1], dim=1)

@@ -1,10 +1,11 @@
-"""Wan 2.1 and 2.2: text and image to video, VACE, Fun control, camera, speech, HuMo, Animate, SCAIL, dance; 1.3B to 14B.
+"""Wan 2.1 and 2.2: text and image to video, VACE, Fun control, camera, speech, HuMo, Animate, SCAIL, dance; 1.3B to
+14B.
 
 Each block makes a self-attention over all tokens of the film, for image-to-video models a cross-attention with the
 tokens of pictures (left alone), and one with the text. Tokens are in the order frame, row, column. What stands before
-the film's tokens: a reference picture that goes through ``ref_conv``, SCAIL's reference pictures, and the first frames of
-the latents where those are references (VACE, Animate). Further latents and references stand after them. VACE's own blocks
-and the pose branch of Animate 2 run outside of the markers and stay as they are.
+the film's tokens: a reference picture that goes through ``ref_conv``, SCAIL's reference pictures, and the first frames
+of the latents where those are references (VACE, Animate). Further latents and references stand after them. VACE's own
+blocks and the pose branch of Animate 2 run outside of the markers and stay as they are.
 
 Animate 2 asks frame by frame: each frame meets all frames and the one of the pose film that belongs to it.
 
@@ -76,7 +77,8 @@ class Wan(MarkedFamily):
     def _frame_by_frame(call: ModelCall, grid: TokenGrid, whole: Any, length: int) -> list[ExpectedCall]:
         """Animate 2's calls: each frame's among all frames and its own of the pose.
 
-        The first frame of a call has no pose; it is the reference picture, but in a later context window one of the film's.
+        The first frame of a call has no pose; it is the reference picture, but in a later context window one of the
+        film's.
         """
         size = grid.rows * grid.columns
         expected = [ExpectedCall(size, length, None)] * call.leading_frames

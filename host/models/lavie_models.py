@@ -1,7 +1,7 @@
 """LaVie's three U-Nets as native ComfyUI models.
 
-The U-Nets bring structure and attention sites; ComfyUI is told here what it needs to know: layers from ``comfy.ops``, the
-host's attention function, latent format, noise schedule, and how conditions become inputs.
+The U-Nets bring structure and attention sites; ComfyUI is told here what it needs to know: layers from ``comfy.ops``,
+the host's attention function, latent format, noise schedule, and how conditions become inputs.
 """
 
 from __future__ import annotations

@@ -47,8 +47,9 @@ def load_lavie_file(
     header (key ``config``), else from the shapes of the tensors.
 
     Args:
-        path: ``lavie_base.pt``, ``lavie_interpolation.pt``, ``lavie_vsr.pt`` or safetensors; or a checkpoint or diffusers
-            folder of Stable Diffusion 1.x, which becomes a model of clips in LAMP's layout (see ``LaVieConfig``).
+        path: ``lavie_base.pt``, ``lavie_interpolation.pt``, ``lavie_vsr.pt`` or safetensors; or a checkpoint or
+            diffusers folder of Stable Diffusion 1.x, which becomes a model of clips in LAMP's layout (see
+            ``LaVieConfig``).
         parts: gives text encoder and VAE: a checkpoint or diffusers folder of Stable Diffusion 1.x, for the upscaler of
             Stable Diffusion's x4 upscaler. Left out, those in ``path`` are taken if there are any.
         embeddings: folders of textual inversions.

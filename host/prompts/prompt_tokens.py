@@ -40,8 +40,8 @@ def token_spans(
         background_phrase: words of the prompt that name the background, or empty.
 
     Returns:
-        Positions in the text that the model gets, of phrases and of all of the prompt's own words; with ``conditioning``
-        also the names of its prompts.
+        Positions in the text that the model gets, of phrases and of all of the prompt's own words; with
+        ``conditioning`` also the names of its prompts.
 
     Raises:
         ValueError: the prompt or a phrase is empty, a phrase is not in the prompt or was cut off by the tokenizer, the

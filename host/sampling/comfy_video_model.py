@@ -62,8 +62,8 @@ class ComfyVideoModel:
         preview: where given, it takes what each step of sampling makes of the film, as ComfyUI's previewers read it.
 
     Raises:
-        ValueError: if the model's attention sites are not known, or it is LaVie's interpolation model or upscaler, which
-            make no film of a prompt alone.
+        ValueError: if the model's attention sites are not known, or it is LaVie's interpolation model or upscaler,
+            which make no film of a prompt alone.
     """
 
     def __init__(self, model: Any, clip: Any, vae: Any, width: int = 64, height: int = 64) -> None:

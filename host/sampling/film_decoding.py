@@ -33,8 +33,8 @@ def decode_parts(
         An iterator of frames [n, H, W, 3] in 0..1 on the host's output device. Between slices it can be cancelled.
 
     Raises:
-        ValueError: at once, before any work: no VAE; latents of more than one clip, of another shape or of other channels
-            than the VAE's, or not finite; numbers out of range.
+        ValueError: at once, before any work: no VAE; latents of more than one clip, of another shape or of other
+            channels than the VAE's, or not finite; numbers out of range.
     """
     if frames_per_part < 1:
         raise ValueError(f"frames_per_part is {frames_per_part}; decode at least 1 frame at once.")

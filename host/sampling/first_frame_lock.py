@@ -1,9 +1,9 @@
 """Hang a clean first frame into a ComfyUI model, for every sampler.
 
-At the start of a run (``OUTER_SAMPLE``) the frame is compared with the film. At each call of the model (``APPLY_MODEL``)
-its first frame is replaced before the model scales its input, so that the network is given the clean latents whatever the
-noise level; the prediction that the sampler goes on with, and the result, hold them as well. The host's own noise mask is
-something else: it gives the network that frame noised.
+At the start of a run (``OUTER_SAMPLE``) the frame is compared with the film. At each call of the model
+(``APPLY_MODEL``) its first frame is replaced before the model scales its input, so that the network is given the clean
+latents whatever the noise level; the prediction that the sampler goes on with, and the result, hold them as well. The
+host's own noise mask is something else: it gives the network that frame noised.
 
 Source: LAMP (arXiv 2310.10769), first-frame conditioning.
 """

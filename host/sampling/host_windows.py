@@ -1,8 +1,8 @@
 """ComfyUI's context windows for every family: the host cuts a long clip into overlapping ones at each step.
 
-The host's handler is used as it is, but for three things: batches of several clips, conditions that only seem to have the
-clip's frames because one of their axes is as long, and the anchor frame that it lays in front of windows, which a window
-that overlaps its neighbours does not need.
+The host's handler is used as it is, but for three things: batches of several clips, conditions that only seem to have
+the clip's frames because one of their axes is as long, and the anchor frame that it lays in front of windows, which a
+window that overlaps its neighbours does not need.
 
 Source: Comfy-Org/ComfyUI, comfy/context_windows.py.
 """

@@ -26,8 +26,8 @@ class SharedNoise:
     Attributes:
         noise: NOISE (``seed`` and ``generate_noise``).
         mode: ``lamp`` and ``variance_preserving`` share the first frame's noise by the weights a, 1 - a or their square
-            roots; ``first_frame`` shares the first frame, noised as far as the model's schedule goes, by LAMP's weights;
-            ``freetraj`` moves the low frequencies along the objects.
+            roots; ``first_frame`` shares the first frame, noised as far as the model's schedule goes, by LAMP's
+            weights; ``freetraj`` moves the low frequencies along the objects.
         amount: a, 0..1; not for ``freetraj``.
         model: ComfyUI ``ModelPatcher``; for ``first_frame``, and to know how many frames a latent frame stands for.
         first_frame: raw latents of one frame, as a LATENT holds them; for ``first_frame``.
@@ -97,8 +97,8 @@ class SharedNoise:
     def _noised_first_frame(self, noise: Tensor) -> Tensor:
         """sqrt(alpha_bar) z + sqrt(1 - alpha_bar) noise at the highest noise level of the model.
 
-        The host adds noise in a scaling of its own and scales the sum to unit variance as it calls the network. Models of
-        flow matching start from noise alone.
+        The host adds noise in a scaling of its own and scales the sum to unit variance as it calls the network. Models
+        of flow matching start from noise alone.
         """
         clean = self.model.get_model_object("latent_format").process_in(raw_frame(self.model, self.first_frame))
         FirstFrame(clean).check_film(noise.shape)

@@ -15,7 +15,8 @@ from ...perception.tracks import Tracks
 
 # Larger outputs lie in a file that the system reads and writes as needed.
 LARGEST_IN_MEMORY = 512 * 1024**2
-# Pictures beside a result, and those that were asked for: 81 frames of 832 x 480 are drawn half as large, or as they are.
+# Pictures beside a result, and those that were asked for: 81 frames of 832 x 480 are drawn half as large, or as they
+# are.
 PREVIEW_BYTES, DRAWN_FILM_BYTES = 128 * 1024**2, 512 * 1024**2
 _LIMIT = "The pictures of a long or large film are smaller, so that all take at most {} MB."
 PREVIEW_LIMIT, DRAWN_FILM_LIMIT = _LIMIT.format(128), _LIMIT.format(512)

@@ -1,8 +1,8 @@
 """GroundingDINO files in the original format, by the package groundingdino-py (IDEA-Research/GroundingDINO).
 
-The package runs with any transformers: its wrapper around BERT, which uses methods that transformers 5 no longer has, is
-replaced by :class:`TextEncoder` while a model is built. Its deformable attention is plain torch. Weights stay float32:
-the package computes places in the picture in float32 and does not mix.
+The package runs with any transformers: its wrapper around BERT, which uses methods that transformers 5 no longer has,
+is replaced by :class:`TextEncoder` while a model is built. Its deformable attention is plain torch. Weights stay
+float32: the package computes places in the picture in float32 and does not mix.
 """
 
 from __future__ import annotations

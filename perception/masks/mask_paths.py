@@ -1,7 +1,7 @@
 """Drawn paths: objects as boxes or ellipses at a few frames, in between along lines or smooth curves.
 
-Written as JSON: a list of objects (or one of them by itself), each with keyframes. Places and sizes are fractions of the
-picture, so that a path serves every size::
+Written as JSON: a list of objects (or one of them by itself), each with keyframes. Places and sizes are fractions of
+the picture, so that a path serves every size::
 
     [{"label": "red ball", "shape": "ellipse", "curve": "spline", "keyframes": [
         {"frame": 0, "x": 0.2, "y": 0.7, "width": 0.3, "height": 0.3},

@@ -40,7 +40,8 @@ class SequenceSettings:
         width: of the result in pixels; 0 keeps it.
         paths: none, one for each object, or one for all: every mask moves onto its object's box in its frame, and is
             empty where the object is hidden.
-        placing: how it lies in that box: ``fit`` keeps its proportions, ``keep`` its size too, ``stretch`` fills the box.
+        placing: how it lies in that box: ``fit`` keeps its proportions, ``keep`` its size too, ``stretch`` fills the
+            box.
         dilate: pixels of the result by which masks grow, or shrink below 0.
         feather: pixels of the result over which edges fade.
 

@@ -15,7 +15,8 @@ from .drawing import Colour, colour_of, font_of, open_picture
 
 PAPER: Colour = (24, 24, 30)
 GRID: Colour = (52, 52, 62)
-# The longer side of the picture, in pixels: small frames are enlarged to the first, large ones made smaller to the last.
+# The longer side of the picture, in pixels: small frames are enlarged to the first, large ones made smaller to the
+# last.
 SMALLEST, LARGEST = 512, 1024
 # Lines are drawn this much larger and then made smaller, which smooths them.
 FINE = 2

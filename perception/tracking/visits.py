@@ -31,7 +31,8 @@ from .track_writer import TrackWriter
 # A model with a memory is told of a box only when its own mask fits the box less than this.
 DISAGREEMENT = 0.5
 # With boxes in fewer frames than this nothing is dropped for having been found too rarely: where most frames have
-# boxes, and where a detector looked at some frames only, so that it often sees an object once before something hides it.
+# boxes, and where a detector looked at some frames only, so that it often sees an object once before something hides
+# it.
 FEW_FRAMES, FEW_LOOKS = 4, 8
 # An object that is followed but was found in none of so many frames with boxes may have been mistaken for something.
 STRAYED = 3

@@ -158,7 +158,8 @@ def _pixels(frame: Any, with_alpha: bool) -> np.ndarray:
 def _planes(frame: Any, kind: str) -> np.ndarray:
     """Luma and chroma of every pixel: uint8 [3, H, W].
 
-    Each chroma is taken as it is for all of its pixels: between its neighbours' it would blur thin lines and enlarged pixels.
+    Each chroma is taken as it is for all of its pixels: between its neighbours' it would blur thin lines and enlarged
+    pixels.
     """
     luma, chroma = frame.format.components[:2]
     shares = round(luma.width / chroma.width), round(luma.height / chroma.height)

@@ -29,8 +29,8 @@ FILES = (MASK_FILM, MASK_ARRAY, MASK_NAMES, TRACKED_FILM, STRIP, REPORT)
 def write_find_and_follow(folder: Path, film: Film, result: FollowResult, frames_per_second: float) -> None:
     """Write the masks as a film and as an array, the film with the objects drawn on it, a strip and the report.
 
-    The array is bool [objects, frames, height, width], and the names of its objects lie beside it: ``refine``, ``guide``,
-    ``metrics`` and ``train-motion`` read both. All are written frame by frame.
+    The array is bool [objects, frames, height, width], and the names of its objects lie beside it: ``refine``,
+    ``guide``, ``metrics`` and ``train-motion`` read both. All are written frame by frame.
     """
     from PIL import Image
 

@@ -328,7 +328,8 @@ def _checked(values: np.ndarray, name: str) -> Tensor:
 
 
 def masks_in_folder(folder: Path) -> list[Path]:
-    """Pictures of a folder in the order of the numbers in their names: PNGs, or where there are none others of one kind.
+    """Pictures of a folder in the order of the numbers in their names: PNGs, or where there are none others of one
+    kind.
 
     Raises:
         ValueError: none, or several kinds beside each other.

@@ -22,16 +22,16 @@ def read_masks(path: Path) -> Tensor:
     """Read masks from a file or a folder; see ``mask_files`` for what the object is in each kind.
 
     Args:
-        path: a NumPy ``.npy`` file ([H, W], [T, H, W] or [N, T, H, W]; bool, 0..1 or whole numbers), a picture (one mask for
-            all frames; an animated one has one per frame), a film (one object), or a folder of pictures (a mask per frame in
-            the order of the numbers in their names).
+        path: a NumPy ``.npy`` file ([H, W], [T, H, W] or [N, T, H, W]; bool, 0..1 or whole numbers), a picture (one
+            mask for all frames; an animated one has one per frame), a film (one object), or a folder of pictures (a
+            mask per frame in the order of the numbers in their names).
 
     Returns:
         float [T, H, W], or [N, T, H, W] where several objects are told apart, 0..1.
 
     Raises:
-        ValueError: no such file, another kind of file, an array of another rank, a folder without pictures or with some of
-            different sizes, values out of range, or what could be read in two ways.
+        ValueError: no such file, another kind of file, an array of another rank, a folder without pictures or with some
+            of different sizes, values out of range, or what could be read in two ways.
     """
     if path.is_dir():
         return picture_masks(masks_in_folder(path))
@@ -59,8 +59,8 @@ def fit_masks(
     """Bring given masks to a film's length and size, and give them their phrases.
 
     Args:
-        masks: [H, W], [T, H, W] or [N, T, H, W] in 0..1; T is 1 (for all frames) or the film's length. Another height and
-            width is resized by area.
+        masks: [H, W], [T, H, W] or [N, T, H, W] in 0..1; T is 1 (for all frames) or the film's length. Another height
+            and width is resized by area.
         phrases: which objects are wanted, see ``bind_phrases``: one per object where those have no names. None at all
             keeps every object with its name.
         frames: of the film.

@@ -103,8 +103,8 @@ def guided_clips(
         folder: exists; takes ``film.mp4``.
         first_image: [H, W, 3] in 0..1 that the film begins with, brought to its size; None leaves it to the first
             round.
-        rounds: folder of the finished rounds, from which a later run with as many or more goes on; None is ``rounds`` in
-            ``folder``.
+        rounds: folder of the finished rounds, from which a later run with as many or more goes on; None is ``rounds``
+            in ``folder``.
         model_name: of the model with all that was loaded onto it; rounds of another one are refused.
         store: [T, H, W, 3]; takes the film's frames (``film_length`` says how many).
         fresh: forget rounds that are there.

@@ -1,5 +1,5 @@
-"""Long films from text: noise, prompts and attention that hold a clip together beyond the length a model was trained on,
-then frames in between and a larger size, all of it written while it is made.
+"""Long films from text: noise, prompts and attention that hold a clip together beyond the length a model was trained
+on, then frames in between and a larger size, all of it written while it is made.
 
 After FreeNoise (arXiv 2310.15169), FreeLong (arXiv 2407.19918), FreeLong++ (arXiv 2507.00162) and the three stages of
 LaVie (arXiv 2309.15103).
@@ -98,8 +98,9 @@ def long_video(
         progress: called with (stage, done, total); may raise to cancel.
 
     Raises:
-        ValueError: before any work, a prompt beside a schedule that no stage would use, sizes that the model cannot make, a prompt that begins after the end, or a film
-            that is too short to fill in frames; later, films that are broken.
+        ValueError: before any work, a prompt beside a schedule that no stage would use, sizes that the model cannot
+            make, a prompt that begins after the end, or a film that is too short to fill in frames; later, films that
+            are broken.
         OSError: before any work, the disk has too little room for the films that later stages need.
     """
     started = time.perf_counter()

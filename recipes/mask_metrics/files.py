@@ -73,8 +73,8 @@ def check_readable(clips: list[Clip]) -> None:
     """Read every film and its masks once, before anything is computed.
 
     Raises:
-        ValueError: one that cannot be read, or masks for another number of frames or of quite another shape; the message
-            names the file.
+        ValueError: one that cannot be read, or masks for another number of frames or of quite another shape; the
+            message names the file.
     """
     for clip in clips:
         film = read_film_bytes(clip.film)[0]

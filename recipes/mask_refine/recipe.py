@@ -1,7 +1,7 @@
 """Mask Refine: generate a film, find and track its objects, and generate it again with attention guided by their masks.
 
-After the idea of Mask Refine Video Generation (s1ckrain/MaskRefineVG), with a mask that does reach attention and, unless
-asked otherwise, the first film's noise, so that the masks belong to the film that they guide.
+After the idea of Mask Refine Video Generation (s1ckrain/MaskRefineVG), with a mask that does reach attention and,
+unless asked otherwise, the first film's noise, so that the masks belong to the film that they guide.
 """
 
 from __future__ import annotations

@@ -48,7 +48,8 @@ class MaskRefineSettings:
         background_lock: keep the first film's latents outside of the objects.
         lock_dilate: latent cells by which the unlocked region is larger than the objects, 0..16.
         lock_blur: latent cells over which the lock fades in, 0..16.
-        background_phrase: words of the prompt that name what is outside of all objects, for the modes that ask for them.
+        background_phrase: words of the prompt that name what is outside of all objects, for the modes that ask for
+            them.
         mode: one of ``attention_patches.guidance.modes.registry.MODES``.
         strength: in the mode's own unit, see ``mode_at``; None is the mode's own.
         start_percent, end_percent, blocks, rows: where and when the mode acts; None is the mode's own choice.

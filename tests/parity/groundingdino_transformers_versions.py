@@ -1,14 +1,14 @@
-"""The original GroundingDINO package answers alike with transformers 4 and its own text wrapper, and with transformers 5
-and ours.
+"""The original GroundingDINO package answers alike with transformers 4 and its own text wrapper, and with transformers
+5 and ours.
 
 Run it in two environments that share a folder; both need groundingdino-py, the second one any transformers::
 
     python4 tests/parity/groundingdino_transformers_versions.py write FOLDER
     python5 tests/parity/groundingdino_transformers_versions.py compare FOLDER
 
-The first needs transformers before 5. It builds the full-size Swin-T model with random weights by nothing but the package,
-writes them as a checkpoint in the original format (about 700 MB) and writes what the model answers. The second opens the
-checkpoint as users do and fails when logits or boxes differ by more than 1e-4.
+The first needs transformers before 5. It builds the full-size Swin-T model with random weights by nothing but the
+package, writes them as a checkpoint in the original format (about 700 MB) and writes what the model answers. The second
+opens the checkpoint as users do and fails when logits or boxes differ by more than 1e-4.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ Needs a clone of github.com/Vchitect/LaVie and the package that its attention ov
 
 The original is built from its own configuration, narrower unless ``--full``; its weights are written as a checkpoint in
 the published form and that file is opened as users do, so that finding stage and sizes takes part. Both get the same
-latents, of sizes that the U-Net cannot halve evenly too, and everything beside them. Fails when an output differs by more
-than 1e-4 of its range.
+latents, of sizes that the U-Net cannot halve evenly too, and everything beside them. Fails when an output differs by
+more than 1e-4 of its range.
 """
 
 from __future__ import annotations

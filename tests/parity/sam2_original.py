@@ -1,6 +1,7 @@
 """The original sam2 package and ours answer alike on the same random weights, SAM 2 and 2.1, at full size.
 
-Needs the original package beside ours (``pip install sam2==1.1.0``), any transformers from 4.56, and some minutes a size::
+Needs the original package beside ours (``pip install sam2==1.1.0``), any transformers from 4.56, and some minutes a
+size::
 
     python tests/parity/sam2_original.py
     python tests/parity/sam2_original.py --sizes tiny small base_plus large --frames 2

@@ -5,9 +5,10 @@
     python tests/parity/sam_hq_original.py /some/folder
 
 The package is not needed by the project and stays out of its environment (it imports timm, which must be there). Writes
-a full-size file in the original layout to a temporary folder, opens it with ``perception.segmentation.sam_hq`` and with the package,
-and asks both for masks from boxes, points, both, and rough masks. Logits, predicted IoU and embeddings must agree
-within 1e-3; the exit status says whether they do. About 4 GB of memory, no GPU and no network; a minute or two.
+a full-size file in the original layout to a temporary folder, opens it with ``perception.segmentation.sam_hq`` and with
+the package, and asks both for masks from boxes, points, both, and rough masks. Logits, predicted IoU and embeddings
+must agree within 1e-3; the exit status says whether they do. About 4 GB of memory, no GPU and no network; a minute or
+two.
 """
 
 from __future__ import annotations

@@ -2,10 +2,10 @@
 
     python tests/parity/sam_segment_anything.py
 
-Writes a full-size file in the original layout to a temporary folder, opens it with ``perception.segmentation.sam`` and with the
-package, and asks both for masks from boxes, points, both, and rough masks. Logits, predicted IoU and embeddings must
-agree within 1e-3; the exit status says whether they do. Needs segment-anything and transformers (any version from
-4.50), about 4 GB of memory, no GPU and no network; a minute or two.
+Writes a full-size file in the original layout to a temporary folder, opens it with ``perception.segmentation.sam`` and
+with the package, and asks both for masks from boxes, points, both, and rough masks. Logits, predicted IoU and
+embeddings must agree within 1e-3; the exit status says whether they do. Needs segment-anything and transformers (any
+version from 4.50), about 4 GB of memory, no GPU and no network; a minute or two.
 """
 
 from __future__ import annotations

@@ -84,8 +84,8 @@ class ExampleMaker:
         settings: of the run.
 
     Raises:
-        ValueError: a phrase that is not in its prompt, an unknown mask mode, a constant that it does not have or a block
-            that the model does not have.
+        ValueError: a phrase that is not in its prompt, an unknown mask mode, a constant that it does not have or a
+            block that the model does not have.
     """
 
     def __init__(self, model: PromptModel, clips: Sequence[TrainingClip], settings: MotionSettings) -> None:

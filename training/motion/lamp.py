@@ -1,8 +1,8 @@
 """The ``lamp`` architecture of motion tuning: gated causal convolutions over time, attention over time, queries.
 
-Source: Wu et al., "LAMP: Learn A Motion Pattern for Few-Shot-Based Video Generation" (arXiv 2310.10769), sections 3.3 and
-3.4. Of what the U-Net has already, the difference is what the optimizer moves: files hold it, and a resumed run goes on
-with the same bits.
+Source: Wu et al., "LAMP: Learn A Motion Pattern for Few-Shot-Based Video Generation" (arXiv 2310.10769), sections 3.3
+and 3.4. Of what the U-Net has already, the difference is what the optimizer moves: files hold it, and a resumed run
+goes on with the same bits.
 """
 
 from __future__ import annotations

@@ -261,8 +261,8 @@ class FeedForward(nn.Module):
 class TransformerBlock(nn.Module):
     """Self, cross and temporal attention and feed-forward, in this order; in the interpolation model time comes last.
 
-    In Stable Diffusion's U-Net (``picture_model``) time comes last too, and its attention and norm are None until a motion
-    file brings them. ``key_source`` says which frames self-attention looks at; motion files may change it.
+    In Stable Diffusion's U-Net (``picture_model``) time comes last too, and its attention and norm are None until a
+    motion file brings them. ``key_source`` says which frames self-attention looks at; motion files may change it.
     """
 
     def __init__(

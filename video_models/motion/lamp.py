@@ -1,14 +1,15 @@
-"""LAMP's layers over time for U-Nets of the LaVie family: what they are, where they go, and how a file's tensors get there.
+"""LAMP's layers over time for U-Nets of the LaVie family: what they are, where they go, and how a file's tensors get
+there.
 
 Every two-dimensional convolution is followed by a gated causal one over time; Stable Diffusion's U-Net, which has no
-attention over time, gets one as the last part of every transformer block. In all models the self-attention of every frame
-then looks at the first frame. Beside these layers the queries of self-attention are tuned, and attention over time where a
-model has its own. Source of the method: Wu et al., "LAMP: Learn
+attention over time, gets one as the last part of every transformer block. In all models the self-attention of every
+frame then looks at the first frame. Beside these layers the queries of self-attention are tuned, and attention over
+time where a model has its own. Source of the method: Wu et al., "LAMP: Learn
 A Motion Pattern for Few-Shot-Based Video Generation" (arXiv 2310.10769), sections 3.3 and 3.4.
 
 A file holds new layers' tensors by the names they get in the U-Net and, for tuned tensors of the model's own, what is
-added to them, named by the layer and ``diff`` (weight) or ``diff_b`` (bias), as in ComfyUI's LoRA files; all names begin
-with ``diffusion_model.``.
+added to them, named by the layer and ``diff`` (weight) or ``diff_b`` (bias), as in ComfyUI's LoRA files; all names
+begin with ``diffusion_model.``.
 """
 
 from __future__ import annotations
@@ -76,7 +77,8 @@ def convolution_places(unet: LaVieUNet) -> Iterator[tuple[str, int]]:
 def new_layers(
     unet: LaVieUNet, operations: Any = nn, attention_function: AttentionFunction = attention, **factory: Any
 ) -> dict[str, nn.Module]:
-    """The layers that LAMP adds, by the names of the places that they belong in; weights as the layers' classes make them.
+    """The layers that LAMP adds, by the names of the places that they belong in; weights as the layers' classes make
+    them.
 
     Args:
         unet: that they are for; not changed.

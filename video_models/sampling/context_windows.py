@@ -1,7 +1,7 @@
 """Overlapping windows over the frames of a clip, and how what a model says of each becomes one whole.
 
-The windows and weights are those of ComfyUI's ``standard_static`` schedule with ``pyramid`` fusing, so that a clip comes
-out alike here and there.
+The windows and weights are those of ComfyUI's ``standard_static`` schedule with ``pyramid`` fusing, so that a clip
+comes out alike here and there.
 """
 
 from __future__ import annotations

@@ -36,8 +36,8 @@ def match_after_step(latents: Tensor, first: Tensor, step: int, steps: int, swit
     frames but the first take those of the first.
 
     Args:
-        latents: the sampler's, at the noise level that the step ended at and in the scaling in which the variance of the
-            noisy latents stays near one (that of DDIM), [B, C, T, h, w].
+        latents: the sampler's, at the noise level that the step ended at and in the scaling in which the variance of
+            the noisy latents stays near one (that of DDIM), [B, C, T, h, w].
         first: clean first frame, [1 or B, C, 1, h, w].
         step: number of the step that was taken, 0 for the first.
         steps: how many there are.

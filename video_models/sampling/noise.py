@@ -102,7 +102,8 @@ def share_first_frame(
         amount: 0 (independent frames) to 1 (all frames alike).
         keep_variance: weights sqrt(a) and sqrt(1 - a), which keep unit variance. Without it the weights are a and
             1 - a as in LAMP, whose smaller variance (0.68 at 0.2) calms the clip and dulls detail.
-        source: [1 or B, C, 1, h, w], what is shared in place of the first frame's noise, such as the noised first frame.
+        source: [1 or B, C, 1, h, w], what is shared in place of the first frame's noise, such as the noised first
+            frame.
 
     Returns:
         New tensor of the same shape; its first frame is as it was.

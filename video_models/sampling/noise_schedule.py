@@ -1,5 +1,5 @@
-"""Noise schedules of the LaVie family: betas linear in the step, 1e-4 to 0.02, or Stable Diffusion's, whose square roots
-are linear.
+"""Noise schedules of the LaVie family: betas linear in the step, 1e-4 to 0.02, or Stable Diffusion's, whose square
+roots are linear.
 """
 
 from __future__ import annotations

@@ -31,8 +31,8 @@ def butterworth_weights(
 ) -> Tensor:
     """How much of each frequency of a film passes, float64 [T, h, w] in the order of an FFT: 1 at the constant.
 
-    ``1 / (1 + (d / spatial_cutoff)^(2 * order))`` with ``d^2 = (spatial_cutoff / temporal_cutoff * n_t)^2 + n_h^2 + n_w^2``
-    for frequencies n in -1..1, where 1 is half a turn per frame or cell.
+    ``1 / (1 + (d / spatial_cutoff)^(2 * order))`` with ``d^2 = (spatial_cutoff / temporal_cutoff * n_t)^2 + n_h^2 +
+    n_w^2`` for frequencies n in -1..1, where 1 is half a turn per frame or cell.
 
     Args:
         size: frames, rows and columns.
@@ -56,7 +56,8 @@ def butterworth_weights(
 def mix_low_frequencies(low: Tensor, high: Tensor, weights: Tensor) -> Tensor:
     """Low frequencies of one film of noise and high ones of another.
 
-    The two are weighted by w and 1 - w as published, so that frequencies at the cut-off lose up to half of their variance.
+    The two are weighted by w and 1 - w as published, so that frequencies at the cut-off lose up to half of their
+    variance.
 
     Args:
         low, high: [B, C, T, h, w] real.
@@ -110,9 +111,9 @@ def trajectory_noise(
 
     Args:
         noise: [B, C, T, h, w] unit normal; low frequencies outside of the boxes are its.
-        masks: [R, F, H, W] in 0..1 in pixels, or [F, H, W] for one object; the boxes around them count. F may be 1, T or
-            the pixel frames of a causal autoencoder. Where boxes of an object differ in size, those cut off by an edge
-            of the picture show the other part of its piece; where two overlap, the later object's is seen.
+        masks: [R, F, H, W] in 0..1 in pixels, or [F, H, W] for one object; the boxes around them count. F may be 1, T
+            or the pixel frames of a causal autoencoder. Where boxes of an object differ in size, those cut off by an
+            edge of the picture show the other part of its piece; where two overlap, the later object's is seen.
         generator: CPU generator; draws one piece per object and then the fresh noise.
         order, spatial_cutoff, temporal_cutoff: see ``butterworth_weights``.
         time_factor: see ``AttentionSite``.

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-# Under these names of ``transformer_options`` a run says which frames its windows keep, and a call where its frames stand.
+# Under these names of ``transformer_options`` a run says which frames its windows keep, and a call where its frames
+# stand.
 KEPT_FRAMES_KEY = "mask_guided_video_kept_frames"
 CALL_FRAMES_KEY = "call_frames"
 
@@ -33,8 +34,8 @@ class KeptFrames:
 def window_frames(options: Mapping[str, Any], frames: int, has_pictures: bool = False) -> tuple[int, ...]:
     """Where the frames of a call stand in the whole clip.
 
-    A window has an anchor in front (the frame before its first one) where the host wants that, then its own frames, then
-    guide pictures that are no frames of the clip. Kept frames take the places that they have in the clip.
+    A window has an anchor in front (the frame before its first one) where the host wants that, then its own frames,
+    then guide pictures that are no frames of the clip. Kept frames take the places that they have in the clip.
 
     Args:
         options: ``transformer_options``: ComfyUI's ``context_window``, or AnimateDiff-Evolved's ``ad_params``.

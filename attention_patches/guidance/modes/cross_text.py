@@ -1,6 +1,7 @@
 """Cross text: an object's words act inside of the object.
 
-Source: ours; a gain on the words of a region is the simplest of the rules of paint-with-words and Attend-and-Excite's kin.
+Source: ours; a gain on the words of a region is the simplest of the rules of paint-with-words and Attend-and-Excite's
+kin.
 """
 
 from __future__ import annotations
@@ -18,12 +19,11 @@ from .mode import MAX_CONSTANT, MaskMode
 class CrossText(MaskMode):
     """The logits of an object's words gain gain * m_q.
 
-    Two tokens, of which the object takes the first, and a prompt of one word of the object and one other, with a gain of
-    3: what is added is ::
+    Two cells, of which the object takes the first, and its word: what is added is ::
 
-                   word   other
-        query 1     3.0     0.0
-        query 2     0.0     0.0
+                   key 1   key 2    word
+        query 1     0.0     0.0     3.0
+        query 2     0.0     0.0     0.0
 
     Attributes:
         gain: 0 to 1000.

@@ -1,8 +1,10 @@
-"""Dynamic mask guidance, ``dmg``: a reconstruction, since the paper's own formulas for its two attentions are not public.
+"""Dynamic mask guidance, ``dmg``: a reconstruction, since the paper's own formulas for its two attentions are not
+public.
 
-Self-attention holds object and background apart, so that with keys of the first frame an object takes its looks from the
-first frame's object, wherever its mask went; cross-attention keeps the object's words off the background and strengthens
-them inside; attention over time at one cell may be held to the frames in which the cell is on the same side.
+Self-attention holds object and background apart, so that with keys of the first frame an object takes its looks from
+the first frame's object, wherever its mask went; cross-attention keeps the object's words off the background and
+strengthens them inside; attention over time at one cell may be held to the frames in which the cell is on the same
+side.
 
 Source of the idea: Feng, Yang, Li, "Resource-Efficient Motion Control for Video Generation via Dynamic Mask Guidance"
 (arXiv 2503.18386), of which abstract, loss and figure captions are public; keys of the first frame: LAMP (arXiv
@@ -41,8 +43,8 @@ class _Phase(NamedTuple):
 class DynamicMasks(MaskMode):
     """The reconstruction of dynamic mask guidance.
 
-    With regions r (objects and background), memberships m_q of a query cell, m_k of a key cell, and words T_r of object r
-    the logits gain
+    With regions r (objects and background), memberships m_q of a query cell, m_k of a key cell, and words T_r of object
+    r the logits gain
 
     - self: -gamma_self * (1 - <m_q, m_k>);
     - temporal: -gamma_temporal * (1 - <m_q, m_k>), over the frames of one cell;
@@ -50,10 +52,15 @@ class DynamicMasks(MaskMode):
       -gamma_cross * m_q,background on all words of the prompt that are neither the background's nor an object's; with
       ``strict`` also -gamma_cross * m_q,r on all words that are not T_r. Begin, end and padding are never touched.
 
-    A frame in which an object covers the whole grid, or none is, is left alone.
+    A frame in which an object covers the whole grid, or none is, is left alone. Two cells, of which the object takes
+    the first, and its word: what is added with ``gamma_self`` 4 is ::
 
-    The values by default are those that followed foreign masks best on the Toybox, whose weights know nothing of masks or
-    of given first frames. There ``gamma_self`` and ``keys`` cost more than they bring, so that both are off; models
+                   key 1   key 2    word
+        query 1     0.0    -4.0     4.0
+        query 2    -4.0     0.0   -20.0
+
+    The values by default are those that followed foreign masks best on the Toybox, whose weights know nothing of masks
+    or of given first frames. There ``gamma_self`` and ``keys`` cost more than they bring, so that both are off; models
     tuned with masks want them (``gamma_self`` 2 to 8, ``keys`` first_self).
 
     Attributes:
@@ -62,8 +69,8 @@ class DynamicMasks(MaskMode):
         gamma_cross: how much words of an object are weakened outside of it, 0 to 1000.
         beta: how much they are strengthened inside, 0 to 1000.
         beta_decay_percent: beta falls linearly to 0 over this first part of the schedule; 0 keeps it as it is.
-        direction: whose queries ``gamma_self`` and ``gamma_temporal`` hold: both sides, the objects' only (``fg_only``) or
-            the background's only (``bg_only``).
+        direction: whose queries ``gamma_self`` and ``gamma_temporal`` hold: both sides, the objects' only (``fg_only``)
+            or the background's only (``bg_only``).
         text_rule: ``exclude`` keeps objects' words off everything else; ``strict`` also other words off the objects.
         self_end_percent, cross_end_percent, temporal_end_percent: where each part ends, if before ``end_percent``.
         masks: ``hard`` cuts masks at one half, ``soft`` takes shares of cells.
@@ -138,11 +145,11 @@ class DynamicMasks(MaskMode):
 
     def _sides(self, call: ModeCall, gap: float, rows: Tensor) -> BiasTerm:
         if not self.per_object:
-            asking, keys = _united(call.query_regions), _united(call.regions)
+            queries, keys = _united(call.query_regions), _united(call.regions)
         else:
-            asking, keys = call.query_regions, call.regions
+            queries, keys = call.query_regions, call.regions
         channels = {"both": slice(None), "fg_only": slice(0, -1), "bg_only": slice(-1, None)}[self.direction]
-        return same_region(asking, keys, gap, rows, channels)
+        return same_region(queries, keys, gap, rows, channels)
 
     def _words(self, call: ModeCall, spans: Sequence[Sequence[int]], rows: Tensor) -> list[BiasTerm]:
         regions, named = call.query_regions, words(call, *spans)

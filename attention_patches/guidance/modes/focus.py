@@ -24,11 +24,11 @@ MASK_FLOOR = 1e-4
 class Focus(MaskMode):
     """The logits of every query gain exponent * log(max(m_k, 1e-4)), m the union of the objects.
 
-    One frame of two tokens, of which the object takes the first (m = 1, 0), with exponent 1: what is added is ::
+    Two cells, of which the object takes the first, and its word: what is added is ::
 
-                   key 1   key 2
-        query 1     0.0    -9.2
-        query 2     0.0    -9.2
+                   key 1   key 2    word
+        query 1     0.0    -9.2     0.0
+        query 2     0.0    -9.2     0.0
 
     Attributes:
         exponent: of the mask, 0 to 1000.
@@ -59,11 +59,11 @@ class Focus(MaskMode):
 class FocusForeground(Focus):
     """As ``Focus``, for queries in an object only, and each object's queries on the object's own keys.
 
-    One frame of two tokens, of which the object takes the first, with exponent 1: what is added is ::
+    Two cells, of which the object takes the first, and its word: what is added is ::
 
-                   key 1   key 2
-        query 1     0.0    -9.2
-        query 2     0.0     0.0
+                   key 1   key 2    word
+        query 1     0.0    -9.2     0.0
+        query 2     0.0     0.0     0.0
     """
 
     name: ClassVar[str] = "focus_fg"

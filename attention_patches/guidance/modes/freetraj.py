@@ -31,11 +31,19 @@ class FreeTraj(MaskMode):
     """Logits between cells of different regions times ``coefficient``; words of an object added in its box.
 
     Regions are the boxes of the objects and the background, within a frame and over time at one cell. Words: outside of
-    its box an object's words are hidden. Inside, ``exact`` does what the published code does: it hides every token, which
-    leaves all of them equally likely; ``clean`` hides all but the object's own words. After the softmax a Gaussian (a
-    third of the box wide, peak 1) times ``boost`` / (box area as a part of the picture) / (words of the object) is added
-    to the object's words, without normalising again. Steps: the first 6 of 50, both halves. Self-attention costs what it
-    always does: queries of a region meet the keys of the others times ``coefficient``, in one attention per region.
+    its box an object's words are hidden. Inside, ``exact`` does what the published code does: it hides every token,
+    which leaves all of them equally likely; ``clean`` hides all but the object's own words. After the softmax a
+    Gaussian (a third of the box wide, peak 1) times ``boost`` / (box area as a part of the picture) / (words of the
+    object) is added to the object's words, without normalising again. Steps: the first 6 of 50, both halves.
+    Self-attention costs what it always does: queries of a region meet the keys of the others times ``coefficient``, in
+    one attention per region.
+
+    Two cells, of which the object takes the first, and its word: shares of attention for logits of 2, 1 and 0, before
+    and after, are ::
+
+                  key 1   key 2    word      key 1   key 2    word
+        query 1   0.67    0.24    0.09       0.79    0.11    0.61
+        query 2   0.67    0.24    0.09       0.21    0.57    0.21
 
     Attributes:
         coefficient: factor on logits between regions, 0..1; 1 leaves them alone.
@@ -97,7 +105,7 @@ class FreeTraj(MaskMode):
             alike = torch.stack((labels.queries[group].float(), factors[group]), dim=1)
             kinds, kind = torch.unique(alike, dim=0, return_inverse=True)
             for at, (label, factor) in enumerate(kinds.tolist()):
-                # Keys that are no video are of every region.
+                # Keys that are not video are of every region.
                 own = (keys == int(label)) | (keys == 0)
                 scaled = factor != 1.0 and not bool(own.all())
                 queries = (kind == at).nonzero()[:, 0] if len(kinds) > 1 else None
@@ -109,7 +117,8 @@ class FreeTraj(MaskMode):
         factor = self._factors(labels)
 
         def apart(values: Tensor, part: EditPart) -> Tensor:
-            # Keys that are no video are of every region, and so are those of queries that are left alone: their factor is 1.
+            # Keys that are not video are of every region, and so are those of queries that are left alone: their factor
+            # is 1.
             alike = labels.same(part) | (labels.keys[part.groups] == 0)[:, None, None]
             own = factor[part.groups, part.queries][:, None, :, None]
             return values * torch.where(alike, 1.0, own)

@@ -96,7 +96,7 @@ class MaskMode(ABC):
         return site.kind in self.kinds and self.scope.includes(site)
 
     def phase(self, site: AttentionSite) -> Any:
-        """Return what ``tables`` and ``edit`` depend on of block and schedule, hashable: they find it in ``ModeCall.phase``."""
+        """What ``tables`` and ``edit`` depend on of block and schedule, hashable; it is their ``ModeCall.phase``."""
         return None
 
     def tables(self, call: ModeCall) -> RegionTables | None:

@@ -17,8 +17,15 @@ from .region_words import RegionWords
 class MotionBooth(RegionWords):
     """Words act in their own region only; see ``RegionWords``.
 
-    Published: alpha = 10 in the first 15 of 50 steps, suppression by alpha * -1e10 in all steps, the conditional half, all
-    cross-attention.
+    Two cells, of which the object takes the first, and the words of the object, of the background and of neither: what
+    is added in the first steps, x where closed, is ::
+
+                  object  ground   other
+        query 1     5.0      x       x
+        query 2      x      5.0      x
+
+    Published: alpha = 10 in the first 15 of 50 steps, suppression by alpha * -1e10 in all steps, the conditional half,
+    all cross-attention.
     """
 
     gain: float = 10.0

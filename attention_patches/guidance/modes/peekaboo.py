@@ -1,9 +1,9 @@
 """Peekaboo: foreground and background do not see each other at all, in the first steps.
 
 Source: Jain et al., "PEEKABOO: Interactive Video Generation via Masked-Diffusion" (arXiv 2312.07509) and its code,
-microsoft/Peekaboo. Two things differ: an object's words are its phrase wherever it stands as a whole in the prompt, where
-the code takes every token that occurs in the phrase; and where a model has two attentions over time in a row, the result
-of the second is kept everywhere, where the code keeps it in the foreground only.
+microsoft/Peekaboo. Two things differ: an object's words are its phrase wherever it stands as a whole in the prompt,
+where the code takes every token that occurs in the phrase; and where a model has two attentions over time in a row, the
+result of the second is kept everywhere, where the code keeps it in the foreground only.
 """
 
 from __future__ import annotations
@@ -25,11 +25,17 @@ class Peekaboo(MaskMode):
 
     - self and temporal: a query sees the keys of its own region only, each object apart from the others and from the
       background; in models whose frames are all in one sequence over space and time.
-    - cross: cells of an object see the words of its phrase only. Cells of the background see everything but the objects'
-      words and the begin of the text: nobody sees that; end and padding belong to the background.
+    - cross: cells of an object see the words of its phrase only. Cells of the background see everything but the
+      objects' words and the begin of the text: nobody sees that; end and padding belong to the background.
+
+    Two cells, of which the object takes the first, and its word: what is added, x where closed, is ::
+
+                   key 1   key 2    word
+        query 1     0.0      x      0.0
+        query 2      x      0.0      x
 
     Published: the first 2 of 50 steps, middle and later blocks, both halves of classifier-free guidance, masks sampled
-    every so many cells of the latents, -10000 where closed.
+    every n-th cell of the latents, -10000 where closed.
 
     Attributes:
         begin_is_seen: whether the background sees the begin of the text after all.

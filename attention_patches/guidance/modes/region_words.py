@@ -20,8 +20,8 @@ OtherWords = Literal["closed", "background", "free"]
 class RegionWords(MaskMode):
     """Words amplified in their region and closed elsewhere, in cross-attention.
 
-    Regions are the objects and the background, each with the words of its phrase; r is the share of the grid's cells that
-    a region takes in a frame.
+    Regions are the objects and the background, each with the words of its phrase; r is the share of the grid's cells
+    that a region takes in a frame.
 
     - amplify, in the first steps: a cell of a region gains gain * (1 - r) on the region's words;
     - suppress, in all steps: words of a region are closed to cells outside of it, and words of no phrase to all cells.

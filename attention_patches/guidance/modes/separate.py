@@ -1,7 +1,7 @@
 """Separate: objects and background see only themselves, in space and over time.
 
-Source: ours, after the masked attention of Mask2Former (arXiv 2112.01527) and Peekaboo (arXiv 2312.07509), with a gap that
-may be finite.
+Source: ours, after the masked attention of Mask2Former (arXiv 2112.01527) and Peekaboo (arXiv 2312.07509), with a gap
+that may be finite.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from .mode import MAX_CONSTANT, MaskMode
 class Separate(MaskMode):
     """Logits between different regions lose ``gap``: -gap * (1 - <m_q, m_k>) over objects and background.
 
-    Where phrases are given, an object's words lose as much outside of the object. Two tokens, of which the object takes
-    the first, with the word of the object behind them and a gap of 8: what is added is ::
+    Where phrases are given, an object's words lose as much outside of the object. Two cells, of which the object takes
+    the first, and its word: what is added is ::
 
-                   key 1   key 2   word
+                   key 1   key 2    word
         query 1     0.0    -8.0     0.0
         query 2    -8.0     0.0    -8.0
 

@@ -1,8 +1,8 @@
 """Through-The-Mask: log-masks in self- and cross-attention, over all tokens of space and time.
 
-Source: Yariv et al., "Through-The-Mask: Mask-based Motion Trajectories for Image-to-Video Generation" (arXiv 2501.03059),
-section 3.3.1 and supplement 10. There they are layers of their own beside a model's, trained at scale; here the same masks
-act on the layers that a model has, which no one has trained for it.
+Source: Yariv et al., "Through-The-Mask: Mask-based Motion Trajectories for Image-to-Video Generation" (arXiv
+2501.03059), section 3.3.1 and supplement 10. There they are layers of their own beside a model's, trained at scale;
+here the same masks act on the layers that a model has, which no one has trained for it.
 """
 
 from __future__ import annotations
@@ -28,8 +28,14 @@ class ThroughTheMask(MaskMode):
 
     - self: a token sees the tokens of its own object (or of the background) only, among all tokens of the clip; where a
       model attends frame by frame, its frames are joined for it;
-    - cross: tokens in the box around an object see the words of its phrase only, in boxes that overlap those of all their
-      objects; tokens in no box have nothing left and keep their normal attention.
+    - cross: tokens in the box around an object see the words of its phrase only, in boxes that overlap those of all
+      their objects; tokens in no box have nothing left and keep their normal attention.
+
+    Two cells, of which the object takes the first, and its word: what is added, x where closed, is ::
+
+                   key 1   key 2    word
+        query 1     0.0      x      0.0
+        query 2      x      0.0     0.0
 
     Published: all steps, both halves, the first blocks.
 

@@ -24,9 +24,16 @@ class TrailBlazer(MaskMode):
 
     W is 1 in the object's box and ``weaken`` outside, G a Gaussian in the box (a third of it wide, peak 1). The tokens
     right after the prompt are treated like the words of all objects. With ``temporal`` the probabilities between frames
-    a and b are changed at each cell in either box: G there is that of the box of b, else of a, less |a - b| / frames, and
-    magnitudes count; all other cells see ``weaken`` of every frame. The published code does so in one layer at 512 x 512
-    pixels and never at its own default size, so it is off. Steps: the first 5 of 40.
+    a and b are changed at each cell in either box: G there is that of the box of b, else of a, less |a - b| / frames,
+    and magnitudes count; all other cells see ``weaken`` of every frame. The published code does so in one layer at 512
+    x 512 pixels and never at its own default size, so it is off. Steps: the first 5 of 40.
+
+    Two cells, of which the object takes the first, and its word: shares of attention for logits of 2, 1 and 0, before
+    and after, are ::
+
+                  key 1   key 2    word      key 1   key 2    word
+        query 1   0.67    0.24    0.09       0.67    0.24    0.19
+        query 2   0.67    0.24    0.09       0.67    0.24    0.00
 
     Attributes:
         strengthen: s, published as 0.125 to 0.15, and 0.5 for several objects.
@@ -90,13 +97,13 @@ class TrailBlazer(MaskMode):
         return ProbabilityEdit(groups_with(changed), probabilities=raised, peak_keys=text)
 
     def _over_time(self, call: ModeCall) -> ProbabilityEdit:
-        asking, met = (CellBoxes.of(call, boxes, self.shrink) for boxes in (call.query_boxes, call.boxes))
+        of_query, of_key = (CellBoxes.of(call, boxes, self.shrink) for boxes in (call.query_boxes, call.boxes))
         strength = of_queries(call, query_strength(call))[..., 0]
-        bump, inside = (of_queries(call, _any_object(each))[..., 0] for each in (asking.bump, asking.inside))
-        met_bump, met_inside = (of_keys(call, _any_object(each))[..., 0] for each in (met.bump, met.inside))
+        bump, inside = (of_queries(call, _any_object(each))[..., 0] for each in (of_query.bump, of_query.inside))
+        met_bump, met_inside = (of_keys(call, _any_object(each))[..., 0] for each in (of_key.bump, of_key.inside))
         frames = call.site.frames
-        asked = torch.tensor(frames if call.site.query_frames is None else call.site.query_frames)
-        distance = (asked[:, None] - torch.tensor(frames)[None]).abs().float().to(call.device) / len(frames)
+        query_frames = torch.tensor(frames if call.site.query_frames is None else call.site.query_frames)
+        distance = (query_frames[:, None] - torch.tensor(frames)[None]).abs().float().to(call.device) / len(frames)
 
         def moved(probabilities: Tensor, part: EditPart) -> Tensor:
             groups, queries = part.groups, part.queries

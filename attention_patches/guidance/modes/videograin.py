@@ -26,12 +26,19 @@ SCHEDULE_STEPS = 1000
 class VideoGrain(MaskMode):
     """S' = S + w * (max(S) - S) for keys of the query's region and S - w * (S - min(S)) for all others.
 
-    w = c * ((t - 1) / 1000)^5 * (1 - share of the keys that are of the query's region), t from 999 at pure noise down to
-    0. Among video tokens the region is the object or the background, over all frames; where a model attends frame by
+    w = c * ((t - 1) / 1000)^5 * (1 - share of the keys that are of the query's region), t from 999 at pure noise down
+    to 0. Among video tokens the region is the object or the background, over all frames; where a model attends frame by
     frame, its queries meet the keys of all frames. Among words the region of an object has its words, that of the
     background the words of the background phrase; all other tokens (begin, end, padding, other words) belong to none.
-    Queries whose region has no words are left alone. Extremes are taken among video keys and among words apart. Steps: the
-    first 15 of 50. As coded, the largest level is not changed.
+    Queries whose region has no words are left alone. Extremes are taken among video keys and among words apart. Steps:
+    the first 15 of 50. As coded, the largest level is not changed.
+
+    Two cells, of which the object takes the first, and its word: logits of 2, 1 and 0 before and after, in the first
+    step, are ::
+
+                  key 1   key 2    word      key 1   key 2    word
+        query 1   2.00    1.00    0.00       2.00    1.00    0.00
+        query 2   2.00    1.00    0.00       1.85    1.15    0.00
 
     Attributes:
         self_strength: c among video tokens.
@@ -83,7 +90,7 @@ class VideoGrain(MaskMode):
         if call.spans is not None:
             words = word_table((*call.spans, call.background), len(call.text), call.device) > 0.0
             shares = words.float().mean(dim=1)
-            # Queries that are no video have the label 0.
+            # Queries that are not video have the label 0.
             region = (labels.queries.long() - 1).clamp(min=0)
             own = labels.strength * torch.where(shares > 0.0, 1.0 - shares, 0.0)[region]
             pulls.append(_among_words(words, region, weight * self.cross_strength * own, call.text))

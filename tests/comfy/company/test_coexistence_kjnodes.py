@@ -1,7 +1,7 @@
 """Guidance beside the nodes of ComfyUI-KJNodes as they are, in either order: both act, or one sentence says which not.
 
-Only what needs an NVIDIA GPU is replaced: the packages ``sageattention`` and ``flash_attn``, by functions that note their
-calls. The first rounds to eight bits as the real one does.
+Only what needs an NVIDIA GPU is replaced: the packages ``sageattention`` and ``flash_attn``, by functions that note
+their calls. The first rounds to eight bits as the real one does.
 """
 
 from __future__ import annotations

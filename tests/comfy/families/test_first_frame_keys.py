@@ -1,8 +1,8 @@
 """Keys of other frames on tiny models of every family, against attention over all pairs of tokens of the film.
 
 The reference counts the attention calls of each model by the table of ``dense_reference`` and writes self-attention of
-the whole film out: which frames a frame looks at is a bias of log n for keys that are there n times, and the bias of masks
-is that of the pairs, whichever frames these are of.
+the whole film out: which frames a frame looks at is a bias of log n for keys that are there n times, and the bias of
+masks is that of the pairs, whichever frames these are of.
 """
 
 from __future__ import annotations

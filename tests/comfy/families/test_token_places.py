@@ -70,9 +70,10 @@ def test_the_film_is_where_the_pack_says(name: str) -> None:
                 if expected is not None:
                     assert coarse(place, call.site, calls) == coarse(expected, call.site, calls), (call.site, cell)
                 elif place is not None:
-                    # A reference or a guide picture, or a frame that does not ask here: nothing of it is taken for film.
+                    # A reference or a guide picture, or a frame that does not ask here: nothing of it is taken for
+                    # film.
                     video = call.site.key_video if of_keys and call.site.key_video is not None else call.site.video
-                    assert place[1] not in range(*video.indices(call.lengths[of_keys])), (call.site, cell)
+                    assert place[1] not in video.within(call.lengths[of_keys]), (call.site, cell)
 
 
 @pytest.mark.parametrize("name", [name for name in sorted(BUILDERS) if CALLS[name].has_words])

@@ -1,5 +1,5 @@
-"""Where the frames of a clip stand in context windows, measured: one latent frame is changed, and the tokens that change
-in the first attention call of each window are those of this frame.
+"""Where the frames of a clip stand in context windows, measured: one latent frame is changed, and the tokens that
+change in the first attention call of each window are those of this frame.
 
 Nothing of the host's code is derived again here: what a site says is compared with what the world shows.
 """

@@ -279,7 +279,7 @@ class DenseGuide:
         words = conditional and self.spans is not None
         if words and self.prompt is not None:
             words = torch.equal(prompt[:1], self.prompt)
-        film = (conditional or self.guide.rows == "both") and self.guide.mode != "cross_text"
+        film = (conditional or self.guide.mode.rows == "both") and self.guide.mode.name != "cross_text"
         key = (call, words, film)
         if key not in self.made:
             self.made[key] = self._make(call[0], int(call[1]), call[2:], words, film)
@@ -294,7 +294,7 @@ class DenseGuide:
         if words:
             to_words = words_bias(self.guide, shares, present, self.spans.positions, calls.text)
         shape = (calls.frames, rows * columns)
-        if kind == "-" or (kind == "T" and self.guide.mode != "separate"):
+        if kind == "-" or (kind == "T" and self.guide.mode.name != "separate"):
             return None
         if kind == "T":
             by_cell = among.view(*shape, *shape)

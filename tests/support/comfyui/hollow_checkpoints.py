@@ -1,7 +1,8 @@
-"""Checkpoints with every tensor of Stable Diffusion 1 or of its x4 upscaler at its real size, in files of a few megabytes.
+"""Checkpoints with every tensor of Stable Diffusion 1 or of its x4 upscaler at its real size, in files of a few
+megabytes.
 
-All tensors of one fan-in are views of one short random vector, with overlapping strides, which ``torch.save`` keeps: the
-host detects, converts and runs them as it does real files.
+All tensors of one fan-in are views of one short random vector, with overlapping strides, which ``torch.save`` keeps:
+the host detects, converts and runs them as it does real files.
 """
 
 from __future__ import annotations

@@ -109,7 +109,7 @@ class Watch:
 def by_frame(out: Tensor, site: AttentionSite) -> Tensor:
     """Lay the video's queries [B, heads, L, d] of a call on [chunks and samples, heads, T, cells, d]."""
     frames, height, width = site.grid
-    out = out[:, :, site.video]
+    out = out[:, :, slice(*site.video)]
     if site.rows.folded == "none":
         return out.unflatten(2, (frames, height * width))
     out = out.unflatten(0, (-1, site.rows.folded_size))

@@ -20,7 +20,8 @@ class TinyModel:
 
     Attributes:
         name: of the variant.
-        make: builds the ComfyUI ``ModelPatcher``; asked only when a test runs, so that tests can be listed without ComfyUI.
+        make: builds the ComfyUI ``ModelPatcher``; asked only when a test runs, so that tests can be listed without
+            ComfyUI.
         latents: size of the latents of one film.
         context_dim: channels of the text.
         text: tokens of the text.

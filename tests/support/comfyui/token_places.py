@@ -1,7 +1,7 @@
 """Where tokens truly stand: change one latent cell or one row of the text, and see which tokens of q and k change.
 
-Nothing here knows how a model lays out its tokens. While it is measured, all attention is silenced and convolutions over
-neighbours keep their middle only, so that no token can hear of another one: a change then stays in its own token
+Nothing here knows how a model lays out its tokens. While it is measured, all attention is silenced and convolutions
+over neighbours keep their middle only, so that no token can hear of another one: a change then stays in its own token
 through all blocks.
 """
 

@@ -67,8 +67,8 @@ def workflows() -> set[str]:
 def mentioned_paths(page: Path) -> Iterator[tuple[str, list[Path]]]:
     """Paths in backticks and in commands, each with the places where it may be.
 
-    A path is what ends in a slash, or in the suffix of a source or of a text, and has no placeholder. It may be told from
-    the folder that its line names first.
+    A path is what ends in a slash, or in the suffix of a source or of a text, and has no placeholder. It may be told
+    from the folder that its line names first.
     """
     for line in text_of(page).splitlines():
         words = re.findall(r"`([^`\s]+)`", line)

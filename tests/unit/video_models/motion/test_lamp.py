@@ -57,8 +57,8 @@ def untrained(unet, seed=5):
 
 
 def test_the_gated_convolution_by_hand():
-    """One channel, four frames of one cell: y + sigmoid(2 y - 1) * (3 y_{t-2} + 5 y_{t-1} + 7 y_t + 11), no frame before
-    the first.
+    """One channel, four frames of one cell: y + sigmoid(2 y - 1) * (3 y_{t-2} + 5 y_{t-1} + 7 y_t + 11), no frame
+    before the first.
     """
     layer = GatedTimeConvolution(1)
     with torch.no_grad():
