@@ -5,6 +5,7 @@
     python install.py --dry-run  say what would be added; changes nothing (a NAME may go with it)
     python install.py demo       install, then make two films with the Toybox models; results in output/
     python install.py test       install with all extras, then run the tests, those with ComfyUI on each one found
+    python install.py test --all the same with the slow tests too: whole programs, training, models of full size
 
 ``demo`` and ``test`` use the active virtual environment, else one in ``.venv`` that they make. Words after the command
 go to ``cli.py refine`` or to pytest. tests/on_hosts.py says where ComfyUI is looked for and how the tests meet it. Only
@@ -41,7 +42,7 @@ EXTRAS = {
     "motion-tuning": ("accelerate>=0.30", "peft>=0.11"),
     "evaluation": ("scipy>=1.10",),
 }
-TEST_EXTRAS = ("pytest>=8.0", "ruff>=0.6", "hypothesis>=6.80", "mypy>=1.10")
+TEST_EXTRAS = ("pytest>=8.0", "pytest-xdist>=3.5", "ruff>=0.6", "hypothesis>=6.80", "mypy>=1.10")
 # New environments come with old ones, which would hold back torch.
 BUILD_TOOLS = {"pip", "setuptools", "wheel"}
 WITHOUT_DEPENDENCIES = {"groundingdino-py"}

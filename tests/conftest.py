@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
-from on_hosts import comfyui_folders, comfyui_requirements
+from on_hosts import OTHER_TESTS, comfyui_folders, comfyui_requirements
 
 ROOT = Path(__file__).resolve().parent.parent
 # Optional for ComfyUI itself, but not for the nodes that tests run.
@@ -74,10 +75,10 @@ def gpu_problem() -> str:
 
 
 def _wants_comfy(config: pytest.Config) -> bool:
-    """Importing ComfyUI takes seconds: not for a run of unit test files alone."""
-    unit = ROOT / "tests" / "unit"
+    """Importing ComfyUI takes seconds: not for a run of tests without it alone."""
+    without = [ROOT / folder for folder in OTHER_TESTS]
     paths = [(Path(config.invocation_params.dir) / str(argument).split("::")[0]).resolve() for argument in config.args]
-    return not paths or any(unit != path and unit not in path.parents for path in paths)
+    return not paths or not all(any(path.is_relative_to(folder) for folder in without) for path in paths)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -133,6 +134,50 @@ def chromium_path() -> Path:
     if problem:
         pytest.skip(problem)
     return chromium_executable()
+
+
+@pytest.fixture(scope="module")
+def tiny_video_model() -> Any:
+    """One tiny random video model for all tests of a file."""
+    from tiny_video_model import build_tiny_video_model
+
+    return build_tiny_video_model()
+
+
+@pytest.fixture(scope="session")
+def tiny_video_model_builder() -> Callable:
+    """Makes tiny random video models."""
+    from tiny_video_model import build_tiny_video_model
+
+    return build_tiny_video_model
+
+
+@pytest.fixture(scope="session")
+def cli(root: Path) -> Any:
+    """The command line as a module."""
+    spec = importlib.util.spec_from_file_location("cli", root / "cli.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def open_benchmark(root: Path) -> Iterator[Callable[[str], Any]]:
+    """Import a script of benchmarks/ by its name, with what lies beside it within reach."""
+    folder = root / "benchmarks"
+
+    def load(name: str) -> Any:
+        # Not by the plain name: helpers of other tests have the same.
+        spec = importlib.util.spec_from_file_location(f"benchmark_{name}", folder / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        # Dataclasses look their module up by name.
+        sys.modules[spec.name] = module
+        spec.loader.exec_module(module)
+        return module
+
+    sys.path.append(str(folder))
+    yield load
+    sys.path.remove(str(folder))
 
 
 @pytest.fixture(autouse=True)

@@ -1,19 +1,23 @@
 """Run the tests, those with ComfyUI once for each checkout that is found; ``python install.py test`` does so.
 
     python tests/on_hosts.py [pytest's arguments]
+    python tests/on_hosts.py --all [pytest's arguments]     the slow tests too
     python tests/on_hosts.py --list     only say which ComfyUI checkouts are found
 
 ComfyUI is looked for at ``COMFYUI_PATH``, which may name several folders separated as in PATH, else in ~/comfy/ComfyUI
 and ~/comfy/ComfyUI-oldest. Versions of ComfyUI ask for different packages, so each gets an environment of its own,
 ``.venv-comfyui-VERSION``; torch and whatever else fits is shared with the Python that runs this.
 
-Several run side by side, the tests in a browser with the newest one alone (``-m`` overrules that).
+Several run side by side, the tests in a browser with the newest one alone. Slow tests, which are those that start whole
+programs, train or load models of full size, run with ``--all`` or where a file or a folder of theirs is named; ``-m``
+overrules both. Tests run in as many processes as there are cores, where pytest-xdist is installed and no ``-n`` is given.
 
 ``TEST_RESULTS`` may name a folder that keeps the results; the last line is the sum of all that are there.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import subprocess
@@ -29,6 +33,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 HOSTS = ("~/comfy/ComfyUI", "~/comfy/ComfyUI-oldest")
 HOST_TESTS = "tests/comfy"
+OTHER_TESTS = ("tests/unit", "tests/end_to_end")
+# Each takes about a gigabyte of memory.
+MOST_PROCESSES = 4
 # What the tests ask for that ComfyUI does not: gguf for the pack of that name beside ours.
 EXTRAS = ("gguf>=0.13", "playwright>=1.40")
 NO_TESTS = 5
@@ -99,18 +106,48 @@ def environment(folder: Path) -> Path:
     return python
 
 
+def is_path(argument: str) -> bool:
+    """Whether an argument of pytest names tests."""
+    return re.match(r"(\./)?tests(/|$)", argument) is not None
+
+
 def split(arguments: Sequence[str]) -> tuple[list[str] | None, list[str] | None]:
     """Pytest's arguments for the run without ComfyUI and for those with it; None where only the other is asked for."""
-    paths = [entry for entry in arguments if re.match(r"(\./)?tests(/|$)", entry)]
+    paths = [entry for entry in arguments if is_path(entry)]
     options = [entry for entry in arguments if entry not in paths]
     if not paths or any(entry.strip("./") == "tests" for entry in paths):
-        files = sorted((ROOT / "tests" / "unit").rglob("test_*.py"))
-        marked = [path for path in files if "\n@pytest.mark.comfy\n" in path.read_text(encoding="utf-8")]
+        files = [path for folder in OTHER_TESTS for path in sorted((ROOT / folder).rglob("test_*.py"))]
+        marked = [path for path in files if "pytest.mark.comfy" in path.read_text(encoding="utf-8")]
         hosted = [HOST_TESTS, *(path.relative_to(ROOT).as_posix() for path in marked)]
-        return ["tests/unit", *options], [*hosted, *options]
+        return [*OTHER_TESTS, *options], [*hosted, *options]
     hosted = [entry for entry in paths if entry.removeprefix("./").startswith(HOST_TESTS)]
     alone = [entry for entry in paths if entry not in hosted]
     return ([*alone, *options] if alone else None), ([*hosted, *options] if hosted else None)
+
+
+def are_chosen(arguments: Sequence[str]) -> bool:
+    """Whether some tests are asked for by a path: all but those of a whole part of the suite."""
+    whole = {"tests", HOST_TESTS, "tests/unit"}
+    return any(is_path(entry) and entry.removeprefix("./").rstrip("/") not in whole for entry in arguments)
+
+
+def markers(arguments: Sequence[str], everything: bool, browser: bool = True) -> list[str]:
+    """The ``-m`` for a run, unless the arguments have one: no slow tests, and none in a browser where that is said."""
+    if any(entry.startswith("-m") for entry in arguments):
+        return []
+    left_out = [*([] if everything else ["slow"]), *([] if browser else ["browser"])]
+    return ["-m", " and ".join(f"not {marker}" for marker in left_out)] if left_out else []
+
+
+def processes(arguments: Sequence[str], runs: int = 1) -> list[str]:
+    """The ``-n`` for each of several runs side by side, unless the arguments have one or ask for a few tests only."""
+    own = any(entry.startswith(("-n", "--numprocesses", "--dist", "--pdb")) for entry in arguments)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = min(cores // max(runs, 1), MOST_PROCESSES)
+    if own or are_chosen(arguments) or count < 2 or importlib.util.find_spec("xdist") is None:
+        return []
+    # By file: models and servers that a file's tests share are made once.
+    return ["-n", str(count), "--dist", "loadfile"]
 
 
 def run(python: Path, arguments: Sequence[str], results: Path, comfyui: Path | None = None, log: Any = None) -> int:
@@ -125,9 +162,10 @@ def host_results(results: Path, comfyui: Path) -> Path:
     return results / f"comfyui-{comfyui_version(comfyui)}.xml"
 
 
-def run_on_hosts(hosts: Sequence[tuple[Path, Path]], arguments: Sequence[str], results: Path) -> list[int]:
+def run_on_hosts(
+    hosts: Sequence[tuple[Path, Path]], arguments: Sequence[str], results: Path, everything: bool
+) -> list[int]:
     """Run pytest with each ComfyUI, given with its Python: a single one aloud, several side by side, told one by one."""
-
     newest = max((comfyui for comfyui, _ in hosts), key=release, default=None)
 
     def run_one(comfyui: Path, python: Path) -> int:
@@ -136,9 +174,9 @@ def run_on_hosts(hosts: Sequence[tuple[Path, Path]], arguments: Sequence[str], r
         if len(hosts) == 1:
             sys.stdout.write(title)
             sys.stdout.flush()
-            return run(python, arguments, file, comfyui)
+            return run(python, [*arguments, *markers(arguments, everything)], file, comfyui)
         # The frontend that people meet is the newest one's, and a browser takes a core for itself.
-        chosen = ["-m", "not browser"] if comfyui != newest and "-m" not in arguments else []
+        chosen = markers(arguments, everything, browser=comfyui == newest)
         with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
             status = run(python, [*arguments, *chosen], file, comfyui, log)
             log.seek(0)
@@ -174,12 +212,19 @@ def main(arguments: Sequence[str]) -> int:
     if list(arguments) == ["--list"]:
         sys.stdout.write("".join(f"{folder}\n" for folder in folders))
         return 0
-    alone, hosted = split(arguments) if folders else (list(arguments), None)
-    statuses, lost = [], 0
+    everything = "--all" in arguments or are_chosen(arguments)
+    alone, hosted = split([entry for entry in arguments if entry != "--all"])
+    if not folders and hosted is not None:
+        sys.stdout.write("No ComfyUI is found: the tests with it are left out; name one by COMFYUI_PATH.\n")
+        sys.stdout.flush()
+        hosted = None
+    statuses: list[int] = []
+    lost = 0
     with tempfile.TemporaryDirectory() as temporary:
         results = Path(os.environ.get("TEST_RESULTS") or temporary)
         if alone is not None:
-            statuses.append(run(Path(sys.executable), alone, results / "alone.xml"))
+            options = [*markers(alone, everything), *processes(arguments)]
+            statuses.append(run(Path(sys.executable), [*alone, *options], results / "alone.xml"))
         hosts: list[tuple[Path, Path]] = []
         for folder in folders if hosted is not None else []:
             try:
@@ -188,14 +233,14 @@ def main(arguments: Sequence[str]) -> int:
                 sys.stdout.write(f"on_hosts.py: {error}\n")
                 statuses.append(1)
                 lost += 1
-        statuses += run_on_hosts(hosts, hosted or [], results)
+        statuses += run_on_hosts(hosts, [*(hosted or []), *processes(arguments, len(hosts))], results, everything)
         lost += sum(not host_results(results, folder).is_file() for folder, _ in hosts)
         files = sorted(results.glob("*.xml"))
         if len(files) + lost > 1:
             sys.stdout.write(closing_line(files, lost) + "\n")
     bad = [status for status in statuses if status not in (0, NO_TESTS)]
     # A run that was killed has a negative one.
-    return abs(bad[0]) if bad else min(statuses)
+    return abs(bad[0]) if bad else min(statuses, default=NO_TESTS)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from packs import ANIMATEDIFF, pack_folder
 from saved_graphs import prompt_of, saved_values
 
 START_SECONDS = 180
@@ -164,6 +165,30 @@ def kernels_of_long_films(monkeypatch: pytest.MonkeyPatch) -> None:
 def server(start_server: Any, root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """ComfyUI with nothing but this pack."""
     with start_server(tmp_path_factory.mktemp("comfyui"), {"mask-guided-video": root}) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def packs(root: Path) -> dict[str, Path]:
+    """This pack, and loaders of tiny random models in the place of ComfyUI's."""
+    stand_ins = root / "tests" / "support" / "comfyui" / "stand_in_models.py"
+    return {"mask-guided-video": root, stand_ins.name: stand_ins}
+
+
+@pytest.fixture(scope="session")
+def plain_server(start_server: Any, packs: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """ComfyUI with ``packs``."""
+    with start_server(tmp_path_factory.mktemp("workflows"), packs) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def animatediff_server(
+    start_server: Any, packs: Any, comfy_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    """ComfyUI with ``packs`` and AnimateDiff Evolved."""
+    pack = pack_folder(comfy_folder, ANIMATEDIFF)
+    with start_server(tmp_path_factory.mktemp("animatediff"), {**packs, pack.name: pack}) as running:
         yield running
 
 

@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
+import attention_calls
 import torch
 from torch import Tensor
 
 from mask_guided_video.attention_patches.frame_keys import FirstFrameKeys, FirstFrameKeysPatch
-from mask_guided_video.attention_patches.kernels.torch_attention import attention
 from mask_guided_video.attention_patches.site import (
-    CONDITIONAL,
-    SITE_KEY,
-    UNCONDITIONAL,
     AttentionSite,
-    BatchRows,
-    Span,
 )
-from mask_guided_video.attention_patches.stack import PatchStack
 
 HEADS, DIM, FRAMES, HEIGHT, WIDTH = 2, 12, 4, 3, 5
 CELLS = HEIGHT * WIDTH
@@ -37,37 +29,14 @@ COUNTS = {
 
 def make_site(folded: str = "frames", *, before: int = 0, after: int = 0, **changes: Any) -> AttentionSite:
     """A call of 2 chunks x 2 samples; in a sequence over the whole clip ``after`` tokens are text."""
-    tokens = CELLS if folded == "frames" else FRAMES * CELLS
     joint = folded == "none" and after > 0
-    site = AttentionSite(
-        kind="joint" if joint else "self",
-        block="down.1.0",
-        index=0,
-        total=2,
-        level=1,
-        grid=(FRAMES, HEIGHT, WIDTH),
-        frames=tuple(range(FRAMES)),
-        clip_frames=FRAMES,
-        video=Span(before, before + tokens),
-        text=Span(before + tokens, before + tokens + after) if joint else None,
-        rows=BatchRows((CONDITIONAL, UNCONDITIONAL), 2, folded, FRAMES if folded == "frames" else 1),
-        progress=0.1,
-        sigma=5.0,
-    )
-    return replace(site, **changes)
+    usual = {"text_tokens": after if joint else 0, "samples": 2, "before": before}
+    grid = (FRAMES, HEIGHT, WIDTH)
+    return attention_calls.make_site("joint" if joint else "self", folded, grid, **{**usual, **changes})
 
 
 def make_tensors(site: AttentionSite, length: int, keys: int = 0, dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(length)
-    return [
-        torch.randn(site.rows.total, tokens, HEADS * DIM, generator=generator).to(dtype)
-        for tokens in (length, keys or length, keys or length)
-    ]
-
-
-def run(patches: Sequence[Any], site: AttentionSite, qkv: Sequence[Tensor], mask: Tensor | None = None) -> Tensor:
-    override = PatchStack([*patches]).override
-    return override(attention, *qkv, HEADS, mask=mask, transformer_options={SITE_KEY: site})
+    return attention_calls.make_tensors(site, HEADS * DIM, length, keys, dtype, seed=length)
 
 
 def keys_patch(source: str = "first_self", **settings: Any) -> Any:

@@ -64,7 +64,7 @@ class Watched(GuidePatch):
         return super().acts_at(site)
 
 
-@pytest.mark.parametrize("order", ["AnimateDiff first", "guidance first"])
+@pytest.mark.parametrize("order", ["AnimateDiff first", pytest.param("guidance first", marks=pytest.mark.slow)])
 def test_every_window_is_guided_with_its_own_frames(model: TinyModel, evolved: Evolved, order: str) -> None:
     patch = Watched(guide(), TextSpans(("red ball",), POSITIONS, 12))
     patcher = (

@@ -19,7 +19,7 @@ from mask_guided_video.host.prompts.joined_prompts import join_conditionings
 
 pytestmark = pytest.mark.comfy
 
-ORDERS = pytest.mark.parametrize("order", ["AnimateDiff first", "prompts first"])
+ORDERS = pytest.mark.parametrize("order", ["AnimateDiff first", pytest.param("prompts first", marks=pytest.mark.slow)])
 # Of the output's range, in single precision; and what another prompt changes at least.
 EXACT, CLEAR = 1e-4, 1e-3
 

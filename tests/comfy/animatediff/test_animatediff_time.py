@@ -23,6 +23,7 @@ from evolved import (
     tiny_sdxl,
     with_motion_model,
 )
+from family_rows import rows
 from native_models import TinyModel
 from temporal_reference import attend_over_time, attention_of_motion_modules
 from torch import Tensor
@@ -80,7 +81,7 @@ class Compared(Watched):
         return out
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", rows(SETTINGS, ("FreeLong", "FreeLong++")))
 def test_motion_modules_equal_a_direct_implementation(
     name: str, model: TinyModel, evolved: Evolved, plain: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:

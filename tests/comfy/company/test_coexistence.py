@@ -15,6 +15,7 @@ import pytest
 import torch
 from company import CLEAR, EXACT, ORDERS, in_order, prove_both
 from dense_reference import OVERRIDE
+from family_rows import rows
 from native_guides import dense, guide_of, patched, relative, spans_of
 from native_models import TinyModel, build, sample, tiny
 from torch import Tensor
@@ -28,6 +29,8 @@ from mask_guided_video.backbones.override_chain import OverrideChain, outermost_
 pytestmark = [pytest.mark.comfy, pytest.mark.usefixtures("as_in_a_node")]
 
 MODELS = ("wan", "hunyuan", "sd15")
+# By default: other packs in U-Nets have a module of their own.
+FULL_CLIPS = ("wan", "hunyuan")
 
 
 @pytest.fixture(autouse=True)
@@ -96,21 +99,21 @@ def chained_closure(previous: Callable[..., Tensor] | None) -> Callable[..., Ten
     return override
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", rows(MODELS, FULL_CLIPS))
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("override", [louder, normalised])
 def test_override_of_another_pack(name: str, order: str, override: Any) -> None:
     prove_both(tiny(name), order, with_override(override))
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", rows(MODELS, FULL_CLIPS))
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("make", [Chained, chained_closure])
 def test_override_that_calls_the_one_before(name: str, order: str, make: Any) -> None:
     prove_both(tiny(name), order, with_chained_override(make))
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", rows(MODELS, FULL_CLIPS))
 @pytest.mark.parametrize("between", [None, with_override(louder), with_chained_override(chained_closure)])
 def test_two_guides_with_another_override_between_them(name: str, between: Any) -> None:
     model, spans = tiny(name), spans_of(name)

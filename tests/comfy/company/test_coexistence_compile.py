@@ -17,8 +17,9 @@ pytestmark = pytest.mark.comfy
 # Of the output's range, in single precision.
 EXACT, CLEAR = 1e-4, 2e-3
 # In one order each; both would take minutes.
-MODELS = {"wan": "guided first", "sd15": "compiled first"}
+MODELS = {"wan": "guided first"}
 SLOW_MODELS = {
+    "sd15": "compiled first",
     "wan": "compiled first",
     "hunyuan": "guided first",
     "ltx": "compiled first",
@@ -86,6 +87,7 @@ def test_compiled_film_is_the_same_and_steps_compile_nothing(name: str, order: s
     assert programs() == compiled_for_all
 
 
+@pytest.mark.slow
 def test_blocks_share_their_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Which block it is must not be compiled in: a real model has dozens of them, and a limit of eight."""
     model = tiny("sdxl")

@@ -16,12 +16,12 @@ import pytest
 import torch
 from dense_reference import CALLS, Calls, DenseGuide, DenseReference
 from evolved import WINDOWS, load_pack, tiny_sd15, with_motion_model
+from half_precision import ROUNDING, in_half
 from native_guides import first_predictions, guide_of, patched, relative, spans_of
 from native_models import BUILDERS, TinyModel, sample, tiny
-from test_cogvideox import CALLS as COGVIDEOX
-from test_cogvideox import SPANS, cogvideox
-from test_cogvideox import guide_of as guide_of_cogvideox
-from test_native_half_precision import ROUNDING, in_half
+from tiny_cogvideox import CALLS as COGVIDEOX
+from tiny_cogvideox import SPANS, cogvideox
+from tiny_cogvideox import guide_of as guide_of_cogvideox
 from torch import Tensor
 
 from mask_guided_video.attention_patches.frame_keys import FirstFrameKeys, FirstFrameKeysPatch

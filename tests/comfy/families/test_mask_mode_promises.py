@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from half_precision import in_half
 from mode_guides import Watch, by_frame, guided, hung_patches, mode_guide, moving_masks, suits
 from native_guides import first_predictions, relative
 from native_models import TinyModel, sample, tiny
-from test_native_half_precision import in_half
 from torch import Tensor
 
 from mask_guided_video.attention_patches.guidance.modes.registry import MODES

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from dense_reference import CALLS, OVERRIDE, DenseGuide, DenseReference
+from family_rows import all_but, rows
 from native_guides import dense, first_predictions, guide_of, left_alone, patched, relative, spans_of
 from native_models import BUILDERS, TinyModel, tiny
 from torch import Tensor
@@ -66,7 +67,7 @@ def test_two_films_in_a_batch(name: str) -> None:
     assert torch.equal(both["negative"], first_predictions(model, model.patcher, noise=noise)["negative"])
 
 
-@pytest.mark.parametrize("name", WITH_WORDS)
+@pytest.mark.parametrize("name", rows(WITH_WORDS))
 @pytest.mark.parametrize("mode", ["cross_text", "separate"])
 def test_words_of_one_of_two_positive_prompts(name: str, mode: str) -> None:
     model, guide = tiny(name), guide_of(name, mode)
@@ -89,7 +90,7 @@ def test_words_of_one_of_two_positive_prompts(name: str, mode: str) -> None:
     assert relative(all_prompts["positive"], found["positive"]) > CLEAR
 
 
-@pytest.mark.parametrize("name", BOTH_PROMPTS)
+@pytest.mark.parametrize("name", rows(BOTH_PROMPTS))
 def test_one_call_and_one_call_per_condition_agree(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, guide = tiny(name), guide_of(name, "separate", rows="conditional")
     spans = spans_of(name, frozenset([prompt_name(model.conditioning(3)[0][0])]))
@@ -150,7 +151,7 @@ def use_backend(monkeypatch: pytest.MonkeyPatch, name: str) -> list[str]:
     return called
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", rows(FAMILIES))
 def test_all_attention_backends_agree(name: str) -> None:
     model, guide, spans = tiny(name), guide_of(name, "separate", rows="conditional"), spans_of(name)
     expected = first_predictions(model, dense(model, guide, spans).hang(model.patcher))
@@ -164,7 +165,9 @@ def test_all_attention_backends_agree(name: str) -> None:
             assert left_alone(name, guided["negative"], plain["negative"])
 
 
-@pytest.mark.parametrize("name", ["wan", "ltx", "hunyuan_masked", "mochi", "cosmos", "sd15", "svd"])
+@pytest.mark.parametrize(
+    "name", rows(["wan", "ltx", "hunyuan_masked", "mochi", "cosmos", "sd15", "svd"], all_but("svd"))
+)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_backends_chosen_by_an_override_agree(name: str, backend: str) -> None:
     from comfy.ldm.modules import attention

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from dense_reference import CALLS
+from family_rows import rows
 from guides import plain_guide
 from native_guides import GUIDES, dense, first_predictions, guide_of, left_alone, masks_of, patched, relative, spans_of
 from native_models import BUILDERS, sample, tiny
@@ -86,7 +87,7 @@ def test_words_equal_explicit_biases(name: str, mode: str, kernel: str) -> None:
     prove(name, guide_of(name, mode), spans_of(name))
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", rows(FAMILIES))
 @pytest.mark.parametrize("kernel", ["partition", "channels", "explicit"], indirect=True)
 def test_hard_sides_equal_closed_keys(name: str, kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
     used = []
@@ -101,7 +102,7 @@ def test_hard_sides_equal_closed_keys(name: str, kernel: str, monkeypatch: pytes
     assert bool(used) == (kernel == "partition")
 
 
-@pytest.mark.parametrize("name", [name for name in FAMILIES if tiny(name).cfg > 1.0])
+@pytest.mark.parametrize("name", rows([name for name in FAMILIES if tiny(name).cfg > 1.0]))
 @pytest.mark.parametrize("mode", ["separate", "focus"])
 def test_unconditional_rows_are_left_alone_to_the_bit(name: str, mode: str, kernel: str) -> None:
     both = prove(name, guide_of(name, mode), spans_of(name))

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import copy
-from typing import Any
-
 import pytest
 import torch
 from dense_reference import CALLS
+from family_rows import rows
+from half_precision import ROUNDING, in_half
 from native_guides import dense, first_predictions, guide_of, patched, relative, spans_of
 from native_models import tiny
 
@@ -15,29 +14,10 @@ pytestmark = [pytest.mark.comfy, pytest.mark.usefixtures("as_in_a_node", "kernel
 
 NAMES = ("wan", "ltx", "hunyuan", "mochi", "sd15", "svd")
 MODES = ("separate", "separate hard", "focus", "focus_fg", "cross_text")
-# Of the output's range, in all layers together; guidance itself changes 1 to 15 % of it.
-ROUNDING = {torch.bfloat16: 1.5e-2, torch.float16: 2e-3}
-
-
-def in_half(name: str, dtype: torch.dtype) -> Any:
-    """The tiny model with its weights in half precision."""
-    import comfy.model_patcher
-
-    whole = tiny(name).patcher.model
-    # The core's configs answer for every attribute, those that copying asks for too.
-    model = copy.deepcopy(whole, {id(whole.model_config): whole.model_config})
-    network = model.diffusion_model.to(dtype)
-    if hasattr(network, "patch_embedding"):
-        # Wan keeps this layer in single precision.
-        network.patch_embedding.float()
-    network.dtype = dtype
-    model.manual_cast_dtype = None
-    device = torch.device("cpu")
-    return comfy.model_patcher.ModelPatcher(model, device, device)
 
 
 @pytest.mark.parametrize("dtype", list(ROUNDING), ids=str)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", rows(NAMES))
 def test_guidance_in_half_precision(name: str, dtype: torch.dtype) -> None:
     model, patcher = tiny(name), in_half(name, dtype)
     plain = first_predictions(model, patcher)["positive"]

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from dense_reference import OVERRIDE
+from family_rows import rows
 from native_guides import dense, first_predictions, guide_of, patched, relative, spans_of
 from native_models import BUILDERS, TinyModel, sample, tiny
 from torch import Tensor
@@ -21,6 +22,8 @@ pytestmark = [pytest.mark.comfy, pytest.mark.usefixtures("as_in_a_node")]
 FAMILIES = sorted(BUILDERS)
 # One of each way in which sites are found.
 SOME = ["wan", "ltx", "hunyuan", "mochi", "cosmos", "sd15", "svd"]
+# Parts of the schedule that begin or end with it.
+ENDS = [(0.0, 0.4), (0.4, 1.0)]
 
 
 class Stop(Exception):
@@ -64,7 +67,7 @@ def by_custom_sampler(model: TinyModel, patcher: Any, noise_seed: int = 3, steps
     )["samples"]
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", rows(FAMILIES))
 def test_both_core_samplers_make_the_same_guided_film(name: str) -> None:
     model = tiny(name)
     guide, spans = guide_of(name, "separate"), spans_of(name)
@@ -90,8 +93,9 @@ def test_other_samplers_run(sampler: str) -> None:
 # --- the schedule -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["wan", "ltx", "hunyuan", "mochi", "sd15", "svd"])
-@pytest.mark.parametrize("part", [(0.0, 0.4), (0.4, 1.0), (0.3, 0.7)])
+# What tells the families apart is how their sampling says how far it is; which part it is, is the same in all.
+@pytest.mark.parametrize("name", rows(["wan", "ltx", "hunyuan", "mochi", "sd15", "svd"]))
+@pytest.mark.parametrize("part", [(0.3, 0.7), *(pytest.param(part, marks=pytest.mark.slow) for part in ENDS)])
 def test_guidance_acts_in_its_part_of_the_schedule(name: str, part: tuple[float, float]) -> None:
     model, spans = tiny(name), spans_of(name)
     guide = guide_of(name, "separate", start_percent=part[0], end_percent=part[1])
@@ -124,7 +128,7 @@ def shifted(name: str, patcher: Any) -> Any:
 # --- nothing is left behind -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", SOME)
+@pytest.mark.parametrize("name", rows(SOME, ("wan", "ltx", "hunyuan", "cosmos")))
 @pytest.mark.parametrize("end", ["finished", "cancelled", "error in the model"])
 def test_original_and_patched_model_are_as_before(name: str, end: str) -> None:
     import comfy.model_management

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from dense_reference import CALLS, OVERRIDE
+from family_rows import rows
 from native_guides import dense, first_predictions, guide_of, masks_of, patched, relative, spans_of
 from native_models import BUILDERS, tiny
 from torch import Tensor
@@ -74,7 +75,7 @@ def other_override(patcher: Any) -> Any:
     return patcher
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", rows(FAMILIES))
 @pytest.mark.parametrize("order", ["other first", "ours first"])
 def test_another_override(name: str, order: str) -> None:
     prove_beside(name, other_override, order)
@@ -100,7 +101,7 @@ def test_another_packs_block(name: str, order: str) -> None:
     assert len(runs) == 3
 
 
-@pytest.mark.parametrize("name", ["sd15", "sdxl", "svd"])
+@pytest.mark.parametrize("name", rows(["sd15", "sdxl", "svd"]))
 @pytest.mark.parametrize("order", ["other first", "ours first"])
 @pytest.mark.parametrize("place", ["attn1", "attn2"])
 def test_another_packs_attention_patch(name: str, order: str, place: str) -> None:
@@ -115,7 +116,7 @@ def test_another_packs_attention_patch(name: str, order: str, place: str) -> Non
     prove_beside(name, add_patch, order)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", rows(FAMILIES))
 @pytest.mark.parametrize("modes", [("focus", "separate"), ("separate hard", "cross_text")])
 def test_two_guides_add_up(name: str, modes: tuple[str, str]) -> None:
     model, spans = tiny(name), spans_of(name)

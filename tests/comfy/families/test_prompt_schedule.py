@@ -6,16 +6,17 @@ from typing import Any
 
 import pytest
 import torch
+from core_windows import NOT_CUT_BY_THE_HOST, film_frames, predictions_by_window, windowed
 from dense_reference import CALLS
 from direct_prompts import DirectPrompts
+from family_rows import rows
 from native_guides import first_predictions, relative
-from native_models import BUILDERS, TinyModel, sample, tiny
-from test_native_windows import NOT_CUT_BY_THE_HOST, film_frames, predictions_by_window, windowed
+from native_models import BUILDERS, sample, tiny
+from scheduled_prompts import prompts_of, scheduled
 from torch import Tensor
 from window_films import CONDITIONS, film_part, with_film
 
 from mask_guided_video.attention_patches.free_long import FreeLong, FreeLongPatch
-from mask_guided_video.attention_patches.prompt_schedule import PromptSchedule, PromptSchedulePatch
 from mask_guided_video.backbones.family import Family
 from mask_guided_video.backbones.host_hooks import prompt_name
 from mask_guided_video.backbones.registry import install_patches, require_supported
@@ -36,22 +37,6 @@ WINDOWED = sorted(set(FAMILIES) - NOT_CUT_BY_THE_HOST - {"wan_animate2"})
 # Of the output's range, in single precision; and what a schedule changes at least.
 EXACT, CLEAR = 1e-4, 1e-3
 RED, BLUE = "a red ball moves left on sand", "a blue square stays still and moves"
-
-
-def prompts_of(model: TinyModel, count: int = 2) -> list[Any]:
-    """Conditionings of several prompts, of different lengths where no mask says how long they are."""
-    masked = "attention_mask" in model.extras
-    return [model.conditioning(10 + number, model.text - (0 if masked else number % 3)) for number in range(count)]
-
-
-def scheduled(
-    model: TinyModel, parts: list[Any], starts: tuple[int, ...], overlap: int = 0, patcher: Any = None
-) -> tuple[Any, list[Any], PromptSchedule]:
-    """The patched model, the joined conditioning and the schedule."""
-    joined = join_conditionings(parts, [str(start) for start in starts])
-    lengths = joined[0][1][JOINED_KEY].lengths
-    schedule = PromptSchedule(starts, lengths, overlap, frozenset({prompt_name(joined[0][0])}))
-    return install_patches(patcher or model.patcher, [PromptSchedulePatch(schedule)]), joined, schedule
 
 
 def weights_by_hand(starts: tuple[int, ...], overlap: int, frames: int, factor: int) -> Tensor:
@@ -107,7 +92,7 @@ def test_the_same_prompt_throughout_is_the_plain_film(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "schedule", "loops"),
-    [(name, "standard_static", False) for name in WINDOWED]
+    [pytest.param(*row.values, "standard_static", False, marks=row.marks) for row in rows(WINDOWED)]
     + [(name, "looped_uniform", True) for name in ("wan", "ltx", "sd15")],
 )
 def test_context_windows_have_the_prompts_of_their_frames(name: str, schedule: str, loops: bool) -> None:

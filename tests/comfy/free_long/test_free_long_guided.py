@@ -10,9 +10,9 @@ import torch
 from dense_reference import Calls
 from direct_free_long import DirectFreeLong
 from guides import plain_guide
+from long_models import CLEAR, EXACT, FRAMES, SETTINGS, calls_of, direct, free_long, long_model
 from native_guides import dense, guide_of, masks_of, patched, relative, spans_of
 from native_models import TinyModel, sample, tiny
-from test_free_long import CLEAR, EXACT, FRAMES, SETTINGS, calls_of, direct, free_long, long_model
 from torch import Tensor
 
 from mask_guided_video.attention_patches.free_long import OCTAVES, FreeLong

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from long_models import EXACT, FRAMES, SETTINGS, free_long, long_model
 from mode_guides import guided, hung_patches, mode_guide, moving_masks, suits, word_places
 from native_guides import first_predictions, relative
 from native_models import BUILDERS, TinyModel, sample, tiny
-from test_free_long import EXACT, FRAMES, SETTINGS, free_long, long_model
 from torch import Tensor
 
 from mask_guided_video.attention_patches.free_long import FreeLong

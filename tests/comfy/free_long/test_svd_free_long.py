@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from dense_reference import CALLS, OVERRIDE
+from family_rows import rows
 from guides import plain_guide
 from native_models import TinyModel, sample, tiny
 from temporal_reference import attend_over_time
@@ -83,7 +84,7 @@ def change(one: Tensor, other: Tensor) -> float:
     return float((one - other).abs().max() / other.abs().max())
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", rows(SETTINGS, ("FreeLong", "FreeLong++")))
 def test_attention_over_time_equals_a_direct_implementation(name: str, model: TinyModel, plain: Tensor) -> None:
     film = sample(model, install_patches(model.patcher, [FreeLongPatch(SETTINGS[name])]))
     by_hand = sample(model, Direct(SETTINGS[name]).hang(model.patcher))

@@ -143,9 +143,17 @@ def test_films_in_the_batch() -> None:
         torch.testing.assert_close(values[1:], values[:1].expand(5, -1), atol=1e-3, rtol=1e-3)
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "euler"])
-@pytest.mark.parametrize("match", [False, True])
-@pytest.mark.parametrize("way", ["whole", "later start", "locked background"])
+@pytest.mark.parametrize(
+    ("way", "match", "sampler"),
+    [
+        pytest.param("whole", False, "ddim", id="the plain film"),
+        pytest.param("whole", True, "euler", id="the other sampler, latents like the first frame's"),
+        pytest.param("later start", True, "ddim", id="from a later step"),
+        pytest.param("later start", False, "euler", id="from a later step of the other sampler"),
+        pytest.param("locked background", False, "ddim", id="a background that is kept"),
+        pytest.param("locked background", True, "euler", id="a kept background by the other sampler"),
+    ],
+)
 def test_stand_alone_and_comfyui_agree(tiny_folder: Path, sampler: str, match: bool, way: str) -> None:
     from mask_guided_video.host.sampling.comfy_video_model import ComfyVideoModel
     from mask_guided_video.video_models.sampling.background_lock import BackgroundLock

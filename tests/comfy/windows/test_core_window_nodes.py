@@ -11,7 +11,7 @@ from first_frame_calls import first_of, frame_of
 from mode_guides import guided, mode_guide, moving_masks
 from native_guides import guide_of, masks_of, patched, relative, spans_of
 from native_models import TinyModel, sample, tiny
-from test_prompt_schedule import prompts_of, scheduled
+from scheduled_prompts import prompts_of, scheduled
 from torch import Tensor
 
 from mask_guided_video.attention_patches.free_long import FreeLong

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from core_windows import predictions_by_window
 from dense_reference import CALLS
 from direct_free_long import DirectFreeLong
 from native_guides import first_predictions, relative
 from native_models import TinyModel, sample, tiny
-from test_native_windows import predictions_by_window
 from torch import Tensor
 from window_films import with_film
 

@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 import torch
+from core_windows import NO_ANCHOR, NOT_CUT_BY_THE_HOST, film_frames, predictions_by_window, windowed
 from dense_reference import CALLS, DenseGuide, DenseReference, latent_frames
+from family_rows import rows
 from native_guides import first_predictions, guide_of, masks_of, patched, relative, spans_of
 from native_models import BUILDERS, TinyModel, sample, tiny
 from torch import Tensor
@@ -22,57 +24,12 @@ pytestmark = [pytest.mark.comfy, pytest.mark.usefixtures("as_in_a_node")]
 
 EXACT = 1e-4
 CLEAR = 1e-3
-# ComfyUI does not make the places of these guide pictures anew for a window.
-NOT_CUT_BY_THE_HOST = {"ltx_guided", "ltx_weak_guide", "ltx_masked_guide"}
-# ComfyUI gives these models an anchor frame more than it tells them of.
-NO_ANCHOR = {"svd"}
 # One call for each frame, as many as the window has: not in the table of calls.
 ASKS_BY_FRAME = {"wan_animate2"}
 FAMILIES = sorted(set(BUILDERS) - NOT_CUT_BY_THE_HOST - ASKS_BY_FRAME)
 
-
-def film_frames(name: str) -> int:
-    """Latent frames of a film of three windows that share one frame each."""
-    return 3 * CALLS[name].frames - 2
-
-
-def windowed(patcher: Any, name: str, schedule: str, loops: bool = False, **settings: Any) -> Any:
-    """The model with core's context windows, each as long as the tiny model's film."""
-    import comfy.context_windows as windows
-
-    patcher = patcher.clone()
-    patcher.model_options["context_handler"] = windows.IndexListContextHandler(
-        context_schedule=windows.get_matching_context_schedule(schedule),
-        fuse_method=windows.get_matching_fuse_method("pyramid"),
-        context_length=CALLS[name].frames,
-        context_overlap=1,
-        context_stride=1,
-        closed_loop=loops,
-        dim=tiny(name).window_axis,
-        **{"causal_window_fix": name not in NO_ANCHOR, **settings},
-    )
-    return patcher
-
-
-def predictions_by_window(
-    model: TinyModel, patcher: Any, noise: Tensor, **settings: Any
-) -> dict[tuple[int, ...], dict[str, Tensor]]:
-    """What the model predicts in the first step in each of core's windows, with the anchor that is in front of them."""
-    found: dict[tuple[int, ...], dict[str, Tensor]] = {}
-
-    def keep(apply_model: Any, args: dict[str, Any]) -> Tensor:
-        out = apply_model(args["input"], args["timestep"], **args["c"])
-        given = args["c"]["transformer_options"]["context_window"]
-        anchor = getattr(given, "causal_anchor_index", None)
-        window = tuple(given.index_list) if anchor is None else (anchor, *given.index_list)
-        for chunk, part in zip(args["cond_or_uncond"], out.chunk(len(args["cond_or_uncond"])), strict=True):
-            found.setdefault(window, {})[("positive", "negative")[chunk]] = part.clone()
-        return out
-
-    patcher = patcher.clone()
-    patcher.set_model_unet_function_wrapper(keep)
-    sample(model, patcher, steps=1, noise=noise, **settings)
-    return found
+# By default: without and with a frame before the film, and with the text in the same sequence.
+LOOPED = ("wan", "wan_vace_reference", "hunyuan")
 
 
 def by_hand(name: str, window: tuple[int, ...], noise: Tensor, **changes: Any) -> dict[str, Tensor]:
@@ -92,8 +49,13 @@ def compare(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
         assert relative(value, expected[prompt]) < EXACT
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize(("schedule", "loops"), [("standard_static", False), ("looped_uniform", True)])
+@pytest.mark.parametrize(
+    ("name", "schedule", "loops"),
+    [
+        *(pytest.param(*row.values, "standard_static", False, marks=row.marks) for row in rows(FAMILIES)),
+        *(pytest.param(*row.values, "looped_uniform", True, marks=row.marks) for row in rows(FAMILIES, LOOPED)),
+    ],
+)
 def test_core_windows_are_guided_by_their_part_of_the_masks(name: str, schedule: str, loops: bool) -> None:
     leading = CALLS[name].leading
     frames = film_frames(name) + leading
@@ -116,7 +78,7 @@ def test_core_windows_are_guided_by_their_part_of_the_masks(name: str, schedule:
         assert relative(predictions["positive"], plain[window]["positive"]) > CLEAR
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", rows(FAMILIES, LOOPED))
 def test_windows_with_rows_left_alone(name: str) -> None:
     leading = CALLS[name].leading
     frames = film_frames(name) + leading
@@ -133,7 +95,7 @@ def test_windows_with_rows_left_alone(name: str) -> None:
         assert torch.equal(predictions["negative"], plain[window]["negative"])
 
 
-@pytest.mark.parametrize("name", ["sd15", "sd15_odd", "sdxl"])
+@pytest.mark.parametrize("name", rows(["sd15", "sd15_odd", "sdxl"]))
 def test_animatediff_windows(name: str) -> None:
     """AnimateDiff-Evolved asks for parts of the batch and names their frames in ``ad_params``."""
     from comfy.samplers import calc_cond_batch

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+from core_windows import NOT_CUT_BY_THE_HOST, film_frames, windowed
 from dense_reference import CALLS
+from family_rows import rows
 from native_models import BUILDERS, TinyModel, sample, tiny
-from test_native_windows import NOT_CUT_BY_THE_HOST, film_frames, windowed
 from torch import Tensor
 from window_films import with_film
 
@@ -113,7 +114,7 @@ def test_every_schedule(name: str, schedule: str, loops: bool) -> None:
         assert said_and_seen(model, patcher, model.noise(frames=frames), frame, frame)
 
 
-@pytest.mark.parametrize("name", ["wan", "wan_image", "wan_animate", "ltx", "sd15"])
+@pytest.mark.parametrize("name", rows(["wan", "wan_image", "wan_animate", "ltx", "sd15"], ("wan", "wan_animate")))
 def test_our_windows_have_no_anchor(name: str) -> None:
     leading = CALLS[name].leading
     frames = film_frames(name) + leading

@@ -7,20 +7,12 @@ import copy
 import json
 
 import pytest
+from bundled_graphs import nodes_of, only
 
 pytestmark = pytest.mark.comfy
 
 FRAMES = 12
 WORDS = "red ball, yellow triangle"
-
-
-def nodes_of(prompt, kind):
-    return [number for number, node in prompt.items() if node["class_type"] == kind]
-
-
-def only(values):
-    (value,) = values
-    return value
 
 
 def read_film(server, entry):

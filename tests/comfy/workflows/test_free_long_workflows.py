@@ -11,8 +11,16 @@ import json
 from typing import Any
 
 import pytest
-import test_workflows as bundled
 import torch
+from bundled_graphs import (
+    STAND_INS,
+    assert_loaders_list_their_models,
+    assert_well_formed,
+    nodes_of,
+    only,
+    read,
+    saved_latents,
+)
 from saved_graphs import inputs_of
 
 pytestmark = pytest.mark.comfy
@@ -26,11 +34,10 @@ OTHER_OUTPUTS = ("MGV_SaveLongVideo", "SaveVideo", "PreviewImage")
 
 
 @pytest.fixture(scope="module")
-def host(start_server, tmp_path_factory):
-    packs = {"mask-guided-video": bundled.ROOT}
-    packs["stand_in_models.py"] = bundled.ROOT / "tests" / "comfy" / "stand_in_models.py"
-    with start_server(tmp_path_factory.mktemp("long_video"), packs) as running:
-        yield running
+def host(plain_server):
+    # Graphs of other modules may have run the same nodes.
+    plain_server.empty_cache()
+    return plain_server
 
 
 @pytest.fixture(scope="module")
@@ -40,37 +47,33 @@ def info(host):
 
 @names
 def test_form(name, info, named_values):
-    form = bundled.TestForm()
-    form.test_nodes_are_core_and_ours(name, info)
-    form.test_links_match(name, info)
-    form.test_widgets_are_complete_and_in_range(name, info, named_values)
-    form.test_nothing_overlaps(name)
-    prompts = [node for node in bundled.read(name)["nodes"] if node["type"] == "PrimitiveStringMultiline"]
+    assert_well_formed(name, info, named_values)
+    prompts = [node for node in read(name)["nodes"] if node["type"] == "PrimitiveStringMultiline"]
     # Where prompts follow one another, they stand in their own node.
     assert len(prompts) == (name != PROMPTS)
     if name == WAN:
-        form.test_loaders_list_their_models(name, info, named_values)
+        assert_loaders_list_their_models(name, info, named_values)
 
 
 @with_free_long
 def test_free_noise_and_free_long_share_a_window(name, info, to_prompt):
     """That of the model: 21 latent frames of Wan, the 8 of the Toybox's config."""
-    prompt = to_prompt(bundled.read(name), info)
-    number = bundled.only(bundled.nodes_of(prompt, "MGV_FreeLong"))
+    prompt = to_prompt(read(name), info)
+    number = only(nodes_of(prompt, "MGV_FreeLong"))
     long = prompt[number]["inputs"]
-    sampler = bundled.only(node for node in prompt.values() if node["inputs"].get("model") == [number, 0])
+    sampler = only(node for node in prompt.values() if node["inputs"].get("model") == [number, 0])
     noise = prompt[sampler["inputs"]["noise"][0]]["inputs"]
     frames = noise["frames"] if name == WAN else prompt[noise["frames"][0]]["inputs"]["value"]
     assert noise["mode"] == "freenoise" and noise["window"] == {TOYBOX: 8, WAN: 21}[name]
     assert (long["window"], long["strength"]) == (0, 1.0)
     assert (frames if name == TOYBOX else (frames - 1) // 4 + 1) > noise["window"]
-    assert bundled.nodes_of(prompt, "MGV_SaveLongVideo")
+    assert nodes_of(prompt, "MGV_SaveLongVideo")
 
 
 def changed(prompt: dict[str, Any], kind: str, **values: Any) -> dict[str, Any]:
     """A copy in which all nodes of a kind have other values."""
     other = copy.deepcopy(prompt)
-    for number in bundled.nodes_of(other, kind):
+    for number in nodes_of(other, kind):
         other[number]["inputs"].update(values)
     return other
 
@@ -78,7 +81,7 @@ def changed(prompt: dict[str, Any], kind: str, **values: Any) -> dict[str, Any]:
 def saving_latents(prompt: dict[str, Any]) -> dict[str, Any]:
     """A graph that also saves what each sampler makes."""
     other = copy.deepcopy(prompt)
-    for number in bundled.nodes_of(prompt, "MGV_SampleVideo"):
+    for number in nodes_of(prompt, "MGV_SampleVideo"):
         model = prompt[prompt[number]["inputs"]["model"][0]]
         name = LONG if model["class_type"] == "MGV_FreeLong" else DIRECT
         other[name] = {"class_type": "SaveLatent", "inputs": {"samples": [number, 0], "filename_prefix": name}}
@@ -87,7 +90,7 @@ def saving_latents(prompt: dict[str, Any]) -> dict[str, Any]:
 
 def latents(host, run, name):
     assert run.succeeded, run.error
-    return bundled.latents(host, run, name)
+    return saved_latents(host, run, name)
 
 
 def frames_of(path):
@@ -100,7 +103,7 @@ def frames_of(path):
 @pytest.fixture(scope="module")
 def prompt(info, to_prompt, toybox_folder):
     """The Toybox graph with few frames and steps."""
-    prompt = to_prompt(bundled.read(TOYBOX), info)
+    prompt = to_prompt(read(TOYBOX), info)
     prompt = changed(changed(prompt, "MGV_VideoNoise", frames=11), "MGV_SampleVideo", steps=2)
     return saving_latents(prompt)
 
@@ -116,9 +119,9 @@ class TestToybox:
         assert direct.shape == long.shape == (1, 4, 11, 16, 16) and bool(long.isfinite().all())
         assert float((direct - long).abs().max()) > 0.01
         for kind in ("MGV_SaveLongVideo", "SaveVideo"):
-            saved = first_run.outputs[bundled.only(bundled.nodes_of(prompt, kind))]["images"]
+            saved = first_run.outputs[only(nodes_of(prompt, kind))]["images"]
             assert [frames_of(host.path_of(entry)) for entry in saved] == [11]
-        for number in bundled.nodes_of(prompt, "PreviewImage"):
+        for number in nodes_of(prompt, "PreviewImage"):
             assert len(first_run.outputs[number]["images"]) == 11
 
     def test_strength_zero_and_short_clips_are_the_direct_film(self, host, prompt, first_run):
@@ -153,7 +156,7 @@ class TestToybox:
     def test_in_context_windows(self, host, prompt, first_run):
         """The node that is named in Wan's note, in place of FreeLong."""
         windows = copy.deepcopy(prompt)
-        node = windows[bundled.only(bundled.nodes_of(windows, "MGV_FreeLong"))]
+        node = windows[only(nodes_of(windows, "MGV_FreeLong"))]
         node["class_type"] = "MGV_FreeLongWindows"
         node["inputs"] |= {"context_length": 1.25, "context_overlap": 0.5}
         node["inputs"] |= {"context_schedule": "standard_static", "fuse_method": "pyramid"}
@@ -181,11 +184,11 @@ async def cancelled_after_some_steps(host, prompt):
 
 class TestWan:
     def test_runs_with_a_tiny_model(self, host, info, to_prompt):
-        prompt = to_prompt(bundled.read(WAN), info)
+        prompt = to_prompt(read(WAN), info)
         for seed, node in enumerate(prompt.values()):
             kind, inputs = node["class_type"], node["inputs"]
-            if kind in bundled.STAND_INS:
-                stand_in = bundled.STAND_INS[kind]
+            if kind in STAND_INS:
+                stand_in = STAND_INS[kind]
                 known = inputs_of(info[stand_in])
                 own = {"family": "wan", "seed": seed} if "family" in known else {}
                 node["class_type"] = stand_in
@@ -197,7 +200,7 @@ class TestWan:
         run = host.run(prompt)
         film = latents(host, run, LONG)
         assert film.shape == (1, 16, 6, 8, 12) and bool(film.isfinite().all())
-        saved = run.outputs[bundled.only(bundled.nodes_of(prompt, "MGV_SaveLongVideo"))]["images"]
+        saved = run.outputs[only(nodes_of(prompt, "MGV_SaveLongVideo"))]["images"]
         assert [frames_of(host.path_of(entry)) for entry in saved] == [21]
         zero = latents(host, host.run(changed(prompt, "MGV_FreeLong", strength=0.0)), LONG)
         assert float((film - zero).abs().max()) > 1e-3 * float(zero.abs().max())
@@ -209,9 +212,9 @@ class TestWan:
 @pytest.fixture(scope="module")
 def three_prompts(info, to_prompt, toybox_folder):
     """The bundled graph with fewer steps and frames, so that two windows hold the film."""
-    prompt = to_prompt(bundled.read(PROMPTS), info)
+    prompt = to_prompt(read(PROMPTS), info)
     prompt = changed(changed(prompt, "MGV_VideoNoise", frames=28), "MGV_SampleVideo", steps=8)
-    schedule = prompt[bundled.only(bundled.nodes_of(prompt, "MGV_PromptSchedule"))]["inputs"]
+    schedule = prompt[only(nodes_of(prompt, "MGV_PromptSchedule"))]["inputs"]
     lines = [line.partition(": ")[2] for line in schedule["schedule"].splitlines()]
     schedule["schedule"] = "\n".join(f"{9 * number}: {line}" for number, line in enumerate(lines))
     schedule["overlap"] = 2
@@ -229,9 +232,9 @@ class TestPromptsOverTime:
     """Three prompts in one film, in context windows with FreeLong."""
 
     def test_what_stands_in_the_graph_fits_together(self, info, to_prompt):
-        prompt = to_prompt(bundled.read(PROMPTS), info)
+        prompt = to_prompt(read(PROMPTS), info)
         noise, schedule, windows, sampler = (
-            bundled.only(bundled.nodes_of(prompt, kind))
+            only(nodes_of(prompt, kind))
             for kind in ("MGV_VideoNoise", "MGV_PromptSchedule", "MGV_FreeLongWindows", "MGV_SampleVideo")
         )
         inputs = prompt[sampler]["inputs"]
@@ -245,16 +248,16 @@ class TestPromptsOverTime:
 
     def test_runs_to_the_end(self, host, three_prompts, film):
         for kind in ("MGV_SaveLongVideo", "SaveVideo"):
-            saved = film.outputs[bundled.only(bundled.nodes_of(three_prompts, kind))]["images"]
+            saved = film.outputs[only(nodes_of(three_prompts, kind))]["images"]
             assert [frames_of(host.path_of(entry)) for entry in saved] == [28]
-        report = film.outputs[bundled.only(bundled.nodes_of(three_prompts, "PreviewAny"))]["text"][0]
+        report = film.outputs[only(nodes_of(three_prompts, "PreviewAny"))]["text"][0]
         assert "frames 0 to 8: a yellow" in report and "frames 18 to the end: a white" in report
 
     def test_colours_change_where_the_schedule_says(self, host, three_prompts, film):
         """The brightest reds of a picture are of the square: the sea has none."""
         from PIL import Image
 
-        shown = film.outputs[bundled.only(bundled.nodes_of(three_prompts, "PreviewImage"))]["images"]
+        shown = film.outputs[only(nodes_of(three_prompts, "PreviewImage"))]["images"]
         assert len(shown) == 28
         colours = []
         for entry in shown:

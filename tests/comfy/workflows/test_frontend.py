@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
 import pytest
+from bundled_graphs import read
 from frontend import frontend, open_workflow, press_run, prompt_to_send, use_nodes_2, widget_values
 from saved_graphs import inputs_of, is_widget, later_widgets, prompt_of, saved_values, with_widget
 
@@ -18,10 +18,6 @@ TOYBOX = [name for name in NAMES if name.endswith("_toybox")]
 MODES = pytest.mark.parametrize("nodes_2", [False, True], ids=["classic", "nodes 2.0"])
 # Enough to tell films apart.
 STEPS = 3
-
-
-def read(name):
-    return json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")

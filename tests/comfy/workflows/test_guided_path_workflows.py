@@ -9,10 +9,19 @@ import copy
 import json
 
 import pytest
-import test_workflows as bundled
 import torch
-from packs import ANIMATEDIFF as ANIMATEDIFF_PACK
-from packs import pack_folder
+from bundled_graphs import (
+    PERCEPTION,
+    STAND_INS,
+    assert_loaders_list_their_models,
+    assert_well_formed,
+    nodes_of,
+    only,
+    read,
+    saved_latents,
+    texts,
+)
+from family_rows import rows
 from saved_graphs import inputs_of
 
 pytestmark = pytest.mark.comfy
@@ -31,25 +40,6 @@ FILM, FREE, FIRST = "film", "free", "first"
 SAMPLERS = ("KSampler", "MGV_SampleVideo")
 
 
-@pytest.fixture(scope="module")
-def packs():
-    stand_ins = bundled.ROOT / "tests" / "comfy" / "stand_in_models.py"
-    return {"mask-guided-video": bundled.ROOT, "stand_in_models.py": stand_ins}
-
-
-@pytest.fixture(scope="module")
-def plain_server(start_server, packs, tmp_path_factory):
-    with start_server(tmp_path_factory.mktemp("paths"), packs) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def animatediff_server(start_server, packs, comfy_folder, tmp_path_factory):
-    pack = pack_folder(comfy_folder, ANIMATEDIFF_PACK)
-    with start_server(tmp_path_factory.mktemp("paths_animatediff"), {**packs, pack.name: pack}) as running:
-        yield running
-
-
 @pytest.fixture
 def host(name, request):
     return request.getfixturevalue("animatediff_server" if name == ANIMATEDIFF else "plain_server")
@@ -62,14 +52,10 @@ def info(host):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_form(name, info, named_values, to_prompt):
-    form = bundled.TestForm()
-    form.test_nodes_are_core_and_ours(name, info)
-    form.test_links_match(name, info)
-    form.test_widgets_are_complete_and_in_range(name, info, named_values)
-    form.test_nothing_overlaps(name)
+    assert_well_formed(name, info, named_values)
     if name in FAMILIES:
-        form.test_loaders_list_their_models(name, info, named_values)
-    kinds = [node["type"] for node in bundled.read(name)["nodes"]]
+        assert_loaders_list_their_models(name, info, named_values)
+    kinds = [node["type"] for node in read(name)["nodes"]]
     assert (kinds.count("MGV_MaskMetrics"), kinds.count("MGV_FirstFrameLock")) == (
         2 if name == TOYBOX else 1,
         0 if name == WAN else 1,
@@ -79,43 +65,43 @@ def test_form(name, info, named_values, to_prompt):
 @pytest.mark.parametrize("name", NAMES)
 def test_what_stands_in_the_graph_fits_together(name, info, to_prompt):
     """One prompt, one object, one background; masks of the film's length and size; both films from the same noise."""
-    prompt = to_prompt(bundled.read(name), info)
-    text = prompt[bundled.only(bundled.nodes_of(prompt, "PrimitiveStringMultiline"))]["inputs"]["value"]
-    things = {title_of(name, number): prompt[number] for number in bundled.nodes_of(prompt, "PrimitiveString")}
+    prompt = to_prompt(read(name), info)
+    text = prompt[only(nodes_of(prompt, "PrimitiveStringMultiline"))]["inputs"]["value"]
+    things = {title_of(name, number): prompt[number] for number in nodes_of(prompt, "PrimitiveString")}
     thing, place = (
         next(node["inputs"]["value"] for title, node in things.items() if title.startswith(word))
         for word in ("Object", "Background")
     )
     assert thing in text and place in text
-    path = prompt[bundled.only(bundled.nodes_of(prompt, "MGV_PathMasks"))]["inputs"]
+    path = prompt[only(nodes_of(prompt, "MGV_PathMasks"))]["inputs"]
     (drawn,) = json.loads(path["paths"])
     assert drawn["label"] == thing and drawn["keyframes"][-1]["frame"] == path["frames"] - 1
     sizes = {
         (node["inputs"]["width"], node["inputs"]["height"])
         for kind in ("MGV_VideoNoise", "EmptyLatentImage", "EmptyHunyuanLatentVideo", "MGV_PathMasks")
-        for node in (prompt[number] for number in bundled.nodes_of(prompt, kind))
+        for node in (prompt[number] for number in nodes_of(prompt, kind))
     }
     assert len(sizes) == 1
     lengths = [
         node["inputs"].get("length", node["inputs"].get("batch_size" if name == ANIMATEDIFF else "frames"))
         for kind in ("MGV_VideoNoise", "EmptyLatentImage", "EmptyHunyuanLatentVideo")
-        for node in (prompt[number] for number in bundled.nodes_of(prompt, kind))
+        for node in (prompt[number] for number in nodes_of(prompt, kind))
     ]
     assert sorted(lengths) == ([path["frames"]] if name == WAN else [1, path["frames"]])
     film, free = (sampler(prompt, name, title) for title in ("Sample along the path", "Sample by itself"))
     assert {key: value for key, value in film.items() if key != "model"} == {
         key: value for key, value in free.items() if key != "model"
     }
-    for number in bundled.nodes_of(prompt, "MGV_DynamicMaskGuidance"):
+    for number in nodes_of(prompt, "MGV_DynamicMaskGuidance"):
         assert prompt[number]["inputs"]["mode"] == "dmg"
 
 
 def title_of(name, number):
-    return next(node.get("title", "") for node in bundled.read(name)["nodes"] if str(node["id"]) == number)
+    return next(node.get("title", "") for node in read(name)["nodes"] if str(node["id"]) == number)
 
 
 def numbered(name, title):
-    return next(str(node["id"]) for node in bundled.read(name)["nodes"] if node.get("title") == title)
+    return next(str(node["id"]) for node in read(name)["nodes"] if node.get("title") == title)
 
 
 def sampler(prompt, name, title):
@@ -135,14 +121,14 @@ def saving_latents(prompt, name):
 def changed(prompt, kind, **values):
     """A copy in which all nodes of a kind have other values."""
     other = copy.deepcopy(prompt)
-    for number in bundled.nodes_of(other, kind):
+    for number in nodes_of(other, kind):
         other[number]["inputs"].update(values)
     return other
 
 
 @pytest.fixture(scope="module")
 def toybox_prompt(plain_server, to_prompt, toybox_folder):
-    return saving_latents(to_prompt(bundled.read(TOYBOX), plain_server.get("/object_info")), TOYBOX)
+    return saving_latents(to_prompt(read(TOYBOX), plain_server.get("/object_info")), TOYBOX)
 
 
 @pytest.fixture(scope="module")
@@ -171,26 +157,26 @@ class TestToybox:
         assert len(toybox_run.outputs[numbered(TOYBOX, "Draw the path")]["images"]) == 1
 
     def test_the_first_frame_is_kept_to_the_bit(self, plain_server, toybox_run):
-        film = bundled.latents(plain_server, toybox_run, FILM)
-        first = bundled.latents(plain_server, toybox_run, FIRST)
+        film = saved_latents(plain_server, toybox_run, FILM)
+        first = saved_latents(plain_server, toybox_run, FIRST)
         assert film.shape == (1, 4, 8, 16, 16) and first.shape == (1, 4, 1, 16, 16)
         assert torch.equal(film[:, :, :1], first)
 
     def test_without_guide_and_lock_both_films_are_one(self, plain_server, toybox_prompt, toybox_run):
-        free = bundled.latents(plain_server, toybox_run, FREE)
+        free = saved_latents(plain_server, toybox_run, FREE)
         plain = changed(toybox_prompt, "MGV_DynamicMaskGuidance", strength=0.0)
         plain[numbered(TOYBOX, "Sample along the path")]["inputs"]["model"] = ["patch", 0]
-        guided = copy.deepcopy(plain[bundled.nodes_of(plain, "MGV_PatchAttention")[-1]])
+        guided = copy.deepcopy(plain[nodes_of(plain, "MGV_PatchAttention")[-1]])
         guided["inputs"]["guide"] = [numbered(TOYBOX, "Guide of the film"), 0]
         plain["patch"] = guided
         keep = {FILM, "patch"}
         for number in ("MGV_MaskMetrics", "SaveVideo", "PreviewImage", "SaveLatent"):
-            for found in bundled.nodes_of(plain, number):
+            for found in nodes_of(plain, number):
                 if found not in keep:
                     del plain[found]
         run = plain_server.run(plain)
         assert run.succeeded, run.error
-        assert torch.equal(bundled.latents(plain_server, run, FILM), free)
+        assert torch.equal(saved_latents(plain_server, run, FILM), free)
 
     def test_wrong_masks_are_named_before_anything_is_sampled(self, plain_server, toybox_prompt):
         run = plain_server.run(changed(toybox_prompt, "MGV_PathMasks", frames=5))
@@ -201,16 +187,16 @@ class TestToybox:
 
 def small_prompt(name, info, to_prompt):
     """A workflow with tiny models, sizes and steps, and the Toybox's detector and segmenter."""
-    prompt = to_prompt(bundled.read(name), info)
+    prompt = to_prompt(read(name), info)
     for seed, node in enumerate(prompt.values()):
         kind, inputs = node["class_type"], node["inputs"]
-        if kind in bundled.STAND_INS:
-            stand_in = bundled.STAND_INS[kind]
+        if kind in STAND_INS:
+            stand_in = STAND_INS[kind]
             known = inputs_of(info[stand_in])
             own = {key: value for key, value in (("family", FAMILIES[name]), ("seed", seed)) if key in known}
             node["class_type"] = stand_in
             node["inputs"] = {**{key: value for key, value in inputs.items() if key in known}, **own}
-        if kind in bundled.PERCEPTION:
+        if kind in PERCEPTION:
             inputs["model_name"] = "Toybox"
         inputs.update(SMALL.get(kind, {}))
         if kind == "EmptyLatentImage":
@@ -220,7 +206,7 @@ def small_prompt(name, info, to_prompt):
     return saving_latents(prompt, name)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", rows(FAMILIES, (WAN,)))
 class TestNative:
     """Whole graphs with tiny random models; these show no object, so that only what is sampled says something."""
 
@@ -231,49 +217,51 @@ class TestNative:
     def test_runs_to_the_end(self, name, host, prompt):
         run = host.run(prompt)
         assert run.succeeded, run.error
-        film, free = (bundled.latents(host, run, key) for key in (FILM, FREE))
+        film, free = (saved_latents(host, run, key) for key in (FILM, FREE))
         assert film.isfinite().all() and not torch.equal(film, free)
-        saved = [run.outputs[number]["images"][0] for number in bundled.nodes_of(prompt, "SaveVideo")]
+        saved = [run.outputs[number]["images"][0] for number in nodes_of(prompt, "SaveVideo")]
         assert len(saved) == 2 and all(host.path_of(entry).stat().st_size > 1000 for entry in saved)
         report = run.outputs[numbered(name, "Measure along the path")]["text"][0]
         assert "overlap with the masks (IoU): 0.000" in report and "background: 0." in report
-        assert f"in {FRAMES[name]} of {FRAMES[name]} frames" in bundled.texts(run, prompt)[0]
+        assert f"in {FRAMES[name]} of {FRAMES[name]} frames" in texts(run, prompt)[0]
         drawn = run.outputs[numbered(name, "Tinted: where it is, dashed: where it should be")]["images"]
         assert len(drawn) == FRAMES[name]
 
+    @pytest.mark.slow
     def test_strength_zero_is_the_film_by_itself(self, name, host, prompt):
         plain = changed(prompt, "MGV_DynamicMaskGuidance", strength=0.0)
         if name == ANIMATEDIFF:
-            lock = bundled.only(bundled.nodes_of(plain, "MGV_FirstFrameLock"))
+            lock = only(nodes_of(plain, "MGV_FirstFrameLock"))
             film = plain[numbered(name, "Sample along the path")]["inputs"]
             film["model"] = plain.pop(lock)["inputs"]["model"]
-        for number in bundled.nodes_of(plain, "MGV_MaskMetrics"):
+        for number in nodes_of(plain, "MGV_MaskMetrics"):
             del plain[number]
         del plain[numbered(name, "Tinted: where it is, dashed: where it should be")]
         host.empty_cache()
         run = host.run(plain)
         assert run.succeeded, run.error
-        assert torch.equal(bundled.latents(host, run, FILM), bundled.latents(host, run, FREE))
+        assert torch.equal(saved_latents(host, run, FILM), saved_latents(host, run, FREE))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [ANIMATEDIFF])
 def test_the_first_mask_makes_the_first_frame_and_the_film_keeps_it(name, host, info, to_prompt, toybox_folder):
     prompt = small_prompt(name, info, to_prompt)
     host.empty_cache()
     run = host.run(prompt)
     assert run.succeeded, run.error
-    film, first = (bundled.latents(host, run, key) for key in (FILM, FIRST))
+    film, first = (saved_latents(host, run, key) for key in (FILM, FIRST))
     assert first.shape == (1, 4, 8, 12) and torch.equal(film[:1], first)
     # ControlNet reads the outline: without it the picture is another.
     loose = host.run(changed(prompt, "ControlNetApplyAdvanced", strength=0.0))
     assert loose.succeeded, loose.error
-    assert not torch.equal(bundled.latents(host, loose, FIRST), first)
+    assert not torch.equal(saved_latents(host, loose, FIRST), first)
     # As with a path that begins elsewhere.
     moved = copy.deepcopy(prompt)
-    path = moved[bundled.only(bundled.nodes_of(moved, "MGV_PathMasks"))]["inputs"]
+    path = moved[only(nodes_of(moved, "MGV_PathMasks"))]["inputs"]
     drawn = json.loads(path["paths"])
     drawn[0]["keyframes"][0] |= {"x": 0.7, "y": 0.4}
     path["paths"] = json.dumps(drawn)
     run = host.run(moved)
     assert run.succeeded, run.error
-    assert not torch.equal(bundled.latents(host, run, FIRST), first)
+    assert not torch.equal(saved_latents(host, run, FIRST), first)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from bundled_graphs import only
 from hollow_checkpoints import save_picture_unet, save_sd1, save_sd1_folder, save_x4
 from lavie_stages import stage_config, stage_state
 
@@ -73,11 +74,6 @@ def graph(host, to_prompt):
 def nodes_of(prompt, kind, **values):
     found = [number for number, node in prompt.items() if node["class_type"] == kind]
     return [number for number in found if all(prompt[number]["inputs"][key] == value for key, value in values.items())]
-
-
-def only(values):
-    (value,) = values
-    return value
 
 
 def film(host, run, number):

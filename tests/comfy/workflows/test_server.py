@@ -9,16 +9,13 @@ import json
 
 import pytest
 import torch
+from bundled_graphs import nodes_of
 from saved_graphs import inputs_of, later_widgets
 
 pytestmark = pytest.mark.comfy
 
 # The same graph at a fraction of the work.
 FEW_STEPS = 4
-
-
-def nodes_of(prompt, kind):
-    return [number for number, node in prompt.items() if node["class_type"] == kind]
 
 
 def set_value(prompt, kind, name, value):

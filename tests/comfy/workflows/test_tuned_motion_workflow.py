@@ -6,8 +6,8 @@ import copy
 
 import numpy as np
 import pytest
-import test_workflows as bundled
 import torch
+from bundled_graphs import assert_well_formed, nodes_of, only, read, saved_latents
 
 pytestmark = pytest.mark.comfy
 
@@ -16,23 +16,24 @@ PLAIN, TUNED, FIRST = "plain", "tuned", "first"
 
 
 @pytest.fixture(scope="module")
-def host(start_server, root, tmp_path_factory):
+def host(plain_server, root):
     if not (root / "toybox" / "motions" / "circle.safetensors").is_file():
         pytest.skip("this checkout has no Toybox motions")
-    with start_server(tmp_path_factory.mktemp("motion"), {"mask-guided-video": root}) as running:
-        from mask_guided_video.recipes.films.files import write_film
-        from mask_guided_video.toybox import unseen_motions, world
+    from mask_guided_video.recipes.films.files import write_film
+    from mask_guided_video.toybox import unseen_motions, world
 
-        for name in ("clips", "masks"):
-            (running.folder / "input" / name).mkdir(parents=True)
-        for number, colour in enumerate(("red", "blue")):
-            scene = unseen_motions.unseen_scene("zigzag", colour, "ball", "sea", np.random.default_rng(number))
-            clip = world.render(scene)
-            write_film(running.folder / "input" / "clips" / f"{colour}.mp4", torch.from_numpy(clip.frames))
-            np.save(running.folder / "input" / "masks" / f"{colour}.npy", clip.masks)
-            words = f"{unseen_motions.unseen_prompt(scene)}\n{colour} ball\nbackground: sea\n"
-            (running.folder / "input" / "clips" / f"{colour}.txt").write_text(words)
-        yield running
+    plain_server.empty_cache()
+    given = plain_server.folder / "input"
+    for name in ("clips", "masks"):
+        (given / name).mkdir(parents=True)
+    for number, colour in enumerate(("red", "blue")):
+        scene = unseen_motions.unseen_scene("zigzag", colour, "ball", "sea", np.random.default_rng(number))
+        clip = world.render(scene)
+        write_film(given / "clips" / f"{colour}.mp4", torch.from_numpy(clip.frames))
+        np.save(given / "masks" / f"{colour}.npy", clip.masks)
+        words = f"{unseen_motions.unseen_prompt(scene)}\n{colour} ball\nbackground: sea\n"
+        (given / "clips" / f"{colour}.txt").write_text(words)
+    return plain_server
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +44,8 @@ def info(host):
 @pytest.fixture(scope="module")
 def prompt(info, to_prompt, toybox_folder):
     """The bundled graph with few steps; all latents are saved, those of the film under its samplers' models."""
-    prompt = copy.deepcopy(to_prompt(bundled.read(NAME), info))
-    for number in bundled.nodes_of(prompt, "MGV_SampleVideo"):
+    prompt = copy.deepcopy(to_prompt(read(NAME), info))
+    for number in nodes_of(prompt, "MGV_SampleVideo"):
         inputs = prompt[number]["inputs"]
         inputs["steps"] = 3
         model = prompt[inputs["model"][0]]
@@ -60,7 +61,7 @@ def prompt(info, to_prompt, toybox_folder):
 
 def with_values(prompt, kind, **values):
     other = copy.deepcopy(prompt)
-    for number in bundled.nodes_of(other, kind):
+    for number in nodes_of(other, kind):
         other[number]["inputs"].update(values)
     return other
 
@@ -68,27 +69,23 @@ def with_values(prompt, kind, **values):
 def latents(host, prompt, name):
     run = host.run(prompt)
     assert run.succeeded, run.error
-    return bundled.latents(host, run, name)
+    return saved_latents(host, run, name)
 
 
 def test_form(info, named_values):
-    form = bundled.TestForm()
-    form.test_nodes_are_core_and_ours(NAME, info)
-    form.test_links_match(NAME, info)
-    form.test_widgets_are_complete_and_in_range(NAME, info, named_values)
-    form.test_nothing_overlaps(NAME)
-    kinds = [node["type"] for node in bundled.read(NAME)["nodes"]]
+    assert_well_formed(NAME, info, named_values)
+    kinds = [node["type"] for node in read(NAME)["nodes"]]
     assert kinds.count("MGV_LoadMotion") == 1 and kinds.count("MGV_FirstFrameLock") == 2
 
 
 def test_films_begin_alike_and_go_on_differently(host, prompt):
     run = host.run(prompt)
     assert run.succeeded, run.error
-    plain, tuned, first = (bundled.latents(host, run, name) for name in (PLAIN, TUNED, FIRST))
+    plain, tuned, first = (saved_latents(host, run, name) for name in (PLAIN, TUNED, FIRST))
     assert plain.shape == tuned.shape == (1, 4, 8, 16, 16) and first.shape == (1, 4, 1, 16, 16)
     assert torch.equal(plain[:, :, :1], first) and torch.equal(tuned[:, :, :1], first)
     assert float((plain - tuned)[:, :, 1:].abs().max()) > 0.05
-    words = run.outputs[bundled.only(bundled.nodes_of(prompt, "PreviewAny"))]["text"][0]
+    words = run.outputs[only(nodes_of(prompt, "PreviewAny"))]["text"][0]
     assert "circle.safetensors: lora of Toybox" in words and "masks: dmg" in words
     # Nothing is left in the model: at strength 0 the films are the same, to the bit.
     zero = with_values(prompt, "MGV_LoadMotion", strength=0.0)
@@ -115,6 +112,7 @@ def training(**values):
     }
 
 
+@pytest.mark.slow
 def test_tuning_in_the_host(host):
     from mask_guided_video.video_models.motion.motion_files import read_motion
 

@@ -8,18 +8,26 @@ from __future__ import annotations
 
 import copy
 import json
-import re
-from pathlib import Path
 
 import pytest
 import torch
-from packs import ANIMATEDIFF as ANIMATEDIFF_PACK
-from packs import pack_folder
-from saved_graphs import choices_of, inputs_of, is_widget, options_of
+from bundled_graphs import (
+    PERCEPTION,
+    ROOT,
+    STAND_INS,
+    assert_loaders_list_their_models,
+    assert_well_formed,
+    nodes_of,
+    only,
+    read,
+    saved_latents,
+    texts,
+)
+from family_rows import rows
+from saved_graphs import inputs_of
 
 pytestmark = pytest.mark.comfy
 
-ROOT = Path(__file__).resolve().parent.parent.parent.parent
 ANIMATEDIFF = "animatediff_mask_guidance"
 FAMILIES = {
     "wan_2_1_mask_guidance": "wan",
@@ -28,16 +36,6 @@ FAMILIES = {
     "hunyuan_video_mask_guidance": "hunyuan",
     ANIMATEDIFF: "sd15",
 }
-STAND_INS = {
-    "UNETLoader": "StandInModel",
-    "CLIPLoader": "StandInClip",
-    "DualCLIPLoader": "StandInClip",
-    "VAELoader": "StandInVae",
-    "CheckpointLoaderSimple": "StandInCheckpoint",
-    "ControlNetLoader": "StandInControlNet",
-    "ADE_AnimateDiffLoaderGen1": "StandInMotion",
-}
-PERCEPTION = ("MGV_LoadGroundingDINO", "MGV_LoadSAM")
 # The step at which Wan 2.2's experts change, in the bundled graph and here.
 CHANGE, SMALL_CHANGE = 10, 2
 SMALL = {
@@ -56,68 +54,18 @@ FRAMES = {"wan": 9, "ltx": 17, "hunyuan": 9, "sd15": 10}
 LATENT_FRAMES = {"wan": 3, "ltx": 3, "hunyuan": 3, "sd15": 10}
 # Nodes that the test adds.
 FIRST, SECOND, FIRST_FILM, SECOND_FILM = "first", "second", "first_film", "second_film"
-# Combos that list what lies in the user's model folders.
-FILE_WIDGETS = (
-    "unet_name",
-    "clip_name",
-    "clip_name1",
-    "clip_name2",
-    "vae_name",
-    "ckpt_name",
-    "model_name",
-    "sd_checkpoint",
-    "control_net_name",
-)
 
 # It starts from a film of the user's; how it runs is tested in a module of its own.
 FIND_FOLLOW = "find_follow_mask"
 # How these run is tested in a module of its own, too.
 LAVIE = ("lavie_16_frames", "lavie_128_frames_free_long", "lavie_interpolate_upscale")
 
-# Widgets that nodes of core have got since the graphs were saved, which they take by themselves.
-LATER = {"CreateVideo": {"bit_depth"}}
 
 workflows = pytest.mark.parametrize("name", FAMILIES)
+# Each graph runs once by default, with objects that are tracked; without an object, and with a mask that is painted,
+# one of them does.
+one_graph = pytest.mark.parametrize("name", rows(FAMILIES, ("wan_2_1_mask_guidance",)))
 all_workflows = pytest.mark.parametrize("name", (*FAMILIES, FIND_FOLLOW, *LAVIE))
-
-
-def read(name):
-    return json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
-
-
-def nodes_of(prompt, kind):
-    return [number for number, node in prompt.items() if node["class_type"] == kind]
-
-
-def only(values):
-    (value,) = values
-    return value
-
-
-@pytest.fixture(scope="module")
-def animatediff_pack(comfy_folder):
-    return pack_folder(comfy_folder, ANIMATEDIFF_PACK)
-
-
-@pytest.fixture(scope="module")
-def packs():
-    return {
-        "mask-guided-video": ROOT,
-        "stand_in_models.py": ROOT / "tests" / "support" / "comfyui" / "stand_in_models.py",
-    }
-
-
-@pytest.fixture(scope="module")
-def plain_server(start_server, packs, tmp_path_factory):
-    with start_server(tmp_path_factory.mktemp("workflows"), packs) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def animatediff_server(start_server, packs, animatediff_pack, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("animatediff")
-    with start_server(folder, {**packs, animatediff_pack.name: animatediff_pack}) as running:
-        yield running
 
 
 @pytest.fixture
@@ -143,80 +91,12 @@ class TestForm:
     """What can be said of a workflow without running it."""
 
     @all_workflows
-    def test_nodes_are_core_and_ours(self, name, host_info):
-        version = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.M)[1]
-        kinds = {node["type"] for node in read(name)["nodes"]}
-        assert "MarkdownNote" in kinds
-        for node in read(name)["nodes"]:
-            if node["type"] == "MarkdownNote":
-                continue
-            properties = node["properties"]
-            assert properties["Node name for S&R"] == node["type"]
-            source = host_info[node["type"]]["python_module"]
-            if node["type"].startswith("MGV_"):
-                assert (properties["cnr_id"], properties["ver"]) == ("mask-guided-video", version)
-            elif node["type"].startswith("ADE_") and name.startswith("animatediff"):
-                assert properties["cnr_id"] == "comfyui-animatediff-evolved" and properties["ver"]
-            else:
-                assert properties["cnr_id"] == "comfy-core" and properties["ver"]
-                assert source == "nodes" or source.startswith("comfy_extras."), node["type"]
-
-    @all_workflows
-    def test_links_match(self, name, host_info):
-        workflow = read(name)
-        nodes = {node["id"]: node for node in workflow["nodes"]}
-        used = set()
-        for number, origin, output, target, place, kind in workflow["links"]:
-            source, sink = nodes[origin], nodes[target]
-            entry = sink["inputs"][place]
-            assert entry["link"] == number and number in source["outputs"][output]["links"]
-            assert host_info[source["type"]]["output"][output] == kind
-            wanted = inputs_of(host_info[sink["type"]])[entry["name"]][0]
-            assert wanted == "*" or kind == wanted or kind in wanted.split(",")
-            used.add((target, entry["name"]))
-        for node in workflow["nodes"]:
-            required = host_info.get(node["type"], {"input": {}})["input"].get("required", {})
-            missing = {key for key, value in required.items() if not is_widget(value)}
-            assert {(node["id"], key) for key in missing} <= used, node["type"]
-
-    @all_workflows
-    def test_widgets_are_complete_and_in_range(self, name, host_info, named_values):
-        for node in read(name)["nodes"]:
-            if node["type"] not in host_info:
-                continue
-            specifications = inputs_of(host_info[node["type"]])
-            values = named_values(node, host_info[node["type"]])
-            widgets = {key for key, value in specifications.items() if is_widget(value)}
-            assert set(values) == widgets - LATER.get(node["type"], set()), node["type"]
-            for key, value in values.items():
-                kind, options = specifications[key][0], options_of(specifications[key])
-                choices = choices_of(specifications[key])
-                if choices is not None:
-                    if key not in (*FILE_WIDGETS, "file"):
-                        assert value in choices, (node["type"], key)
-                elif kind in ("INT", "FLOAT"):
-                    assert options.get("min", value) <= value <= options.get("max", value), (node["type"], key)
-                    if key in ("width", "height"):
-                        assert value % options.get("step", 1) == 0
-                else:
-                    assert isinstance(value, bool if kind == "BOOLEAN" else str), (node["type"], key)
+    def test_nodes_links_and_widgets_are_right_and_nothing_overlaps(self, name, host_info, named_values):
+        assert_well_formed(name, host_info, named_values)
 
     @all_workflows
     def test_loaders_list_their_models(self, name, host_info, named_values):
-        workflow = read(name)
-        note = only(node for node in workflow["nodes"] if node["type"] == "MarkdownNote")["widgets_values"][0]
-        folders = set(host_info)
-        for node in workflow["nodes"]:
-            models = {model["name"]: model for model in node["properties"].get("models", [])}
-            values = named_values(node, host_info[node["type"]]) if node["type"] in folders else {}
-            files = {value for key, value in values.items() if key in FILE_WIDGETS}
-            # A detector is a folder; its weights are what is listed.
-            assert {file for file in models if file.partition("/")[0] not in files} == set(), node["type"]
-            assert {file.partition("/")[0] for file in models} | set(models) >= files, node["type"]
-            for model in models.values():
-                assert model["url"].startswith("https://") and model["url"].endswith(Path(model["name"]).name)
-                assert f"models/{model['directory']}" in note
-                assert model["name"].partition("/")[0] in note
+        assert_loaders_list_their_models(name, host_info, named_values)
 
     @workflows
     def test_length_is_the_models_own(self, name, host_info, named_values):
@@ -251,20 +131,6 @@ class TestForm:
         prompt = to_prompt(read(name), host_info)
         first, second = film_latents(prompt)
         assert unguided(prompt, second) == unguided(prompt, first)
-
-    @all_workflows
-    def test_nothing_overlaps(self, name):
-        workflow = read(name)
-        boxes = [(*node["pos"], *node["size"], node["type"]) for node in workflow["nodes"]]
-        for place, (x, y, width, height, kind) in enumerate(boxes):
-            for other_x, other_y, other_width, other_height, other in boxes[:place]:
-                apart_x = x >= other_x + other_width or other_x >= x + width
-                # The title is above a node's position.
-                apart_y = y - 30 >= other_y + other_height or other_y - 30 >= y + height
-                assert apart_x or apart_y, (kind, other)
-            groups = [group["bounding"] for group in workflow["groups"]]
-            inside = [left <= x and x + width <= left + wide for left, _, wide, _ in groups]
-            assert sum(inside) == (kind != "MarkdownNote")
 
 
 def film_latents(prompt):
@@ -324,22 +190,12 @@ def with_painted_mask(prompt, strength):
     return changed
 
 
-def latents(server, run, number):
-    from safetensors.torch import load_file
-
-    return load_file(server.path_of(run.outputs[number]["latents"][0]))["latent_tensor"]
-
-
 @pytest.fixture
 def prompt(name, host_info, to_prompt):
     for folder in ("detector", "segmenter"):
         if not (ROOT / "toybox" / folder).is_dir():
             pytest.skip(f"this checkout has no Toybox {folder}")
     return small_prompt(read(name), FAMILIES[name], host_info, to_prompt)
-
-
-def texts(run, prompt):
-    return [run.outputs[number]["text"][0] for number in nodes_of(prompt, "PreviewAny")]
 
 
 def afresh(host, prompt):
@@ -351,7 +207,7 @@ def afresh(host, prompt):
 class TestRun:
     """The whole graph in a real ComfyUI."""
 
-    @workflows
+    @one_graph
     def test_without_an_object_the_films_are_the_same(self, name, host, prompt):
         for number in nodes_of(prompt, "MGV_DetectObjects"):
             prompt[number]["inputs"]["box_threshold"] = 1.0
@@ -364,13 +220,13 @@ class TestRun:
         assert len(texts(run, prompt)) == 3
         assert any("not found in any" in text for text in texts(run, prompt))
         assert any("unguided" in text for text in texts(run, prompt))
-        assert torch.equal(latents(host, run, FIRST), latents(host, run, SECOND))
+        assert torch.equal(saved_latents(host, run, FIRST), saved_latents(host, run, SECOND))
 
-    @workflows
+    @one_graph
     def test_a_painted_mask_guides_the_second_film(self, name, host, prompt):
         guided = afresh(host, with_painted_mask(prompt, 1.0))
         assert guided.succeeded, guided.error
-        first, second = latents(host, guided, FIRST), latents(host, guided, SECOND)
+        first, second = saved_latents(host, guided, FIRST), saved_latents(host, guided, SECOND)
         assert first.isfinite().all() and second.isfinite().all()
         assert (first - second).abs().max() > 1e-4 * first.abs().max()
         frames = len(guided.outputs[SECOND_FILM]["images"])
@@ -378,8 +234,8 @@ class TestRun:
         assert frames == FRAMES[FAMILIES[name]] and LATENT_FRAMES[FAMILIES[name]] in map(len, grids)
         zero = afresh(host, with_painted_mask(prompt, 0.0))
         assert zero.succeeded, zero.error
-        assert torch.equal(latents(host, zero, FIRST), first)
-        assert torch.equal(latents(host, zero, SECOND), first)
+        assert torch.equal(saved_latents(host, zero, FIRST), first)
+        assert torch.equal(saved_latents(host, zero, SECOND), first)
 
     @workflows
     def test_tracked_objects_guide_the_second_film(self, name, host, prompt):
@@ -392,13 +248,13 @@ class TestRun:
         assert run.succeeded, run.error
         # The detector's own report comes first and says that it found nothing.
         assert not any("unguided" in text for text in texts(run, prompt)[1:]), texts(run, prompt)
-        assert not torch.equal(latents(host, run, FIRST), latents(host, run, SECOND))
+        assert not torch.equal(saved_latents(host, run, FIRST), saved_latents(host, run, SECOND))
 
     def test_both_experts_are_guided(self, plain_server, to_prompt):
         name = "wan_2_2_mask_guidance"
         info = plain_server.get("/object_info")
         both = with_painted_mask(small_prompt(read(name), FAMILIES[name], info, to_prompt), 1.0)
-        results = [latents(plain_server, plain_server.run(both), SECOND)]
+        results = [saved_latents(plain_server, plain_server.run(both), SECOND)]
         patches = nodes_of(both, "MGV_PatchAttention")
         assert len(patches) == 2
         for left_out in patches:
@@ -406,5 +262,5 @@ class TestRun:
             for node in one.values():
                 if node["inputs"].get("model") == [left_out, 0]:
                     node["inputs"]["model"] = one[left_out]["inputs"]["model"]
-            results.append(latents(plain_server, plain_server.run(one), SECOND))
+            results.append(saved_latents(plain_server, plain_server.run(one), SECOND))
         assert not torch.equal(results[0], results[1]) and not torch.equal(results[0], results[2])

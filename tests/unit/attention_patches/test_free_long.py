@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import attention_calls
 import pytest
 import torch
+from attention_calls import run, run_chained
 from guides import plain_guide
 from torch import Tensor
 
@@ -43,49 +45,15 @@ SETTINGS = {
 
 def make_site(folded: str = "positions", grid: tuple[int, int, int] = (18, 3, 2), **changes: Any) -> AttentionSite:
     """Temporal attention, full self-attention, or with ``before`` and ``after`` joint attention with text."""
-    frames, height, width = grid
-    size = height * width if folded == "positions" else 1
-    before, after = changes.pop("before", 0), changes.pop("after", 0)
-    tokens = frames * height * width // size
-    site = AttentionSite(
-        kind="temporal" if folded == "positions" else "joint" if after else "self",
-        block="down.1.0",
-        index=0,
-        total=2,
-        level=1,
-        grid=grid,
-        frames=tuple(range(frames)),
-        clip_frames=frames,
-        video=Span(before, before + tokens),
-        text=Span(before + tokens, before + tokens + after) if after else None,
-        rows=BatchRows((0, 1), changes.pop("samples", 1), folded, size),
-        progress=0.25,
-        sigma=5.0,
-    )
-    return replace(site, **changes)
+    after = changes.pop("after", 0)
+    usual = {"kind": attention_calls.film_kind(folded, after), "progress": 0.25}
+    if after:
+        usual["text_tokens"] = after
+    return attention_calls.make_site(folded=folded, grid=grid, **{**usual, **changes})
 
 
 def make_tensors(site: AttentionSite, dtype: torch.dtype = torch.float32, seed: int = 0) -> list[Tensor]:
-    length = site.video.stop if site.text is None else site.text.stop
-    generator = torch.Generator().manual_seed(seed)
-    shape = (site.rows.total, length, HEADS * DIM)
-    return [torch.randn(shape, generator=generator).to(dtype) for _ in range(3)]
-
-
-def run(patches: Sequence[Patch], site: AttentionSite, qkv: Sequence[Tensor], mask: Tensor | None = None) -> Tensor:
-    options = {"optimized_attention_override": PatchStack(patches).override, SITE_KEY: site}
-    return attention(*qkv, HEADS, mask, transformer_options=options)
-
-
-def run_chained(
-    patches: Sequence[Patch], site: AttentionSite, qkv: Sequence[Tensor], mask: Tensor | None = None
-) -> Tensor:
-    """As ``run``, with a stack for each patch, the first one outermost, as nodes in a row make them."""
-    override = None
-    for patch in reversed(patches):
-        override = PatchStack([patch]).chain(override).override
-    options = {"optimized_attention_override": override, SITE_KEY: site}
-    return attention(*qkv, HEADS, mask, transformer_options=options)
+    return attention_calls.make_tensors(site, HEADS * DIM, dtype=dtype, seed=seed)
 
 
 def window_mask(frames: int, settings: FreeLong, scale: int | None) -> Tensor:
@@ -168,8 +136,13 @@ SITES = {
 }
 
 
-@pytest.mark.parametrize("place", SITES)
-@pytest.mark.parametrize("name", SETTINGS)
+# Every place with all bands, every setting where the rows are cells over time and where text is in the sequence.
+CHOSEN = {(place, "FreeLong++") for place in SITES} | {
+    (place, name) for place in ("temporal", "joint") for name in SETTINGS
+}
+
+
+@pytest.mark.parametrize(("place", "name"), sorted(CHOSEN))
 def test_equals_whole_masks_and_spectra(place: str, name: str) -> None:
     site, settings = SITES[place], SETTINGS[name]
     qkv = make_tensors(site)
@@ -300,18 +273,24 @@ def test_schedule_and_largest_level() -> None:
 
 
 def make_masks(objects: int, grid: tuple[int, int, int]) -> Tensor:
-    noise = torch.rand(objects, *grid, generator=torch.Generator().manual_seed(0))
-    masks = torch.where(noise > 0.6, noise, 0.2 * noise)
+    masks = attention_calls.soft_masks(objects, grid)
     # One frame has nothing, so it is left alone as a query and open as keys.
     masks[:, 3] = 0.0
     return masks
 
 
-@pytest.mark.parametrize(
-    "place", ["temporal", "full", "full with a reference in front", "joint", "full, context window"]
-)
-@pytest.mark.parametrize("name", ["FreeLong", "FreeLong++, every third key", "windows alone"])
-@pytest.mark.parametrize(("mode", "hard"), [("separate", False), ("separate", True), ("focus_fg", False)])
+GUIDED_PLACES = ("temporal", "full", "full with a reference in front", "joint", "full, context window")
+GUIDED_SETTINGS = ("FreeLong", "FreeLong++, every third key", "windows alone")
+GUIDED_MODES = (("separate", False), ("separate", True), ("focus_fg", False))
+# Every setting at every place; every mode meets each of them.
+TOGETHER = [
+    (place, name, *GUIDED_MODES[(number + other) % 3])
+    for number, place in enumerate(GUIDED_PLACES)
+    for other, name in enumerate(GUIDED_SETTINGS)
+]
+
+
+@pytest.mark.parametrize(("place", "name", "mode", "hard"), TOGETHER)
 def test_with_mask_guidance_in_either_order(place: str, name: str, mode: str, hard: bool) -> None:
     site, settings = SITES[place], SETTINGS[name]
     qkv = make_tensors(site)

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import attention_calls
 import pytest
 import torch
+from attention_calls import run, run_chained
 from guides import plain_guide
 from torch import Tensor
 
@@ -18,8 +20,7 @@ from mask_guided_video.attention_patches.guidance.text_spans import TextSpans
 from mask_guided_video.attention_patches.kernels.torch_attention import attention
 from mask_guided_video.attention_patches.patch import Patch, Run
 from mask_guided_video.attention_patches.prompt_schedule import PromptSchedule, PromptSchedulePatch, frame_weights
-from mask_guided_video.attention_patches.site import SITE_KEY, AttentionSite, BatchRows, Span
-from mask_guided_video.attention_patches.stack import PatchStack
+from mask_guided_video.attention_patches.site import AttentionSite, BatchRows
 
 HEADS, DIM = 2, 8
 LENGTHS = (5, 3, 4)
@@ -29,25 +30,8 @@ TOLERANCE = {torch.float32: 2e-6, torch.float16: 3e-3, torch.bfloat16: 3e-2}
 
 def make_site(folded: str = "frames", grid: tuple[int, int, int] = (10, 2, 3), **changes: Any) -> AttentionSite:
     """Cross-attention of two chunks; ``before`` are tokens of no frame."""
-    frames, height, width = grid
-    before = changes.pop("before", 0)
-    tokens = height * width * (1 if folded == "frames" else frames)
-    site = AttentionSite(
-        kind="cross",
-        block="down.1.0",
-        index=0,
-        total=2,
-        level=1,
-        grid=grid,
-        frames=tuple(range(frames)),
-        clip_frames=frames,
-        video=Span(before, before + tokens),
-        text=Span(0, sum(LENGTHS)),
-        rows=BatchRows((0, 1), changes.pop("samples", 1), folded, frames if folded == "frames" else 1),
-        progress=0.25,
-        sigma=5.0,
-    )
-    return replace(site, **changes)
+    usual = {"text_tokens": sum(LENGTHS), "progress": 0.25}
+    return attention_calls.make_site("cross", folded, grid, **{**usual, **changes})
 
 
 def make_tensors(
@@ -62,21 +46,6 @@ def make_tensors(
         for _ in range(2)
     )
     return [q.to(dtype), k.to(dtype), v.to(dtype)]
-
-
-def run(patches: Sequence[Patch], site: AttentionSite, qkv: Sequence[Tensor], mask: Tensor | None = None) -> Tensor:
-    options = {"optimized_attention_override": PatchStack(patches).override, SITE_KEY: site}
-    return attention(*qkv, HEADS, mask, transformer_options=options)
-
-
-def run_chained(
-    patches: Sequence[Patch], site: AttentionSite, qkv: Sequence[Tensor], mask: Tensor | None = None
-) -> Tensor:
-    """As ``run``, with a stack for each patch, the first one outermost, as nodes in a row make them."""
-    override = None
-    for patch in reversed(patches):
-        override = PatchStack([patch]).chain(override).override
-    return attention(*qkv, HEADS, mask, transformer_options={"optimized_attention_override": override, SITE_KEY: site})
 
 
 def direct(schedule: PromptSchedule, site: AttentionSite, qkv: Sequence[Tensor], mask: Tensor | None = None) -> Tensor:

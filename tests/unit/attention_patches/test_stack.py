@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any
 
+import attention_calls
 import pytest
 import torch
 from region_kernels import region_attention
@@ -43,7 +44,7 @@ SITE_OF_ONE_ROW = replace(SITE, rows=BatchRows(samples=1))
 
 
 def joined(seed: int = 0) -> Tensor:
-    return torch.randn(2, 6, 24, generator=torch.Generator().manual_seed(seed))
+    return attention_calls.joined(6, seed)
 
 
 def options(stack: PatchStack, site: AttentionSite | None = SITE) -> dict[str, Any]:

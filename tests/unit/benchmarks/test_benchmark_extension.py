@@ -1,7 +1,5 @@
 """The arithmetic of the table of ten rounds, on numbers that can be checked by hand, and one tiny run."""
 
-import json
-
 import numpy as np
 import pytest
 
@@ -57,17 +55,3 @@ def test_what_goes_wrong_is_measured(benchmark):
     joins = benchmark.joins_of(flash)
     assert joins["beyond"] == 1 and joins["at"] > benchmark.joins_of(frames)["at"] + 0.01
     assert not np.array_equal(flash[7], flash[8])
-
-
-def test_a_tiny_run_goes_on_where_it_stopped(benchmark, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(benchmark, "ROUNDS", 2)
-    monkeypatch.setattr(benchmark, "VARIANTS", {"none, latent": benchmark.VARIANTS["none, latent"]})
-    path = tmp_path / "results.json"
-    arguments = ["--scenes", "1", "--steps", "1", "--threads", "1", "--results", str(path)]
-    assert benchmark.main(arguments) == 0
-    first = json.loads(path.read_text())
-    assert [entry["variant"] for entry in first["films"]] == ["real", "none, latent"]
-    assert first["lengths"] == {"drop": 15, "keep": 16}
-    assert benchmark.main(arguments) == 0
-    assert json.loads(path.read_text()) == first
-    assert "none, latent" in capsys.readouterr().out

@@ -1,7 +1,5 @@
 """The arithmetic of the long clips' table, on numbers that can be checked by hand, and one tiny run."""
 
-import json
-
 import pytest
 
 
@@ -38,14 +36,3 @@ def test_films_without_an_object_are_left_out(benchmark):
     assert direct["jerk"] == {"mean": None, "deviation": None}
     assert free_long["jerk"]["mean"] == 0.1 and free_long["jerk"]["difference"] is None
     assert benchmark.table([direct, free_long])
-
-
-def test_a_tiny_run_goes_on_where_it_stopped(benchmark, tmp_path, capsys):
-    path = tmp_path / "results.json"
-    arguments = ["--frames", "9", "--seeds", "1", "--steps", "1", "--results", str(path)]
-    assert benchmark.main(arguments) == 0
-    first = json.loads(path.read_text())
-    assert len(first["films"]) == len(benchmark.variants()) == 6
-    assert benchmark.main(arguments) == 0
-    assert json.loads(path.read_text()) == first
-    assert "FreeLong++, SpecMix" in capsys.readouterr().out

@@ -1,16 +1,14 @@
 """What the benchmark of native models compares guidance with, and its arithmetic."""
 
 import json
-import os
-import subprocess
-import sys
 
+import attention_calls
 import pytest
 import torch
 
 from mask_guided_video.attention_patches.guidance.regions import latent_frame_groups
 from mask_guided_video.attention_patches.kernels.torch_attention import torch_attention
-from mask_guided_video.attention_patches.site import SITE_KEY, AttentionSite, BatchRows, Span
+from mask_guided_video.attention_patches.site import CONDITIONAL, SITE_KEY
 from mask_guided_video.attention_patches.stack import PatchStack
 
 GRID = (3, 6, 8)
@@ -23,25 +21,8 @@ def benchmark(open_benchmark):
 
 
 def make_site(kind, folded="none"):
-    rows = {"none": 1, "frames": 3, "positions": 48}[folded]
-    video = {"none": TOKENS, "frames": 48, "positions": 3}[folded]
-    text = {"cross": Span(0, TEXT), "joint": Span(video, video + TEXT)}.get(kind)
-    return AttentionSite(
-        kind=kind,
-        block="block.0",
-        index=0,
-        total=1,
-        level=0,
-        grid=GRID,
-        frames=(0, 1, 2),
-        clip_frames=3,
-        video=Span(0, video),
-        text=text,
-        rows=BatchRows(folded=folded, folded_size=rows),
-        progress=0.1,
-        sigma=1.0,
-        time_factor=4,
-    )
+    place = {"block": "block.0", "total": 1, "level": 0, "sigma": 1.0, "time_factor": 4}
+    return attention_calls.make_site(kind, folded, GRID, text_tokens=TEXT, chunks=(CONDITIONAL,), **place)
 
 
 SITES = {
@@ -119,18 +100,3 @@ def test_missing_comfyui_is_said(benchmark, tmp_path, monkeypatch):
     monkeypatch.setenv("COMFYUI_PATH", str(tmp_path))
     with pytest.raises(SystemExit, match="COMFYUI_PATH"):
         benchmark.cases.find_comfyui()
-
-
-@pytest.mark.comfy
-def test_a_quick_run_measures_and_writes_nothing(benchmark, root, comfy_folder):
-    script = root / "benchmarks" / "native_models.py"
-    before = sorted((root / "benchmarks" / "results").iterdir())
-    command = [sys.executable, str(script), "--device", "cpu", "--quick", "--families", "ltx", "--threads", "1"]
-    environment = {**os.environ, "COMFYUI_PATH": str(comfy_folder)}
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment, cwd=root)
-    rows = {line[:34].strip(): line[34:].split() for line in done.stdout.splitlines()}
-    differences = rows["difference to dense, relative"]
-    assert len(differences) == 5 and all(float(value) < 1e-4 for value in differences[:4])
-    # What was ready before the call is the dense bias and no more.
-    assert rows["of the dense bias"][-1] == "100.0%"
-    assert sorted((root / "benchmarks" / "results").iterdir()) == before

@@ -1,11 +1,6 @@
 """The command line: results and refusals, in process on a tiny model and as a process of its own."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
@@ -15,7 +10,7 @@ from PIL import Image
 from mask_guided_video.commands.progress_bars import StageBars
 from mask_guided_video.perception.answers import BrokenAnswerError
 from mask_guided_video.recipes.mask_refine.files import FILES
-from mask_guided_video.recipes.model_sets import MODEL_SETS, TOYBOX, ModelSet, check_device, load_model_set
+from mask_guided_video.recipes.model_sets import MODEL_SETS, ModelSet, check_device
 
 
 @pytest.fixture
@@ -188,63 +183,8 @@ def test_argparse_refuses_with_two(cli):
     assert stopped.value.code == 2
 
 
-def toybox_is_complete() -> bool:
-    return (
-        all(any((TOYBOX / name).glob("**/*.safetensors")) for name in ("text_to_video", "detector", "segmenter"))
-        and (TOYBOX / "text_to_video" / "unet.safetensors").exists()
-    )
-
-
-needs_toybox = pytest.mark.skipif(not toybox_is_complete(), reason="the Toybox weights are not in this checkout")
-
-
-@needs_toybox
-@pytest.mark.slow
-def test_toybox_run_as_a_process(root, tmp_path):
-    command = [sys.executable, str(root / "cli.py"), *arguments(tmp_path / "out", model="toybox", steps="4")]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(FILES)
-
-
-@needs_toybox
-@pytest.mark.slow
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for a process")
-def test_interrupted_process_leaves_nothing(root, tmp_path):
-    command = [sys.executable, str(root / "cli.py"), *arguments(tmp_path / "out", model="toybox", steps="1000")]
-    # A shell lets its background jobs ignore SIGINT, and children inherit that; a user's terminal does not.
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "out").exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.2)
-    time.sleep(2)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors
-    assert "cancelled" in errors and "Traceback" not in errors
-    assert not (tmp_path / "out").exists()
-
-
 @pytest.mark.parametrize("name", ["abacus", "", "meta", "cuda:99" if not torch.cuda.is_available() else "xpu"])
 def test_devices_that_are_not_there(name):
     with pytest.raises(ValueError, match=f"device is '{name}'"):
         check_device(name)
     assert check_device(None) == torch.device("cpu")
-
-
-@needs_toybox
-@pytest.mark.slow
-def test_toybox_set_finds_its_objects():
-    from mask_guided_video.recipes.mask_refine.recipe import mask_refine
-    from mask_guided_video.recipes.mask_refine.settings import MaskRefineSettings
-
-    models = load_model_set("toybox")
-    settings = MaskRefineSettings("a red ball moves right on sand", ("red ball",), steps=10)
-    result = mask_refine(models.model, models.detector, models.tracker, settings)
-    assert result.report["guided"] and not torch.equal(result.first, result.second)

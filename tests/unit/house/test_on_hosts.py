@@ -1,5 +1,6 @@
 """How the tests are divided among the checkouts of ComfyUI."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -8,7 +9,8 @@ from pathlib import Path
 import on_hosts
 import pytest
 
-UNIT_WITH_COMFYUI = "tests/unit/benchmarks/test_benchmark_native_models.py"
+ALONE = ["tests/unit", "tests/end_to_end"]
+HOSTED = ["tests/comfy", "tests/end_to_end/benchmarks/test_benchmark_native_models.py"]
 
 
 def make_checkout(folder: Path, version: str = "") -> Path:
@@ -43,9 +45,10 @@ def test_requirements_are_read_without_comments():
 @pytest.mark.parametrize(
     ("arguments", "alone", "hosted"),
     [
-        ([], ["tests/unit"], ["tests/comfy", UNIT_WITH_COMFYUI]),
-        (["tests", "-x"], ["tests/unit", "-x"], ["tests/comfy", UNIT_WITH_COMFYUI, "-x"]),
-        (["-k", "nodes"], ["tests/unit", "-k", "nodes"], ["tests/comfy", UNIT_WITH_COMFYUI, "-k", "nodes"]),
+        ([], ALONE, HOSTED),
+        (["tests", "-x"], [*ALONE, "-x"], [*HOSTED, "-x"]),
+        (["-k", "nodes"], [*ALONE, "-k", "nodes"], [*HOSTED, "-k", "nodes"]),
+        (["tests/end_to_end"], ["tests/end_to_end"], None),
         (
             ["tests/unit/attention_patches/kernels/test_rows.py", "-q"],
             ["tests/unit/attention_patches/kernels/test_rows.py", "-q"],
@@ -59,10 +62,52 @@ def test_arguments_are_divided(arguments, alone, hosted):
     assert on_hosts.split(arguments) == (alone, hosted)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "everything", "browser", "expected"),
+    [
+        ([], False, True, ["-m", "not slow"]),
+        (["-q"], False, False, ["-m", "not slow and not browser"]),
+        ([], True, False, ["-m", "not browser"]),
+        ([], True, True, []),
+        (["-m", "slow"], False, False, []),
+        (["-mslow"], False, True, []),
+        (["--maxfail=1"], False, True, ["-m", "not slow"]),
+    ],
+)
+def test_slow_tests_and_browsers_are_left_out_unless_asked_for(arguments, everything, browser, expected):
+    assert on_hosts.markers(arguments, everything, browser) == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "chosen"),
+    [
+        (["tests", "./tests/comfy/", "tests/unit", "-q"], False),
+        (["-k", "nodes"], False),
+        (["tests/end_to_end"], True),
+        (["tests/unit", "tests/comfy/nodes/test_nodes.py::test_x"], True),
+    ],
+)
+def test_whole_parts_of_the_suite_are_told_from_chosen_tests(arguments, chosen):
+    assert on_hosts.are_chosen(arguments) is chosen
+
+
+def test_processes_are_shared_out(monkeypatch):
+    pytest.importorskip("xdist")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(6)), raising=False)
+    by_file = ["--dist", "loadfile"]
+    assert on_hosts.processes(["-q"], 2) == ["-n", "3", *by_file]
+    # Memory ends before the cores do.
+    assert on_hosts.processes([]) == ["-n", "4", *by_file]
+    assert on_hosts.processes(["-q"], 6) == []
+    for own in ("-n0", "--numprocesses=8", "--dist=load", "--pdb", "tests/unit/house/test_house.py"):
+        assert on_hosts.processes([own]) == []
+
+
 @pytest.fixture
 def runs(monkeypatch, tmp_path):
     """Two checkouts whose environments are this Python, and what was run; statuses and results are set by the test."""
     folders = [make_checkout(tmp_path / version, version) for version in ("0.20.1", "0.33.0")]
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1}, raising=False)
     monkeypatch.setenv("COMFYUI_PATH", os.pathsep.join(map(str, folders)))
     monkeypatch.setattr(on_hosts, "environment", lambda folder: Path(sys.executable))
     monkeypatch.setenv("TEST_RESULTS", str(tmp_path / "results"))
@@ -84,16 +129,36 @@ def runs(monkeypatch, tmp_path):
 def test_each_checkout_gets_its_run_and_the_last_line_is_the_sum(runs, capsys):
     ran, statuses, folders = runs
     assert on_hosts.main(["-q"]) == 0
-    hosted = ["tests/comfy", UNIT_WITH_COMFYUI, "-q"]
-    # Those with ComfyUI run side by side.
-    assert ran[0] == (["tests/unit", "-q"], None)
-    without_browser = [*hosted, "-m", "not browser"]
-    assert sorted(ran[1:], key=lambda entry: entry[1]) == [(without_browser, folders[0]), (hosted, folders[1])]
+    two = ["-n", "2", "--dist", "loadfile"] if importlib.util.find_spec("xdist") else []
+    assert ran[0] == ([*ALONE, "-q", "-m", "not slow", *two], None)
+    # Those with ComfyUI run side by side, each on a core.
+    old = [*HOSTED, "-q", "-m", "not slow and not browser"]
+    new = [*HOSTED, "-q", "-m", "not slow"]
+    assert sorted(ran[1:], key=lambda entry: entry[1]) == [(old, folders[0]), (new, folders[1])]
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1].strip("= ") == "3 failed, 21 passed, 6 skipped in 4.50s"
     for folder in folders:
         title = lines.index(f"The tests with ComfyUI {folder.name} in {folder}:")
         assert lines[title + 1] == f"{folder.name} says so"
+
+
+def test_all_is_everything_and_a_named_file_is_whole(runs):
+    ran, _, folders = runs
+    assert on_hosts.main(["--all"]) == 0
+    ran.sort(key=lambda entry: (entry[1] is not None, entry[1]))
+    assert [arguments[-2:] for arguments, _ in ran[1:]] == [["-m", "not browser"], HOSTED]
+    assert ran[0][0][:2] == ALONE and not {"-m", "--all"} & set(ran[0][0])
+    ran.clear()
+    assert on_hosts.main(["tests/end_to_end/house"]) == 0
+    assert ran == [(["tests/end_to_end/house"], None)]
+
+
+def test_without_comfyui_its_tests_are_left_out_and_that_is_said(runs, monkeypatch, capsys):
+    monkeypatch.setattr(on_hosts, "comfyui_folders", list)
+    assert on_hosts.main(["-q", "-n0"]) == 0
+    assert runs[0] == [([*ALONE, "-q", "-n0", "-m", "not slow"], None)]
+    assert capsys.readouterr().out.startswith("No ComfyUI is found: the tests with it are left out")
+    assert on_hosts.main(["tests/comfy"]) == on_hosts.NO_TESTS and len(runs[0]) == 1
 
 
 @pytest.mark.parametrize(
@@ -113,7 +178,7 @@ def test_an_environment_that_cannot_be_made_fails_and_stops_no_other(runs, monke
 
     monkeypatch.setattr(on_hosts, "environment", environment)
     assert on_hosts.main(["tests/comfy"]) == 1
-    assert runs[0] == [(["tests/comfy"], runs[2][1])]
+    assert [comfyui for _, comfyui in runs[0]] == [runs[2][1]]
     lines = capsys.readouterr().out.splitlines()
     assert "ComfyUI 0.20.1 asks for could not be installed" in lines[0]
     assert lines[-1].strip("= ") == "1 failed, 7 passed, 2 skipped, 1 errors in 1.50s"

@@ -53,7 +53,7 @@ def test_segmenter_of_single_pictures(part):
 @pytest.mark.parametrize("part", ["vision_encoder", "compress_vit", "hq_mask_mlp", "iou_prediction_head"])
 def test_segmenter_with_fine_edges(part):
     pytest.importorskip("transformers.models.sam_hq")
-    from test_sam_hq import build
+    from tiny_sam_hq import build
 
     from mask_guided_video.perception.segmentation.sam_format import sam_processor
     from mask_guided_video.perception.segmentation.sam_hq import SamHQSegmenter

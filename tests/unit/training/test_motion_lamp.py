@@ -1,95 +1,30 @@
-"""The lamp architecture in the tuning loop: on the Toybox the loss falls, a stopped run goes on to the bit, its file fits."""
+"""The lamp architecture in the tuning loop: what is trained, and a stopped run goes on to the bit."""
 
-import numpy as np
 import pytest
 import torch
+from lamp_runs import DEVICE, circling_balls, run_of, same
 from tiny_picture_unet import tiny_picture_unet
 from tiny_stable_diffusion import tiny_clip, tiny_vae, write_folder
 
 from mask_guided_video.attention_patches.kernels.torch_attention import OVERRIDE_KEY
 from mask_guided_video.recipes.films.files import write_film
-from mask_guided_video.toybox import unseen_motions, world
-from mask_guided_video.training.motion.architectures import make_architecture
-from mask_guided_video.training.motion.data import ClipWords, TrainingClip
-from mask_guided_video.training.motion.examples import ExampleMaker, motion_loss
+from mask_guided_video.training.motion.data import TrainingClip
+from mask_guided_video.training.motion.examples import motion_loss
 from mask_guided_video.training.motion.lamp import LampArchitecture
-from mask_guided_video.training.motion.loop import Run, tune
-from mask_guided_video.training.motion.settings import MotionSettings
+from mask_guided_video.training.motion.loop import tune
 from mask_guided_video.training.train_motion import main
 from mask_guided_video.video_models.lavie.models import open_lavie
-from mask_guided_video.video_models.motion.lamp import PREFIX, expected_shapes, with_lamp
+from mask_guided_video.video_models.motion.lamp import PREFIX, with_lamp
 from mask_guided_video.video_models.motion.motion_files import (
-    MotionInfo,
     apply_motion,
-    base_hash,
     read_motion,
-    write_motion,
 )
 from mask_guided_video.video_models.toybox import load_toybox
 
-DEVICE = torch.device("cpu")
-
 
 @pytest.fixture(scope="module")
-def toybox():
-    return load_toybox()
-
-
-@pytest.fixture(scope="module")
-def circles(toybox):
-    """Two clips of a motion that the Toybox never saw, the middle 32 x 32 pixels of 4 frames."""
-    generator, clips = np.random.default_rng(3), []
-    for colour, background in (("red", "sand"), ("blue", "grass")):
-        scene = unseen_motions.unseen_scene("circle", colour, "ball", background, generator)
-        frames = torch.from_numpy(world.render(scene, 4).frames).float()[:, 16:48, 16:48]
-        latents = [toybox.encode(film) for film in (frames, frames.flip(2))]
-        clips.append(TrainingClip(ClipWords(unseen_motions.unseen_prompt(scene)), torch.cat(latents), None))
-    return clips
-
-
-def run_of(model, clips, folder=None, **values):
-    usual = {"steps": 12, "batch": 2, "learning_rate": 2e-3, "flip": 0.0, "frames": 4}
-    settings = MotionSettings(**{**usual, "width": 32, "height": 32, "checkpoint_every": 2, **values})
-    return Run(settings, make_architecture("lamp", seed=4), ExampleMaker(model, clips, settings), DEVICE, folder)
-
-
-def loss_of(unet, examples):
-    """On examples that no step of the runs here saw."""
-    with torch.no_grad():
-        seen = [example for step in (1000, 1001, 1002) for example in examples.examples(step, 1000)]
-        return sum(float(motion_loss(unet, example, unet.config, DEVICE)) for example in seen) / len(seen)
-
-
-def same(first, second):
-    return first.keys() == second.keys() and all(torch.equal(value, second[name]) for name, value in first.items())
-
-
-def test_a_short_run_on_the_toybox_learns_and_its_file_is_the_model(toybox, circles, tmp_path):
-    before = {name: value.clone() for name, value in toybox.unet.state_dict().items()}
-    run = run_of(toybox, circles)
-    assert len(run.architecture.parameters()) == 0
-    untuned = loss_of(toybox.unet, run.examples)
-    tuned = tune(run, toybox.unet)
-    learned = loss_of(tuned, run.examples)
-    assert learned < 0.8 * untuned
-    assert same(before, toybox.unet.state_dict())
-
-    state = run.architecture.state()
-    assert {name: value.shape for name, value in state.items()} == expected_shapes(toybox.unet)
-    # Everything that is trained has moved.
-    assert all(bool(value.any()) for value in state.values())
-    names = run.architecture.base_names()
-    info = MotionInfo(
-        "lamp", "Toybox", base_hash(toybox.unet.state_dict(), names), tuple(names), 4,
-        details=run.architecture.metadata(),
-    )  # fmt: skip
-    write_motion(tmp_path / "circle.safetensors", state, info)
-    motion = read_motion(tmp_path / "circle.safetensors")
-    opened = apply_motion(toybox, motion)
-    assert loss_of(opened.unet, run.examples) == pytest.approx(learned, rel=1e-4)
-    assert same(before, toybox.unet.state_dict())
-    half = loss_of(apply_motion(toybox, motion, 0.5).unet, run.examples)
-    assert learned < half < untuned
+def circles():
+    return circling_balls(load_toybox())
 
 
 def test_a_stopped_run_goes_on_to_the_same_bits(tiny_video_model, circles, tmp_path):

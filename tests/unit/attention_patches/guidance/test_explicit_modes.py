@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from attention_calls import lengths_of, make_site
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -52,22 +53,8 @@ def masks_of(*paths: Any, pixels: int = 4) -> Tensor:
 
 def site_of(kind: str, folded: str | None = None, chunks: tuple[int, ...] = (0, 1), **changes: Any) -> AttentionSite:
     folded = KINDS.get(kind, "none") if folded is None else folded
-    size = {"frames": FRAMES, "positions": CELLS, "none": 1}[folded]
-    tokens = {"frames": CELLS, "positions": FRAMES, "none": FRAMES * CELLS}[folded]
-    text = {"cross": Span(0, TEXT), "joint": Span(tokens, tokens + TEXT)}.get(kind)
-    site = AttentionSite(
-        **{"kind": kind, "block": "mid.0", "index": 0, "total": 1, "level": 1, "grid": (FRAMES, GRID, GRID)},
-        **{"frames": tuple(range(FRAMES)), "clip_frames": FRAMES, "video": Span(0, tokens), "text": text},
-        rows=BatchRows(chunks, 1, folded, size),
-        progress=0.0,
-        sigma=1.0,
-    )
-    return replace(site, **changes)
-
-
-def lengths_of(site: AttentionSite) -> tuple[int, int]:
-    video = site.video.stop
-    return {"cross": (video, TEXT), "joint": (video + TEXT, video + TEXT)}.get(site.kind, (video, video))
+    usual = {"text_tokens": TEXT, "block": "mid.0", "total": 1, "progress": 0.0, "sigma": 1.0}
+    return make_site(kind, folded, (FRAMES, GRID, GRID), chunks=chunks, **{**usual, **changes})
 
 
 def tensors(

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from attention_calls import make_site
 from torch import Tensor
 
 from mask_guided_video.attention_patches.guidance.guide import Guide
@@ -16,12 +17,8 @@ from mask_guided_video.attention_patches.guidance.patch import guide_patches
 from mask_guided_video.attention_patches.guidance.text_spans import TextSpans
 from mask_guided_video.attention_patches.kernels.torch_attention import attention
 from mask_guided_video.attention_patches.site import (
-    CONDITIONAL,
     SITE_KEY,
-    UNCONDITIONAL,
     AttentionSite,
-    BatchRows,
-    Span,
 )
 from mask_guided_video.attention_patches.stack import PatchStack
 
@@ -60,15 +57,8 @@ def guide(mode: str, given: Tensor | None = None, strength: float = 1.0, frame_s
 
 
 def site(kind: str, folded: str = "frames", **changes) -> AttentionSite:
-    lengths = {"none": FRAMES * CELLS, "frames": CELLS, "positions": FRAMES}
-    video = Span(0, lengths[folded])
-    text = {"cross": Span(0, TOKENS), "joint": Span(video.stop, video.stop + TOKENS)}.get(kind)
-    rows = {"none": 1, "frames": FRAMES, "positions": CELLS}[folded]
-    made = AttentionSite(
-        kind=kind, block="mid.0", index=0, total=4, level=0, grid=(FRAMES, SIDE, SIDE), frames=(0, 1), clip_frames=2,
-        video=video, text=text, rows=BatchRows((CONDITIONAL, UNCONDITIONAL), 1, folded, rows), progress=0.01, sigma=9.0,
-    )  # fmt: skip
-    return replace(made, **changes)
+    usual = {"text_tokens": TOKENS, "block": "mid.0", "total": 4, "level": 0, "progress": 0.01, "sigma": 9.0}
+    return make_site(kind, folded, (FRAMES, SIDE, SIDE), **{**usual, **changes})
 
 
 def tensors(at: AttentionSite, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from attention_calls import make_site, make_tensors
 
 from mask_guided_video.attention_patches.frame_keys import FirstFrameKeysPatch
 from mask_guided_video.attention_patches.guidance.boxes import box_masks, mask_boxes
@@ -26,10 +27,8 @@ from mask_guided_video.attention_patches.patch import Run
 from mask_guided_video.attention_patches.site import (
     CONDITIONAL,
     SITE_KEY,
-    UNCONDITIONAL,
     AttentionSite,
     BatchRows,
-    Span,
 )
 from mask_guided_video.attention_patches.stack import PatchStack
 from mask_guided_video.prompt_text.token_places import NOT_OF_PROMPT, locate_phrases
@@ -40,24 +39,12 @@ KINDS = [("self", "frames"), ("self", "none"), ("cross", "frames"), ("temporal",
 
 
 def site(kind: str, folded: str, **changes) -> AttentionSite:
-    cells = SIDE * SIDE
-    video = Span(0, {"none": FRAMES * cells, "frames": cells, "positions": FRAMES}[folded])
-    made = AttentionSite(
-        kind=kind, block="up.1.0", index=0, total=2, level=1, grid=(FRAMES, SIDE, SIDE), frames=(0, 1, 2), clip_frames=3,
-        video=video, text={"cross": Span(0, TOKENS), "joint": Span(video.stop, video.stop + TOKENS)}.get(kind),
-        rows=BatchRows(
-            (CONDITIONAL, UNCONDITIONAL), 1, folded, {"none": 1, "frames": FRAMES, "positions": cells}[folded]
-        ),
-        progress=0.01, sigma=9.0,
-    )  # fmt: skip
-    return replace(made, **changes)
+    usual = {"grid": (FRAMES, SIDE, SIDE), "clip_frames": FRAMES, "text_tokens": TOKENS}
+    return make_site(kind, folded, **{**usual, "block": "up.1.0", "progress": 0.01, "sigma": 9.0, **changes})
 
 
 def tensors(at: AttentionSite, dtype=torch.float32):
-    generator = torch.Generator().manual_seed(5)
-    queries = at.video.stop + (TOKENS if at.kind == "joint" else 0)
-    keys = TOKENS if at.kind == "cross" else queries
-    return [torch.randn(at.rows.total, length, 16, generator=generator).to(dtype) for length in (queries, keys, keys)]
+    return make_tensors(at, 16, dtype=dtype, seed=5)
 
 
 def masks(frames: int = FRAMES) -> torch.Tensor:

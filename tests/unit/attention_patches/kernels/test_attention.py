@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+import attention_calls
 import pytest
 import torch
+from attention_calls import joined
 from torch import Tensor
 
 from mask_guided_video.attention_patches.kernels.explicit import explicit_attention
 from mask_guided_video.attention_patches.kernels.torch_attention import attention, torch_attention
 
 
-def joined(length: int, seed: int = 0) -> Tensor:
-    return torch.randn(2, length, 24, generator=torch.Generator().manual_seed(seed))
-
-
 def split(tensor: Tensor) -> Tensor:
-    return tensor.unflatten(-1, (3, 8)).transpose(1, 2)
+    return attention_calls.split(tensor, 3)
 
 
 def test_layouts_agree() -> None:

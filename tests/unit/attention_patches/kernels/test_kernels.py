@@ -85,9 +85,15 @@ def test_explicit_attention_edits_probabilities() -> None:
     torch.testing.assert_close(out, v[:, :, :1].expand(-1, -1, 4, -1))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("dim", [8, 20, 40, 64])
-@pytest.mark.parametrize("regions", [1, 2, 5, 9])
+# Every number of regions at every size of heads, with and without channels that are left over; types take turns.
+@pytest.mark.parametrize(
+    ("regions", "dim", "dtype"),
+    [
+        (regions, dim, DTYPES[(number + other) % len(DTYPES)])
+        for number, regions in enumerate((1, 2, 5, 9))
+        for other, dim in enumerate((8, 20, 40, 64))
+    ],
+)
 def test_region_channels_equal_dense_bias(dtype: torch.dtype, dim: int, regions: int) -> None:
     q, k, v = tensors(3, 2, 17, 13, dim, dtype)
     query, key = memberships(3, 17, regions), -8.0 * memberships(3, 13, regions, seed=1)

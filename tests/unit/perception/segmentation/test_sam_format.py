@@ -142,21 +142,3 @@ def test_the_small_encoder_that_is_not_supported_is_named(original):
 def test_weights_of_something_else_are_refused():
     with pytest.raises(ValueError, match=r"other\.pth: these are no SAM weights \(first names: conv\.weight\)"):
         sam.load_state({"conv.weight": torch.zeros(1)}, "other.pth")
-
-
-@pytest.mark.slow
-def test_a_full_size_original_file_loads_and_runs(tmp_path):
-    pytest.importorskip("segment_anything")
-    from segment_anything import sam_model_registry
-
-    from mask_guided_video.perception.boxes import Box
-    from mask_guided_video.perception.frames import Film
-    from mask_guided_video.perception.prompts import ObjectPrompt
-
-    path = tmp_path / "sam_vit_b_01ec64.pth"
-    torch.save(sam_model_registry["vit_b"]().state_dict(), path)
-    segmenter = sam.load_state(read_state(path), path)
-    assert segmenter.batch_size == 1
-    opened = segmenter.open(Film(torch.rand(1, 720, 1280, 3)))
-    sighting = opened.segment(0, [ObjectPrompt(0, box=Box(100, 100, 500, 400))])[0]
-    assert sighting.mask.shape == (720, 1280) and 0.0 <= sighting.score <= 1.0

@@ -17,6 +17,8 @@ from mask_guided_video.attention_patches.guidance.patch import guide_patches
 from mask_guided_video.video_models.sampling.trajectory_noise import trajectory_noise
 from mask_guided_video.video_models.toybox import load_toybox
 
+pytestmark = pytest.mark.slow
+
 PROMPT, PHRASE, BACKGROUND = "a red ball stays still on grass", "red ball", "grass"
 
 

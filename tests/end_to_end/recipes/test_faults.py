@@ -14,8 +14,9 @@ from mask_guided_video.recipes.guided_clips import models as guided_clips_models
 from mask_guided_video.recipes.long_video import models as long_video_models
 from mask_guided_video.recipes.long_video.models import LongVideoModels
 from mask_guided_video.training import train_motion
-from mask_guided_video.training.checkpoints import load_checkpoint, save_checkpoint
 from mask_guided_video.weight_files import writing
+
+pytestmark = pytest.mark.slow
 
 PATH = """[{"label": "red ball", "keyframes": [
     {"frame": 0, "x": 0.2, "y": 0.5, "width": 0.4, "height": 0.4}, {"frame": 9, "x": 0.8, "y": 0.5}]}]"""
@@ -168,27 +169,6 @@ def test_rounds_of_versions_without_checksums_are_good(cli, guide, tmp_path, who
     assert len(report["notes"]) == ROUNDS and kept(tmp_path / "out") == whole
 
 
-@pytest.mark.parametrize("content", [b"", b"garbage" * 100, None, "cut", "other", "flipped"])
-def test_a_damaged_checkpoint_is_one_sentence(tmp_path, content):
-    path = tmp_path / "checkpoint.pt"
-    save_checkpoint(path, {"step": 1, "tuned": torch.arange(1000.0)})
-    assert load_checkpoint(path, entries=("step", "tuned"))["step"] == 1
-    whole = bytearray(path.read_bytes())
-    if content == "flipped":
-        whole[len(whole) // 2] ^= 255
-        path.write_bytes(whole)
-    elif content == "cut":
-        path.write_bytes(whole[: len(whole) // 2])
-    elif content == "other":
-        torch.save([1, 2], path)
-    elif content is None:
-        save_checkpoint(path, {"steps": 1})
-    else:
-        path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"checkpoint.pt' is damaged .*; remove it to start anew"):
-        load_checkpoint(path, entries=("step", "tuned"))
-
-
 @pytest.fixture
 def train(tmp_path):
     """``train-motion``: the arguments."""
@@ -249,10 +229,10 @@ KILLED_TRAINING = """
 import os, signal, sys
 sys.path[:0] = sys.argv[1:3]
 import bootstrap; bootstrap.import_package()
-import cli, conftest
+import cli, tiny_video_model
 from mask_guided_video.training import train_motion
 from mask_guided_video.training.motion import loop as motion_loop
-model = conftest.build_tiny_video_model()
+model = tiny_video_model.build_tiny_video_model()
 train_motion.open_base = lambda options, device: (model, "tiny")
 save, stop = motion_loop._save, int(sys.argv[3])
 def killed(run, optimizer, accelerator, step):
@@ -264,12 +244,11 @@ sys.exit(cli.main(sys.argv[4:]))
 """
 
 
-@pytest.mark.slow
 def test_training_goes_on_after_a_kill(cli, train, root, tmp_path):
     import subprocess
     import sys
 
-    folders = [str(root), str(root / "tests" / "unit")]
+    folders = [str(root), str(root / "tests" / "support")]
     command = [sys.executable, "-c", KILLED_TRAINING, *folders, "2", *train("a.safetensors")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     assert subprocess.run(command, env=environment, capture_output=True).returncode == -signal.SIGKILL

@@ -1,12 +1,7 @@
-"""Real models at tiny size with random weights: they draw nothing, and everything around them is the real thing."""
+"""A real text-to-video model at tiny size with random weights: it draws nothing, and all around it is the real thing."""
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from collections.abc import Callable
-
-import pytest
 import torch
 
 
@@ -51,43 +46,3 @@ def build_tiny_video_model(seed: int = 0):
         )
     geometry = VideoGeometry(spatial_factor=2, channels=4, native_frames=4, width=16, height=16)
     return StandaloneVideoModel(unet, vae, encoder, tokenizer, geometry)
-
-
-@pytest.fixture(scope="module")
-def tiny_video_model():
-    """One tiny random video model for all tests of a file."""
-    return build_tiny_video_model()
-
-
-@pytest.fixture(scope="session")
-def tiny_video_model_builder() -> Callable:
-    """Makes tiny random video models."""
-    return build_tiny_video_model
-
-
-@pytest.fixture(scope="session")
-def cli(root):
-    """The command line as a module."""
-    spec = importlib.util.spec_from_file_location("cli", root / "cli.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="session")
-def open_benchmark(root):
-    """Import a script of benchmarks/ by its name, with what lies beside it within reach."""
-    folder = root / "benchmarks"
-
-    def load(name: str):
-        # Not by the plain name: helpers of other tests have the same.
-        spec = importlib.util.spec_from_file_location(f"benchmark_{name}", folder / f"{name}.py")
-        module = importlib.util.module_from_spec(spec)
-        # Dataclasses look their module up by name.
-        sys.modules[spec.name] = module
-        spec.loader.exec_module(module)
-        return module
-
-    sys.path.append(str(folder))
-    yield load
-    sys.path.remove(str(folder))

@@ -1,0 +1,171 @@
+"""The bundled workflows: how they are read and made small, and what can be said of each without running it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from saved_graphs import choices_of, inputs_of, is_widget, options_of
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parent.parent.parent.parent
+STAND_INS = {
+    "UNETLoader": "StandInModel",
+    "CLIPLoader": "StandInClip",
+    "DualCLIPLoader": "StandInClip",
+    "VAELoader": "StandInVae",
+    "CheckpointLoaderSimple": "StandInCheckpoint",
+    "ControlNetLoader": "StandInControlNet",
+    "ADE_AnimateDiffLoaderGen1": "StandInMotion",
+}
+PERCEPTION = ("MGV_LoadGroundingDINO", "MGV_LoadSAM")
+# Combos that list what lies in the user's model folders.
+FILE_WIDGETS = (
+    "unet_name",
+    "clip_name",
+    "clip_name1",
+    "clip_name2",
+    "vae_name",
+    "ckpt_name",
+    "model_name",
+    "sd_checkpoint",
+    "control_net_name",
+)
+# Widgets that nodes of core have got since the graphs were saved, which they take by themselves.
+LATER = {"CreateVideo": {"bit_depth"}}
+
+
+def read(name: str) -> dict[str, Any]:
+    """A bundled workflow as the frontend saved it."""
+    return json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def nodes_of(prompt: dict[str, Any], kind: str) -> list[str]:
+    """Numbers of the nodes of a kind."""
+    return [number for number, node in prompt.items() if node["class_type"] == kind]
+
+
+def only(values: Iterable[Any]) -> Any:
+    """The one that there is."""
+    (value,) = values
+    return value
+
+
+def saved_latents(server: Any, run: Any, number: str) -> Tensor:
+    """What a ``SaveLatent`` of a run has saved."""
+    from safetensors.torch import load_file
+
+    return load_file(server.path_of(run.outputs[number]["latents"][0]))["latent_tensor"]
+
+
+def texts(run: Any, prompt: dict[str, Any]) -> list[str]:
+    """What the ``PreviewAny`` nodes of a run show."""
+    return [run.outputs[number]["text"][0] for number in nodes_of(prompt, "PreviewAny")]
+
+
+def assert_nodes_are_core_and_ours(name: str, info: dict[str, Any]) -> None:
+    """Every node comes from the core, from us or from AnimateDiff Evolved, and says so."""
+    version = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.M)[1]
+    kinds = {node["type"] for node in read(name)["nodes"]}
+    assert "MarkdownNote" in kinds
+    for node in read(name)["nodes"]:
+        if node["type"] == "MarkdownNote":
+            continue
+        properties = node["properties"]
+        assert properties["Node name for S&R"] == node["type"]
+        source = info[node["type"]]["python_module"]
+        if node["type"].startswith("MGV_"):
+            assert (properties["cnr_id"], properties["ver"]) == ("mask-guided-video", version)
+        elif node["type"].startswith("ADE_") and name.startswith("animatediff"):
+            assert properties["cnr_id"] == "comfyui-animatediff-evolved" and properties["ver"]
+        else:
+            assert properties["cnr_id"] == "comfy-core" and properties["ver"]
+            assert source == "nodes" or source.startswith("comfy_extras."), node["type"]
+
+
+def assert_links_match(name: str, info: dict[str, Any]) -> None:
+    """Links join outputs and inputs of one type, and no required input is left open."""
+    workflow = read(name)
+    nodes = {node["id"]: node for node in workflow["nodes"]}
+    used = set()
+    for number, origin, output, target, place, kind in workflow["links"]:
+        source, sink = nodes[origin], nodes[target]
+        entry = sink["inputs"][place]
+        assert entry["link"] == number and number in source["outputs"][output]["links"]
+        assert info[source["type"]]["output"][output] == kind
+        wanted = inputs_of(info[sink["type"]])[entry["name"]][0]
+        assert wanted == "*" or kind == wanted or kind in wanted.split(",")
+        used.add((target, entry["name"]))
+    for node in workflow["nodes"]:
+        required = info.get(node["type"], {"input": {}})["input"].get("required", {})
+        missing = {key for key, value in required.items() if not is_widget(value)}
+        assert {(node["id"], key) for key in missing} <= used, node["type"]
+
+
+def assert_widgets_are_in_range(name: str, info: dict[str, Any], named_values: Callable[..., dict[str, Any]]) -> None:
+    """Every widget has a value that its node takes."""
+    for node in read(name)["nodes"]:
+        if node["type"] not in info:
+            continue
+        specifications = inputs_of(info[node["type"]])
+        values = named_values(node, info[node["type"]])
+        widgets = {key for key, value in specifications.items() if is_widget(value)}
+        assert set(values) == widgets - LATER.get(node["type"], set()), node["type"]
+        for key, value in values.items():
+            kind, options = specifications[key][0], options_of(specifications[key])
+            choices = choices_of(specifications[key])
+            if choices is not None:
+                if key not in (*FILE_WIDGETS, "file"):
+                    assert value in choices, (node["type"], key)
+            elif kind in ("INT", "FLOAT"):
+                assert options.get("min", value) <= value <= options.get("max", value), (node["type"], key)
+                if key in ("width", "height"):
+                    assert value % options.get("step", 1) == 0
+            else:
+                assert isinstance(value, bool if kind == "BOOLEAN" else str), (node["type"], key)
+
+
+def assert_loaders_list_their_models(
+    name: str, info: dict[str, Any], named_values: Callable[..., dict[str, Any]]
+) -> None:
+    """Loaders say where their files come from, and the note says where they go."""
+    workflow = read(name)
+    note = only(node for node in workflow["nodes"] if node["type"] == "MarkdownNote")["widgets_values"][0]
+    folders = set(info)
+    for node in workflow["nodes"]:
+        models = {model["name"]: model for model in node["properties"].get("models", [])}
+        values = named_values(node, info[node["type"]]) if node["type"] in folders else {}
+        files = {value for key, value in values.items() if key in FILE_WIDGETS}
+        # A detector is a folder; its weights are what is listed.
+        assert {file for file in models if file.partition("/")[0] not in files} == set(), node["type"]
+        assert {file.partition("/")[0] for file in models} | set(models) >= files, node["type"]
+        for model in models.values():
+            assert model["url"].startswith("https://") and model["url"].endswith(Path(model["name"]).name)
+            assert f"models/{model['directory']}" in note
+            assert model["name"].partition("/")[0] in note
+
+
+def assert_nothing_overlaps(name: str) -> None:
+    """No node lies on another, and each lies in one group."""
+    workflow = read(name)
+    boxes = [(*node["pos"], *node["size"], node["type"]) for node in workflow["nodes"]]
+    for place, (x, y, width, height, kind) in enumerate(boxes):
+        for other_x, other_y, other_width, other_height, other in boxes[:place]:
+            apart_x = x >= other_x + other_width or other_x >= x + width
+            # The title is above a node's position.
+            apart_y = y - 30 >= other_y + other_height or other_y - 30 >= y + height
+            assert apart_x or apart_y, (kind, other)
+        groups = [group["bounding"] for group in workflow["groups"]]
+        inside = [left <= x and x + width <= left + wide for left, _, wide, _ in groups]
+        assert sum(inside) == (kind != "MarkdownNote")
+
+
+def assert_well_formed(name: str, info: dict[str, Any], named_values: Callable[..., dict[str, Any]]) -> None:
+    """All of this that is asked of every workflow."""
+    assert_nodes_are_core_and_ours(name, info)
+    assert_links_match(name, info)
+    assert_widgets_are_in_range(name, info, named_values)
+    assert_nothing_overlaps(name)

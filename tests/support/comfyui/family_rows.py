@@ -1,0 +1,36 @@
+"""Which of the tiny models run by default, where a promise is proved on every one of them.
+
+That tokens, words and frames of every model are where its family says, and that every model's guided film is that of
+explicit biases, is proved by default on all of them. What follows from these two runs by default on one model for each
+way in which attention is called; the others run with ``--all``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from typing import Any
+
+import pytest
+
+QUICK = {
+    "wan": "self- and cross-attention over the whole clip",
+    "wan_vace_reference": "a picture before the film, which is a latent frame too, and blocks beside those of the film",
+    "ltx": "latent frames of eight pictures, and a mask of the text",
+    "ltx_weak_guide": "film and guide picture ask apart",
+    "hunyuan": "joint attention, the text before the film",
+    "mochi": "joint attention, the text behind the film",
+    "cosmos": "no hook around its blocks",
+    "sd15": "frames in the batch, and grids of several levels",
+}
+
+
+def rows(names: Iterable[str], quick: Collection[str] = tuple(QUICK)) -> list[Any]:
+    """A row for each model (or whatever has a name), slow where it is not among the ``quick`` ones."""
+    return [pytest.param(name, marks=() if name in quick else pytest.mark.slow) for name in names]
+
+
+def all_but(*heavy: str) -> set[str]:
+    """All models as quick ones but those that take many seconds."""
+    from native_models import BUILDERS
+
+    return set(BUILDERS) - set(heavy)
