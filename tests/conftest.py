@@ -190,7 +190,7 @@ def _one_thread() -> None:
 
 @pytest.fixture
 def small_files() -> Callable[[int], AbstractContextManager[None]]:
-    """Files end at so many bytes within ``with small_files(1000)``, as on a full disk; no longer, for pytest writes too."""
+    """Files end at 1000 bytes in ``with small_files(1000)``, as on a full disk; not after, for pytest writes too."""
     resource = pytest.importorskip("resource")
 
     @contextmanager

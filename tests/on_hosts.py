@@ -10,7 +10,7 @@ and ~/comfy/ComfyUI-oldest. Versions of ComfyUI ask for different packages, so e
 
 Several run side by side, the tests in a browser with the newest one alone. Slow tests, which are those that start whole
 programs, train or load models of full size, run with ``--all`` or where a file or a folder of theirs is named; ``-m``
-overrules both. Tests run in as many processes as there are cores, where pytest-xdist is installed and no ``-n`` is given.
+overrules both. Tests run in one process for each core, where pytest-xdist is installed and no ``-n`` is given.
 
 ``TEST_RESULTS`` may name a folder that keeps the results; the last line is the sum of all that are there.
 """
@@ -165,7 +165,7 @@ def host_results(results: Path, comfyui: Path) -> Path:
 def run_on_hosts(
     hosts: Sequence[tuple[Path, Path]], arguments: Sequence[str], results: Path, everything: bool
 ) -> list[int]:
-    """Run pytest with each ComfyUI, given with its Python: a single one aloud, several side by side, told one by one."""
+    """Run pytest with each ComfyUI, given with its Python; the logs of several come one after another."""
     newest = max((comfyui for comfyui, _ in hosts), key=release, default=None)
 
     def run_one(comfyui: Path, python: Path) -> int:

@@ -1,4 +1,4 @@
-"""The rules of the house as functions: each takes sources and names every offence, so that one test lists all of them."""
+"""The rules of the house as functions: each takes a source and names every offence, so that a test lists all."""
 
 from __future__ import annotations
 

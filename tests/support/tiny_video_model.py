@@ -1,4 +1,4 @@
-"""A real text-to-video model at tiny size with random weights: it draws nothing, and all around it is the real thing."""
+"""A real text-to-video model at tiny size with random weights; everything around it is the real thing."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ def scheduled(model: TinyModel, evolved: Evolved, order: str, overlap: int, patc
 
 @ORDERS
 def test_frames_of_one_prompt_are_those_of_its_own_film(model: TinyModel, evolved: Evolved, order: str) -> None:
-    """In the first step windows know nothing of each other: the first sees the first prompt only, the last the other."""
+    """In the first step windows know nothing of each other: the first sees the first prompt, the last the other."""
     patched, joined, _ = scheduled(model, evolved, order, overlap=0)
     plain = evolved(model.patcher)
     film = sample(model, patched, steps=1, positive=joined)

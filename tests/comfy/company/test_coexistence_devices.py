@@ -21,7 +21,7 @@ EXACT, CLEAR = 1e-5, 2e-3
 
 
 def on_two_devices(patcher: Any) -> Any:
-    """A model with a copy on a second device, as the host's node for several GPUs makes it: here, two names of the CPU."""
+    """A model with a copy on a second device, as the host's node for several GPUs makes it: two names of the CPU."""
     import comfy.model_patcher
 
     if not hasattr(patcher, "match_multigpu_clones"):

@@ -29,7 +29,7 @@ def gguf_pack(comfy_folder: Path) -> ModuleType:
 
 @pytest.fixture(scope="module")
 def quantised(gguf_pack: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A Wan of one head as the pack's converter writes it: matrices in blocks of 32 bytes and a scale, the rest plain."""
+    """A Wan of one head as the pack's converter writes it: matrices in blocks of 32 bytes and a scale."""
     import folder_paths
     import gguf
 

@@ -191,7 +191,7 @@ def test_attention_that_asks_nobody_is_named(
 def test_negative_guidance_in_attention(
     kjnodes: ModuleType, order: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It evaluates the rows of the batch apart: the film among itself is guided, and one sentence says that words are not."""
+    """It evaluates the rows of the batch apart: the video is guided, and one sentence says that words are not."""
     model = tiny("wan")
     other = node(
         kjnodes, "WanVideoNAG", conditioning=model.conditioning(3), nag_scale=11.0, nag_alpha=0.25, nag_tau=2.5
@@ -212,7 +212,7 @@ def test_enhance_a_video(kjnodes: ModuleType, name: str, order: str) -> None:
 
 
 def test_skipped_layer_fails_by_itself_and_says_so(kjnodes: ModuleType) -> None:
-    """It needs the node for caching that hands the model on as it is today; the host's own is in the tests of blocks."""
+    """It needs the node for caching that hands the model on as it is; the host's own is in the tests of blocks."""
     model = tiny("wan")
     other = node(kjnodes, "SkipLayerGuidanceWanVideo", blocks="1", start_percent=0.0, end_percent=1.0)
     for patcher in (other(model.patcher), *(in_order(model, order, other, ours("wan")) for order in ORDERS)):

@@ -62,7 +62,7 @@ def test_its_sampler_node(res4lyf: ModuleType) -> None:
 def test_its_own_wan_asks_for_attention_without_options(
     res4lyf: ModuleType, order: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Regional conditioning replaces the classes of the model's blocks; one sentence says that ours does nothing there."""
+    """Regional conditioning replaces the classes of the blocks; one sentence says that ours does nothing there."""
     # A model of its own: the classes stay replaced.
     model = replace(tiny("wan"))
 

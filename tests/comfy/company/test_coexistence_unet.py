@@ -1,4 +1,4 @@
-"""Guidance beside what other packs and core nodes do in U-Nets: adapters, references, PAG, FreeU, tiles, merged tokens."""
+"""Guidance beside other packs and core nodes in U-Nets: adapters, references, PAG, FreeU, tiles, merged tokens."""
 
 from __future__ import annotations
 

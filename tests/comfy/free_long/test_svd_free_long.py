@@ -1,4 +1,4 @@
-"""FreeLong in Stable Video Diffusion's attention over time, against a direct implementation as an attention override."""
+"""FreeLong in Stable Video Diffusion's attention over time, against a direct one as an attention override."""
 
 from __future__ import annotations
 

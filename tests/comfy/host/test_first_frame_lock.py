@@ -1,4 +1,4 @@
-"""A clean first frame in ComfyUI's models: what the network is given in every call, and what comes back, bit for bit."""
+"""A clean first frame in ComfyUI's models: what the network is given in every call, and what comes back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stable Diffusion 1 as a native model of clips, and LAMP's layers on native models: agreement, and nothing left behind."""
+"""Stable Diffusion 1 as a native model of clips, and LAMP's layers on native models: they agree and leave nothing."""
 
 from __future__ import annotations
 

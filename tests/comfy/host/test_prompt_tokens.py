@@ -1,4 +1,4 @@
-"""Phrases in the token sequences of ComfyUI's own tokenizers: every position is proved by decoding what stands there."""
+"""Phrases among the tokens of ComfyUI's own tokenizers: every position is proved by decoding what stands there."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ RED, BALL = "\u7ea2", "\u7403"
 # "A red ball lies on the sand."
 CHINESE = f"\u4e00\u4e2a{RED}{BALL}\u5728\u6c99\u6ee9\u4e0a"
 # How Llama 3 takes text apart before it joins letters.
-LLAMA_PATTERN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+LLAMA_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 LLAMA_SPECIALS = {
     "<|begin_of_text|>": 128000,
     "<|start_header_id|>": 128006,

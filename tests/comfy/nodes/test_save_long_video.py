@@ -227,7 +227,7 @@ sys.stdout.write(str(peak() - before))
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux says how much memory a program had")
 @pytest.mark.slow
 def test_memory_is_that_of_a_slice(root, comfy_folder, tmp_path):
-    """160 frames of 256 x 320 pixels are 157 MB as floats. An encoder keeps some dozens of them, which 64 have filled."""
+    """160 frames of 256 x 320 pixels are 157 MB as floats; an encoder keeps some dozens, which 64 have filled."""
     taken = {}
     for way in ("whole", "streamed"):
         command = [sys.executable, "-c", MEASURE, str(root), str(comfy_folder), str(tmp_path), way]

@@ -153,7 +153,7 @@ def test_latents_that_are_kept_in_every_window(name: str, anchor: bool, kept: st
 
 
 def seen_pictures(name: str, frames: int, patcher_of: Any, frame: int) -> list[tuple[tuple[int, ...], list[int]]]:
-    """For each window the frames that its site names, and the places that change with one frame of the given picture."""
+    """For each window the frames that its site names, and the places that change with one frame of the picture."""
     models = [with_film(name, frames) for _ in range(2)]
     changed = models[1].extras["concat_latent_image"] = models[1].extras["concat_latent_image"].clone()
     changed[:, :, frame] += 1.0

@@ -1,4 +1,4 @@
-"""Finding, following and masking in a real ComfyUI: the bundled workflow, and a graph of every other node of the kind."""
+"""Finding, following and masking in a real ComfyUI: the bundled workflow, and a graph of every other such node."""
 
 from __future__ import annotations
 

@@ -227,21 +227,36 @@ class TestSampling:
     def test_core_nodes_accept_model_noise_latents_and_vae(self, server, toybox_folder):
         prompt = sampling_prompt(3, prefix="chain")
         prompt |= {
-            "20": {"class_type": "CFGGuider", "inputs": {"model": ["9", 0], "positive": ["2", 0], "negative": ["3", 0], "cfg": 4.0}},
+            "20": {
+                "class_type": "CFGGuider",
+                "inputs": {"model": ["9", 0], "positive": ["2", 0], "negative": ["3", 0], "cfg": 4.0},
+            },
             "21": {"class_type": "KSamplerSelect", "inputs": {"sampler_name": "euler"}},
-            "22": {"class_type": "BasicScheduler", "inputs": {"model": ["9", 0], "scheduler": "simple", "steps": 3, "denoise": 1.0}},
+            "22": {
+                "class_type": "BasicScheduler",
+                "inputs": {"model": ["9", 0], "scheduler": "simple", "steps": 3, "denoise": 1.0},
+            },
             "23": {
                 "class_type": "SamplerCustomAdvanced",
-                "inputs": {"noise": ["4", 0], "guider": ["20", 0], "sampler": ["21", 0], "sigmas": ["22", 0], "latent_image": ["4", 1]},
+                "inputs": {
+                    "noise": ["4", 0], "guider": ["20", 0], "sampler": ["21", 0],
+                    "sigmas": ["22", 0], "latent_image": ["4", 1],
+                },
             },
             "24": {"class_type": "VAEDecode", "inputs": {"samples": ["23", 0], "vae": ["1", 2]}},
             "25": {"class_type": "VAEEncode", "inputs": {"pixels": ["24", 0], "vae": ["1", 2]}},
             "26": {
                 "class_type": "VAEDecodeTiled",
-                "inputs": {"samples": ["10", 0], "vae": ["1", 2], "tile_size": 64, "overlap": 16, "temporal_size": 64, "temporal_overlap": 8},
+                "inputs": {
+                    "samples": ["10", 0], "vae": ["1", 2], "tile_size": 64, "overlap": 16,
+                    "temporal_size": 64, "temporal_overlap": 8,
+                },
             },
             "27": {"class_type": "CreateVideo", "inputs": {"images": ["26", 0], "fps": 8.0}},
-            "28": {"class_type": "SaveVideo", "inputs": {"video": ["27", 0], "filename_prefix": "chain", "format": "auto", "codec": "auto"}},
+            "28": {
+                "class_type": "SaveVideo",
+                "inputs": {"video": ["27", 0], "filename_prefix": "chain", "format": "auto", "codec": "auto"},
+            },
             "29": {"class_type": "PreviewImage", "inputs": {"images": ["26", 0]}},
         }  # fmt: skip
         prompt["10"]["inputs"] |= {"latent_image": ["25", 0], "denoise": 0.5}

@@ -103,7 +103,7 @@ ROUNDING = 1e-6
 
 
 def left_alone(name: str, film: Tensor, plain: Tensor) -> bool:
-    """Whether rows that are not guided are those of the unpatched model: to the bit, but for the host's own rounding."""
+    """Whether unguided rows are those of the unpatched model: bit for bit, but for the host's own rounding."""
     if name in ROUNDED_BY_THE_BATCH:
         return relative(film, plain) < ROUNDING
     return torch.equal(film, plain)

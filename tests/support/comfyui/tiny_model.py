@@ -85,7 +85,7 @@ def randomise(network: Any, seed: int = 0) -> None:
 
 
 def build(config_name: str, unet_config: dict[str, Any]) -> Any:
-    """A ``ModelPatcher`` of one of ``comfy.supported_models`` at a size of our own; skips where this ComfyUI has none."""
+    """A ``ModelPatcher`` of one of ``comfy.supported_models`` at a tiny size; skips where this ComfyUI has none."""
     import comfy.model_patcher
     import comfy.supported_models
 

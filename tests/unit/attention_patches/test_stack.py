@@ -338,7 +338,7 @@ def favour_second_key(attend: Attend, q: Tensor, k: Tensor, v: Tensor, site: Att
 
 
 def two_keys() -> tuple[Tensor, Tensor, Tensor]:
-    """One query and two keys of one head of four channels; with scale 1/4 the second key is exp(log 2) times the first."""
+    """One query and two keys of one head of four channels; at scale 1/4 the second key has twice the share."""
     q = torch.tensor([[[[4.0, 0.0, 0.0, 0.0]]]])
     k = torch.tensor([[[[0.0, 0.0, 0.0, 0.0], [math.log(2.0), 0.0, 0.0, 0.0]]]])
     v = torch.tensor([[[[0.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]]]])

@@ -1,4 +1,4 @@
-"""The benchmark of mask modes: guides that the prompts contradict, measures with known answers, figures that go stale."""
+"""The benchmark of mask modes: guides that prompts contradict, measures with known answers, stale figures."""
 
 import json
 

@@ -169,7 +169,7 @@ def test_metrics_read_what_follow_wrote(cli, film, followed, tmp_path):
 
 
 def test_guide_reads_what_follow_wrote(cli, followed, tmp_path, monkeypatch):
-    """Each phrase comes to the recipe with the very masks that were found by it, in whatever order phrases are given."""
+    """Each phrase comes to the recipe with the masks that were found by it, in whatever order phrases are given."""
     from mask_guided_video.recipes.guided_clips import recipe
 
     path = followed("blue square", "red ball")

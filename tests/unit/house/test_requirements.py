@@ -68,7 +68,8 @@ def test_every_import_is_declared():
 def test_imports_are_found_wherever_they_stand(tmp_path):
     (tmp_path / "a.py").write_text(
         "import a.b\nfrom c.d import e\nfrom . import f\n"
-        "def g():\n    import h\n    importlib.import_module('i.j')\n    pytest.importorskip('k')\n    x.find_spec(name)\n"
+        "def g():\n    import h\n    importlib.import_module('i.j')\n"
+        "    pytest.importorskip('k')\n    x.find_spec(name)\n"
     )
     assert imports_of(tmp_path / "a.py") == {"a", "c", "h", "i", "k"}
 

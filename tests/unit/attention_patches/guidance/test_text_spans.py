@@ -97,7 +97,10 @@ def test_no_tokenizer_is_given_a_part_of_an_embedding() -> None:
 
 
 def test_absent_phrase_is_named_with_the_words_of_the_prompt() -> None:
-    message = r"'green ball' does not occur in the prompt 'a red ball and a blue ball', whose words are 'a', 'red', 'ball', 'and', 'blue'; use"
+    message = (
+        r"'green ball' does not occur in the prompt 'a red ball and a blue ball', whose words are "
+        r"'a', 'red', 'ball', 'and', 'blue'; use"
+    )
     with pytest.raises(ValueError, match=message):
         find_phrases(PROMPT, ["ball", "green ball"])
 

@@ -1,4 +1,4 @@
-"""GroundingDINO files in the original format: the package's real classes, Swin-T with short encoders of random weights."""
+"""GroundingDINO files in the original format: the package's classes, Swin-T with short encoders, random weights."""
 
 import json
 import warnings

@@ -46,7 +46,7 @@ class TestMasks:
         assert report["iou"] == entry["iou"] and report["others_found"] == 0
 
     def test_frames_without_the_object(self):
-        """Wanted in 0 and 1, found in 1 and 2: overlap 0, 1, 0; frame 3 is empty on both sides and counts for nothing."""
+        """Wanted in 0 and 1, found in 1 and 2: overlap 0, 1, 0; frame 3 is empty in both and counts for nothing."""
         wanted, found = square(4, seen=[0, 1]), square(4, seen=[1, 2])
         (entry,) = measure_masks(film(4), tracks(wanted), tracks(found))["objects"]
         assert entry["iou_per_frame"] == [0, 1, 0, None] and entry["iou"] == pytest.approx(1 / 3)

@@ -1,4 +1,4 @@
-"""LAMP's layers: the formula, how many there are, that they start as nothing, and that files of them fit or say why not."""
+"""LAMP's layers: the formula, their number, that they start as nothing, and that files fit or say why not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stable Diffusion 1's U-Net as a model of clips: names, sizes, agreement with diffusers, and files that are something else."""
+"""Stable Diffusion 1's U-Net as a model of clips: names, sizes, agreement with diffusers, and other files."""
 
 from __future__ import annotations
 
