@@ -1,4 +1,4 @@
-"""Mask-Guided Video from a shell: ``python cli.py refine --prompt ... --object ...``, ``python cli.py generate ...``."""
+"""Mask-Guided Video from a shell: ``python cli.py refine --prompt ... --object ...`` and other commands."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ CANCELLED = 130
 WRONG_INPUT = 2
 # Modules in commands/.
 COMMANDS = {
-    "refine": "make a film, find its objects, make it again guided by their masks",
-    "follow": "find objects in a film of your own by words and follow their masks",
+    "refine": "make a video, find its objects, make it again guided by their masks",
+    "follow": "find objects in a video of your own by words and follow their masks",
     "guide": "make clips in which objects go where masks go, one after another",
-    "generate": "make a film that is longer than those a model was trained on",
-    "metrics": "measure whether the objects of a film went where their masks are",
+    "generate": "make a video that is longer than those a model was trained on",
+    "metrics": "measure whether the objects of a video went where their masks are",
     "convert": "write a LaVie model file as safetensors",
 }
 # Commands whose module is in training/: they bring their own arguments.

@@ -3,7 +3,7 @@
     python install.py            add what this Python lacks; nothing that is installed moves (ComfyUI Manager runs this)
     python install.py NAME       the same with an extra: motion-tuning or evaluation
     python install.py --dry-run  say what would be added; changes nothing (a NAME may go with it)
-    python install.py demo       install, then make two films with the Toybox models; results in output/
+    python install.py demo       install, then make two videos with the Toybox models; results in output/
     python install.py test       install with all extras, then run the tests, those with ComfyUI on each one found
     python install.py test --all the same with the slow tests too: whole programs, training, models of full size
 
@@ -82,7 +82,7 @@ def everything() -> list[str]:
 
 
 def all_extras() -> list[str]:
-    """What features ask for that not everybody uses."""
+    """What features need that not everybody uses."""
     return [line for lines in EXTRAS.values() for line in lines]
 
 
@@ -174,15 +174,15 @@ def set_up(names: Sequence[str], dry_run: bool) -> int:
     extras = [line for name in names for line in EXTRAS[name]]
     if not is_installed("torch"):
         check(extras)
-        say("  nothing was changed, as this Python has no torch and so is not ComfyUI's; `python install.py demo` makes an "
-            "environment, and `python -m pip install -r requirements.txt` fills one of your own.")  # fmt: skip
+        say("  nothing was changed, as this Python has no torch and so is not ComfyUI's; `python install.py demo` "
+        "makes an environment, and `python -m pip install -r requirements.txt` fills one of your own.")  # fmt: skip
         return 0
     failed = add_missing(Path(sys.executable), [*everything(), *extras], dry_run=dry_run)
     return int(any(package_name(line) not in OPTIONAL for line in failed)) if dry_run else _report(extras, failed)
 
 
 def _report(extras: Sequence[str], failed: Sequence[str]) -> int:
-    # In a process of its own: what has been installed meanwhile is not seen by this one's caches.
+    # In a process of its own: this one's caches do not see what was installed since it started.
     subprocess.run([sys.executable, str(ROOT / "install.py"), "check", *extras])
     return int(any(package_name(line) not in OPTIONAL for line in failed))
 
@@ -314,7 +314,7 @@ def main(arguments: list[str]) -> int:
     if command == "check":
         return check(rest)
     if command in ("missing", "installed"):
-        # One Python asks another.
+        # One Python process runs this in another.
         found = [f"{name}=={version}" for name, version in installed_here().items()]
         say("\n".join(found if command == "installed" else missing_here(rest)))
         return 0

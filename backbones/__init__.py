@@ -1,1 +1,1 @@
-"""Backbones: which attention call of which model family is which site, and how guidance is hung in."""
+"""Backbones: which attention call of which model family is which site, and how guidance is installed."""

@@ -3,7 +3,7 @@
 ComfyUI's video transformers hand one set of options to all attention calls of a block, and not all say which block it
 is, nor is one number always one block (VACE's own blocks and a pose branch bear those of others). So every block is
 entered through a marker in ``patches_replace["dit"]``, which leaves a
-:class:`SiteSequence` in the block's options. Markers are laid around whatever another pack has put there, at each call
+:class:`SiteSequence` in the block's options. Markers are put around whatever another pack has put there, at each call
 of the model, so that it does not matter who came first.
 """
 
@@ -21,9 +21,9 @@ from ..attention_patches.site import SITE_KEY, AttentionSite
 from .family import BlockPlace, Family, ModelCall, places
 
 BlockKey: TypeAlias = tuple[str, int]
-# Where the sequences of the model call in flight lie in ``transformer_options``.
+# Where the sequences of the model call in flight are in ``transformer_options``.
 SEQUENCES_KEY = "attention_sites_of_blocks"
-# Where the result of the block before lies; see ``_hand_over``.
+# Where the result of the block before is; see ``_hand_over``.
 RESULTS_KEY = "results_of_blocks"
 
 
@@ -46,13 +46,13 @@ class ExpectedCall:
 class SiteSequence:
     """Finds sites by the order and the lengths of the calls that a block makes.
 
-    Both are needed: text may be as long as the film, and another pack may leave a call out. Where the calls of several
+    Both are needed: text may be as long as the video, and another pack may leave a call out. Where the calls of several
     blocks are expected and the host says which one is running, only that block's are considered: another pack may leave
     out a whole block, or run one twice.
 
     Args:
         expected: the calls in their order.
-        call: of the model; it is told of what kinds these calls are, and which of them are found.
+        call: of the model; it hears of what kinds these calls are, and which of them are found.
     """
 
     def __init__(self, expected: Sequence[ExpectedCall], call: ModelCall) -> None:
@@ -101,7 +101,7 @@ class BlockMarkers:
         return self
 
     def hang(self, options: dict[str, Any], makers: Mapping[BlockKey, SequenceMaker]) -> None:
-        """Lay markers around the blocks of a transformer.
+        """Put markers around the blocks of a transformer.
 
         Args:
             options: ``transformer_options`` of one model call, changed in place; the dicts in it are not.
@@ -153,7 +153,7 @@ def _marker(key: BlockKey, previous: Callable[..., Any] | None) -> Callable[...,
 def _hand_over(result: Any, results: list[dict[str, Any]]) -> Any:
     """Give the host a dict of its own, to be emptied when the next block begins.
 
-    Until it gets the next one the host holds on to the dict: in HunyuanVideo the film would be kept twice while the
+    Until it gets the next one the host holds on to the dict: in HunyuanVideo the video would be kept twice while the
     first of the single blocks runs. The block's own dict stays as it is, for another pack may keep that.
     """
     if not isinstance(result, dict):

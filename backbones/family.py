@@ -58,9 +58,9 @@ class ModelCall:
         extras: the model's further inputs by name (``clip_fea``, ``keyframe_idxs`` ...).
         chunks: conditional (0) or unconditional (1), per chunk of the batch.
         prompts: see ``BatchRows``.
-        frames: where the film's frames of this call stand in the whole clip.
+        frames: where the video's frames of this call stand in the whole clip.
         clip_frames: frames of the whole clip.
-        leading_frames: latent frames of this call that stand before the film's, see ``Family.leading_frames``.
+        leading_frames: latent frames of this call that stand before the video's, see ``Family.leading_frames``.
         progress, sigma: see ``AttentionSite``.
         expected: called with the kind of every attention call that a block is about to make and that is wanted.
         found: called with the kind of every attention call whose site is found.
@@ -98,7 +98,7 @@ class Family(ABC):
         name: for messages and tables.
         time_factor: pixel frames per latent frame, the first one alone; 1 where each picture is a latent frame.
         trained_frames: latent frames of the clips that most models of the family were trained on; ``native_frames``
-            asks the model.
+            looks at the model itself.
         frame_axis: of the latents: 2 in [B, C, T, h, w], 0 in [B * T, C, h, w].
         encoders: names under which ComfyUI's tokenizer returns the tokens that make the model's text sequence, most
             wanted first; empty for models without text.
@@ -106,7 +106,7 @@ class Family(ABC):
         block_list: name of the list of blocks in the network.
         parts: names of all submodules that a network of the family may have at its top. A network with others is a
             model of another making, whose tokens may stand elsewhere; empty where ``fits`` knows it otherwise.
-        joint_text: whether text and film attend to each other in one sequence; else cross-attention reads the text.
+        joint_text: whether text and video attend to each other in one sequence; else cross-attention reads the text.
     """
 
     name: str
@@ -141,7 +141,7 @@ class Family(ABC):
 
     @abstractmethod
     def grids(self, network: Any, latents: Sequence[int], extras: Mapping[str, Any]) -> list[TokenGrid]:
-        """Token grids of latents of a size, finest first, without tokens that are not of the film."""
+        """Token grids of latents of a size, finest first, without tokens that are not of the video."""
 
     @abstractmethod
     def prepare(self, network: Any, call: ModelCall, options: dict[str, Any], markers: Any) -> None:
@@ -159,21 +159,20 @@ class Family(ABC):
         return self.trained_frames
 
     def film_frames(self, network: Any, latents: Sequence[int], extras: Mapping[str, Any]) -> int:
-        """How many of the latents' frames are of the film or lead it; frames that guide it may follow."""
+        """How many of the latents' frames are of the video or lead it; frames that guide it may follow."""
         return latents[self.frame_axis]
 
     def leading_frames(self, network: Any, extras: Mapping[str, Any]) -> int:
-        """How many of the latents' first frames are reference pictures and not of the film.
+        """How many of the latents' first frames are reference pictures and not of the video.
 
         Args:
             network: the diffusion model.
-            extras: what the conditions of a run say of the film, as the host's nodes left it.
+            extras: what the conditions of a run say of the video, as the host's nodes left it.
         """
         return 0
 
     def asks_by_frame(self, network: Any, extras: Mapping[str, Any]) -> bool:
-        """Say whether each frame of the film runs a self-attention of its own among all frames; arguments as
-        ``leading_frames``."""
+        """Say whether each frame of the video runs its own self-attention; arguments as ``leading_frames``."""
         return False
 
     def sampler_problem(self, network: Any, sampler: Any) -> str:
@@ -277,8 +276,8 @@ def patched_grid(
     Args:
         latents: their size.
         patch: rows and columns of a patch (the last two entries).
-        frames: of the film; all by default.
-        pads: whether the model fills up sizes that are no multiple of the patch; otherwise it cuts them.
+        frames: of the video; all by default.
+        pads: whether the model fills up sizes that are not a multiple of the patch; otherwise it cuts them.
     """
     frames = latents[2] if frames is None else frames
     extent = (latents[3] / patch[-2], latents[4] / patch[-1])

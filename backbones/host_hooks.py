@@ -1,7 +1,7 @@
-"""Hang a patch stack into a ComfyUI model: which calls of the host tell the sites what they must know.
+"""Install a patch stack in a ComfyUI model: which calls of the host tell the sites what they must know.
 
-At the start of a run (``OUTER_SAMPLE``) the guides are compared with the film, and the run's facts are laid into the
-options of that run; at each call of the model (``APPLY_MODEL``) the family of the model lays the sites of that call
+At the start of a run (``OUTER_SAMPLE``) the guides are compared with the video, and the run's facts are put into the
+options of that run; at each call of the model (``APPLY_MODEL``) the family of the model puts the sites of that call
 into that call's options. Nothing is written into the model, its options or its weights.
 """
 
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 # Under this name our callbacks and wrappers are known to the host.
 HOOK_KEY = "mask_guided_video"
-# Where a run's facts lie in ``transformer_options``, and the length of the clip for models that make their own sites.
+# Where a run's facts are in ``transformer_options``, and the length of the clip for models that make their own sites.
 RUN_KEY = "mask_guided_video_run"
 CLIP_FRAMES_KEY = "clip_frames"
 # Halvings until a place in the schedule is known to a millionth.
@@ -44,7 +44,7 @@ class RunFacts:
     """What holds for one run of a sampler.
 
     Attributes:
-        film_frames: of the whole clip, without reference pictures before and guide pictures behind it; 0 when unknown.
+        film_frames: of the whole clip, without reference pictures before and guide pictures after it; 0 when unknown.
         prompts: name of the prompt of each condition, by the host's ``uuid`` of it.
         leading_frames: see ``Family.leading_frames``.
         model_calls: how many calls of the model there were.
@@ -81,8 +81,8 @@ class RunFacts:
             logger.warning(message)
 
     def progress_at(self, model_sampling: Any, sigma: float) -> float:
-        """``schedule_progress``, asked once per noise level."""
-        # Threads that ask at once find the same.
+        """``schedule_progress``, computed once per noise level."""
+        # Threads that compute it at the same time find the same.
         if sigma not in self.progress:
             self.progress[sigma] = schedule_progress(model_sampling, sigma)
         return self.progress[sigma]
@@ -132,24 +132,24 @@ def _tell_what_needs_whole_clips(patches: Sequence[AttentionPatch], family: Fami
         if patch.chooses_frames:
             facts.note(
                 f"{patch.chooses_frames} has no effect on the self-attention of this {family.name} model while a pose "
-                "film drives it, since each frame asks by itself there; guides act as elsewhere."
+                "video drives it, since each frame has a call of its own there; guides act as elsewhere."
             )
 
 
 def film_extras(conds: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
-    """What the conditions say of the film, all of them together."""
+    """What the conditions say of the video, all of them together."""
     return {name: value for group in conds.values() for cond in group or () for name, value in cond.items()}
 
 
 def _steps(facts: RunFacts, model_sampling: Any, sigmas: Any) -> list[float]:
-    """Where in the schedule the steps of a run lie; empty when unknown."""
+    """Where in the schedule the steps of a run are; empty when unknown."""
     if not isinstance(sigmas, Tensor):
         return []
     return [facts.progress_at(model_sampling, float(sigma)) for sigma in sigmas[:-1]]
 
 
 def _run(executor: Any, family: Family, network: Any, noise: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """Wrap a whole run: check the guides, lay the run's facts into its options, say so when guidance reached nothing."""
+    """Wrap a run: check the guides, put the run's facts into its options, warn where guidance reached nothing."""
     guider = executor.class_obj
     extras = film_extras(guider.conds)
     leading_frames = family.leading_frames(network, extras)
@@ -185,8 +185,8 @@ def _tell_what_was_not_found(facts: RunFacts, family: Family) -> None:
         return
     names = " and ".join(sorted(kind if kind == "attention" else f"{kind}-attention" for kind in missing))
     logger.warning(
-        "no call of the %s of %s was recognised, so guidance had no effect in it: another node replaces the attention of "
-        "this model; take that node out, or put it before Patch Attention.",
+        "no call of the %s of %s was recognised, so guidance had no effect in it: another node replaces the attention "
+        "of this model; take that node out, or put it before Patch Attention.",
         *(names, family.name),
     )
 
@@ -204,7 +204,7 @@ def _call_model(
     transformer_options: Mapping[str, Any] | None = None,
     **kwargs: Any,
 ) -> Tensor:
-    """Wrap a call of the model: lay the sites of this call into its options."""
+    """Wrap a call of the model: put the sites of this call into its options."""
     options = dict(transformer_options or {})
     facts = options.get(RUN_KEY) or RunFacts(0, {})
     facts.count_model_call()
@@ -244,23 +244,23 @@ def _call_model(
 
 
 def split_frames(indices: Sequence[int], leading_frames: int) -> tuple[int, tuple[int, ...]]:
-    """Tell reference pictures at the beginning of a clip from the film's frames.
+    """Tell reference pictures at the beginning of a clip from the video's frames.
 
     Args:
         indices: of the frames of a call in the whole clip.
         leading_frames: how many of the clip's first frames are reference pictures.
 
     Returns:
-        How many of them the call begins with, and where the others stand in the film.
+        How many of them the call begins with, and where the others stand in the video.
 
     Raises:
-        ValueError: a reference picture stands between frames of the film.
+        ValueError: a reference picture stands between frames of the video.
     """
     here = next((place for place, index in enumerate(indices) if index >= leading_frames), len(indices))
     frames = tuple(index - leading_frames for index in indices[here:])
     if frames and min(frames) < 0:
         raise ValueError(
-            "a context window runs over the end of the film to the reference picture before it; turn its closed loop "
+            "a context window runs over the end of the video to the reference picture before it; turn its closed loop "
             "off, or choose a schedule that is not looped."
         )
     return here, frames
@@ -296,5 +296,5 @@ def schedule_progress(model_sampling: Any, sigma: float) -> float:
             low = middle
         else:
             high = middle
-    # Levels that were made from a percent shall give that percent again.
+    # Levels that were made from a percent are to give that percent again.
     return round(high, 6)

@@ -1,7 +1,7 @@
 """Keep our stacks outermost in the chain of attention overrides, whatever another pack has put there after them.
 
 Most packs set ``optimized_attention_override`` without a look at what was there, and some take the calls first and hand
-on what they do not want. Our stacks are laid around theirs again, at each call of the model.
+on what they do not want. Our stacks are put around theirs again, at each call of the model.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 from ..attention_patches.kernels.torch_attention import OVERRIDE_KEY
 from ..attention_patches.stack import Override, PatchStack
 
-# Where the stacks of a patched model lie in ``transformer_options``, in the order in which they were hung.
+# Where the stacks of a patched model are in ``transformer_options``, in the order in which they were installed.
 STACKS_KEY = "attention_patch_stacks"
 
 
@@ -26,7 +26,7 @@ class OverrideChain:
         return self
 
     def complete(self, options: dict[str, Any]) -> None:
-        """Lay the model's stacks around the override, unless they are outermost as they are.
+        """Put the model's stacks around the override, unless they are outermost as they are.
 
         Overrides that call the ones before them may keep the calls that suit them, as sparse attention keeps the long
         ones, or make two calls of one. A stack that they hold on to acts once all the same.

@@ -1,4 +1,4 @@
-"""Which families of models attention guidance can reach, and how a patch stack is hung into one of them."""
+"""Which families of models attention guidance can reach, and how a patch stack is installed in one of them."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def install_patches(model: Any, patches: Sequence[Patch]) -> Any:
 
     Args:
         model: ComfyUI ``ModelPatcher``.
-        patches: outermost first. None at all gives a plain clone, which samples bit by bit as before.
+        patches: outermost first. None at all gives a plain clone, which samples bit for bit as before.
 
     Raises:
         ModelNotSupported: the model's attention sites are not known.

@@ -54,19 +54,19 @@ def shuffle_once(model_options: dict[str, Any], noise: Tensor) -> None:
 
 
 def pictures_beside(frames: int, concatenated: Tensor | None, extras: Mapping[str, Any]) -> bool:
-    """Say whether pictures or control films stand beside the latents of a call, one for each frame.
+    """Say whether pictures or control videos stand beside the latents of a call, one for each frame.
 
     Args:
         frames: of the call.
-        concatenated: what the model lays beside its latents as further channels.
-        extras: its further inputs. Masks, which have one channel, are no pictures.
+        concatenated: what the model puts beside its latents as further channels.
+        extras: its further inputs. Masks, which have one channel, are not pictures.
     """
     tensors = [value for value in (concatenated, *extras.values()) if isinstance(value, Tensor)]
     return any(value.ndim >= 5 and value.shape[-3] == frames and value.shape[-4] > 1 for value in tensors)
 
 
 def kept_pictures_note(options: Mapping[str, Any]) -> str | None:
-    """What the user must know where the picture of one frame is laid beside the latents of another one.
+    """What the user must know where the picture of one frame is put beside the latents of another one.
 
     Args:
         options: ``transformer_options`` of a call with pictures beside its latents.
@@ -81,8 +81,8 @@ def kept_pictures_note(options: Mapping[str, Any]) -> str | None:
         seen = 0 <= index < len(names) and not (anchor and index == 0)
         if seen and index not in kept.latents and names[index] != index:
             return (
-                f"the context windows lay the condition of frame {index} beside other frames of the film, so masks and "
-                f"words of frame {index} hold there; take it out of cond_retain_index_list if that is not meant."
+                f"the context windows put the condition of frame {index} beside other frames of the video, so masks "
+                f"and words of frame {index} hold there; take it out of cond_retain_index_list if that is not meant."
             )
     return None
 
@@ -106,7 +106,7 @@ def check_window_call(
     counted = extras.get("num_video_frames")
     if counted is not None and counted * chunks != latents.shape[0]:
         raise ValueError(
-            f"context windows give this model {latents.shape[0] // chunks} frames but tell it of {counted}; turn "
+            f"context windows give this model {latents.shape[0] // chunks} frames but say {counted}; turn "
             "causal_window_fix off in Context Windows (Manual), or use FreeLong in Context Windows."
         )
     guides = extras.get("keyframe_idxs")
@@ -118,7 +118,7 @@ def check_window_call(
 
 
 def _cuts_guides(model: Any, latents: Tensor, guides: Tensor) -> bool:
-    """Ask the host's model whether it makes the places of guide pictures anew for a window."""
+    """Whether the host's model makes the places of guide pictures anew for a window."""
     from comfy.conds import CONDRegular
 
     nothing = SimpleNamespace(dim=2, index_list=[], guide_kf_local_positions=[], guide_frames_indices=[])

@@ -1,4 +1,4 @@
-"""Find objects in a film of one's own by words and follow their masks."""
+"""Find objects in a video of one's own by words and follow their masks."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--box-threshold", type=float, help="of the detector (default: 0.35)")
     parser.add_argument("--text-threshold", type=float, help="of the detector (default: 0.25)")
-    parser.add_argument("--detect-every", type=int, metavar="FRAMES", help="look at every so many-th (default: 4)")
-    parser.add_argument("--max-objects", type=int, help="keep so many (default: all)")
+    parser.add_argument("--detect-every", type=int, metavar="FRAMES", help="look at every n-th frame (default: 4)")
+    parser.add_argument("--max-objects", type=int, help="most objects to keep (default: all)")
     refinement = parser.add_argument_group("refinement of the masks (default: none)")
     refinement.add_argument("--fill-gaps", type=int, metavar="FRAMES", help="fill empty runs up to this long")
     refinement.add_argument("--median-frames", type=int, metavar="FRAMES", help="odd: median over time")
     refinement.add_argument("--grow", type=int, metavar="PIXELS", help="grow the masks (below 0: shrink)")
     parser.add_argument(
-        "--on-disk", action="store_true", help="keep the masks in a temporary file while working, for very long films"
+        "--on-disk", action="store_true", help="keep the masks in a temporary file while working, for very long videos"
     )
     add_common(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Find and follow objects in a film and write masks, drawn film, strip and report."""
+    """Find and follow objects in a video and write masks, drawn video, strip and report."""
     from ..perception.frames import Film
     from ..recipes.files import staged_folder
     from ..recipes.films.files import read_film_bytes

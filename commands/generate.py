@@ -1,4 +1,4 @@
-"""Make a film that is longer than those a model was trained on."""
+"""Make a video that is longer than those a model was trained on."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from .running import add_common, given_settings, set_threads, write_result
 if TYPE_CHECKING:
     from ..recipes.long_video.settings import LongVideoSettings
 
-# Options that name files, not settings of the film.
+# Options that name files, not settings of the video.
 MODEL_FILES = ("model", "interpolate", "upscale", "parts", "upscale_parts", "tokenizer")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``generate``."""
     what = parser.add_argument_group("what to make")
-    what.add_argument("--prompt", help="of the film")
+    what.add_argument("--prompt", help="of the video")
     what.add_argument(
         "--schedule", type=given_path, metavar="FILE", help="prompts over time, lines such as '32: a blue ball'"
     )
     what.add_argument("--schedule-overlap", type=int, metavar="FRAMES", help="of a fade between prompts (default: 8)")
-    what.add_argument("--negative-prompt", metavar="TEXT", help="of the film (default: empty)")
+    what.add_argument("--negative-prompt", metavar="TEXT", help="of the video (default: empty)")
     what.add_argument("--frames", type=int, help="length (default: four times the model's native length)")
     what.add_argument("--height", type=int, help="in pixels (default: the model's)")
     what.add_argument("--width", type=int, help="in pixels (default: the model's)")
@@ -33,10 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--steps", type=int, help="sampling steps (default: 25)")
     what.add_argument("--cfg", type=float, help="classifier-free guidance scale (default: 4; LaVie 7.5)")
     what.add_argument("--sampler", help="ddim or euler (default: ddim)")
-    _add_technique(parser.add_argument_group("what holds a long film together"))
+    _add_technique(parser.add_argument_group("what holds a long video together"))
     _add_models(parser.add_argument_group("models"))
     add_common(parser)
-    parser.add_argument("--fps", type=float, dest="frames_per_second", help="of the film (default: 8)")
+    parser.add_argument("--fps", type=float, dest="frames_per_second", help="of the video (default: 8)")
 
 
 def _add_technique(long: Any) -> None:
@@ -46,9 +46,9 @@ def _add_technique(long: Any) -> None:
     long.add_argument("--temporal-cutoff", type=float, help="of the low frequencies over time (default: 0.25)")
     long.add_argument("--spatial-cutoff", type=float, help="of the low frequencies over space (default: 0.25)")
     long.add_argument("--strength", type=float, help="0 (plain attention) to 1 (default: 1)")
-    long.add_argument("--end-percent", type=float, help="of the schedule, the whole film counts (default: 0.5)")
+    long.add_argument("--end-percent", type=float, help="of the schedule, the whole video counts (default: 0.5)")
     long.add_argument("--largest-level", help="local or blend (default: local)")
-    long.add_argument("--key-stride", type=int, help="of the whole film every n-th frame counts (default: 1)")
+    long.add_argument("--key-stride", type=int, help="of the whole video every n-th frame counts (default: 1)")
     long.add_argument("--blocks", help="all, or a comma list such as mid,up (default: all)")
     long.add_argument(
         "--noise", help="plain, freenoise, specmix or shared (default: freenoise; plain with several prompts)"
@@ -57,7 +57,7 @@ def _add_technique(long: Any) -> None:
 
 
 def _add_models(models: Any) -> None:
-    """Which models make the film, and how the later stages run."""
+    """Which models make the video, and how the later stages run."""
     models.add_argument("--model", default="toybox", help="toybox, or a file of LaVie's base model (default: toybox)")
     models.add_argument(
         "--parts", type=given_path, metavar="PATH", help="Stable Diffusion 1 checkpoint or folder, for LaVie"
@@ -77,7 +77,7 @@ def _add_models(models: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Make a long film, with frames in between and enlarged where there are models for it."""
+    """Make a long video, with frames in between and enlarged where there are models for it."""
     from ..recipes.files import staged_folder
     from ..recipes.long_video.files import files_of, long_video_summary, write_long_video
     from ..recipes.long_video.models import ModelFiles, open_long_video_models

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ..perception.masks.mask_paths import ObjectPath
     from ..recipes.guided_clips.settings import GuidedClipsSettings
 
-# Options that are no settings of the film.
+# Options that are not settings of the video.
 OTHERS = (
     *("path", "masks", "phrases", "constants", "frame_strength", "first_image", "fresh"),
     *("model", "parts", "tokenizer", "motion", "motion_strength"),
@@ -26,14 +26,14 @@ OTHERS = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``guide``."""
     what = parser.add_argument_group("what to make")
-    what.add_argument("--prompt", required=True, help="of the film")
+    what.add_argument("--prompt", required=True, help="of the video")
     what.add_argument(
         "--object", action="append", dest="phrases", metavar="PHRASE",
-        help="words of the prompt that name an object, one per mask (default: the labels of the path, or the names that "
-        "follow wrote beside its masks)",
+        help="words of the prompt that name an object, one per mask (default: the labels of the path, or the names "
+        "that follow wrote beside its masks)",
     )  # fmt: skip
     what.add_argument("--background", dest="background_phrase", metavar="PHRASE", help="words that name the background")
-    what.add_argument("--negative-prompt", metavar="TEXT", help="of the film (default: empty)")
+    what.add_argument("--negative-prompt", metavar="TEXT", help="of the video (default: empty)")
     what.add_argument("--rounds", type=int, help="clips, each beginning where the one before ended (default: 1)")
     what.add_argument("--frames", type=int, help="of each round (default: the model's native length)")
     what.add_argument("--height", type=int, help="in pixels (default: the model's)")
@@ -55,15 +55,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     models.add_argument("--motion", type=given_path, metavar="FILE", help="a tuned motion, from train-motion")
     models.add_argument("--motion-strength", type=float, default=1.0, help="0 (none) upwards (default: 1)")
     add_common(parser)
-    parser.add_argument("--fps", type=float, dest="frames_per_second", help="of the film (default: 8)")
+    parser.add_argument("--fps", type=float, dest="frames_per_second", help="of the video (default: 8)")
 
 
 def _add_guide(guide: Any) -> None:
     """Masks, and how they act."""
-    guide.add_argument("--path", type=given_path, metavar="FILE", help="drawn paths (JSON) over the whole film")
+    guide.add_argument("--path", type=given_path, metavar="FILE", help="drawn paths (JSON) over the whole video")
     guide.add_argument(
         "--masks", type=given_path, action="append", metavar="PATH",
-        help="film, .npy, picture or folder of pictures, once per object, instead of a path",
+        help="video, .npy, picture or folder of pictures, once per object, instead of a path",
     )  # fmt: skip
     guide.add_argument("--mode", help="dmg, separate, peekaboo, trailblazer ...; see docs/modes.md (default: dmg)")
     guide.add_argument(
@@ -80,7 +80,7 @@ def _add_guide(guide: Any) -> None:
 
 def _add_rounds(rounds: Any) -> None:
     """How rounds begin and meet."""
-    rounds.add_argument("--first-image", type=given_path, metavar="FILE", help="picture that the film begins with")
+    rounds.add_argument("--first-image", type=given_path, metavar="FILE", help="picture that the video begins with")
     rounds.add_argument("--first-round", help="without one: clip (free) or frame (one guided frame) (default: clip)")
     rounds.add_argument("--overlap", help="drop or keep the frame that two rounds share (default: drop)")
     rounds.add_argument("--colour-reference", help="global, local or none: whose colours frames take (default: global)")
@@ -94,7 +94,7 @@ def _add_rounds(rounds: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Make the film; a run that was stopped goes on with the round that it was at."""
+    """Make the video; a run that was stopped goes on with the round that it was at."""
     from ..recipes.files import staged_folder
     from ..recipes.films.files import read_picture
     from ..recipes.guided_clips.files import FILES, write_guided_clips
@@ -150,7 +150,7 @@ def _read_objects(options: argparse.Namespace) -> tuple[tuple[ObjectPath, ...], 
     paths, masks, labels = _read_places(options)
     wanted = read_phrases(options.phrases or ())
     if not labels:
-        # Nothing was found: the film is made without guidance.
+        # Nothing was found: the video is made without guidance.
         return paths, masks, wanted
     named = named_objects(wanted, labels, "paths" if paths else "masks")
     places = [place for place, _ in named]
@@ -175,7 +175,7 @@ def _read_places(options: argparse.Namespace) -> tuple[tuple[ObjectPath, ...], T
         try:
             paths = parse_paths(options.path.read_text(encoding="utf-8-sig"))
         except UnicodeDecodeError as error:
-            raise ValueError(f"the path {str(options.path)!r} is no UTF-8 text ({error.reason}).") from error
+            raise ValueError(f"the path {str(options.path)!r} is not UTF-8 text ({error.reason}).") from error
         return paths, None, tuple(path.label for path in paths)
     films = [read_masks(path) for path in options.masks]
     films = [film if film.ndim == 4 else film[None] for film in films]

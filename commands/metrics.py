@@ -1,4 +1,4 @@
-"""Measure whether the objects of films went where their masks are."""
+"""Measure whether the objects of videos went where their masks are."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument(
         "--masks", type=given_path, metavar="PATH",
-        help="where the objects should be: .npy, a picture, a film, or a folder of pictures; for a folder of films a folder with "
-        "one of these for each, of the same name",
+        help="where the objects should be: .npy, a picture, a video, or a folder of pictures; for a folder of videos a "
+        "folder with one of these for each, of the same name",
     )  # fmt: skip
     where.add_argument(
-        "--path", type=given_path, metavar="FILE.json", help="instead of masks: a drawn path, for every film"
+        "--path", type=given_path, metavar="FILE.json", help="instead of masks: a drawn path, for every video"
     )
     parser.add_argument(
         "--object", action="append", default=[], dest="phrases", metavar="PHRASE",
-        help="what the masks are of; give it once per object (default: the labels of the path, or the names that follow "
-        "wrote beside its masks)",
+        help="what the masks are of; give it once per object (default: the labels of the path, or the names that "
+        "follow wrote beside its masks)",
     )  # fmt: skip
     parser.add_argument(
         "--found", type=given_path, metavar="PATH",
-        help="masks of what is in the film, given like --masks, instead of looking for it (masks.npy of follow); objects pair by their names where all are "
-        "among the phrases, else by overlap",
+        help="masks of what is in the video, given like --masks, instead of looking for it (masks.npy of follow); "
+        "objects pair by their names where all are among the phrases, else by overlap",
     )  # fmt: skip
     parser.add_argument(
-        "--reference", type=given_path, metavar="PATH", help="film (or folder) to compare the background with"
+        "--reference", type=given_path, metavar="PATH", help="video (or folder) to compare the background with"
     )
-    parser.add_argument("--prompt", default="", help="of the films, for text alignment")
+    parser.add_argument("--prompt", default="", help="of the videos, for text alignment")
     parser.add_argument(
         "--clip", type=given_path, metavar="FOLDER",
         help="CLIP model in the transformers layout, for text alignment and frame consistency (default: not measured)",
@@ -54,12 +54,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--segmenter", type=given_path, metavar="PATH", help="as in follow (default: the Toybox one)")
     parser.add_argument("--box-threshold", type=float, help="of the detector (default: 0.35)")
     parser.add_argument("--text-threshold", type=float, help="of the detector (default: 0.25)")
-    parser.add_argument("--detect-every", type=int, metavar="FRAMES", help="look at every so many-th (default: 1)")
+    parser.add_argument("--detect-every", type=int, metavar="FRAMES", help="look at every n-th frame (default: 1)")
     add_common(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Measure films and write the report."""
+    """Measure videos and write the report."""
     from ..perception.masks.mask_paths import parse_paths
     from ..perception.phrases import read_phrases
     from ..recipes.files import staged_folder
@@ -90,7 +90,7 @@ def run(options: argparse.Namespace) -> int:
         report: dict[str, Any] = {"clips": measured, "mean": mean_report(measured), "prompt": options.prompt}
         write_report(stage / REPORT, report | {"environment": environment()})
     words = metrics_summary(measured[0] if len(measured) == 1 else report["mean"])
-    write_result(f"{len(measured)} films\n{words}" if len(measured) > 1 else words, options.out, [REPORT])
+    write_result(f"{len(measured)} videos\n{words}" if len(measured) > 1 else words, options.out, [REPORT])
     return 0
 
 

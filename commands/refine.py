@@ -1,4 +1,4 @@
-"""Make a film, find its objects, make it again guided by their masks."""
+"""Make a video, find its objects, make it again guided by their masks."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ MODELS = ("model", "device", "parts", "tokenizer", "detector", "segmenter")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``refine``."""
     what = parser.add_argument_group("what to make")
-    what.add_argument("--prompt", required=True, help="of both films")
+    what.add_argument("--prompt", required=True, help="of both videos")
     what.add_argument(
         "--object", required=True, action="append", dest="phrases", metavar="PHRASE",
         help="words of the prompt that name an object to find and guide; give it once per object",
     )  # fmt: skip
-    what.add_argument("--negative-prompt", metavar="TEXT", help="of both films (default: empty)")
+    what.add_argument("--negative-prompt", metavar="TEXT", help="of both videos (default: empty)")
     what.add_argument("--seed", type=int, help="of the noise (default: 0)")
     what.add_argument("--frames", type=int, help="length (default: the model's native length)")
     what.add_argument("--height", type=int, help="in pixels (default: the model's)")
@@ -36,8 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     guide.add_argument(
         "--strength", type=float,
-        help="0 (none) upwards: gap of separate, gain of cross_text, exponent of focus; of others a factor (default: the "
-        "mode's own)",
+        help="0 (none) upwards: gap of separate, gain of cross_text, exponent of focus; of others a factor (default: "
+        "the mode's own)",
     )  # fmt: skip
     guide.add_argument(
         "--constant",
@@ -56,19 +56,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--hard", action="store_true", default=None, help="cut the masks at one half (focus, separate, cross_text)"
     )
     guide.add_argument(
-        "--masks", type=given_path, metavar="FILE", help="your own guide masks (.npy, picture, film or folder)"
+        "--masks", type=given_path, metavar="FILE", help="your own guide masks (.npy, picture, video or folder)"
     )
     guide.add_argument("--grow", type=int, metavar="PIXELS", help="grow the found masks (below 0: shrink)")
     guide.add_argument("--box-threshold", type=float, help="of the detector (default: 0.35)")
     guide.add_argument("--text-threshold", type=float, help="of the detector (default: 0.25)")
-    second = parser.add_argument_group("the second film")
+    second = parser.add_argument_group("the second video")
     second.add_argument("--regenerate", help="same_noise, fresh or refine (default: same_noise)")
-    second.add_argument("--refine-strength", type=float, help="for refine: 0 the first film .. 1 all noise (0.6)")
+    second.add_argument("--refine-strength", type=float, help="for refine: 0 the first video .. 1 all noise (0.6)")
     second.add_argument(
-        "--background-lock", action="store_true", default=None, help="keep the first film outside of the objects"
+        "--background-lock", action="store_true", default=None, help="keep the first video outside of the objects"
     )
     add_common(parser)
-    parser.add_argument("--fps", type=float, default=8.0, help="of the films (default: 8)")
+    parser.add_argument("--fps", type=float, default=8.0, help="of the videos (default: 8)")
 
 
 def _add_models(models: Any) -> None:
@@ -87,7 +87,7 @@ def _add_models(models: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run Mask Refine and write its films, sheet and report."""
+    """Run Mask Refine and write its videos, sheet and report."""
     from ..perception.phrases import read_phrases
     from ..recipes.files import staged_folder
     from ..recipes.films.files import check_rate

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..recipes.given.paths import given_path
 
-# Arguments of every command that are no settings of a recipe.
+# Arguments of every command that are not settings of a recipe.
 NOT_SETTINGS = frozenset({"command", "debug", "out", "device", "threads", "quiet"})
 # In the errors of torch on processors and on graphics cards; it has no class for the first.
 OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
@@ -26,7 +26,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
 
 
 def set_threads(count: int | None) -> None:
-    """Compute with so many threads; None leaves torch's own choice."""
+    """Compute with this many threads; None leaves torch's own choice."""
     if count is None:
         return
     if not 1 <= count <= 1024:
@@ -62,7 +62,7 @@ def sentence_of(error: BaseException) -> str | None:
     if isinstance(error, (ValueError, OSError, MemoryError)) and str(error):
         return " ".join(str(error).split())
     if isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY):
-        return "there is too little memory for this; make the film smaller or shorter, or take a smaller model."
+        return "there is too little memory for this; make the video smaller or shorter, or take a smaller model."
     from ..perception.answers import BrokenAnswerError
 
     return str(error) if isinstance(error, BrokenAnswerError) else None

@@ -133,15 +133,15 @@ class ToSEGS(io.ComfyNode):
                 Tracks.Input("tracks", optional=True, tooltip="Objects with their masks."),
                 BoundingBox.Input("boxes", optional=True, tooltip="Instead of tracks; the boxes are then the masks."),
                 io.Image.Input(
-                    "image", optional=True, tooltip="The film; its crops go along. Boxes need it for their size."
+                    "image", optional=True, tooltip="The video; its crops go along. Boxes need it for their size."
                 ),
                 io.Int.Input(
                     "frame",
                     default=0,
                     min=WHOLE_FILM,
                     max=100000,
-                    tooltip="Frame (from 0) that the segments are of. -1: the whole film, each object with a mask for "
-                    "every frame, as Impact Pack's nodes for films take it (tracks only).",
+                    tooltip="Frame (from 0) that the segments are of. -1: the whole video, each object with a mask for "
+                    "every frame, as Impact Pack's nodes for videos take it (tracks only).",
                 ),
                 decimal_input(
                     "crop_factor",
@@ -184,18 +184,19 @@ class FromSEGS(io.ComfyNode):
             category=f"{CATEGORY}/converters",
             description="Turns SEGS of Impact Pack into bounding boxes and a mask.",
             inputs=[
-                Segments.Input("segs", tooltip="Of one picture, or of a film with a mask for every frame."),
+                Segments.Input("segs", tooltip="Of one picture, or of a video with a mask for every frame."),
                 io.Int.Input(
                     "frame",
                     default=0,
                     min=0,
                     max=100000,
-                    tooltip="Frame (from 0) of the film that segments of one picture are about.",
+                    tooltip="Frame (from 0) of the video that segments of one picture are about.",
                 ),
                 io.Image.Input(
                     "image",
                     optional=True,
-                    tooltip="The film that the boxes and masks should fit. Without: one picture of the segments' size.",
+                    tooltip="The video that the boxes and masks should fit. Without: one picture of the segments' "
+                    "size.",
                 ),
             ],
             outputs=[
@@ -211,7 +212,7 @@ class FromSEGS(io.ComfyNode):
             frames, height, width, frame = *masks.shape[1:], 0
             if 0 in (height, width):
                 raise ValueError(
-                    f"SEGS of {width} x {height} pixels say nothing of the picture's size; connect the film to image."
+                    f"SEGS of {width} x {height} pixels say nothing of the picture's size; connect the video to image."
                 )
         else:
             film = Film(image)
@@ -228,14 +229,14 @@ def nested_boxes(boxes: Any) -> Detections:
     """What a BOUNDING_BOX wire carries as one list per frame; a box or a flat list is one frame.
 
     Raises:
-        ValueError: when an entry is no box.
+        ValueError: when an entry is not a box.
     """
     nested = isinstance(boxes, Sequence) and any(isinstance(item, Sequence) for item in boxes)
     return as_detections(boxes, len(boxes) if nested else 1)
 
 
 def boxes_in_frame(detections: Detections, frame: int) -> list[Box]:
-    """The boxes of a frame; a single list speaks for every frame.
+    """The boxes of a frame; a single list is for every frame.
 
     Raises:
         ValueError: when there is no such frame.
@@ -249,9 +250,9 @@ def boxes_in_frame(detections: Detections, frame: int) -> list[Box]:
 
 def _segs_of_boxes(boxes: Any, film: Film | None, frame: int, crop_factor: float) -> Segs:
     if film is None:
-        raise ValueError("boxes say nothing of the size of the picture; connect the film to image, too.")
+        raise ValueError("boxes say nothing of the size of the picture; connect the video to image, too.")
     if frame == WHOLE_FILM:
-        raise ValueError("frame is -1, the whole film, which boxes cannot be; choose a frame, or connect tracks.")
+        raise ValueError("frame is -1, the whole video, which boxes cannot be; choose a frame, or connect tracks.")
     _check_frame(frame, len(film))
     found = boxes_in_frame(nested_boxes(boxes), frame)
     return to_segs(found, None, film.height, film.width, crop_factor, film.read([frame])[0])
@@ -261,8 +262,8 @@ def _segs_of_tracks(tracks: TrackedObjects, film: Film | None, frame: int, crop_
     height, width = tracks.size
     if film is not None and (len(film), film.height, film.width) != (tracks.frames, height, width):
         raise ValueError(
-            f"the tracks have {tracks.frames} frames of {width} x {height} pixels and the film {len(film)} of "
-            f"{film.width} x {film.height}; connect the film that was tracked."
+            f"the tracks have {tracks.frames} frames of {width} x {height} pixels and the video {len(film)} of "
+            f"{film.width} x {film.height}; connect the video that was tracked."
         )
     if frame == WHOLE_FILM:
         seen = (~tracks.misses).sum(1).clamp(min=1)
@@ -282,7 +283,7 @@ def _segs_of_tracks(tracks: TrackedObjects, film: Film | None, frame: int, crop_
 
 def _check_frame(frame: int, frames: int) -> None:
     if frame >= frames:
-        raise ValueError(f"frame is {frame} but the film has {frames} frames; use 0 to {frames - 1}.")
+        raise ValueError(f"frame is {frame} but the video has {frames} frames; use 0 to {frames - 1}.")
 
 
 def _grown_to_pixels(box: Box) -> Box:

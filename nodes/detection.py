@@ -1,4 +1,4 @@
-"""Find objects in a film by text."""
+"""Find objects in a video by text."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class DetectObjects(io.ComfyNode):
             display_name="Detect Objects",
             category=f"{CATEGORY}/perception",
             description=(
-                "Finds what the phrases name in every frame of a film. A frame, or a whole film, without a hit is a "
+                "Finds what the phrases name in every frame of a video. A frame, or a whole video, without a hit is a "
                 "normal answer: the boxes are then empty, the report says so and the graph goes on."
             ),
             inputs=[
@@ -85,7 +85,7 @@ class DetectObjects(io.ComfyNode):
                     display_name="boxes",
                     tooltip="One list of boxes per frame (x, y, width, height in pixels, label, score).",
                 ),
-                io.Image.Output(display_name="preview", tooltip="The film with boxes drawn on it. " + PREVIEW_LIMIT),
+                io.Image.Output(display_name="preview", tooltip="The video with boxes drawn on it. " + PREVIEW_LIMIT),
                 io.String.Output(
                     display_name="report", tooltip="In how many frames each phrase was found, and where it was missed."
                 ),
@@ -193,8 +193,8 @@ def _later_inputs() -> list[io.Input]:
             min=1,
             max=1000,
             optional=True,
-            tooltip="Look at every n-th frame and the last one; Track Masks follows through the others. 8 is eight times "
-            "faster than 1.",
+            tooltip="Look at every n-th frame and the last one; Track Masks follows through the others. 8 is eight "
+            "times faster than 1.",
         ),
     ]
 

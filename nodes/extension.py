@@ -1,4 +1,4 @@
-"""Clips round after round: each begins with the frame that the one before ended with, and objects follow their masks."""
+"""Clips round after round: each begins with the last frame of the one before, and objects follow their masks."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ class MaskGuidedExtend(io.ComfyNode):
             display_name="Mask-Guided Extend",
             category=f"{CATEGORY}/video",
             description=(
-                "Makes a film of any length in rounds: every round is a clip of the model's own length that begins with "
-                "the last frame of the round before, and its objects go where the guide's masks go. Rounds are kept on "
-                "disk; with a name, a film that was cancelled goes on where it stopped."
+                "Makes a video of any length in rounds: every round is a clip of the model's own length that begins "
+                "with the last frame of the round before, and its objects go where the guide's masks go. Rounds are "
+                "kept on disk; with a name, a video that was cancelled goes on where it stopped."
             ),
             inputs=[
                 io.Model.Input("model", tooltip="The video model, for example from Load Video Model."),
@@ -56,10 +56,10 @@ class MaskGuidedExtend(io.ComfyNode):
                 io.Vae.Input("vae", tooltip="Its VAE; decodes each round, and encodes first pictures."),
                 Guide.Input(
                     "guide",
-                    tooltip="From Dynamic Mask Guidance: mode, words, strength, and masks of the whole film: rounds * "
+                    tooltip="From Dynamic Mask Guidance: mode, words, strength, and masks of the whole video: rounds * "
                     "(frames - 1) + 1 of them (neighbouring rounds share one), rounds * frames, or one for all.",
                 ),
-                io.String.Input("prompt", multiline=True, tooltip="What the whole film should show, in words."),
+                io.String.Input("prompt", multiline=True, tooltip="What the whole video should show, in words."),
                 io.String.Input("negative_prompt", multiline=True, default="", tooltip="What it should not show."),
                 *_size_inputs(),
                 *_sampling_inputs(),
@@ -69,7 +69,7 @@ class MaskGuidedExtend(io.ComfyNode):
             outputs=[
                 io.Image.Output(
                     display_name="images",
-                    tooltip="The film, [frames, height, width, 3]; it lies on disk, and is read where it is looked at.",
+                    tooltip="The video, [frames, height, width, 3]; it is kept on disk and read where it is looked at.",
                 ),
                 io.String.Output(
                     display_name="report", tooltip="Rounds, change where they begin against elsewhere, and notes."
@@ -180,15 +180,16 @@ def _round_inputs() -> list[io.Input]:
             "colour_reference",
             options=list(get_args(ColourReference)),
             default="global",
-            tooltip="Whose colours frames take (histograms). global: the film's first frame, against drift; local: the "
-            "frame their round begins with; none: as they are.",
+            tooltip="Whose colours frames take (histograms). global: the video's first frame, against drift; local: "
+            "the frame their round begins with; none: as they are.",
         ),
         io.Combo.Input(
             "next_frame",
             options=list(get_args(NextFrame)),
             default="picture",
-            tooltip="What the next round begins with. picture: the last one, colours matched, encoded again (on the Toybox "
-            "objects follow better so); latent: the last latents as they are (not where the VAE compresses time).",
+            tooltip="What the next round begins with. picture: the last one, colours matched, encoded again (on the "
+            "Toybox objects follow better so); latent: the last latents as they are (not where the VAE compresses "
+            "time).",
         ),
         io.Combo.Input(
             "mask_borders",
@@ -223,15 +224,16 @@ def _start_inputs() -> list[io.Input]:
         io.Image.Input(
             "first_image",
             optional=True,
-            tooltip="What the film begins with (the first picture of a batch), scaled to its size. Not connected: the "
+            tooltip="What the video begins with (the first picture of a batch), scaled to its size. Not connected: the "
             "first round makes its own.",
         ),
         io.String.Input(
             "name",
             default="",
             optional=True,
-            tooltip="Folder in ComfyUI's output folder, such as video/zebra, that keeps the rounds, the film as MP4, a "
-            "sheet and a report; the same settings go on from its rounds, others are refused. Empty: nothing is kept.",
+            tooltip="Folder in ComfyUI's output folder, such as video/zebra, that keeps the rounds, the video as MP4, "
+            "a sheet and a report; the same settings go on from its rounds, others are refused. Empty: nothing is "
+            "kept.",
         ),
     ]
 

@@ -1,4 +1,4 @@
-"""Decode long films slice by slice, straight into a file."""
+"""Decode long videos slice by slice, straight into a file."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ class SaveLongVideo(io.ComfyNode):
             display_name="Save Long Video",
             category=f"{CATEGORY}/video",
             description=(
-                "Decodes latents a few frames at a time and writes each slice into an MP4 at once, so that a long film "
-                "is never in memory. Takes the place of VAE Decode, Create Video and Save Video."
+                "Decodes latents a few frames at a time and writes each slice into an MP4 at once, so that a long "
+                "video is never in memory. Takes the place of VAE Decode, Create Video and Save Video."
             ),
             is_output_node=True,
             inputs=[
                 io.Latent.Input(
                     "samples",
-                    tooltip="The film's latents, of any length. Several films in a batch become a file each; of a VAE "
-                    "of pictures (AnimateDiff), a batch of latents is one film.",
+                    tooltip="The video's latents, of any length. Several videos in a batch become a file each; of a "
+                    "VAE of pictures (AnimateDiff), a batch of latents is one video.",
                 ),
                 io.Vae.Input("vae", tooltip="The VAE of the model that made the latents."),
                 io.String.Input(
@@ -61,14 +61,15 @@ class SaveLongVideo(io.ComfyNode):
                     default=14,
                     min=0,
                     max=51,
-                    tooltip="Constant rate factor of H.264: 0 is the largest file, 14 looks like the original, 23 is small.",
+                    tooltip="Constant rate factor of H.264: 0 is the largest file, 14 looks like the original, 23 is "
+                    "small.",
                 ),
             ],
             outputs=[
                 io.Video.Output(
                     display_name="video",
                     is_output_list=True,
-                    tooltip="The written file, one for each film of the batch; it is read when something needs it.",
+                    tooltip="The written file, one for each video of the batch; it is read when something needs it.",
                 )
             ],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
@@ -111,32 +112,32 @@ def _slice_inputs() -> list[io.Input]:
             default=FRAMES_PER_PART,
             min=1,
             max=4096,
-            tooltip="Frames of the film that are decoded at once. Fewer take less memory; with VAEs that compress time, "
-            "more are faster.",
+            tooltip="Frames of the video that are decoded at once. Fewer take less memory; with VAEs that compress "
+            "time, more are faster.",
         ),
         io.Int.Input(
             "overlap",
             default=OVERLAP,
             min=0,
             max=1024,
-            tooltip="Frames that two slices share and fade over, with VAEs that look across frames. More hide seams better "
-            "and cost time; VAEs of single pictures need none and take none.",
+            tooltip="Frames that two slices share and fade over, with VAEs that look across frames. More hide seams "
+            "better and cost time; VAEs of single pictures need none and take none.",
         ),
     ]
 
 
 def films_of(latents: Tensor) -> list[Tensor]:
-    """Split a batch of films; frames in the batch are one film.
+    """Split a batch of videos; frames in the batch are one video.
 
     Args:
         latents: [B, C, T, h, w], or [T, C, h, w].
 
     Raises:
-        ValueError: latents of no film, or without a frame or pixel.
+        ValueError: latents that are not a video's, or without a frame or pixel.
     """
     if latents.ndim not in (4, 5) or 0 in latents.shape:
         raise ValueError(
-            f"latents have shape {tuple(latents.shape)}; connect those of a film, [batch, channels, frames, height, "
+            f"latents have shape {tuple(latents.shape)}; connect those of a video, [batch, channels, frames, height, "
             "width], or of pictures, [frames, channels, height, width]."
         )
     return list(latents.split(1)) if latents.ndim == 5 else [latents]
@@ -147,7 +148,7 @@ def new_paths(prefix: str, latents: Tensor, vae: Any, count: int) -> tuple[list[
 
     Args:
         prefix: of the user, with ComfyUI's place holders.
-        latents: of a film; the size of its pictures can be a part of the name.
+        latents: of a video; the size of its pictures can be a part of the name.
         vae: ComfyUI's.
         count: of the files.
 

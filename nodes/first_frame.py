@@ -1,4 +1,4 @@
-"""A first frame that films keep, noise that frames share, LAMP's sampler, colours of a reference."""
+"""A first frame that videos keep, noise that frames share, LAMP's sampler, colours of a reference."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ class FirstFrameLock(io.ComfyNode):
             display_name="First Frame Lock",
             category=f"{CATEGORY}/video",
             description=(
-                "Gives a film its first frame: at every step the model sees it clean, and the result begins with it bit "
-                "by bit. For text-to-video models with every sampler; image-to-video models have a way of their own and "
-                "need no lock."
+                "Gives a video its first frame: at every step the model sees it clean, and the result begins with it "
+                "bit for bit. For text-to-video models with every sampler; image-to-video models have a way of their "
+                "own and need no lock."
             ),
             inputs=[
                 io.Model.Input(
@@ -45,21 +45,21 @@ class FirstFrameLock(io.ComfyNode):
                 io.Latent.Input(
                     "first_frame",
                     optional=True,
-                    tooltip="Latents of one frame in the size of the film's, from VAE Encode or cut from another film. "
-                    "With several films at once: one for all, or one for each.",
+                    tooltip="Latents of one frame in the size of the video's, from VAE Encode or cut from another "
+                    "video. With several videos at once: one for all, or one for each.",
                 ),
                 io.Image.Input(
                     "image",
                     optional=True,
-                    tooltip="Instead of first_frame: one picture in the size of the film, encoded with vae.",
+                    tooltip="Instead of first_frame: one picture in the size of the video, encoded with vae.",
                 ),
                 io.Vae.Input("vae", optional=True, tooltip="For image: the VAE of the model."),
                 io.Boolean.Input(
                     "match_statistics",
                     default=False,
-                    tooltip="On: mean and spread of every channel of the other frames are matched to the first one's, in "
-                    "what samplers go on with at each step. Keeps colours and contrast, flattens changes of light. Near "
-                    "to what LAMP Sampler does exactly: use one of the two.",
+                    tooltip="On: mean and spread of every channel of the other frames are matched to the first one's, "
+                    "in what samplers go on with at each step. Keeps colours and contrast, flattens changes of light. "
+                    "Close to what LAMP Sampler does exactly: use one of the two.",
                 ),
                 decimal_input(
                     "switch",
@@ -114,7 +114,7 @@ class SharedNoise(io.ComfyNode):
             category=f"{CATEGORY}/video",
             description=(
                 "Makes the frames of a starting noise share something: the first frame's noise (LAMP), which calms the "
-                "film, the first frame itself, or noise that moves along the objects' paths (FreeTraj), so that they "
+                "video, the first frame itself, or noise that moves along the objects' paths (FreeTraj), so that they "
                 "come to be where the masks are."
             ),
             inputs=[
@@ -154,7 +154,9 @@ class SharedNoise(io.ComfyNode):
                     "the masks are counted by; not connected: found by their number.",
                 ),
                 io.Latent.Input(
-                    "first_frame", optional=True, tooltip="first_frame: latents of one frame in the size of the film's."
+                    "first_frame",
+                    optional=True,
+                    tooltip="first_frame: latents of one frame in the size of the video's.",
                 ),
                 Tracks.Input("tracks", optional=True, tooltip="freetraj: the objects, each with a mask per frame."),
                 io.Mask.Input(
@@ -205,7 +207,7 @@ class LampSampler(io.ComfyNode):
             description=(
                 "DDIM (eta 0) whose frames take mean and spread of every latent channel from one another after every "
                 "step: first from the second frame, later from the first, and all from the first at the end. Keeps "
-                "colours steady behind First Frame Lock."
+                "colours steady after First Frame Lock."
             ),
             inputs=[
                 decimal_input(
@@ -235,16 +237,16 @@ class HistogramMatch(io.ComfyNode):
             display_name="Histogram Match",
             category=f"{CATEGORY}/video",
             description=(
-                "Gives every frame the colours of a reference: each channel's levels are spread as the reference's are. "
-                "Takes away slow drift of colour and light; large new objects tint the rest."
+                "Gives every frame the colours of a reference: each channel's levels are spread as the reference's "
+                "are. Takes away slow drift of colour and light; large new objects tint the rest."
             ),
             inputs=[
                 film_input(),
                 io.Image.Input(
                     "reference",
                     optional=True,
-                    tooltip="One picture of any size whose colours the film should have. Not connected: the film's first "
-                    "frame.",
+                    tooltip="One picture of any size whose colours the video should have. Not connected: the video's "
+                    "first frame.",
                 ),
             ],
             outputs=[

@@ -49,7 +49,7 @@ class MaskToAttentionBias(io.ComfyNode):
             display_name="Mask to Attention Bias",
             category=f"{CATEGORY}/guidance",
             description=(
-                "Says which regions of a film attention should keep to, how, how strongly and when. The guide is not "
+                "Says which regions of a video attention should keep to, how, how strongly and when. The guide is not "
                 "yet bound to a model: Patch Attention does that."
             ),
             inputs=[
@@ -106,8 +106,8 @@ def _rule_inputs() -> list[io.Input]:
             options=list(PLAIN),
             default="focus_fg",
             tooltip="focus: everything looks more at the regions. focus_fg: only what lies inside does (keeps the "
-            "background). separate: objects and background see only themselves, over time too. cross_text: the words of "
-            "an object act inside its region.",
+            "background). separate: objects and background see only themselves, over time too. cross_text: the words "
+            "of an object act inside its region.",
         ),
         guide_strength_input(MAX_RELATIVE_STRENGTH),
         decimal_input("start_percent", 0.0, "Where in the schedule guidance begins. 0: at the first step."),
@@ -127,7 +127,8 @@ def _place_inputs() -> list[io.Input]:
             "rows",
             options=list(get_args(GuidedRows)),
             default="both",
-            tooltip="conditional: guide only the prompted half of classifier-free guidance. both: also the unprompted one.",
+            tooltip="conditional: guide only the prompted half of classifier-free guidance. both: also the unprompted "
+            "one.",
         ),
         io.Boolean.Input(
             "hard",
@@ -151,7 +152,7 @@ class PatchAttention(io.ComfyNode):
             description=(
                 "Adds a guide to a model: its attention then follows the regions. The model that comes in is not "
                 "changed; several of these nodes can follow each other. Strength 0 or an empty guide gives exactly "
-                "the unpatched film."
+                "the unpatched video."
             ),
             inputs=[
                 video_model_input(),
@@ -208,7 +209,7 @@ def phrase_spans(guide: MaskGuide, family: Family, clip: Any, prompt: str, posit
         positive: CONDITIONING of this prompt, or None when there is no other.
 
     Returns:
-        Where its phrases stand; None where words are left alone: the guide has no phrases or there is no CLIP.
+        Where its phrases are in the text; None where words are not guided: no phrases in the guide, or no CLIP.
 
     Raises:
         ValueError: if a mode that needs them lacks phrases or CLIP, the prompt is empty, or a phrase is not in it.
@@ -225,7 +226,8 @@ def phrase_spans(guide: MaskGuide, family: Family, clip: Any, prompt: str, posit
         return None
     if not prompt.strip():
         raise ValueError(
-            f"prompt is empty, so {', '.join(filter(None, guide.phrases))} cannot be found in it; connect the positive prompt's text."
+            f"prompt is empty, so {', '.join(filter(None, guide.phrases))} cannot be found in it; connect the positive "
+            "prompt's text."
         )
     return spans_of_named(
         lambda phrases: token_spans(clip, prompt, phrases, family, positive, guide.background_phrase), guide.phrases

@@ -30,16 +30,16 @@ class InterpolateVideo(io.ComfyNode):
             display_name="Interpolate Video",
             category=f"{CATEGORY}/video",
             description=(
-                "Three new frames between every two of a film, with LaVie's interpolation model: 16 frames become 61. "
+                "Three new frames between every two of a video, with LaVie's interpolation model: 16 frames become 61. "
                 "Gives the sampler what it needs; works with KSampler, Sample Video and every other sampler. Longer "
-                "films are worked on in overlapping windows."
+                "videos are worked on in overlapping windows."
             ),
             inputs=[
                 io.Model.Input(
                     "model", tooltip="LaVie's interpolation model (lavie_interpolation.pt), patched or not."
                 ),
                 io.Conditioning.Input(
-                    "positive", tooltip="What the film shows; LaVie's own runs end the prompt with ', 4k.'."
+                    "positive", tooltip="What the video shows; LaVie's own runs end the prompt with ', 4k.'."
                 ),
                 io.Conditioning.Input(
                     "negative", tooltip="What to keep away from; LaVie was trained with the word None for nothing."
@@ -47,7 +47,7 @@ class InterpolateVideo(io.ComfyNode):
                 io.Vae.Input("vae", tooltip="VAE of a Stable Diffusion 1.x checkpoint, as Load Video Model gives it."),
                 io.Image.Input(
                     "image",
-                    tooltip="The film, 2 frames or more; of T frames come 4 x (T - 1) + 1. Borders are cut to a "
+                    tooltip="The video, 2 frames or more; of T frames come 4 x (T - 1) + 1. Borders are cut to a "
                     "multiple of 8 pixels.",
                 ),
                 io.Int.Input(
@@ -55,21 +55,21 @@ class InterpolateVideo(io.ComfyNode):
                     default=16,
                     min=0,
                     max=MAX_WINDOW,
-                    tooltip="Frames of the given film that the model sees at once. 16: as it was trained. Fewer: less "
-                    "memory, less aware of what comes. 0: all of the film, or the context windows that the model has.",
+                    tooltip="Frames of the given video that the model sees at once. 16: as it was trained. Fewer: less "
+                    "memory, less aware of what comes. 0: all of the video, or the context windows that the model has.",
                 ),
                 io.Int.Input(
                     "overlap",
                     default=4,
                     min=1,
                     max=MAX_WINDOW,
-                    tooltip="Frames of the given film that neighbouring windows share, less than window. More: "
+                    tooltip="Frames of the given video that neighbouring windows share, less than window. More: "
                     "smoother where windows meet, and slower.",
                 ),
             ],
             outputs=[
-                io.Model.Output(display_name="model", tooltip="The model, with windows where the film needs them."),
-                io.Conditioning.Output(display_name="positive", tooltip="The prompt with the film, for the sampler."),
+                io.Model.Output(display_name="model", tooltip="The model, with windows where the video needs them."),
+                io.Conditioning.Output(display_name="positive", tooltip="The prompt with the video, for the sampler."),
                 io.Conditioning.Output(display_name="negative", tooltip="The same for the negative prompt."),
                 io.Latent.Output(display_name="latent", tooltip="Empty latents of 4 x (T - 1) + 1 frames."),
             ],
@@ -83,7 +83,7 @@ class InterpolateVideo(io.ComfyNode):
         frames = frames_of(image, minimum=2)
         if window == 1 or 0 < window <= overlap:
             raise ValueError(
-                f"window is {window} and overlap {overlap}; choose a window of 2 or more (0: all of the film) and an "
+                f"window is {window} and overlap {overlap}; choose a window of 2 or more (0: all of the video) and an "
                 "overlap below it."
             )
         if 0 < window < len(frames):
@@ -102,34 +102,34 @@ class UpscaleVideo(io.ComfyNode):
             display_name="Upscale Video",
             category=f"{CATEGORY}/video",
             description=(
-                "Four times the width and height of a film, with LaVie's upscaler, which invents fine detail and keeps "
-                "it steady over time. Gives the sampler what it needs; works with KSampler, Sample Video and every "
-                "other sampler. The model sees 8 frames at once; overlapping windows hide where they meet."
+                "Four times the width and height of a video, with LaVie's upscaler, which invents fine detail and "
+                "keeps it steady over time. Gives the sampler what it needs; works with KSampler, Sample Video and "
+                "every other sampler. The model sees 8 frames at once; overlapping windows hide where they meet."
             ),
             inputs=[
                 io.Model.Input("model", tooltip="LaVie's upscaler (lavie_vsr.pt), patched or not."),
-                io.Conditioning.Input("positive", tooltip="What the film shows; may be an empty prompt."),
+                io.Conditioning.Input("positive", tooltip="What the video shows; may be an empty prompt."),
                 io.Conditioning.Input(
                     "negative", tooltip="What to keep away from; LaVie's own runs say 'blur, worst quality'."
                 ),
                 io.Image.Input(
-                    "image", tooltip="The small film, of any size and length. 512 x 320 becomes 2048 x 1280."
+                    "image", tooltip="The small video, of any size and length. 512 x 320 becomes 2048 x 1280."
                 ),
                 io.Int.Input(
                     "noise_level",
                     default=50,
                     min=0,
                     max=350,
-                    tooltip="Noise that covers the small film's flaws before it is enlarged, as a step of the schedule. "
-                    "0: keeps everything; 50: LaVie's own; higher: invents more and keeps less.",
+                    tooltip="Noise that covers the small video's flaws before it is enlarged, as a step of the "
+                    "schedule. 0: keeps everything; 50: LaVie's own; higher: invents more and keeps less.",
                 ),
                 io.Int.Input(
                     "window",
                     default=8,
                     min=0,
                     max=MAX_WINDOW,
-                    tooltip="Frames that the model sees at once. 8: as it was trained. Fewer: less memory, less steady. "
-                    "0: all of the film, or the context windows that the model has.",
+                    tooltip="Frames that the model sees at once. 8: as it was trained. Fewer: less memory, less "
+                    "steady. 0: all of the video, or the context windows that the model has.",
                 ),
                 io.Int.Input(
                     "overlap",
@@ -141,12 +141,12 @@ class UpscaleVideo(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Model.Output(display_name="model", tooltip="The model, with windows where the film needs them."),
-                io.Conditioning.Output(display_name="positive", tooltip="The prompt with the film, for the sampler."),
+                io.Model.Output(display_name="model", tooltip="The model, with windows where the video needs them."),
+                io.Conditioning.Output(display_name="positive", tooltip="The prompt with the video, for the sampler."),
                 io.Conditioning.Output(display_name="negative", tooltip="The same for the negative prompt."),
                 io.Latent.Output(
                     display_name="latent",
-                    tooltip="Empty latents, one cell per pixel of the small film. Decode with the VAE of Stable "
+                    tooltip="Empty latents, one cell per pixel of the small video. Decode with the VAE of Stable "
                     "Diffusion's x4 upscaler, as Load Video Model gives it; Save Long Video takes little memory.",
                 ),
             ],
@@ -168,7 +168,7 @@ class UpscaleVideo(io.ComfyNode):
 
 
 def _windowed(model: Any, length: int, overlap: int) -> Any:
-    """A clone that works on windows of so many latent frames."""
+    """A clone that works on windows of this many latent frames."""
     return install_context_windows(model, 2, ContextWindows(length, overlap))
 
 

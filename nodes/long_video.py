@@ -152,8 +152,8 @@ def _window_inputs() -> list[io.Input]:
             default=0,
             min=0,
             max=MAX_FRAMES,
-            tooltip="Latent frames that each frame sees locally. 0: the model's own length, which the help lists. Clips up "
-            "to this length are left alone. Shorter: livelier, less detail over time.",
+            tooltip="Latent frames that each frame sees locally. 0: the model's own length, which the help lists. "
+            "Clips up to this length are left alone. Shorter: livelier, less detail over time.",
         ),
         decimal_input("strength", 1.0, "0: off, nothing is patched; 1: FreeLong; between: a mix with plain attention."),
         decimal_input(
@@ -170,8 +170,8 @@ def _band_inputs() -> list[io.Input]:
         decimal_input(
             "temporal_cutoff",
             0.25,
-            "Which frequencies over time count as low, as a part of the highest. Higher: more of the whole clip, steadier "
-            "and less lively; lower: more of the window.",
+            "Which frequencies over time count as low, as a part of the highest. Higher: more of the whole clip, "
+            "steadier and less lively; lower: more of the window.",
             least=0.01,
             most=MAX_CUTOFF,
         ),
@@ -193,8 +193,8 @@ def _band_inputs() -> list[io.Input]:
         io.String.Input(
             "bands",
             default=", ".join(str(scale) for scale in OCTAVES),
-            tooltip="FreeLong++ only: lengths of its windows in native lengths, ascending from 1. Those beyond the first "
-            "one that covers the clip are left out.",
+            tooltip="FreeLong++ only: lengths of its windows in native lengths, ascending from 1. Those beyond the "
+            "first one that covers the clip are left out.",
         ),
         io.Int.Input(
             "key_stride",
@@ -217,7 +217,7 @@ def checked_settings(
         family: of the model.
         network: its diffusion model.
         variant, window, bands, blocks: as in ``free_long_inputs``.
-        others: further values of ``FreeLong`` by name.
+        others: further values of ``FreeLong``, by their names.
 
     Raises:
         ValueError: a value makes no sense, or a pattern fits no block.
@@ -235,7 +235,7 @@ def parsed_bands(text: str) -> tuple[int, ...]:
     """Read window lengths from a comma list.
 
     Raises:
-        ValueError: an entry is no whole number, or there is none at all.
+        ValueError: an entry is not a whole number, or there is none at all.
     """
     entries = [entry.strip() for entry in text.split(",") if entry.strip()]
     if not entries or not all(entry.isascii() and entry.isdigit() for entry in entries):

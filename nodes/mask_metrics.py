@@ -1,4 +1,4 @@
-"""Measure whether the objects of a film went where their masks are."""
+"""Measure whether the objects of a video went where their masks are."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ class MaskMetrics(io.ComfyNode):
             display_name="Mask Metrics",
             category=f"{CATEGORY}/masks",
             description=(
-                "Measures whether the objects of a film are where the guide's masks are: overlap and distance per object, "
-                "by a detector and tracker or by tracks; with a CLIP model also how the film fits its prompt and its "
-                "frames each other, with a reference film how much the background changed."
+                "Measures whether the objects of a video are where the guide's masks are: overlap and distance per "
+                "object, by a detector and tracker or by tracks; with a CLIP model also how the video fits its prompt "
+                "and its frames each other, with a reference video how much the background changed."
             ),
             inputs=[
-                io.Image.Input("image", tooltip="The film to measure, one picture per frame."),
+                io.Image.Input("image", tooltip="The video to measure, one picture per frame."),
                 *_object_inputs(),
                 *_measure_inputs(),
             ],
@@ -65,7 +65,7 @@ class MaskMetrics(io.ComfyNode):
                 io.String.Output(display_name="json", tooltip="All numbers, per object and frame."),
                 io.Image.Output(
                     display_name="preview",
-                    tooltip="The film with found objects tinted and wanted masks as dashed outlines. " + PREVIEW_LIMIT,
+                    tooltip="The video with found objects tinted and wanted masks as dashed outlines. " + PREVIEW_LIMIT,
                 ),
             ],
             is_output_node=True,
@@ -101,7 +101,7 @@ class MaskMetrics(io.ComfyNode):
         if values["iou"] is None:
             raise ValueError(
                 "there is no mask to compare with: the wanted masks are empty in every frame, and nothing was found; "
-                "connect the masks that guided the film."
+                "connect the masks that guided the video."
             )
         words = metrics_summary(values)
         logger.info(words)
@@ -114,7 +114,7 @@ def _object_inputs() -> list[io.Input]:
     """Where the objects should be, and where they are."""
     return [
         Tracks.Input(
-            "tracks", optional=True, tooltip="Where the objects should be: the tracks that guided the film. Any size."
+            "tracks", optional=True, tooltip="Where the objects should be: the tracks that guided the video. Any size."
         ),
         io.Mask.Input(
             "mask", optional=True, tooltip="Instead of tracks: one object, one mask per frame or one for all."
@@ -122,8 +122,8 @@ def _object_inputs() -> list[io.Input]:
         Tracks.Input(
             "found",
             optional=True,
-            tooltip="Where the objects are, from Track Masks on this film. Otherwise connect detector and segmenter, which "
-            "look for them.",
+            tooltip="Where the objects are, from Track Masks on this video. Otherwise connect detector and segmenter, "
+            "which look for them.",
         ),
         DetectorType.Input(
             "detector", optional=True, tooltip="From Load GroundingDINO: finds the objects by their phrases."
@@ -132,8 +132,8 @@ def _object_inputs() -> list[io.Input]:
         io.String.Input(
             "phrases",
             default="",
-            tooltip="What the masks are of, separated by commas: labels of the tracks that are measured, or one phrase per "
-            "object. Empty: the labels of all.",
+            tooltip="What the masks are of, separated by commas: labels of the tracks that are measured, or one phrase "
+            "per object. Empty: the labels of all.",
         ),
     ]
 
@@ -145,20 +145,20 @@ def _measure_inputs() -> list[io.Input]:
             "prompt",
             default="",
             multiline=True,
-            tooltip="Of the film, for text alignment; empty measures none. Needs clip_model.",
+            tooltip="Of the video, for text alignment; empty measures none. Needs clip_model.",
         ),
         io.Combo.Input(
             "clip_model",
             options=[NO_MODEL, *clip_folders()],
             default=NO_MODEL,
-            tooltip="A CLIP model with both halves, for text alignment and frame consistency: a folder in the transformers "
-            "layout in models/clip_vision. none: neither is measured.",
+            tooltip="A CLIP model with both halves, for text alignment and frame consistency: a folder in the "
+            "transformers layout in models/clip_vision. none: neither is measured.",
         ),
         io.Image.Input(
             "reference",
             optional=True,
-            tooltip="A film of the same length and size, such as the same seed without guidance: how much the background "
-            "differs, away from the objects of both.",
+            tooltip="A video of the same length and size, such as the same seed without guidance: how much the "
+            "background differs, away from the objects of both.",
         ),
         decimal_input(
             "box_threshold", 0.35, "Of the detector: a box needs a better score. Lower it when objects are missed."
@@ -180,8 +180,8 @@ def wanted_tracks(tracks: TrackedObjects | None, mask: Tensor | None, phrases: l
         return wanted
     if len(phrases) > len(wanted.ids):
         raise ValueError(
-            f"there are {len(phrases)} phrases ({', '.join(phrases)}) and {len(wanted.ids)} objects; give one for each, "
-            "or none."
+            f"there are {len(phrases)} phrases ({', '.join(phrases)}) and {len(wanted.ids)} objects; give one for "
+            "each, or none."
         )
     named = named_objects(phrases, wanted.labels, "masks")
     return replace(wanted.select([place for place, _ in named]), labels=tuple(phrase for _, phrase in named))
@@ -213,7 +213,7 @@ def looked_for(
 
 
 def compared(film: Film, wanted: TrackedObjects, found: TrackedObjects) -> Tensor:
-    """The film with found objects tinted and wanted masks as dashed outlines."""
+    """The video with found objects tinted and wanted masks as dashed outlines."""
     wanted, found = (make_sequence(tracks, SequenceSettings(frames=len(film))) for tracks in (wanted, found))
     drawn = draw_masks(film, found, labels=False, max_bytes=PREVIEW_BYTES)
     # Drawn as not seen, an outline is dashed; the numbers are those of colours that the found ones do not have yet.
@@ -231,7 +231,7 @@ def load_scorer(name: str) -> FilmScorer:
     """A CLIP model under ComfyUI's memory management.
 
     Raises:
-        ValueError: it is no complete CLIP model.
+        ValueError: it is not a complete CLIP model.
         FileNotFoundError: it is not there.
     """
     scorer = load_clip(find_model(name, CLIP_FOLDER))

@@ -131,8 +131,8 @@ def _how() -> list[Any]:
             options=[OWN, *get_args(KeySource)],
             default=OWN,
             tooltip="Which frames self-attention looks at, which keeps the object's looks over time: the frame itself "
-            "(self), the first one, the one before (prev). A mode's own choice acts only in models that attend frame by "
-            "frame (U-Nets); transformers lose motion by one that you name.",
+            "(self), the first one, the one before (prev). A mode's own choice acts only in models that attend frame "
+            "by frame (U-Nets); transformers lose motion by one that you name.",
         ),
     ]
 
@@ -144,22 +144,22 @@ def _when() -> list[Any]:
             "rows",
             options=[OWN, *get_args(GuidedRows)],
             default=OWN,
-            tooltip="conditional: guide only the prompted half of classifier-free guidance. both: also the unprompted one, "
-            "its words too.",
+            tooltip="conditional: guide only the prompted half of classifier-free guidance. both: also the unprompted "
+            "one, its words too.",
         ),
         io.String.Input(
             "frame_strength",
             default="",
-            tooltip="Factor on strength over time, 0 to 10: a number, or frame: number pairs such as 0: 1, 8: 0.5, counted "
-            "in frames of the masks. 0 leaves a frame alone. Empty: 1 everywhere.",
+            tooltip="Factor on strength over time, 0 to 10: a number, or frame: number pairs such as 0: 1, 8: 0.5, "
+            "counted in frames of the masks. 0 leaves a frame alone. Empty: 1 everywhere.",
         ),
         time_pooling_input(),
         io.String.Input(
             "constants",
             default="",
             multiline=True,
-            tooltip="Replaces published constants of the mode, and wins over the widgets: name=value pairs, separated by "
-            "commas or new lines, such as gamma_cross=20, beta=3. The report lists all of them.",
+            tooltip="Replaces published constants of the mode, and wins over the widgets: name=value pairs, separated "
+            "by commas or new lines, such as gamma_cross=20, beta=3. The report lists all of them.",
         ),
     ]
 
@@ -198,8 +198,8 @@ class ObjectWords(io.ComfyNode):
             display_name="Object Words",
             category=f"{CATEGORY}/guidance",
             description=(
-                "Says where phrases stand among the tokens of a prompt, as this model reads it: a check before guidance "
-                "of words."
+                "Says where phrases stand among the tokens of a prompt, as this model reads it: a check before "
+                "guidance of words."
             ),
             inputs=[
                 io.Model.Input("model", tooltip="Tells how its text is read."),
@@ -215,8 +215,8 @@ class ObjectWords(io.ComfyNode):
             outputs=[
                 io.String.Output(
                     display_name="report",
-                    tooltip="Token numbers of each phrase, of the background and of all other words, counted from 0 with "
-                    "the begin of the text.",
+                    tooltip="Token numbers of each phrase, of the background and of all other words, counted from 0 "
+                    "with the begin of the text.",
                 )
             ],
             is_output_node=True,

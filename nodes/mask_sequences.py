@@ -40,8 +40,8 @@ EXAMPLE = [
     }
 ]
 PATH_FORMAT = (
-    "JSON: a list of objects, each with keyframes; x and y are the object's middle, all in fractions of the picture (x 0 "
-    "left, 1 right; y 0 top, 1 bottom). A size holds until another is given."
+    "JSON: a list of objects, each with keyframes; x and y are the object's middle, all in fractions of the picture (x "
+    "0 left, 1 right; y 0 top, 1 bottom). A size holds until another is given."
 )
 
 
@@ -87,7 +87,7 @@ class PathMasks(io.ComfyNode):
                 ),
                 io.String.Output(
                     display_name="report",
-                    tooltip="Per object: frames in which it is to be seen, and share of the picture.",
+                    tooltip="Per object: frames in which it is visible, and share of the picture.",
                 ),
             ],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
@@ -122,10 +122,10 @@ def _film_inputs() -> list[io.Input]:
             default=8,
             min=1,
             max=MAX_FRAMES,
-            tooltip="Length of the film in frames: as many masks come out for each object.",
+            tooltip="Length of the video in frames: as many masks come out for each object.",
         ),
-        io.Int.Input("width", default=64, min=1, max=MAX_SIDE, tooltip="Of the masks in pixels: that of the film."),
-        io.Int.Input("height", default=64, min=1, max=MAX_SIDE, tooltip="Of the masks in pixels: that of the film."),
+        io.Int.Input("width", default=64, min=1, max=MAX_SIDE, tooltip="Of the masks in pixels: that of the video."),
+        io.Int.Input("height", default=64, min=1, max=MAX_SIDE, tooltip="Of the masks in pixels: that of the video."),
     ]
 
 
@@ -134,8 +134,8 @@ def _box_inputs() -> list[io.Input]:
         BoundingBox.Input(
             "boxes",
             optional=True,
-            tooltip="More objects: a list of boxes per frame, in pixels of width and height. Boxes of one label are one "
-            "object; it moves through the frames that have none.",
+            tooltip="More objects: a list of boxes per frame, in pixels of width and height. Boxes of one label are "
+            "one object; it moves through the frames that have none.",
         ),
         io.Combo.Input(
             "box_shape",
@@ -149,7 +149,8 @@ def _box_inputs() -> list[io.Input]:
             options=list(CURVES),
             default="linear",
             optional=True,
-            tooltip="How they move between frames that have a box: along lines, along a smooth curve, or they jump (hold).",
+            tooltip="How they move between frames that have a box: along lines, along a smooth curve, or they jump "
+            "(hold).",
         ),
         io.Image.Input(
             "image",
@@ -169,9 +170,9 @@ class MaskSequence(io.ComfyNode):
             display_name="Mask Sequence",
             category=f"{CATEGORY}/masks",
             description=(
-                "Brings masks to any number of frames and any size: shapes move and blend in between, are held, or begin "
-                "again. Also lays them onto a drawn path, widens and softens them. With the defaults they come out as "
-                "they are."
+                "Brings masks to any number of frames and any size: shapes move and blend in between, are held, or "
+                "begin again. Also places them on a drawn path, widens and softens them. With the defaults they come "
+                "out as they are."
             ),
             inputs=[
                 *_sequence_inputs(),
@@ -183,7 +184,7 @@ class MaskSequence(io.ComfyNode):
                 io.Mask.Output(display_name="mask", tooltip="All objects together, one mask per frame."),
                 io.String.Output(
                     display_name="report",
-                    tooltip="Per object: frames in which it is to be seen, and share of the picture.",
+                    tooltip="Per object: frames in which it is visible, and share of the picture.",
                 ),
             ],
         )
@@ -219,9 +220,9 @@ def _sequence_inputs() -> list[io.Input]:
             "timing",
             options=list(TIMINGS),
             default="interpolate",
-            tooltip="How the length is reached. interpolate: spread over the film, shapes move and blend in between. hold: "
-            "each mask for equally many frames. extend: at their own speed, the last one stays. repeat: at their own "
-            "speed, then again from the first. exact: another length is an error.",
+            tooltip="How the length is reached. interpolate: spread over the video, shapes move and blend in between. "
+            "hold: each mask for equally many frames. extend: at their own speed, the last one stays. repeat: at their "
+            "own speed, then again from the first. exact: another length is an error.",
         ),
         io.Int.Input(
             "start",
@@ -256,15 +257,15 @@ def _placing_inputs() -> list[io.Input]:
             "paths",
             default="",
             multiline=True,
-            tooltip="Empty: masks stay where they are. Otherwise each mask is laid into its object's box of that frame, one "
-            "path for each object or one for all; written as in Path Masks. " + PATH_FORMAT,
+            tooltip="Empty: masks stay where they are. Otherwise each mask is placed in its object's box of that "
+            "frame, one path for each object or one for all; written as in Path Masks. " + PATH_FORMAT,
         ),
         io.Combo.Input(
             "placing",
             options=list(PLACINGS),
             default="fit",
-            tooltip="How a mask lies in its box: stretch fills it, fit keeps its proportions, keep its size too (only the "
-            "box's middle counts).",
+            tooltip="How a mask is placed in its box: stretch fills it, fit keeps its proportions, keep its size too "
+            "(only the box's middle counts).",
         ),
     ]
 

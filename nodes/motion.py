@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 FOLDER = "loras"
 BUNDLED = Path(__file__).resolve().parent.parent / "toybox" / "motions"
 NONE = "none"
-# Of the Toybox's text encoder, whose models are told from LaVie's by it.
+# Of the Toybox's text encoder, which distinguishes its models from LaVie's.
 TOYBOX_TEXT_CHANNELS = 64
 DEFAULT_MODULES = "self_queries, temporal"
 
@@ -296,14 +296,14 @@ def _clip_inputs() -> list[io.Input]:
             "videos",
             options=folders or [NONE],
             default=(folders or [NONE])[0],
-            tooltip="Folder of films inside of ComfyUI's input folder, 2 or more; 8 to 16 are usual. horse.txt beside "
+            tooltip="Folder of videos inside of ComfyUI's input folder, 2 or more; 8 to 16 are usual. horse.txt beside "
             "horse.mp4 may hold its own prompt, then its phrases, one a line, and background: ...",
         ),
         io.Combo.Input(
             "masks",
             options=[NONE, *folders],
             default=NONE,
-            tooltip="Folder of masks by the films' names (film, PNG, .npy, or a folder of PNGs); none tunes without.",
+            tooltip="Folder of masks by the videos' names (video, PNG, .npy, or a folder of PNGs); none tunes without.",
         ),
         io.String.Input(
             "prompt", default="", multiline=True, tooltip="Of clips that bring no words of their own; empty if all do."
@@ -354,7 +354,7 @@ def _training_inputs() -> list[io.Input]:
             max=1.0,
             step=0.0001,
             round=0.0000001,
-            tooltip="0.001 to 0.002 for the Toybox, 0.0001 for LaVie; too high breaks the film.",
+            tooltip="0.001 to 0.002 for the Toybox, 0.0001 for LaVie; too high breaks the video.",
         ),
         io.Int.Input("seed", default=1, tooltip="Of all chance: same seed, same file.", **SEED_RANGE),
     ]
@@ -377,7 +377,7 @@ def _mask_inputs() -> list[io.Input]:
         decimal_input(
             "first_frame",
             1.0,
-            "How often the first frame is given clean: 1 for use with First Frame Lock, less for films without.",
+            "How often the first frame is given clean: 1 for use with First Frame Lock, less for videos without.",
         ),
         decimal_input(
             "mask_drop", 0.1, "How often a clip is seen without masks: 0 needs masks ever after, 1 never uses them."
@@ -387,6 +387,6 @@ def _mask_inputs() -> list[io.Input]:
         io.Int.Input(
             "frames", default=8, min=2, max=1024, tooltip="Of a clip as the model sees it; Toybox 8, LaVie 16."
         ),
-        *size_inputs("Pixels; films are cut and resized to it."),
+        *size_inputs("Pixels; videos are cut and resized to it."),
         io.Boolean.Input("checkpointing", default=False, tooltip="On: less memory, a third more time."),
     ]

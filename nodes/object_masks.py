@@ -132,7 +132,7 @@ def joined_tracks(tracks: TrackedObjects, added: TrackedObjects) -> TrackedObjec
         (height, width), (other_height, other_width) = tracks.size, added.size
         raise ValueError(
             f"the mask has {added.frames} frames of {other_width} x {other_height} pixels and the tracks "
-            f"{tracks.frames} of {width} x {height}; give masks of the same film."
+            f"{tracks.frames} of {width} x {height}; give masks of the same video."
         )
     soft = "byte" in (tracks.masks.depth, added.masks.depth)
     stack = MaskStack(tracks.frames, *tracks.size, "byte" if soft else "bit", tracks.masks.folder)

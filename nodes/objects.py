@@ -202,16 +202,16 @@ def _report(facts: Sequence[Facts], kept: Sequence[int], reasons: dict[int, str]
 
 
 def parse_numbers(text: str) -> tuple[tuple[int, int], ...]:
-    """Read ``1,3-5`` as ranges of first and last number; empty text is none.
+    """Read ``1,3-5`` as ranges of first and last number; empty text gives none.
 
     Raises:
-        ValueError: naming the part that is no number.
+        ValueError: naming the part that is not a number.
     """
     ranges = []
     for part in filter(None, (part.strip() for part in re.split(r"[,;\n]", text))):
         match = re.fullmatch(r"(\d{1,9})(?:\s*-\s*(\d{1,9}))?", part, re.ASCII)
         if match is None:
-            raise ValueError(f"ids has {part[:40]!r}, which is no number and no range; write for example 1,3-5.")
+            raise ValueError(f"ids has {part[:40]!r}, which is neither a number nor a range; write for example 1,3-5.")
         first, last = int(match[1]), int(match[2] or match[1])
         ranges.append((min(first, last), max(first, last)))
     return tuple(ranges)
@@ -227,7 +227,7 @@ class PreviewTracks(io.ComfyNode):
             display_name="Preview Tracks",
             category=f"{CATEGORY}/perception",
             description=(
-                "Draws followed objects on the film with number, label and score, and shows a strip of pictures over "
+                "Draws followed objects on the video with number, label and score, and shows a strip of pictures over "
                 "time under the node."
             ),
             inputs=[
@@ -241,13 +241,13 @@ class PreviewTracks(io.ComfyNode):
                     tooltip="Write number, label and score beside every object; filled where it was not seen.",
                 ),
                 io.Int.Input(
-                    "count", default=8, min=1, max=MAX_PICTURES, tooltip="Pictures in the strip, spread over the film."
+                    "count", default=8, min=1, max=MAX_PICTURES, tooltip="Pictures in the strip, spread over the video."
                 ),
             ],
             outputs=[
                 io.Image.Output(
                     display_name="film",
-                    tooltip="The film with the objects drawn on it. " + DRAWN_FILM_LIMIT,
+                    tooltip="The video with the objects drawn on it. " + DRAWN_FILM_LIMIT,
                 ),
                 io.Image.Output(
                     display_name="strip", tooltip="One picture: frames over time, and when objects are seen."
@@ -264,7 +264,7 @@ class PreviewTracks(io.ComfyNode):
         film = Film(image)
         if tracks.frames != len(film):
             raise ValueError(
-                f"the tracks have {tracks.frames} frames and the film {len(film)}; connect the film that was tracked."
+                f"the tracks have {tracks.frames} frames and the video {len(film)}; connect the video that was tracked."
             )
         drawn = draw_masks(film, tracks, outline, opacity, labels, max_bytes=DRAWN_FILM_BYTES, progress=progress())
         strip = strip_over_time(film, tracks, count)

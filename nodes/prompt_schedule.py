@@ -1,4 +1,4 @@
-"""Several prompts in turn in one film."""
+"""Several prompts in turn in one video."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .support.types import CATEGORY
 logger = logging.getLogger(__name__)
 
 MAX_FRAMES = 4096
-# Those that read text, and apart from the film; ``check_family`` says so of a model.
+# Those that read text, and apart from the video; ``check_family`` says so of a model.
 SCHEDULED_FAMILIES = tuple(family for family in FAMILIES if family.encoders and not family.joint_text)
 
 
@@ -30,7 +30,7 @@ class PromptSchedule(io.ComfyNode):
             display_name="Prompt Schedule",
             category=f"{CATEGORY}/video",
             description=(
-                "Several prompts in turn in one film: each frame is conditioned by its own prompt, and one "
+                "Several prompts in turn in one video: each frame is conditioned by its own prompt, and one "
                 "prompt fades into the next. Sample the model that comes out with the conditioning that comes out."
             ),
             inputs=[
@@ -41,8 +41,8 @@ class PromptSchedule(io.ComfyNode):
                     default="0: a red ball moves right on sand\n16: a blue ball moves right on sand",
                     multiline=True,
                     dynamic_prompts=True,
-                    tooltip="A line for each prompt: the frame of the film with which it begins (counted from 0, in "
-                    "frames of the finished film), a colon, the prompt. A line that begins with a space goes on with "
+                    tooltip="A line for each prompt: the frame of the video with which it begins (counted from 0, in "
+                    "frames of the finished video), a colon, the prompt. A line that begins with a space goes on with "
                     "the prompt before it.",
                 ),
                 io.Int.Input(

@@ -40,7 +40,7 @@ class TrackPrompt(io.ComfyNode):
                 io.Image.Input(
                     "image",
                     optional=True,
-                    tooltip="The film, to check the prompt and to draw it; one picture alone counts as that frame.",
+                    tooltip="The video, to check the prompt and to draw it; one picture alone counts as that frame.",
                 ),
                 io.Int.Input(
                     "frame", default=0, min=0, max=100000, tooltip="Frame (from 0) in which the object is marked."
@@ -138,7 +138,7 @@ def join_prompts(prompts: Sequence[ObjectPrompt], added: ObjectPrompt) -> tuple[
 
 
 def parse_points(text: str, name: str, inside: bool = True) -> list[Point]:
-    """Read ``[{"x": 1, "y": 2, "label": 1}]``; empty text is no point.
+    """Read ``[{"x": 1, "y": 2, "label": 1}]``; empty text gives no points.
 
     Args:
         text: of the widget.
@@ -157,7 +157,7 @@ def parse_points(text: str, name: str, inside: bool = True) -> list[Point]:
         # Integers of any length become inf instead of an overflow.
         values = json.loads(text, parse_int=float)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{name} is no JSON ({error}); {example}.") from error
+        raise ValueError(f"{name} is not JSON ({error}); {example}.") from error
     if not isinstance(values, list) or len(values) > MAX_POINTS:
         raise ValueError(f"{name} must be a list of at most {MAX_POINTS} points; {example}.")
     return [_point(value, name, inside, example) for value in values]
@@ -179,7 +179,7 @@ def best_box_in_frame(boxes: Any, frame: int) -> Box | None:
     """The box with the best score that a BOUNDING_BOX wire has for a frame, None when it has none.
 
     Raises:
-        ValueError: when there is no list for that frame, or an entry is no box.
+        ValueError: when there is no list for that frame, or an entry is not a box.
     """
     nested = isinstance(boxes, Sequence) and any(isinstance(item, Sequence) for item in boxes)
     count = len(boxes) if nested else 1
@@ -193,7 +193,7 @@ def mask_in_frame(mask: Tensor, frame: int) -> Tensor:
     """The mask of a frame, [H, W] in 0..1: of a batch that frame's, or the only one.
 
     Raises:
-        ValueError: when there is no mask for that frame, or it is no mask.
+        ValueError: when there is no mask for that frame, or it is not a mask.
     """
     batch = mask[None] if mask.ndim == 2 else mask
     if not len(batch):
@@ -206,10 +206,10 @@ def mask_in_frame(mask: Tensor, frame: int) -> Tensor:
 def fitting_prompts(
     prompts: Sequence[ObjectPrompt], frames: int, height: int, width: int
 ) -> tuple[list[ObjectPrompt], list[str]]:
-    """Prompts that say something about a film, and a sentence for each that does not.
+    """Prompts that say something about a video, and a sentence for each that does not.
 
     Raises:
-        ValueError: when the film has no such frame, or a point lies outside the picture.
+        ValueError: when the video has no such frame, or a point lies outside the picture.
     """
     kept, notes = [], []
     for prompt in prompts:

@@ -26,9 +26,9 @@ class RefineMasks(io.ComfyNode):
             display_name="Refine Masks",
             category=f"{CATEGORY}/perception",
             description=(
-                "Steadies masks over time and changes their outline: fill gaps, median over frames, hysteresis, largest "
-                "part, holes, grow or shrink, box, feather. Frames in are frames out; works on tracks object by object, "
-                "or on a MASK."
+                "Steadies masks over time and changes their outline: fill gaps, median over frames, hysteresis, "
+                "largest part, holes, grow or shrink, box, feather. Frames in are frames out; works on tracks object "
+                "by object, or on a MASK."
             ),
             inputs=[
                 Tracks.Input("tracks", optional=True, tooltip="From Track Masks; comes back refined."),
@@ -70,7 +70,7 @@ def _time_and_outline_inputs() -> list[io.Input]:
             min=0,
             max=1000,
             tooltip="Empty frames in a row, at most this many, that are filled from the frames around them; with image "
-            "by the motion in the film. 0: none.",
+            "by the motion in the video. 0: none.",
         ),
         io.Int.Input(
             "median_frames",
@@ -108,7 +108,7 @@ def _later_inputs() -> list[io.Input]:
         io.Image.Input(
             "image",
             optional=True,
-            tooltip="The film, for fill_gaps: masks are carried into a gap by the motion of the picture.",
+            tooltip="The video, for fill_gaps: masks are carried into a gap by the motion of the picture.",
         ),
         decimal_input(
             "component_share",
@@ -136,5 +136,5 @@ def _later_inputs() -> list[io.Input]:
             optional=True,
             tooltip="Pixels by which that box is wider on every side. 0: tight.",
         ),
-        keep_on_disk_input("Feathered masks of a long film take a byte a pixel."),
+        keep_on_disk_input("Feathered masks of a long video take a byte a pixel."),
     ]

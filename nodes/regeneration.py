@@ -1,4 +1,4 @@
-"""The second pass: make the film again, guided by what was found in the first."""
+"""The second pass: make the video again, guided by what was found in the first."""
 
 from __future__ import annotations
 
@@ -29,23 +29,25 @@ class Regenerate(io.ComfyNode):
             display_name="Regenerate",
             category=f"{CATEGORY}/video",
             description=(
-                "Makes the film again with a guided model. same_noise keeps the layout of the first film, so that its "
-                "masks fit the second; refine starts from the first film itself; fresh draws new noise (the masks "
-                "then belong to another film). The background can be locked to the first film."
+                "Makes the video again with a guided model. same_noise keeps the layout of the first video, so that "
+                "its masks fit the second; refine starts from the first video itself; fresh draws new noise (the masks "
+                "then belong to another video). The background can be locked to the first video."
             ),
             inputs=[
                 io.Model.Input("model", tooltip="The guided model, from Patch Attention."),
-                io.Conditioning.Input("positive", tooltip="What the film should show; usually that of the first film."),
+                io.Conditioning.Input(
+                    "positive", tooltip="What the video should show; usually that of the first video."
+                ),
                 io.Conditioning.Input("negative", tooltip="What it should not show."),
-                io.Noise.Input("noise", tooltip="The noise of the first film. Used by same_noise."),
+                io.Noise.Input("noise", tooltip="The noise of the first video. Used by same_noise."),
                 io.Latent.Input(
-                    "latent", tooltip="The first film's latents: size for all modes, content for refine and the lock."
+                    "latent", tooltip="The first video's latents: size for all modes, content for refine and the lock."
                 ),
                 io.Combo.Input(
                     "mode",
                     options=list(MODES),
                     default="same_noise",
-                    tooltip="same_noise: the first film's noise. refine: the first film, noised again by strength. "
+                    tooltip="same_noise: the first video's noise. refine: the first video, noised again by strength. "
                     "fresh: new noise alone.",
                 ),
                 io.Int.Input(
@@ -59,11 +61,11 @@ class Regenerate(io.ComfyNode):
                 decimal_input(
                     "strength",
                     0.6,
-                    "refine: how much may change. 0: nothing, the first film comes back; 1: all, as fresh.",
+                    "refine: how much may change. 0: nothing, the first video comes back; 1: all, as fresh.",
                 ),
                 *_lock_inputs(),
             ],
-            outputs=[io.Latent.Output(display_name="latent", tooltip="The second film's latents, for VAE Decode.")],
+            outputs=[io.Latent.Output(display_name="latent", tooltip="The second video's latents, for VAE Decode.")],
         )
 
     @classmethod
@@ -106,7 +108,7 @@ def _lock_inputs() -> list[io.Input]:
         io.Boolean.Input(
             "background_lock",
             default=False,
-            tooltip="On: outside of the mask the film keeps the first film's latents. Needs mask.",
+            tooltip="On: outside of the mask the video keeps the first video's latents. Needs mask.",
         ),
         io.Mask.Input(
             "mask",
@@ -131,7 +133,7 @@ def _lock_inputs() -> list[io.Input]:
 
 
 def free_region(mask: Tensor | None, samples: Tensor, grow: int, blur: int) -> Tensor:
-    """Where a locked film may change: [1, 1, T, h, w].
+    """Where a locked video may change: [1, 1, T, h, w].
 
     Raises:
         ValueError: no mask, an empty one, another number of masks than frames, or masks of quite another shape.
@@ -142,5 +144,5 @@ def free_region(mask: Tensor | None, samples: Tensor, grow: int, blur: int) -> T
     if not bool((masks > 0.5).any()):
         raise ValueError("background_lock is on but the mask is empty: nothing could change; turn the lock off.")
     frames, height, width = samples.shape[2:]
-    check_shape("the masks are", masks.shape[1:], (height, width), "film's latents")
+    check_shape("the masks are", masks.shape[1:], (height, width), "video's latents")
     return lock_mask(pool_time(masks[None], frames)[0], height, width, grow, blur)

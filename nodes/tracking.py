@@ -1,4 +1,4 @@
-"""Follow objects through a film."""
+"""Follow objects through a video."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class TrackMasks(io.ComfyNode):
             category=f"{CATEGORY}/perception",
             description=(
                 "Turns boxes, points, rough masks or words into one mask per object and frame, with numbers that stay "
-                "the same through the film. There are always as many masks as frames; where an object is not to be seen, "
+                "the same through the video. There are always as many masks as frames; where an object is not visible, "
                 "its mask is empty, and the report says so."
             ),
             inputs=[
@@ -63,7 +63,7 @@ class TrackMasks(io.ComfyNode):
                 io.Mask.Output(display_name="mask", tooltip="All objects together, one mask per frame."),
                 io.Image.Output(
                     display_name="preview",
-                    tooltip="The film with the objects tinted, outlined and numbered. " + PREVIEW_LIMIT,
+                    tooltip="The video with the objects tinted, outlined and numbered. " + PREVIEW_LIMIT,
                 ),
                 io.String.Output(display_name="report", tooltip="Per object: frames seen, mean score, frames missed."),
             ],
@@ -131,7 +131,8 @@ def _mark_inputs() -> list[io.Input]:
         io.Mask.Input(
             "mask",
             optional=True,
-            tooltip="Rough masks of one object: one per frame (empty ones are ignored), or a single one for prompt_frame.",
+            tooltip="Rough masks of one object: one per frame (empty ones are ignored), or a single one for "
+            "prompt_frame.",
         ),
         io.String.Input(
             "points",
@@ -164,8 +165,8 @@ def _follow_inputs() -> list[io.Input]:
             default=WHOLE_FILM,
             min=WHOLE_FILM,
             max=1000,
-            tooltip="Frames that an object is followed before it was first and after it was last found. 0: none; -1: to "
-            "the ends of the film, as always for what is marked by points, mask or prompts.",
+            tooltip="Frames that an object is followed before it was first and after it was last found. 0: none; -1: "
+            "to the ends of the video, as always for what is marked by points, mask or prompts.",
         ),
         io.Int.Input(
             "minimum_seen",
@@ -221,7 +222,7 @@ def _later_inputs() -> list[io.Input]:
             optional=True,
             tooltip="Look for phrases in every n-th frame. 1: in every one.",
         ),
-        keep_on_disk_input("For long films with many objects: a mask takes a bit a pixel, with soft a byte."),
+        keep_on_disk_input("For long videos with many objects: a mask takes a bit a pixel, with soft a byte."),
     ]
 
 
@@ -232,7 +233,7 @@ def own_prompts(points: str, mask: Tensor | None, prompt_frame: int, frames: int
         points: JSON, may be empty.
         mask: one per frame, or a single one for the prompt frame; None without.
         prompt_frame: of the points and a single mask.
-        frames: of the film.
+        frames: of the video.
         identity: of the object.
 
     Raises:
@@ -240,7 +241,7 @@ def own_prompts(points: str, mask: Tensor | None, prompt_frame: int, frames: int
             that are none.
     """
     if prompt_frame >= frames and (points.strip() or mask is not None):
-        raise ValueError(f"prompt_frame is {prompt_frame} but the film has {frames} frames; use 0 to {frames - 1}.")
+        raise ValueError(f"prompt_frame is {prompt_frame} but the video has {frames} frames; use 0 to {frames - 1}.")
     marked = parse_points(points, "points")
     masks: dict[int, Tensor] = {}
     if mask is not None:
@@ -250,7 +251,7 @@ def own_prompts(points: str, mask: Tensor | None, prompt_frame: int, frames: int
                 f"there are {len(batch)} masks for {frames} frames; give one mask per frame, or one for prompt_frame."
             )
         for frame in [prompt_frame] if len(batch) == 1 else range(frames):
-            # One at a time: the masks of a long film are not copied as a whole.
+            # One at a time: the masks of a long video are not copied as a whole.
             rough = masks_of(batch[0 if len(batch) == 1 else frame])[0] > 0.5
             if bool(rough.any()):
                 masks[frame] = rough.cpu()

@@ -56,10 +56,10 @@ class LoadVideoModel(io.ComfyNode):
             display_name="Load Video Model",
             category=f"{CATEGORY}/video",
             description=(
-                "Loads one of LaVie's models (text to video, interpolation, upscaler) as native MODEL, CLIP and VAE, so "
-                "that every core sampler, text encoder and VAE node works on it. Stable Diffusion 1.x too, as a model of "
-                "clips that learns motion from a few films (LAMP). Toybox is a tiny demo model that comes with the pack: "
-                "it knows coloured balls, squares and triangles, 64 x 64 pixels, 8 frames."
+                "Loads one of LaVie's models (text to video, interpolation, upscaler) as native MODEL, CLIP and VAE, "
+                "so that every core sampler, text encoder and VAE node works on it. Stable Diffusion 1.x too, as a "
+                "model of clips that learns motion from a few videos (LAMP). Toybox is a tiny demo model that comes "
+                "with the pack: it knows coloured balls, squares and triangles, 64 x 64 pixels, 8 frames."
             ),
             inputs=[
                 io.Combo.Input(
@@ -94,7 +94,7 @@ class LoadVideoModel(io.ComfyNode):
                 ),
                 io.Vae.Output(
                     display_name="vae",
-                    tooltip="Its VAE: decodes latents to T frames, encodes a film to T latents (nothing for a LaVie "
+                    tooltip="Its VAE: decodes latents to T frames, encodes a video to T latents (nothing for a LaVie "
                     "file without SD checkpoint).",
                 ),
             ],
@@ -138,11 +138,11 @@ class VideoNoise(io.ComfyNode):
                     default=8,
                     min=1,
                     max=1024,
-                    tooltip="Length of the film in frames. Toybox's own is 8, LaVie's 16.",
+                    tooltip="Length of the video in frames. Toybox's own is 8, LaVie's 16.",
                 ),
                 *size_inputs("Pixels; a multiple of the VAE's factor. Toybox's own is 64."),
                 *_noise_inputs(),
-                io.Int.Input("batch_size", default=1, min=1, max=64, tooltip="How many films at once."),
+                io.Int.Input("batch_size", default=1, min=1, max=64, tooltip="How many videos at once."),
                 io.Vae.Input(
                     "vae",
                     optional=True,
@@ -195,17 +195,18 @@ def _noise_inputs() -> list[io.Input]:
             "mode",
             options=list(NOISE_MODES),
             default="plain",
-            tooltip="plain: every frame its own. freenoise: frames after the first window reuse earlier ones, shuffled. "
-            "specmix: freenoise in the middle of the clip, fresh at its ends. shared: every frame holds a part of the "
-            "first frame's noise. Do not shuffle twice: see the help on freenoise in core's Context Windows.",
+            tooltip="plain: every frame its own. freenoise: frames after the first window reuse earlier ones, "
+            "shuffled. specmix: freenoise in the middle of the clip, fresh at its ends. shared: every frame holds a "
+            "part of the first frame's noise. Do not shuffle twice: see the help on freenoise in core's Context "
+            "Windows.",
         ),
         io.Int.Input(
             "window",
             default=16,
             min=1,
             max=1024,
-            tooltip="freenoise and specmix: the model's own length in latent frames (Toybox 8, LaVie 16). Clips up to this "
-            "length are as plain.",
+            tooltip="freenoise and specmix: the model's own length in latent frames (Toybox 8, LaVie 16). Clips up to "
+            "this length are as plain.",
         ),
         io.Int.Input(
             "stride",
@@ -217,20 +218,21 @@ def _noise_inputs() -> list[io.Input]:
         decimal_input(
             "shared",
             0.2,
-            "shared: how much of the first frame's noise the others hold. 0: independent frames, 1: all alike (no motion).",
+            "shared: how much of the first frame's noise the others hold. 0: independent frames, 1: all alike (no "
+            "motion).",
         ),
     ]
 
 
 def latent_size(vae: Any, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
-    """Channels, frames, rows and columns of the latents of a film.
+    """Channels, frames, rows and columns of the latents of a video.
 
     Args:
         vae: ComfyUI VAE, or None for Stable Diffusion 1's numbers.
-        frames, height, width: of the film in pixels.
+        frames, height, width: of the video in pixels.
 
     Raises:
-        ValueError: if the VAE cannot make such a film.
+        ValueError: if the VAE cannot make such a video.
     """
     factor, channels, latent_frames = 8, 4, frames
     if vae is not None:
@@ -239,7 +241,7 @@ def latent_size(vae: Any, frames: int, height: int, width: int) -> tuple[int, in
             latent_frames = vae.downscale_ratio[0](frames)
             kept = vae.upscale_ratio[0](latent_frames)
             if kept != frames:
-                raise ValueError(f"this VAE makes no film of {frames} frames; the nearest shorter length is {kept}.")
+                raise ValueError(f"this VAE makes no video of {frames} frames; the nearest shorter length is {kept}.")
     for name, value in (("width", width), ("height", height)):
         if value % factor:
             low = value // factor * factor
@@ -257,24 +259,24 @@ class SampleVideo(io.ComfyNode):
             display_name="Sample Video",
             category=f"{CATEGORY}/video",
             description=(
-                "Samples a film from noise, with previews, progress and cancel. Like KSampler, but it takes a NOISE, "
+                "Samples a video from noise, with previews, progress and cancel. Like KSampler, but it takes a NOISE, "
                 "so that two runs can share one."
             ),
             inputs=[
                 io.Model.Input("model", tooltip="The video model, patched or not."),
-                io.Conditioning.Input("positive", tooltip="What the film should show."),
+                io.Conditioning.Input("positive", tooltip="What the video should show."),
                 io.Conditioning.Input("negative", tooltip="What it should not show; an empty prompt is usual."),
                 io.Noise.Input("noise", tooltip="From Video Noise or core's RandomNoise."),
-                io.Latent.Input("latent", tooltip="Empty video latents, or a film's latents with denoise below 1."),
+                io.Latent.Input("latent", tooltip="Empty video latents, or a video's latents with denoise below 1."),
                 *sampling_inputs(),
                 decimal_input(
                     "denoise",
                     1.0,
-                    "1: the film comes from noise alone. Lower keeps that much more of the latents; 0 returns them.",
+                    "1: the video comes from noise alone. Lower keeps that much more of the latents; 0 returns them.",
                 ),
             ],
             outputs=[
-                io.Latent.Output(display_name="latent", tooltip="The film's latents, for VAE Decode or Regenerate.")
+                io.Latent.Output(display_name="latent", tooltip="The video's latents, for VAE Decode or Regenerate.")
             ],
         )
 

@@ -1,9 +1,9 @@
 """Attention over time in the motion modules that AnimateDiff-Evolved puts into Stable Diffusion.
 
 A motion module is a layer of its own in a block of the U-Net. Its attention calls ComfyUI's function without the
-options of the model call, so that no override hears of it. How such a layer is run, ComfyUI asks
+options of the model call, so that no override hears of it. ComfyUI runs such a layer through
 ``forward_timestep_embed_patch``: there, and for as long as the layer runs, each of its attentions is given a function
-that lays our stacks around the pack's own. Overrides of other packs stay out of motion modules, as they do without us.
+that puts our stacks around the pack's own. Overrides of other packs stay out of motion modules, as they do without us.
 
 The pack adds its positions to the tokens before it makes q, k and v of them, and counts them anew in every call: the
 first frame of a context window is the first to a motion module.
@@ -87,7 +87,7 @@ def motion_block_names(network: Any) -> list[str]:
 
 
 def attentions_over_time(layer: Any) -> tuple[Any, ...]:
-    """Attentions of a layer that look over time; none of layers that are no motion modules."""
+    """Attentions of a layer that look over time; none of layers that are not motion modules."""
     if not has_parts(layer, "temporal_transformer"):
         return ()
     return tuple(
@@ -108,7 +108,7 @@ def note_still_film(call: ModelCall, options: Mapping[str, Any]) -> None:
     ]
     if any(settings.strength > 0.0 and settings.window < frames for settings in long):
         call.note(
-            f"each of the {call.clip_frames} frames is made on its own, for there is no motion module in this model, "
+            f"each of the {call.clip_frames} frames is made on its own, since this model has no motion module, "
             "so FreeLong has no effect; apply a motion model of AnimateDiff-Evolved, or take FreeLong out."
         )
 
@@ -121,7 +121,7 @@ def check_windows(modules: Sequence[MotionModule], frames: int, options: Mapping
 
     Args:
         modules: of the network.
-        frames: of the film in this call.
+        frames: of the video in this call.
         options: ``transformer_options``.
 
     Raises:
@@ -142,8 +142,8 @@ class MotionSites:
         family: of the model.
         network: the U-Net, with motion modules or without.
         call: of it.
-        options: ``transformer_options``, with the stacks of the patched model in the order in which they were hung: the
-            last is the outermost.
+        options: ``transformer_options``, with the stacks of the patched model in the order of their
+            installation: the last is the outermost.
 
     Raises:
         ValueError: see ``check_windows``.

@@ -1,4 +1,4 @@
-"""CogVideoX: joint attention of text and film, the text's tokens first.
+"""CogVideoX: joint attention of text and video, the text's tokens first.
 
 The network has no hook around its blocks, but makes one joint call in each of them, in order: so one sequence serves
 the whole pass. CogVideoX 1.5 makes one token of two latent frames, which no frame of the masks answers to; it is not

@@ -1,4 +1,4 @@
-"""Cosmos and Cosmos Predict2: self-attention over the film, cross-attention with the text.
+"""Cosmos and Cosmos Predict2: self-attention over the video, cross-attention with the text.
 
 These networks have no hook around their blocks, but they make the same calls in the same order each time: so one
 sequence serves the whole pass. Newer cores say which block of Predict2 is running.

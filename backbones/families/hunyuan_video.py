@@ -1,7 +1,7 @@
-"""HunyuanVideo: joint attention of film and text, in double and in single blocks.
+"""HunyuanVideo: joint attention of video and text, in double and in single blocks.
 
-The text's tokens come first, then a reference latent's, then the film's. The refiner of the text tokens runs before the
-blocks and is left alone.
+The text's tokens come first, then a reference latent's, then the video's. The refiner of the text tokens runs before
+the blocks and is left alone.
 
 Source: Comfy-Org/ComfyUI, comfy/ldm/hunyuan_video/model.py and comfy/text_encoders/hunyuan_video.py.
 """
@@ -58,7 +58,7 @@ class HunyuanVideo(MarkedFamily):
 
     def sequence(self, network: Any, call: ModelCall, place: BlockPlace, args: Mapping[str, Any]) -> SiteSequence:
         grid = self.grids(network, call.latents, call.extras)[0]
-        # Single blocks get text and film as one.
+        # Single blocks get text and video as one.
         length = args["img"].shape[1] + (args["txt"].shape[1] if "txt" in args else 0)
         # Further text (glyphs) may follow the prompt's.
         video, text = Span(length - grid.tokens, length), Span(0, call.text_length)

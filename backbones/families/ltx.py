@@ -1,8 +1,8 @@
-"""LTX-Video: self-attention over the film and its guide frames, cross-attention with the text, often masked.
+"""LTX-Video: self-attention over the video and its guide frames, cross-attention with the text, often masked.
 
 The latents of guide pictures (``keyframe_idxs``) are appended as further frames; their tokens stand at the end and are
-no part of the film. Guides with a strength or a mask of their own split self-attention: the film's queries ask first,
-then those of the guides, each among all keys. A patch is one latent cell.
+not part of the video. Guides with a strength or a mask of their own split self-attention: the video's queries come
+first, then those of the guides, each among all keys. A patch is one latent cell.
 
 Source: Comfy-Org/ComfyUI, comfy/ldm/lightricks/model.py.
 """
@@ -49,6 +49,6 @@ class LTXVideo(MarkedFamily):
         video = Span(0, grid.tokens)
         self_site = self.site(call, grid, "self", place, video=video)
         cross = self.site(call, grid, "cross", place, video=video, text=Span(0, text))
-        # Where the guides begin, when they are asked for apart.
+        # Where the guides begin, when their queries are apart.
         guides = getattr(args.get("self_attention_mask"), "guide_start", queries)
         return SiteSequence([ExpectedCall(guides, queries, self_site), ExpectedCall(queries, text, cross)], call)

@@ -1,6 +1,6 @@
-"""Mochi: joint attention of film and text in asymmetric blocks.
+"""Mochi: joint attention of video and text in asymmetric blocks.
 
-The film's tokens come first, then as many text tokens as the longest prompt of the batch has.
+The video's tokens come first, then as many text tokens as the longest prompt of the batch has.
 
 Source: Comfy-Org/ComfyUI, comfy/ldm/genmo/joint_model/asymm_models_joint.py.
 """

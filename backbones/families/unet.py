@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.5 and SDXL with the frames of a film in the batch, and Stable Video Diffusion.
+"""Stable Diffusion 1.5 and SDXL with the frames of a video in the batch, and Stable Video Diffusion.
 
 Spatial self-attention and cross-attention see one frame each; Stable Video Diffusion also has temporal attention, one
 cell over all frames. Every attention call of a transformer block is announced by the host's own ``attn1_patch`` and

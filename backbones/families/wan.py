@@ -1,13 +1,12 @@
-"""Wan 2.1 and 2.2: text and image to video, VACE, Fun control, camera, speech, HuMo, Animate, SCAIL, dance; 1.3B to
-14B.
+"""Wan 2.1 and 2.2, 1.3B to 14B: text, image, VACE, Fun control, camera, speech, HuMo, Animate, SCAIL and dance.
 
-Each block makes a self-attention over all tokens of the film, for image-to-video models a cross-attention with the
+Each block makes a self-attention over all tokens of the video, for image-to-video models a cross-attention with the
 tokens of pictures (left alone), and one with the text. Tokens are in the order frame, row, column. What stands before
-the film's tokens: a reference picture that goes through ``ref_conv``, SCAIL's reference pictures, and the first frames
+the video's tokens: a reference picture that goes through ``ref_conv``, SCAIL's reference pictures, and the first frames
 of the latents where those are references (VACE, Animate). Further latents and references stand after them. VACE's own
 blocks and the pose branch of Animate 2 run outside of the markers and stay as they are.
 
-Animate 2 asks frame by frame: each frame meets all frames and the one of the pose film that belongs to it.
+Animate 2 has queries frame by frame: each frame meets all frames and the one of the pose video that belongs to it.
 
 Source: Comfy-Org/ComfyUI, comfy/ldm/wan/model.py, model_animate.py, model_animate2.py and model_wandancer.py.
 """
@@ -78,7 +77,7 @@ class Wan(MarkedFamily):
         """Animate 2's calls: each frame's among all frames and its own of the pose.
 
         The first frame of a call has no pose; it is the reference picture, but in a later context window one of the
-        film's.
+        video's.
         """
         size = grid.rows * grid.columns
         expected = [ExpectedCall(size, length, None)] * call.leading_frames
@@ -88,7 +87,7 @@ class Wan(MarkedFamily):
         return expected
 
     def native_frames(self, network: Any) -> int:
-        """As ``Family.native_frames``: of 81 pixel frames, of 121 for the 5B model, of 97 for HuMo, of 77 for speech."""
+        """As ``Family.native_frames``: of 81 pixel frames, 121 for the 5B model, 97 for HuMo, 77 for speech."""
         if network.out_dim == SMALL_CHANNELS:
             return 31
         if hasattr(network, "audio_injector"):
@@ -96,7 +95,7 @@ class Wan(MarkedFamily):
         return 25 if hasattr(network, "audio_proj") else self.trained_frames
 
     def asks_by_frame(self, network: Any, extras: Mapping[str, Any]) -> bool:
-        """As ``Family.asks_by_frame``: Animate 2, while a pose film drives it."""
+        """As ``Family.asks_by_frame``: Animate 2, while a pose video drives it."""
         return is_animate2(network) and extras.get("pose_video_latent") is not None
 
     def sampler_problem(self, network: Any, sampler: Any) -> str:
@@ -105,8 +104,8 @@ class Wan(MarkedFamily):
         if not hasattr(network, "forward_block") or name != "sample_ar_video":
             return ""
         return (
-            "the sampler ar_video hides the attention of this causal Wan model, so nothing can be guided in it; take an "
-            "ordinary sampler such as euler, or take the guide out."
+            "the sampler ar_video hides the attention of this causal Wan model, so nothing can be guided in it; take "
+            "an ordinary sampler such as euler, or take the guide out."
         )
 
     def leading_frames(self, network: Any, extras: Mapping[str, Any]) -> int:
@@ -128,9 +127,9 @@ class Wan(MarkedFamily):
 
     @staticmethod
     def _reference_tokens(network: Any, call: ModelCall, args: Mapping[str, Any]) -> int:
-        """Tokens of reference pictures that stand before the film's, beside those of the latents' own frames."""
+        """Tokens of reference pictures that stand before the video's, beside those of the latents' own frames."""
         if hasattr(network, "patch_embedding_pose"):
-            # SCAIL lays them before the film as further frames, and says how many frames that makes.
+            # SCAIL lays them before the video as further frames, and says how many frames that makes.
             frames, rows, columns = args["transformer_options"]["grid_sizes"]
             return (frames - call.latents[2]) * rows * columns
         reference = call.extras.get("reference_latent")
@@ -150,5 +149,5 @@ class Wan(MarkedFamily):
 
 
 def is_animate2(network: Any) -> bool:
-    """Say whether a Wan model is Animate 2, whose blocks run a branch for the film and one for a pose."""
+    """Say whether a Wan model is Animate 2, whose blocks run a branch for the video and one for a pose."""
     return hasattr(network.blocks[0], "forward_gen")

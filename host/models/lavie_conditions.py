@@ -1,6 +1,6 @@
 """What LaVie's later stages are given beside the prompt, and the words for what is missing or does not fit.
 
-The interpolation model sees the frames that are there, the upscaler the small film. Both travel in CONDITIONING, as
+The interpolation model sees the frames that are there, the upscaler the small video. Both travel in CONDITIONING, as
 ComfyUI's own image conditions do, so that every core sampler works.
 """
 
@@ -62,7 +62,7 @@ def check_conditions(config: Config, given: Mapping[str, Any]) -> None:
     if found != stage:
         if found == "base":
             raise ValueError(
-                f"LaVie's {STAGE_NAMES[stage]} was sampled without a film; put {NODE_NAMES[stage]} between both "
+                f"LaVie's {STAGE_NAMES[stage]} was sampled without a video; put {NODE_NAMES[stage]} between both "
                 "prompts and the sampler."
             )
         raise ValueError(
@@ -79,7 +79,7 @@ def check_conditions(config: Config, given: Mapping[str, Any]) -> None:
     wanted = {"interpolation": _latent_size, "upscaling": _frames_size}[stage](given) if stage != "base" else sampled
     if wanted != sampled:
         raise ValueError(
-            f"the film is for latents of {_words(wanted)} but {_words(sampled)} are sampled; connect the latent of "
+            f"the video is for latents of {_words(wanted)} but {_words(sampled)} are sampled; connect the latent of "
             f"{NODE_NAMES[stage]}."
         )
 

@@ -82,7 +82,7 @@ def native_classes() -> dict[str, type]:
         def resize_cond_for_context_window(
             self, name: str, value: Any, window: Any, x: Tensor, *_: Any, **__: Any
         ) -> Any:
-            # ComfyUI takes an axis that is as long as the clip for its frames; here only films have any.
+            # ComfyUI takes an axis that is as long as the clip for its frames; here only videos have any.
             tensor = getattr(value, "cond", None)
             return value if isinstance(tensor, Tensor) and tensor.ndim < x.ndim else None
 
@@ -101,7 +101,7 @@ def native_classes() -> dict[str, type]:
             return found
 
     class LaVieModelConfig(comfy.supported_models_base.BASE):
-        """What ComfyUI asks of a supported model; ``unet_config`` holds the U-Net's constructor arguments."""
+        """What ComfyUI needs of a supported model; ``unet_config`` holds the U-Net's constructor arguments."""
 
         unet_extra_config: dict[str, Any] = {}
         latent_format = comfy.latent_formats.LatentFormat

@@ -36,7 +36,7 @@ def load_parts(
     Raises:
         FileNotFoundError: the folder lacks a file.
         RuntimeError: a file is broken or cut short.
-        ValueError: the file is no checkpoint, holds no text encoder or no VAE, or those of another model.
+        ValueError: the file is not a checkpoint, holds no text encoder or no VAE, or those of another model.
     """
     clip, vae = _from_folder(path, embeddings) if path.is_dir() else _from_checkpoint(path, embeddings)
     stage, wanted = STAGE_NAMES[config.stage], PARTS_NAMES[config.stage]
@@ -53,8 +53,8 @@ def load_parts(
     factor = vae.spacial_compression_decode()
     if (factor == UPSCALER_FACTOR) != (config.stage == "upscaling") or vae.latent_channels != config.out_channels:
         raise ValueError(
-            f"the VAE of {path.name} makes {factor} pixels of a latent cell and has {vae.latent_channels} channels, which "
-            f"is not the one of LaVie's {stage}; choose {wanted}."
+            f"the VAE of {path.name} makes {factor} pixels of a latent cell and has {vae.latent_channels} channels, "
+            f"which is not the one of LaVie's {stage}; choose {wanted}."
         )
     return clip, vae
 
@@ -75,7 +75,7 @@ def _from_checkpoint(path: Path, embeddings: list[str] | None) -> tuple[Any | No
         state, output_model=False, embedding_directory=embeddings, metadata=metadata
     )
     if found is None:
-        raise ValueError(f"{path.name} is no checkpoint that ComfyUI knows; choose one of Stable Diffusion.")
+        raise ValueError(f"{path.name} is not a checkpoint that ComfyUI knows; choose one of Stable Diffusion.")
     return found[1], found[2]
 
 

@@ -42,7 +42,7 @@ class WordTokenizer:
             entries += [(token, weight, len(entries) + 1 + place) for place, token in enumerate(words)]
         ends = self.tokenizer("")["input_ids"]
         room = self.max_length - len(ends)
-        # Numbers of words are asked for to find phrases, with many beginnings of a prompt that is encoded without them.
+        # Word numbers are wanted to find phrases, with many beginnings of a prompt that is encoded without them.
         if len(entries) > room and not return_word_ids:
             logger.warning("the prompt has %d words; the text encoder reads the first %d.", len(entries), room)
         entries = entries[:room] + [(token, 1.0, 0) for token in ends]

@@ -54,7 +54,7 @@ def _vae_class() -> type:
     import comfy.sd
 
     class FramewiseVAE(comfy.sd.VAE):
-        """Native VAE: VAEDecode gives [T, H, W, 3] pictures, VAEEncode takes a film to [1, C, T, h, w] latents."""
+        """Native VAE: VAEDecode gives [T, H, W, 3] pictures, VAEEncode takes a video to [1, C, T, h, w] latents."""
 
         def __init__(
             self, autoencoder: FramewiseAutoencoder, factor: int, channels: int, dtypes: list[torch.dtype]
@@ -85,7 +85,7 @@ def _same_length(frames: int) -> int:
 
 
 def _pixels_memory(per_pixel: int, pixels_per_cell: int) -> Any:
-    """ComfyUI's memory estimate in bytes: activations of one frame, plus the film itself."""
+    """ComfyUI's memory estimate in bytes: activations of one frame, plus the video itself."""
 
     def estimate(shape: Any, dtype: torch.dtype) -> int:
         import comfy.model_management as management

@@ -38,7 +38,7 @@ class JoinedPrompts:
 def schedule_prompts(
     model: Any, clip: Any, starts: Sequence[int], texts: Sequence[str], overlap: int, source: str = ""
 ) -> tuple[Any, list[Any]]:
-    """Hang a schedule of prompts into a model and make the conditioning that it is sampled with.
+    """Install a schedule of prompts in a model and make the conditioning that it is sampled with.
 
     Args:
         model: ComfyUI ``ModelPatcher``; it is not changed.
@@ -72,19 +72,20 @@ def check_family(family: Any) -> None:
     """Make sure that a family reads its text by cross-attention.
 
     Raises:
-        ValueError: it reads none, or text and film attend to each other.
+        ValueError: it reads none, or text and video attend to each other.
     """
     if family.joint_text:
         raise ValueError(
-            f"{family.name} lets text and film attend to each other in one sequence, so that no frame can have a prompt "
-            "of its own; use a model with cross-attention (Wan, LTX, Cosmos, AnimateDiff, LaVie) for several prompts."
+            f"{family.name} lets text and video attend to each other in one sequence, so that no frame can have a "
+            "prompt of its own; use a model with cross-attention (Wan, LTX, Cosmos, AnimateDiff, LaVie) for several "
+            "prompts."
         )
     if not family.encoders:
         raise ValueError(f"{family.name} reads no text, so it has no prompts to schedule; take this node out.")
 
 
 def join_conditionings(parts: Sequence[Sequence[Any]], texts: Sequence[str], source: str = "") -> list[Any]:
-    """Put the text sequences of several prompts one behind the other.
+    """Put the text sequences of several prompts one after another.
 
     Args:
         parts: CONDITIONING of each prompt, of one text encoder.
@@ -92,8 +93,8 @@ def join_conditionings(parts: Sequence[Sequence[Any]], texts: Sequence[str], sou
         source: the text of all of them as the user wrote it.
 
     Returns:
-        CONDITIONING. Masks of padding are joined like the text; of pooled text, which is one vector for the whole film,
-        it has the mean; everything else is the first prompt's.
+        CONDITIONING. Masks of padding are joined like the text; of pooled text, which is one vector for the whole
+        video, it has the mean; everything else is the first prompt's.
 
     Raises:
         ValueError: the prompts have different numbers of entries, which belong to different parts of the schedule.
@@ -160,8 +161,8 @@ def named_prompts(joined: JoinedPrompts, prompt: str) -> list[int]:
     if not found:
         listed = "; ".join(repr(shorten(text)) for text in dict.fromkeys(joined.texts))
         raise ValueError(
-            f"the prompt {shorten(prompt)!r} is none of those of the schedule ({listed}); give one of them, or the text "
-            "of the whole schedule."
+            f"the prompt {shorten(prompt)!r} is not one of those of the schedule ({listed}); give one of them, or the "
+            "text of the whole schedule."
         )
     return found
 
@@ -187,6 +188,7 @@ def check_words(model: Any) -> None:
         spans = patch.text_spans if isinstance(patch, GuidePatch) else None
         if spans is not None and spans.prompts is None:
             raise ValueError(
-                f"the model has a prompt schedule, so it is not known in which of its prompts {', '.join(spans.phrases)} "
-                "shall be guided; connect the conditioning of Prompt Schedule to positive of Patch Attention."
+                "the model has a prompt schedule, so it is not known in which of its prompts "
+                f"{', '.join(spans.phrases)} should be guided; connect the conditioning of Prompt Schedule to positive "
+                "of Patch Attention."
             )

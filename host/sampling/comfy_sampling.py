@@ -1,4 +1,4 @@
-"""Sampling films with ComfyUI's samplers: previews, progress, cancel and background lock."""
+"""Sampling videos with ComfyUI's samplers: previews, progress, cancel and background lock."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def latent_mask(mask: Tensor, size: tuple[int, ...]) -> Tensor:
     ComfyUI's own resize interpolates over time as well; frames must not leak into each other.
 
     Args:
-        mask: [T, H, W], [T, 1, H, W] or [B, 1, T, H, W], 1 where the film shall change.
+        mask: [T, H, W], [T, 1, H, W] or [B, 1, T, H, W], 1 where the video is to change.
         size: of the latents, (B, C, T, h, w). One mask serves all frames.
 
     Returns:

@@ -56,14 +56,14 @@ class ComfyVideoModel:
         model: ``ModelPatcher``.
         clip: CLIP.
         vae: VAE.
-        width, height: native size of films in pixels.
+        width, height: native size of videos in pixels.
 
     Attributes:
-        preview: where given, it takes what each step of sampling makes of the film, as ComfyUI's previewers read it.
+        preview: where given, it takes what each step of sampling makes of the video, as ComfyUI's previewers read it.
 
     Raises:
         ValueError: if the model's attention sites are not known, or it is LaVie's interpolation model or upscaler,
-            which make no film of a prompt alone.
+            which make no video of a prompt alone.
     """
 
     def __init__(self, model: Any, clip: Any, vae: Any, width: int = 64, height: int = 64) -> None:
@@ -109,7 +109,7 @@ class ComfyVideoModel:
         return torch.cat(list(self.decode_parts(latents)))
 
     def decode_parts(self, latents: Tensor) -> Iterator[Tensor]:
-        """As ``decode``, a few frames [n, H, W, 3] at a time, so that a long film need not be in memory.
+        """As ``decode``, a few frames [n, H, W, 3] at a time, so that a long video need not be in memory.
 
         Raises:
             ValueError: more than one clip, or values that are not finite.

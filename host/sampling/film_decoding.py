@@ -1,4 +1,4 @@
-"""Decoding long films slice by slice, so that neither the decoder nor the caller holds them whole."""
+"""Decoding long videos slice by slice, so that neither the decoder nor the caller holds them whole."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Film frames that a VAE decodes at once unless told otherwise, and those that two slices share.
+# Video frames that a VAE decodes at once by default, and those that two slices share.
 FRAMES_PER_PART = 32
 OVERLAP = 12
 
@@ -19,14 +19,14 @@ def decode_parts(
 ) -> Iterator[Tensor]:
     """Decode latents a few frames at a time.
 
-    Where the VAE sees every frame by itself, slices do not overlap and the film is that of one call. A VAE that mixes
+    Where the VAE sees every frame by itself, slices do not overlap and the video is that of one call. A VAE that mixes
     neighbouring frames decodes some twice: the end of a slice fades into the next one.
 
     Args:
         vae: ComfyUI VAE, of pictures or of video.
         latents: raw, as in a LATENT: [1, C, T, h, w], or [T, C, h, w] with frames in the batch.
-        frames_per_part: film frames of a slice, 1 or more; rounded to whole latent frames.
-        overlap: film frames that two slices share, 0 or more; rounded up to whole latent frames, of which a VAE that
+        frames_per_part: video frames of a slice, 1 or more; rounded to whole latent frames.
+        overlap: video frames that two slices share, 0 or more; rounded up to whole latent frames, of which a VAE that
             compresses time needs one at least. Not used where the VAE sees frames one by one.
 
     Returns:
@@ -51,7 +51,7 @@ def decode_parts(
 
 
 def decoded_frames(vae: Any, latents: Tensor) -> int:
-    """How many frames the film of some latents has.
+    """How many frames the video of some latents has.
 
     Raises:
         ValueError: as ``decode_parts``.
@@ -61,12 +61,12 @@ def decoded_frames(vae: Any, latents: Tensor) -> int:
 
 
 def time_factor(vae: Any) -> int:
-    """Film frames per latent frame after the first, which stands alone in every VAE that compresses time."""
+    """Video frames per latent frame after the first, which stands alone in every VAE that compresses time."""
     return vae.temporal_compression_decode() or 1
 
 
 def mixes_frames(vae: Any) -> bool:
-    """Whether a frame of the film depends on other latent frames than its own: the VAE convolves over time."""
+    """Whether a frame of the video depends on other latent frames than its own: the VAE convolves over time."""
     return time_factor(vae) > 1 or any(weight.ndim == 5 for weight in vae.first_stage_model.parameters())
 
 
@@ -82,14 +82,15 @@ def _clip(vae: Any, latents: Tensor) -> Tensor:
         latents = latents.transpose(0, 1)[None]
     if latents.ndim != 5:
         raise ValueError(
-            f"latents have shape {tuple(latents.shape)}; this VAE decodes films of [1, channels, frames, height, width]."
+            f"latents have shape {tuple(latents.shape)}; this VAE decodes videos of [1, channels, frames, height, "
+            "width]."
         )
     if latents.shape[0] != 1:
         raise ValueError(f"latents hold {latents.shape[0]} clips; decode them one by one.")
     if latents.shape[1] != vae.latent_channels:
         raise ValueError(
-            f"latents have {latents.shape[1]} channels but this VAE decodes {vae.latent_channels}; connect the VAE that "
-            "belongs to the model."
+            f"latents have {latents.shape[1]} channels but this VAE decodes {vae.latent_channels}; connect the VAE "
+            "that belongs to the model."
         )
     if not bool(torch.isfinite(latents).all()):
         raise ValueError("the latents hold NaN or infinite values; the run that made them went wrong, sample it again.")

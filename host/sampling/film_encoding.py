@@ -1,4 +1,4 @@
-"""Encoding films frame by frame, with ComfyUI's VAEs of pictures and with ours of films."""
+"""Encoding videos frame by frame, with ComfyUI's VAEs of pictures and with ours of videos."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def encode_frames(vae: Any, frames: Tensor) -> Tensor:
     """Encode every frame by itself.
 
     Args:
-        vae: ComfyUI VAE of pictures, or one from Load Video Model. Where height or width is no multiple of its factor,
-            ComfyUI cuts the border.
+        vae: ComfyUI VAE of pictures, or one from Load Video Model. Where height or width is not a multiple of
+            its factor, ComfyUI cuts the border.
         frames: [T, H, W, 3] in 0..1.
 
     Returns:
@@ -35,8 +35,8 @@ def encode_frames(vae: Any, frames: Tensor) -> Tensor:
     factor = time_factor(vae)
     if factor > 1:
         raise ValueError(
-            f"this VAE puts {factor} frames into one latent frame, but here each frame is one; connect the VAE of a Stable "
-            "Diffusion 1.x checkpoint."
+            f"this VAE puts {factor} frames into one latent frame, but here each frame is one; connect the VAE of a "
+            "Stable Diffusion 1.x checkpoint."
         )
     check_size(vae, *frames.shape[1:3])
     parts = []
@@ -55,4 +55,4 @@ def check_size(vae: Any, height: int, width: int) -> None:
     """
     cell = vae.spacial_compression_encode()
     if min(height, width) < cell:
-        raise ValueError(f"the film is {width} x {height} pixels; this VAE wants at least {cell} x {cell}.")
+        raise ValueError(f"the video is {width} x {height} pixels; this VAE wants at least {cell} x {cell}.")

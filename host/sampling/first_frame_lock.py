@@ -1,6 +1,6 @@
-"""Hang a clean first frame into a ComfyUI model, for every sampler.
+"""Give a ComfyUI model a clean first frame, for every sampler.
 
-At the start of a run (``OUTER_SAMPLE``) the frame is compared with the film. At each call of the model
+At the start of a run (``OUTER_SAMPLE``) the frame is compared with the video. At each call of the model
 (``APPLY_MODEL``) its first frame is replaced before the model scales its input, so that the network is given the clean
 latents whatever the noise level; the prediction that the sampler goes on with, and the result, hold them as well. The
 host's own noise mask is something else: it gives the network that frame noised.
@@ -24,9 +24,9 @@ from ...video_models.sampling.latent_statistics import SWITCH
 from ...video_models.sampling.window_frames import window_frames
 
 LOCK_KEY = "mask_guided_video_first_frame"
-# Where a run says at which of the latents' frames the film begins.
+# Where a run says at which of the latents' frames the video begins.
 FIRST_PLACE_KEY = "mask_guided_video_first_place"
-# Devices whose double precision is sure to be there.
+# Devices that always have double precision.
 DOUBLE_DEVICES = ("cpu", "cuda")
 # Noise levels that differ by less than this part of them are the same.
 SAME_LEVEL = 1e-4
@@ -52,9 +52,9 @@ def raw_frame(model: Any, latents: Tensor) -> Tensor:
     """The one frame that a LATENT holds, [1 or B, C, 1, h, w].
 
     Args:
-        model: ComfyUI ``ModelPatcher`` that shall work on it.
-        latents: [B, C, 1, h, w] or [1, C, h, w]. The first frames of B films need five axes, and a model whose films
-            lie in the batch has but one film.
+        model: ComfyUI ``ModelPatcher`` that is to work on it.
+        latents: [B, C, 1, h, w] or [1, C, h, w]. The first frames of B videos need five axes, and a model whose videos
+            are in the batch has only one video.
 
     Raises:
         ValueError: several frames, or channels that are not the model's.
@@ -76,10 +76,10 @@ def install_first_frame_lock(model: Any, first_frame: FirstFrame, raw: Tensor | 
     """Return a clone of a model that keeps a clean first frame, in place of one that was set before.
 
     Args:
-        model: ComfyUI ``ModelPatcher``; it is not changed. With latents of four axes the batch is the film.
+        model: ComfyUI ``ModelPatcher``; it is not changed. With latents of four axes the batch is the video.
         first_frame: scaled as the network sees it. With ``match_statistics`` the predictions that samplers go on with
             are matched, which is near to what LAMP does to the latents between the steps.
-        raw: the same frame as a LATENT holds it, which the result begins with bit by bit; made when left out.
+        raw: the same frame as a LATENT holds it, which the result begins with bit for bit; made when left out.
     """
     from comfy.patcher_extension import WrappersMP
 
@@ -97,7 +97,7 @@ def install_first_frame_lock(model: Any, first_frame: FirstFrame, raw: Tensor | 
         # An empty latent stays as it is: the host takes one of zeros for none at all.
         if latents is not None and bool(latents.any()):
             latents = _placed(latents, kept, place)
-        # With noise left over, the result is no film yet. (Some samplers write into the levels.)
+        # With noise left over, the result is not a video yet. (Some samplers write into the levels.)
         finished = float(sigmas[-1]) == 0.0
         result = executor(noise, latents, sampler, sigmas, *args, **kwargs)
         return _placed(result, kept, place) if finished else result
@@ -108,17 +108,17 @@ def install_first_frame_lock(model: Any, first_frame: FirstFrame, raw: Tensor | 
 
 
 def as_film(latents: Tensor) -> Tensor:
-    """View of latents as [B, C, T, h, w]; [T, C, h, w] is one film."""
+    """View of latents as [B, C, T, h, w]; [T, C, h, w] is one video."""
     return latents if latents.ndim == 5 else latents.transpose(0, 1)[None]
 
 
 def like_latents(film: Tensor, latents: Tensor) -> Tensor:
-    """A film [B, C, T, h, w] in the form of the latents that it was made of."""
+    """A video [B, C, T, h, w] in the form of the latents that it was made of."""
     return film if latents.ndim == 5 else film[0].transpose(0, 1)
 
 
 def _place(guider: Any) -> int:
-    """At which of the latents' frames the film begins: behind reference pictures."""
+    """At which of the latents' frames the video begins: after reference pictures."""
     network = diffusion_model(guider.model_patcher)
     family = family_of(network)
     if family is None:
@@ -150,11 +150,11 @@ def _lay(model_options: dict[str, Any], first_frame: FirstFrame, place: int) -> 
     def prediction(args: Mapping[str, Any]) -> Tensor:
         denoised = args["denoised"]
         film = as_film(denoised)
-        own = film[:, :, place:]
+        video = film[:, :, place:]
         if first_frame.match_statistics:
             sigmas = args["model_options"]["transformer_options"]["sample_sigmas"]
-            own = first_frame.matched(own, *_step(sigmas, args["sigma"]))
-        return like_latents(torch.cat([film[:, :, :place], first_frame.placed(own)], dim=2), denoised)
+            video = first_frame.matched(video, *_step(sigmas, args["sigma"]))
+        return like_latents(torch.cat([film[:, :, :place], first_frame.placed(video)], dim=2), denoised)
 
     options = model_options.setdefault("transformer_options", {})
     options[FIRST_PLACE_KEY] = place

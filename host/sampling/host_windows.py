@@ -60,7 +60,8 @@ class ContextWindows:
         """Build from lengths that are given in native lengths of the model, rounded to latent frames."""
         if overlap >= length:
             raise ValueError(
-                f"context_overlap is {overlap:g} and context_length {length:g}, in native lengths; make the overlap less."
+                f"context_overlap is {overlap:g} and context_length {length:g}, in native lengths; make the overlap "
+                "less."
             )
         return cls(round(native_frames * length), round(native_frames * overlap), schedule, fuse_method)
 
@@ -134,7 +135,7 @@ def window_handler() -> type:
             if own is not None:
                 return own
             tensor = getattr(value, "cond", value)
-            # The host itself knows that the sound of a film has its frames elsewhere.
+            # The host itself knows that the sound of a video has its frames elsewhere.
             if not isinstance(tensor, Tensor) or not self.dim or name == "audio_embed":
                 return None
             return value if tensor.ndim < x.ndim or name in OTHER_FRAMES else None

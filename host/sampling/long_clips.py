@@ -14,7 +14,7 @@ from ...backbones.registry import install_patches, require_supported
 
 
 def install_free_long(model: Any, settings: FreeLong) -> Any:
-    """Return a clone of a model with FreeLong; at strength 0 a clone with nothing hung into it.
+    """Return a clone of a model with FreeLong; at strength 0 a clone with nothing installed.
 
     Args:
         model: ComfyUI ``ModelPatcher``; it is not changed.

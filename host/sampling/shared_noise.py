@@ -64,10 +64,10 @@ class SharedNoise:
         """Noise of the latent's size, on the CPU.
 
         Args:
-            input_latent: LATENT with [B, C, T, h, w] or, where the batch is the film, [T, C, h, w].
+            input_latent: LATENT with [B, C, T, h, w] or, where the batch is the video, [T, C, h, w].
 
         Raises:
-            ValueError: masks that do not fit the film, in length or in shape.
+            ValueError: masks that do not fit the video, in length or in shape.
         """
         given = self.noise.generate_noise(input_latent)
         shared = self._shared(as_film(given))
@@ -80,9 +80,9 @@ class SharedNoise:
         return share_first_frame(film, self.amount, self.mode == "variance_preserving", source)
 
     def _along_paths(self, film: Tensor) -> Tensor:
-        check_shape("the masks are", self.masks.shape[-2:], film.shape[-2:], "film's latents")
+        check_shape("the masks are", self.masks.shape[-2:], film.shape[-2:], "video's latents")
         generator = torch.Generator("cpu").manual_seed(self.seed)
-        # The same seed has most likely drawn the film's noise: go on where that ended.
+        # The same seed has most likely drawn the video's noise: go on where that ended.
         plain_noise(tuple(film.shape), generator)
         family = None if self.model is None else family_of(diffusion_model(self.model))
         return trajectory_noise(

@@ -21,7 +21,7 @@ class Step:
         number: of the step, 0 for the first.
         steps: how many there are.
         sigma: noise level that was reached, a scalar; 0 after the last.
-        denoised: what the model took the film for, of the latents' shape.
+        denoised: what the model took the video for, of the latents' shape.
         sampling: ComfyUI's ``model_sampling`` of the model.
         options: the run's ``transformer_options``.
     """

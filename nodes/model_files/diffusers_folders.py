@@ -1,4 +1,4 @@
-"""Stable Diffusion in folders of its parts (``text_encoder/``, ``vae/``, ``unet/``), in ComfyUI's model folder ``diffusers``."""
+"""Stable Diffusion as folders of its parts (``text_encoder/``, ``vae/``, ``unet/``) in the folder ``diffusers``."""
 
 from __future__ import annotations
 

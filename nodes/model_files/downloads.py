@@ -1,4 +1,4 @@
-"""Fetching known models, only when a loader's widget asks for it: from known addresses, whole or not at all."""
+"""Fetching known models, only when a loader's widget says so: from known addresses, whole or not at all."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def fetch_model(model: KnownModel, folder: Path, progress: Progress, origins: Se
         folder: where its files belong.
         progress: called with (bytes done, bytes in all) of each file; it may raise to cancel. A file that was begun is
             kept under a temporary name and gone on with the next time.
-        origins: which addresses may be asked.
+        origins: which addresses may be used.
 
     Returns:
         Path of the file or folder.
@@ -84,7 +84,7 @@ class Download:
         address: where it is.
         target: where it belongs; never overwritten.
         sha256: how its digest begins, or nothing.
-        origins: which addresses may be asked, as patterns of scheme, host and port.
+        origins: which addresses may be used, as patterns of scheme, host and port.
     """
 
     address: str
@@ -147,10 +147,10 @@ class Download:
         """Temporary file to write, bytes it has, and bytes of the whole (0: unknown)."""
         length = int(answer.headers.get("Content-Length") or 0)
         if begun is not None and answer.status == 206:
-            told = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", answer.headers.get("Content-Range", ""))
+            sent = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", answer.headers.get("Content-Range", ""))
             done = begun.stat().st_size
-            if told and (int(told[1]), int(told[2])) == (done, _size_in_name(begun)):
-                return begun, done, int(told[2])
+            if sent and (int(sent[1]), int(sent[2])) == (done, _size_in_name(begun)):
+                return begun, done, int(sent[2])
         if begun is not None:
             # Another file than the one that was begun: from the start.
             begun.unlink()

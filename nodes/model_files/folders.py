@@ -49,7 +49,7 @@ def register_folder(name: str) -> None:
 def installed_models(*folders: str) -> list[Installed]:
     """Weight files, and sub-folders in the transformers layout, in the order of the model folders.
 
-    Two of the same name in different model folders are told apart by the folder: the first keeps the bare name.
+    Two of the same name in different model folders are distinguished by the folder: the first keeps the bare name.
     """
     found: dict[str, Installed] = {}
     for folder in folders:
@@ -143,7 +143,7 @@ def bert_folders() -> list[Path]:
 def _places(folder: str) -> dict[str, tuple[str, bool]]:
     """Files and folders of one model folder, each with a weight file and whether it is a folder."""
     names = [name for name in folder_paths.get_filename_list(folder) if Path(name).suffix.lower() in MODEL_EXTENSIONS]
-    whole = {PurePath(name).parent: name for name in reversed(names) if _is_of_a_folder(PurePath(name))}
+    whole = {PurePath(name).parent: name for name in reversed(names) if _is_folder_weight_file(PurePath(name))}
     places: dict[str, tuple[str, bool]] = {}
     for name in names:
         parent = PurePath(name).parent
@@ -156,7 +156,7 @@ def _places(folder: str) -> dict[str, tuple[str, bool]]:
     return places
 
 
-def _is_of_a_folder(path: PurePath) -> bool:
+def _is_folder_weight_file(path: PurePath) -> bool:
     """Whether a weight file bears a name that only folders in the transformers layout use."""
     inside = path.parent != PurePath(".")
     return inside and path.stem.split("-")[0] in ("model", "pytorch_model") and path.suffix in (".safetensors", ".bin")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 HUGGING_FACE = "https://huggingface.co"
 META_FILES = "https://dl.fbaipublicfiles.com"
 
-# Where files may come from, and where those addresses may lead on to; nothing else is ever asked for.
+# Where files may come from, and where those addresses may lead on to; nothing else is ever requested.
 ORIGINS = (HUGGING_FACE, "https://*.huggingface.co", "https://*.hf.co", META_FILES)
 
 
@@ -21,7 +21,7 @@ class KnownModel:
         page: to read about it and to fetch it by hand.
         files: what belongs to it; the weights come last, so that a folder without them is known to be incomplete.
         extras: files that only some versions of the libraries read; a page may lack them.
-        source: address that the files lie under; empty when the page asks for an account.
+        source: address that the files are under; empty when the page needs an account.
         is_folder: whether the files lie in a folder of the model's name.
         needs: name of another known model that must be there too.
         sha256: how the digest of its (single) file begins.

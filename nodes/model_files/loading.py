@@ -34,7 +34,8 @@ def loading_inputs(names: list[str], where: str, safe: str) -> list[io.Input]:
             options=["auto", "fp32", "fp16", "bf16"],
             default="auto",
             optional=True,
-            tooltip=f"How the weights are kept. auto: {safe}. fp16 and bf16 halve the memory and cost a little accuracy.",
+            tooltip=f"How the weights are kept. auto: {safe}. fp16 and bf16 halve the memory and cost a little "
+            "accuracy.",
         ),
         io.Boolean.Input(
             "download",

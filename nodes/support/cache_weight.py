@@ -41,7 +41,7 @@ def weighed(value: T) -> T:
     """
     if isinstance(value, _Weighed):
         return value
-    # Of this size in all that is asked of it, and of one byte in memory.
+    # It reports this size and takes one byte of memory.
     weight = torch.zeros((), dtype=torch.uint8).expand(bytes_in_memory(value))
     made = tuple.__new__(_weighed_class(type(value)), (weight,))
     made.__dict__.update(value.__dict__)

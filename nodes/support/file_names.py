@@ -23,7 +23,7 @@ def prefix_problem(prefix: Any, follows: str, name: str = "filename_prefix") -> 
 
     Args:
         prefix: of the user, with folders and ComfyUI's place holders; anything but a text is left to others.
-        follows: what is put behind it.
+        follows: what is put after it.
         name: of the input, for the message.
     """
     if not isinstance(prefix, str):
@@ -51,7 +51,7 @@ def save_path(
     Args:
         prefix: of the user.
         root: ComfyUI's folder for it.
-        follows: what is put behind it.
+        follows: what is put after it.
         size: width and height, which may be a part of the name.
         name: of the input, for messages.
 

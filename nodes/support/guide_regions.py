@@ -69,13 +69,13 @@ def regions_of_tracks(tracks: Any, phrases: Sequence[str]) -> NamedRegions:
 
 def _binding_notes(tracks: Any, names: Sequence[str], groups: Sequence[Sequence[int]]) -> tuple[str, ...]:
     """Which objects a phrase got that is not their label, and which are in no region."""
-    told = [f"{identity} {label}".strip() for identity, label in zip(tracks.ids, tracks.labels, strict=True)]
+    objects = [f"{identity} {label}".strip() for identity, label in zip(tracks.ids, tracks.labels, strict=True)]
     notes = []
     for name, group in zip(names, groups, strict=True):
         if name and any(phrase_key(tracks.labels[place]) != phrase_key(name) for place in group):
-            notes.append(f"{name} is object {', '.join(told[place] for place in group)}.")
+            notes.append(f"{name} is object {', '.join(objects[place] for place in group)}.")
     guided = {place for group in groups for place in group}
-    left = [name for place, name in enumerate(told) if place not in guided]
+    left = [name for place, name in enumerate(objects) if place not in guided]
     if left:
         notes.append(f"no phrase names object {', '.join(left)}: not guided.")
     return tuple(notes)
@@ -101,7 +101,7 @@ def guide_report(guide: Guide, notes: Sequence[str] = ()) -> str:
     """One line per region, or the plain statement that there is none; then notes."""
     if not guide.is_active:
         reason = "strength is 0" if bool((guide.masks >= FOREGROUND).any()) else "no object in any frame"
-        return f"{reason}: the film runs unguided."
+        return f"{reason}: the video runs unguided."
     lines = []
     for index, region in enumerate(guide.masks):
         name = (guide.phrases[index] if guide.phrases else "") or f"region {index + 1}"

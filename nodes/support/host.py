@@ -1,4 +1,4 @@
-"""What nodes ask of the host: memory, precision, progress and cancel."""
+"""What nodes need of the host: memory, precision, progress and cancel."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class HelperPatcher(comfy.model_patcher.ModelPatcher):
     """Loads and unloads a helper model whole.
 
     Core can leave a part of a model behind and cast its weights when they are used, but only in layers of its own
-    kind. A transformers model that is moved in parts runs on two devices and fails, so there is no such half way here:
+    kind. A transformers model that is moved in parts runs on two devices and fails, so nothing is moved in parts here:
     when room is short, other models go, and when they need room, this one goes.
     """
 
@@ -120,7 +120,7 @@ def load_helper(model: HelperModel, height: int = 1080, width: int = 1920) -> An
 
     Args:
         model: what :func:`wrap_helper` made.
-        height, width: of the film it is to see.
+        height, width: of the video it is to see.
     """
     needed = working_memory(model.patcher.model.module, height, width)
     management.load_models_gpu([model.patcher], memory_required=needed)

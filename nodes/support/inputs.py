@@ -46,8 +46,8 @@ def video_model_input(kind: str = "A video model", families: Iterable[Family] = 
 
 
 def film_input() -> io.Image.Input:
-    """The film that a node reads."""
-    return io.Image.Input("image", tooltip="The film, one picture per frame.")
+    """The video that a node reads."""
+    return io.Image.Input("image", tooltip="The video, one picture per frame.")
 
 
 def guide_input() -> io.Input:
@@ -66,8 +66,8 @@ def blocks_input(default: str = "all", empty: str = "") -> io.String.Input:
     return io.String.Input(
         "blocks",
         default=default,
-        tooltip=f"Blocks of the model: all, or patterns separated by commas: {patterns}. A pattern that fits none is an "
-        f"error that lists them. {empty}".strip(),
+        tooltip=f"Blocks of the model: all, or patterns separated by commas: {patterns}. A pattern that fits none is "
+        f"an error that lists them. {empty}".strip(),
     )
 
 
@@ -96,8 +96,8 @@ def phrases_of_prompt_input(use: str) -> io.String.Input:
     return io.String.Input(
         "phrases",
         default="",
-        tooltip="Words of the prompt that name the objects, separated by commas: labels of the tracks, or one phrase per "
-        f"object in order. Empty: the labels. {use}",
+        tooltip="Words of the prompt that name the objects, separated by commas: labels of the tracks, or one phrase "
+        f"per object in order. Empty: the labels. {use}",
     )
 
 
@@ -116,14 +116,14 @@ def guide_strength_input(most: float) -> io.Float.Input:
     return decimal_input(
         "strength",
         1.0,
-        "Relative to the mode. 0: off, the film is bit for bit the unguided one; 1: the mode's own strength. More in "
+        "Relative to the mode. 0: off, the video is bit for bit the unguided one; 1: the mode's own strength. More in "
         "the help of Patch Attention.",
         most=most,
     )
 
 
 def size_inputs(tooltip: str) -> list[io.Input]:
-    """Width and height of a film that a model makes or reads, in pixels; the Toybox's by default."""
+    """Width and height of a video that a model makes or reads, in pixels; the Toybox's by default."""
     return [io.Int.Input(name, default=64, min=8, max=8192, step=4, tooltip=tooltip) for name in ("width", "height")]
 
 
@@ -140,12 +140,12 @@ def time_pooling_input(optional: bool = False) -> io.Combo.Input:
 
 
 def keep_on_disk_input(tooltip: str) -> io.Boolean.Input:
-    """Whether new masks lie on disk; what they take is for the tooltip."""
+    """Whether new masks are kept on disk; what they take is for the tooltip."""
     return io.Boolean.Input(
         "keep_on_disk",
         default=False,
         optional=True,
-        tooltip=f"On: masks lie in ComfyUI's temporary folder instead of in memory. {tooltip}",
+        tooltip=f"On: masks are kept in ComfyUI's temporary folder instead of in memory. {tooltip}",
     )
 
 
@@ -165,9 +165,9 @@ def frames_of(image: Tensor, minimum: int = 1) -> Tensor:
     if image.ndim != 4 or image.shape[-1] < 3 or 0 in image.shape[1:3]:
         raise ValueError(f"image has shape {tuple(image.shape)}; connect an IMAGE batch [frames, height, width, 3].")
     if image.shape[0] < minimum:
-        raise ValueError(f"the film has {image.shape[0]} frames; at least {minimum} are needed, connect a longer one.")
+        raise ValueError(f"the video has {image.shape[0]} frames; at least {minimum} are needed, connect a longer one.")
     frames = float_pictures(image[..., :3])
-    check_finite(frames, "the film", "check the VAE (try --fp32-vae) or the node before")
+    check_finite(frames, "the video", "check the VAE (try --fp32-vae) or the node before")
     return frames
 
 
@@ -187,7 +187,7 @@ def float_pictures(pictures: Tensor) -> Tensor:
 
 
 def check_finite(values: Tensor, name: str, way_out: str) -> None:
-    """Check frame after frame, which takes no memory of the film's size.
+    """Check frame after frame, which takes no memory of the video's size.
 
     Raises:
         ValueError: naming the first frame that holds NaN or infinity.
@@ -209,7 +209,7 @@ def masks_of(mask: Tensor) -> Tensor:
         mask = mask[:, 0]
     if mask.ndim != 3 or 0 in mask.shape:
         raise ValueError(f"mask has shape {tuple(mask.shape)}; connect a MASK [frames, height, width].")
-    check_finite(mask, "the mask", "redraw it or refine it so that all lie in 0..1")
+    check_finite(mask, "the mask", "redraw it or refine it so that all are in 0..1")
     return mask.float().clamp(0.0, 1.0)
 
 

@@ -1,4 +1,4 @@
-"""Masks as ComfyUI wants them, float32, without filling the memory with those of a long film."""
+"""Masks as ComfyUI wants them, float32, without filling the memory with those of a long video."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LARGEST_IN_MEMORY = 512 * 1024**2
 # Pictures beside a result, and those that were asked for: 81 frames of 832 x 480 are drawn half as large, or as they
 # are.
 PREVIEW_BYTES, DRAWN_FILM_BYTES = 128 * 1024**2, 512 * 1024**2
-_LIMIT = "The pictures of a long or large film are smaller, so that all take at most {} MB."
+_LIMIT = "The pictures of a long or large video are smaller, so that all take at most {} MB."
 PREVIEW_LIMIT, DRAWN_FILM_LIMIT = _LIMIT.format(128), _LIMIT.format(512)
 
 

@@ -25,11 +25,11 @@ def picture_of_frame(image: Tensor, frame: int) -> Tensor:
     """One frame of an IMAGE batch, float [H, W, 3]; a single picture is taken for that frame.
 
     Raises:
-        ValueError: when the film has no such frame, or it is no film.
+        ValueError: when the video has no such frame, or it is not a video.
     """
     film = Film(image)
     if 1 < len(film) <= frame:
-        raise ValueError(f"frame is {frame} but the film has {len(film)} frames; use 0 to {len(film) - 1}.")
+        raise ValueError(f"frame is {frame} but the video has {len(film)} frames; use 0 to {len(film) - 1}.")
     return film.read([frame if len(film) > 1 else 0])[0]
 
 

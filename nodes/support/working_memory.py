@@ -17,9 +17,9 @@ PAIR_COPIES = 2.3
 # SAM 2 and its kind: values of one picture at width 96 (0.6 GB in fp32), and as many for the memory of earlier ones.
 FILM_VALUES = 150_000_000
 FILM_WIDTH = 96
-# Of what is not known by name.
+# Of models of any other kind.
 OTHER_VALUES = 500_000_000
-# Masks at the film's size that are at work at once.
+# Masks at the video's size that are at work at once.
 MASKS_AT_ONCE = 16
 
 
@@ -28,7 +28,7 @@ def working_memory(module: nn.Module, height: int, width: int) -> int:
 
     Args:
         module: the torch module.
-        height, width: of the film.
+        height, width: of the video.
     """
     weights = dict(module.named_parameters())
     # Small parts may be kept in full precision.

@@ -108,7 +108,7 @@ class TestPictures:
 def test_segs_that_say_nothing_of_the_picture():
     from mask_guided_video.nodes.box_converters import FromSEGS
 
-    with pytest.raises(ValueError, match="SEGS of 0 x 0 pixels say nothing of the picture's size; connect the film"):
+    with pytest.raises(ValueError, match="SEGS of 0 x 0 pixels say nothing of the picture's size; connect the video"):
         FromSEGS.execute(((0, 0), []), 0)
     boxes, mask = FromSEGS.execute(((0, 0), []), 0, torch.rand(2, 4, 6, 3)).args
     assert boxes == [[], []] and mask.shape == (2, 4, 6) and not mask.any()

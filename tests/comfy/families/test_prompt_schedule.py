@@ -179,8 +179,8 @@ def test_another_conditioning_is_refused_before_the_model_is_called() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("hunyuan", "HunyuanVideo lets text and film attend to each other"),
-        ("mochi", "Mochi lets text and film attend to each other"),
+        ("hunyuan", "HunyuanVideo lets text and video attend to each other"),
+        ("mochi", "Mochi lets text and video attend to each other"),
         ("svd", "Stable Video Diffusion reads no text"),
     ],
 )
@@ -228,7 +228,7 @@ def test_which_prompts_a_text_means() -> None:
     assert named_prompts(extra, f" {BLUE}\n") == [1]
     assert named_prompts(extra, RED) == [0, 2]
     assert named_prompts(extra, f"0: {RED}\n4: {BLUE}\n8: {RED}\n") == [0, 1, 2]
-    with pytest.raises(ValueError, match="'a green ball' is none of those of the schedule"):
+    with pytest.raises(ValueError, match="'a green ball' is not one of those of the schedule"):
         named_prompts(extra, "a green ball")
 
 
@@ -336,7 +336,7 @@ def test_words_are_found_in_the_prompts_that_are_meant(native, prompt: str) -> N
     assert both.ordinary == (*range(7), *range(length, length + 7))
     with pytest.raises(ValueError, match="'red' does not occur in the prompt"):
         token_spans(native[1], BLUE, ["red"], family, positive)
-    with pytest.raises(ValueError, match="is none of those of the schedule"):
+    with pytest.raises(ValueError, match="is not one of those of the schedule"):
         token_spans(native[1], "a red ball", ["red"], family, positive)
     with pytest.raises(ValueError, match="'grass' does not occur"):
         token_spans(native[1], SCHEDULE, ["grass"], family, positive)
@@ -359,7 +359,7 @@ def test_guides_of_words_must_know_their_prompt(native) -> None:
     with pytest.raises(ValueError, match="connect the conditioning of Prompt Schedule to positive of Patch Attention"):
         guided(native, model, RED, None)
     unnamed = guided(native, native[0], RED, None)
-    with pytest.raises(ValueError, match="in which of its prompts ball shall be guided"):
+    with pytest.raises(ValueError, match="in which of its prompts ball should be guided"):
         node(native, model=unnamed)
     check_words(guided(native, model, SCHEDULE, positive))
     check_words(native[0])

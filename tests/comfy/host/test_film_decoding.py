@@ -123,7 +123,7 @@ def test_bad_input_is_named_before_any_work(native):
         decode_parts(vae, torch.full((1, 4, 2, 4, 4), torch.nan))
     with pytest.raises(ValueError, match=r"shape \(16, 4, 4\)"):
         decode_parts(vae, torch.zeros(16, 4, 4))
-    with pytest.raises(ValueError, match="decodes films"):
+    with pytest.raises(ValueError, match="decodes videos"):
         decode_parts(make_vae("wan"), torch.zeros(5, 16, 4, 4))
     with pytest.raises(ValueError, match="frames_per_part is 0"):
         decode_parts(vae, torch.zeros(1, 4, 2, 4, 4), frames_per_part=0)

@@ -81,7 +81,7 @@ def test_what_is_missing_is_named(folder, tmp_path):
         with pytest.raises(ValueError, match=f"part.ckpt holds no {part}; choose a Stable Diffusion 1.x checkpoint"):
             load_parts(tmp_path / "part.ckpt", LaVieConfig())
     torch.save({"something": torch.zeros(3)}, tmp_path / "other.ckpt")
-    with pytest.raises(ValueError, match="other.ckpt is no checkpoint that ComfyUI knows"):
+    with pytest.raises(ValueError, match="other.ckpt is not a checkpoint that ComfyUI knows"):
         load_parts(tmp_path / "other.ckpt", LaVieConfig())
     (tmp_path / "cut.ckpt").write_bytes((folder / "sd1.ckpt").read_bytes()[:100_000])
     with pytest.raises(RuntimeError, match="cut.ckpt cannot be read.*get it again"):

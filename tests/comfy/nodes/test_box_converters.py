@@ -174,9 +174,9 @@ class TestToSEGS:
             "neither of tracks and boxes": {},
             "both of tracks and boxes": {"tracks": two_tracks(), "boxes": []},
             "boxes say nothing of the size": {"boxes": []},
-            "the whole film, which boxes cannot be": {"boxes": [], "image": image, "frame": -1},
-            "frame is 3 but the film has 3 frames": {"tracks": two_tracks(), "frame": 3},
-            "3 frames of 32 x 24 pixels and the film 2": {"tracks": two_tracks(), "image": image[:2]},
+            "the whole video, which boxes cannot be": {"boxes": [], "image": image, "frame": -1},
+            "frame is 3 but the video has 3 frames": {"tracks": two_tracks(), "frame": 3},
+            "3 frames of 32 x 24 pixels and the video 2": {"tracks": two_tracks(), "image": image[:2]},
         }.items():
             with pytest.raises(ValueError, match=message):
                 to_segs(**values)

@@ -182,7 +182,7 @@ def test_paths_of_tracks_and_of_models_whose_latent_frames_stand_for_several(nod
     assert torch.equal(by_mask, generated(share(nodes, "freetraj", mask=pooled, model=wan), (1, 16, 3, 24, 24)))
     with pytest.raises(ValueError, match="9 mask frames"):
         generated(share(nodes, "freetraj", mask=masks, model=wan), (1, 16, 8, 24, 24))
-    with pytest.raises(ValueError, match="48 x 48 pixels but the film's latents 12 x 24: they would be distorted"):
+    with pytest.raises(ValueError, match="48 x 48 pixels but the video's latents 12 x 24: they would be distorted"):
         generated(share(nodes, "freetraj", mask=masks, model=wan), (1, 16, 3, 24, 12))
     by_tracks = share(nodes, "freetraj", tracks=tracks, model=wan)
     assert torch.equal(generated(by_tracks, (1, 16, 3, 24, 24)), by_mask)

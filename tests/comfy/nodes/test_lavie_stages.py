@@ -208,7 +208,7 @@ class TestWrongChoices:
     @both_stages
     def test_a_stage_without_its_film(self, stage):
         raw = (stage.model, stage.prompt(PROMPT), stage.prompt(AGAINST), {"samples": torch.zeros(1, 4, 3, 4, 4)})
-        with pytest.raises(ValueError, match="sampled without a film; put (Interpolate|Upscale) Video between"):
+        with pytest.raises(ValueError, match="sampled without a video; put (Interpolate|Upscale) Video between"):
             sample(raw)
 
     def test_conditions_of_another_stage(self, native, interpolation, upscaling):

@@ -100,7 +100,7 @@ def test_patches_in_their_order(native) -> None:
 def test_nothing_to_do_gives_a_plain_clone(native) -> None:
     empty = Tracks.empty(4, 32, 32)
     for told, report in (guide(strength=0.0), guide(mask=torch.zeros(4, 32, 32)), guide(tracks=empty, phrases="")):
-        assert "the film runs unguided" in report and hung(patch(native, told)) == []
+        assert "the video runs unguided" in report and hung(patch(native, told)) == []
     assert "strength is 0" in guide(frame_strength="0")[1]
     assert hung(patch(native, guide(mode="motionbooth", mask=torch.zeros(4, 32, 32))[0])) == []
 

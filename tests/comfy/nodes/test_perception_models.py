@@ -376,7 +376,7 @@ class TestDetectObjects:
     def test_nan_names_the_frame(self, clip):
         broken = clip.clone()
         broken[5, 3, 3, 1] = float("nan")
-        with pytest.raises(ValueError, match="the film holds NaN or infinite values in frame 5"):
+        with pytest.raises(ValueError, match="the video holds NaN or infinite values in frame 5"):
             detect(broken)
 
     def test_film_is_not_copied(self, clip):

@@ -93,9 +93,9 @@ class TestTrackPrompt:
             ({"negative_points": '[{"x": 1, "y": 1}]'}, "no point on the object"),
             ({"boxes": [[]] * 4}, "no point on the object"),
             ({"points": "[]"}, "no point on the object"),
-            ({"points": "1, 2"}, "points is no JSON"),
+            ({"points": "1, 2"}, "points is not JSON"),
             ({"points": '{"x": 1}'}, "points must be a list of at most 256 points"),
-            ({"points": "[" * 5000}, "points is no JSON"),
+            ({"points": "[" * 5000}, "points is not JSON"),
             ({"points": '[{"x": 1, "y": 1}]' + " " * 70000}, "70018 characters; write at most 65536"),
             ({"points": f"[{','.join(['1'] * 257)}]"}, "at most 256 points"),
             ({"points": '[{"x": 1}]'}, "no numbers x and y"),
@@ -106,7 +106,7 @@ class TestTrackPrompt:
             ({"points": '[{"x": -1, "y": 1}]'}, "point -1, 1 in points lies outside every picture"),
             ({"points": '[{"x": 1, "y": 1, "label": 7}]'}, "the label '7.0'; write 1"),
             ({"points": '[{"x": 40, "y": 1}]', "image": film()}, "outside the picture of 32 x 32"),
-            ({"points": '[{"x": 4, "y": 1}]', "image": film(), "frame": 4}, "the film has 4 frames; use 0 to 3"),
+            ({"points": '[{"x": 4, "y": 1}]', "image": film(), "frame": 4}, "the video has 4 frames; use 0 to 3"),
             ({"boxes": Box(90, 90, 5, 5).to_dict(), "image": film()}, "empty or outside the picture of 32 x 32"),
             ({"boxes": [[]] * 3, "frame": 3}, "boxes for 3 frames and frame is 3"),
             ({"boxes": "box"}, "bounding boxes are a str"),
@@ -260,10 +260,10 @@ class TestTrackMasks:
             "there are no boxes, mask, points, prompts or phrases": {},
             "a prompt is for frame 9 but the film has 8 frames": {"prompts": late},
             "lies outside the picture of 64 x 64": {"prompts": wide},
-            "prompt_frame is 8 but the film has 8 frames": {"points": '[{"x": 1, "y": 1}]', "prompt_frame": 8},
+            "prompt_frame is 8 but the video has 8 frames": {"points": '[{"x": 1, "y": 1}]', "prompt_frame": 8},
             "point .70, 5. in frame 0 lies outside": {"points": '[{"x": 70, "y": 5}]'},
             "points has no point on the object": {"points": "[]"},
-            "points is no JSON": {"points": "left"},
+            "points is not JSON": {"points": "left"},
             "there are 5 masks for 8 frames": {"mask": torch.ones(5, 64, 64)},
             "the mask is empty in every frame": {"mask": torch.zeros(8, 64, 64)},
             "bounding boxes for 3 frames and the clip has 8": {"boxes": [[]] * 3},
@@ -392,7 +392,7 @@ class TestSelectObjects:
 
     @pytest.mark.parametrize("ids", ["a", "1,b", "1-", "-1", "1-2-3", "9" * 12])
     def test_bad_numbers_are_named(self, ids):
-        with pytest.raises(ValueError, match="which is no number and no range"):
+        with pytest.raises(ValueError, match="which is neither a number nor a range"):
             self.select(ids=ids)
 
 
@@ -518,7 +518,7 @@ class TestPreviewTracks:
         assert self.show(film(), three_tracks()).args[0].shape == (4, 16, 16, 3)
 
     def test_bad_input_is_named(self):
-        with pytest.raises(ValueError, match="the tracks have 4 frames and the film 3"):
+        with pytest.raises(ValueError, match="the tracks have 4 frames and the video 3"):
             self.show(film(3), three_tracks())
         with pytest.raises(ValueError, match="frames have shape"):
             self.show(torch.rand(4, 32), Tracks.empty(4, 32, 32))

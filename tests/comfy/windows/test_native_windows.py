@@ -177,7 +177,7 @@ def test_guide_pictures_of_ltx_in_windows_are_refused(own: bool) -> None:
 def test_the_anchor_of_a_model_that_counts_its_frames_is_refused() -> None:
     model, frames = tiny("svd"), film_frames("svd")
     patcher = windowed(guided("svd", frames), "svd", "standard_static", causal_window_fix=True)
-    with pytest.raises(ValueError, match="7 frames but tell it of 6; turn causal_window_fix off"):
+    with pytest.raises(ValueError, match="7 frames but say 6; turn causal_window_fix off"):
         sample(model, patcher, noise=model.noise(frames=frames))
 
 

@@ -193,13 +193,13 @@ class TestEveryNode:
     @pytest.mark.parametrize(
         "node,values,message",
         [
-            ("4", {"frame": 90}, "frame is 90 but the film has 12 frames; use 0 to 11"),
+            ("4", {"frame": 90}, "frame is 90 but the video has 12 frames; use 0 to 11"),
             ("4", {"points": '[{"x": 400, "y": 3}]'}, "point (400, 3) in frame 6 lies outside the picture of 64 x 64"),
-            ("4", {"points": "here"}, "points is no JSON"),
+            ("4", {"points": "here"}, "points is not JSON"),
             ("6", {"mask": ["40", 0]}, "there are 3 masks for 12 frames"),
             ("6", {"phrases": "cat"}, "Toybox does not understand words"),
-            ("11", {"ids": "first"}, "ids has 'first', which is no number and no range"),
-            ("15", {"frame": -1}, "the whole film, which boxes cannot be"),
+            ("11", {"ids": "first"}, "ids has 'first', which is neither a number nor a range"),
+            ("15", {"frame": -1}, "the whole video, which boxes cannot be"),
             ("21", {"image": ["41", 0]}, "there are 1 frames and masks for 12"),
         ],
     )

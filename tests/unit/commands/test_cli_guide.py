@@ -126,7 +126,7 @@ def test_wrong_input_is_one_sentence_and_leaves_nothing(cli, tmp_path, path, cap
 def test_paths_and_masks_that_are_broken_are_named(cli, tmp_path, path, capsys):
     path.write_bytes(b"\xff\xfe\x00")
     assert cli.main(arguments(tmp_path / "out", path=path)) == 2
-    assert "is no UTF-8 text" in capsys.readouterr().err
+    assert "is not UTF-8 text" in capsys.readouterr().err
     np.save(tmp_path / "a.npy", np.zeros((7, 16, 16), dtype=bool))
     np.save(tmp_path / "b.npy", np.zeros((6, 16, 16), dtype=bool))
     files = [f"--masks={tmp_path / name}" for name in ("a.npy", "b.npy")]
