@@ -158,7 +158,7 @@ def test_names_to_ignore_may_be_missing_or_left_over():
 @pytest.mark.parametrize("text", ["", "{", "[1, 2]", '"sam"', "<html>"])
 def test_a_broken_configuration_is_named(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
-    with pytest.raises(ValueError, match="no valid configuration"):
+    with pytest.raises(ValueError, match="not a valid configuration"):
         model_type_of(tmp_path)
 
 
@@ -233,7 +233,7 @@ def test_a_configuration_of_nonsense_is_named(model_folder, change):
 
     path = model_folder / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
-    with pytest.raises(RuntimeError, match=r"config\.json describes no such model") as caught:
+    with pytest.raises(RuntimeError, match=r"config\.json does not describe this model") as caught:
         load_model_folder(BertModel, model_folder, "bert", torch.float32)
     assert "\n" not in str(caught.value)
 

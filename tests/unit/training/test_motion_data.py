@@ -102,7 +102,7 @@ def test_clips_that_cannot_be_used(tmp_path, tiny_video_model):
         odd = MotionSettings(prompt="a ball", width=15)
         load_clips(find_clips(videos, None, odd), tiny_video_model, odd)
     (videos / "clip1.mp4").write_bytes((videos / "clip1.mp4").read_bytes()[:200])
-    with pytest.raises(ValueError, match="clip1.mp4.* cannot be read as a film"):
+    with pytest.raises(ValueError, match="clip1.mp4.* cannot be read as a video"):
         load_clips(find_clips(videos, masks, SETTINGS), tiny_video_model, SETTINGS)
 
 

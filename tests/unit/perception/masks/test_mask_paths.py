@@ -169,8 +169,8 @@ def _with(**changes):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("[", "no JSON"),
-        ("[" * 100_000, "no JSON"),
+        ("[", "not JSON"),
+        ("[" * 100_000, "not JSON"),
         ("3", "is int"),
         ("[3]", "object 1 of the path is 3"),
         (json.dumps([{"keyframes": []}]), "lacks a list of 1 to"),
