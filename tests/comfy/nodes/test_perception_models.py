@@ -488,7 +488,7 @@ class TestFamilies:
         for folder in ("sams", "grounding-dino"):
             (folders / folder / name).write_bytes(b"not a model")
         for load in (self.load, LoadGroundingDINO.execute):
-            with pytest.raises(RuntimeError, match=f"{name} (cannot be read|is no weight file).*copy it again"):
+            with pytest.raises(RuntimeError, match=f"{name} (cannot be read|is not a weight file).*copy it again"):
                 load(name)
 
 

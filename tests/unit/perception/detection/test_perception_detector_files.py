@@ -52,7 +52,7 @@ def test_a_file_with_code_in_it_runs_nothing(tmp_path):
             write(content, path)
         else:
             path.write_bytes(pickle.dumps(content))
-        with pytest.raises((ValueError, RuntimeError), match=rf"{name} (holds code|is no weight file)"):
+        with pytest.raises((ValueError, RuntimeError), match=rf"{name} (holds code|is not a weight file)"):
             open_detector(path)
     assert not harmed.exists()
 
