@@ -4,7 +4,7 @@
     python benchmarks/long_clips.py summary    # the table of what has been measured
     python benchmarks/long_clips.py sheet FILE.png --frames 32 --seeds 3    # the same films to look at
 
-Toybox was trained on 8 frames. Each seed has a prompt of its own; direct sampling and the others share it, and those of
+Toybox was trained on 8 frames. Each seed has its own prompt; direct sampling and the others share it, and those of
 one kind of noise also share the noise. Raw numbers of every film go to ``benchmarks/results/long_clips.json`` as they
 come; a run that was interrupted goes on where it stopped.
 """
