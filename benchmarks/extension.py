@@ -1,12 +1,12 @@
-"""Films of ten rounds on the Toybox: are joins seen, and what drifts?
+"""Videos of ten rounds on the Toybox: are joins seen, and what drifts?
 
     python benchmarks/extension.py            # 6 scenes, every way to go on; then the table
     python benchmarks/extension.py summary    # the table of what has been measured
-    python benchmarks/extension.py sheet FILE.png --scenes 1    # the same films to look at
+    python benchmarks/extension.py sheet FILE.png --scenes 1    # the same videos to look at
 
 In each scene an object of another size goes round in a circle, which no prompt asks for; the video begins with a drawn
 picture. Compared are what frames take their colours from and what the next round begins with. ``real`` is the drawn
-scene itself through the VAE: what its measures are is as good as can be. Raw numbers of every film go to
+scene itself through the VAE: what its measures are is as good as can be. Raw numbers of every video go to
 ``benchmarks/results/extension.json`` as they come; a run that was interrupted goes on where it stopped.
 """
 

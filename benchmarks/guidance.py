@@ -279,7 +279,7 @@ def table(summary: dict[str, Any]) -> str:
             if group == "chain_iou":
                 lines.append(f"found masks against the clip's colours: mean IoU {values['mean']:.3f}")
                 continue
-            lines.append(f"\n{part}, {group}: {values['films']} films of {values['clips']} clips")
+            lines.append(f"\n{part}, {group}: {values['films']} samples of {values['clips']} clips")
             for name, entry in values.items():
                 if isinstance(entry, dict):
                     lines.append(f"  {name:22} " + "  ".join(cell(key, entry[key]) for key in MEASURES))

@@ -64,7 +64,7 @@ def scene_of(motion: str, number: int, pairs: Sequence[tuple[str, str]], seed: i
 
 
 def write_clips(folder: Path, motion: str) -> None:
-    """Draw the training clips: films and their words in ``videos``, exact masks in ``masks``."""
+    """Draw the training clips: videos and their words in ``videos``, exact masks in ``masks``."""
     world, unseen = module("toybox.world"), module("toybox.unseen_motions")
     for name in ("videos", "masks"):
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -202,7 +202,7 @@ def summarise(films: Sequence[dict[str, Any]], motion: str) -> list[dict[str, An
 def table(entries: Sequence[dict[str, Any]]) -> str:
     """The summary in Markdown."""
     lines = [
-        "| model | first frame | masks | films | follow the motion | median error, px | overlap with masks | shape |",
+        "| model | first frame | masks | clips | follow the motion | median error, px | overlap with masks | shape |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for entry in entries:

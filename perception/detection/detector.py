@@ -24,7 +24,7 @@ LONGEST_STRIP = 8
 
 
 class ObjectDetector:
-    """Finds what phrases name in each frame of a film.
+    """Finds what phrases name in each frame of a video.
 
     Args:
         grounding: the model. Its module may be moved between calls; every call runs where its parameters are.

@@ -34,7 +34,7 @@ FirstRound = Literal["clip", "frame"]
 MAX_ROUNDS = 512
 # What may differ between two runs that share a round: how many there are, and how masks (known by themselves) and video
 # are put together.
-NOT_OF_A_ROUND = frozenset({"rounds", "overlap", "mask_borders", "frame_strength", "frames_per_second"})
+RUN_ONLY_SETTINGS = frozenset({"rounds", "overlap", "mask_borders", "frame_strength", "frames_per_second"})
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,7 @@ class GuidedClipsSettings:
 
     def round_settings(self) -> dict[str, Any]:
         """The settings that decide the pixels of each round, as plain JSON values."""
-        return {name: value for name, value in self.to_dict().items() if name not in NOT_OF_A_ROUND}
+        return {name: value for name, value in self.to_dict().items() if name not in RUN_ONLY_SETTINGS}
 
 
 def joined_frames(rounds: int, frames: int) -> int:

@@ -1,4 +1,4 @@
-"""Pictures for training the Toybox detector and segmenter: drawn scenes, made as imperfect as generated films are."""
+"""Pictures for training the Toybox detector and segmenter: drawn scenes, made as imperfect as generated clips are."""
 
 from __future__ import annotations
 
