@@ -111,7 +111,7 @@ class MaskStack:
                 numbers = {"frames": self.frames, "width": self.width, "height": self.height}
                 raise MemoryError(too_large("masks", math.prod(shape), **numbers)) from error
         else:
-            # The file has no name left to be deleted later; the mapping keeps it alive.
+            # The file has no name, so it cannot be left behind; the mapping keeps it alive.
             with tempfile.TemporaryFile(dir=self.folder) as file:
                 reserve(file.fileno(), math.prod(shape), self.folder)
                 self._films.append(np.memmap(file, dtype=np.uint8, mode="r+", shape=shape))

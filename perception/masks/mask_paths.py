@@ -84,9 +84,9 @@ class ObjectPath:
                 and 0 < min(width, height) <= LARGEST >= max(width, height)
             ):
                 raise ValueError(
-                    f"{name}: at frame {frame} the object is {width:g} x {height:g} at ({x:g}, {y:g}); give "
-                    "fractions of the picture, "
-                    f"sizes above 0 up to {LARGEST:g}, places from {-FARTHEST:g} to {1 + FARTHEST:g}."
+                    f"{name}: at frame {frame} the object is {width:g} x {height:g} at ({x:g}, {y:g}); "
+                    f"give fractions of the picture, sizes above 0 up to {LARGEST:g}, "
+                    f"places from {-FARTHEST:g} to {1 + FARTHEST:g}."
                 )
         for first, last in self.hidden:
             if not 0 <= first <= last <= LAST_FRAME:

@@ -34,7 +34,7 @@ class KnownObject:
 
     Attributes:
         identity: its number.
-        named: whether a prompt gave it, so that it is never dropped.
+        named: whether a user prompt gave it, so that it is never dropped.
         votes: sum of scores for each label it was found under.
         evidence: score by frame in which it was found or pointed at, not only followed.
         colours: histogram, see :mod:`.appearance`.
@@ -234,7 +234,7 @@ def choose(known: Sequence[KnownObject], minimum_seen: int, max_objects: int | N
 
     Args:
         known: all of them.
-        minimum_seen: frames in which an object must have been found, unless a prompt named it.
+        minimum_seen: frames in which an object must have been found, unless a user prompt named it.
         max_objects: how many to keep at most, named ones first, then those found most often and with the best scores.
     """
     kept = [item for item in known if item.named or len(item.evidence) >= minimum_seen]

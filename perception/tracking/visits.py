@@ -166,7 +166,7 @@ class FilmVisit:
     def _adopt(
         self, propagator: Propagator, frame: int, identity: int, sighting: Sighting, sightings: dict[int, Sighting]
     ) -> None:
-        """Begin an object that a prompt named; one that was already followed there goes on under this number."""
+        """Begin an object that a user prompt named; one that was already followed there goes on under this number."""
         for other, item in self._visible().items():
             if not item.named and mask_iou(item.mask, sighting.mask) > DISAGREEMENT:
                 propagator.forget(other)
