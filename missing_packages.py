@@ -1,4 +1,4 @@
-"""What people are told where a package that a feature needs is not installed. Only the standard library is used."""
+"""Messages about packages that a feature needs and that are not installed. Uses the standard library only."""
 
 from __future__ import annotations
 

@@ -144,7 +144,7 @@ def peak_bytes(kernel: str, case: Case, share: float, device: str) -> int:
 
 
 def measure_peaks(index: int, device: str) -> dict[str, int]:
-    """Peak memory of each kernel at 30 % foreground, each in a process of its own."""
+    """Peak memory of each kernel at 30 % foreground, each in its own process."""
     return peaks_in_children(__file__, {kernel: ("--peak", kernel, str(index), device) for kernel in KERNELS})
 
 

@@ -1,12 +1,12 @@
-"""Films of ten rounds on the Toybox: are joins seen, and what drifts?
+"""Videos of ten rounds on the Toybox: are joins seen, and what drifts?
 
     python benchmarks/extension.py            # 6 scenes, every way to go on; then the table
     python benchmarks/extension.py summary    # the table of what has been measured
-    python benchmarks/extension.py sheet FILE.png --scenes 1    # the same films to look at
+    python benchmarks/extension.py sheet FILE.png --scenes 1    # the same videos to look at
 
-In each scene an object of its own size goes round in a circle, which no prompt asks for; the film begins with a drawn
+In each scene an object of another size goes round in a circle, which no prompt asks for; the video begins with a drawn
 picture. Compared are what frames take their colours from and what the next round begins with. ``real`` is the drawn
-scene itself through the VAE: what its measures are is as good as can be. Raw numbers of every film go to
+scene itself through the VAE: what its measures are is as good as can be. Raw numbers of every video go to
 ``benchmarks/results/extension.json`` as they come; a run that was interrupted goes on where it stopped.
 """
 
@@ -66,12 +66,12 @@ def scene_of(number: int) -> tuple[Any, str, np.ndarray, np.ndarray]:
 
 
 def length(drops: bool) -> int:
-    """Frames of a film."""
+    """Frames of a video."""
     return ROUNDS * (FRAMES - 1) + 1 if drops else ROUNDS * FRAMES
 
 
 def film_of(model: Any, number: int, variant: str, options: argparse.Namespace) -> tuple[Tensor, dict[str, Any]]:
-    """A film [T, 64, 64, 3] in which the frame between two rounds is shown once, and its report; checks both lengths."""
+    """A video [T, 64, 64, 3] that shows the frame between two rounds once, and its report; checks both lengths."""
     recipe = module("recipes.guided_clips.recipe")
     scene, prompt, frames, masks = scene_of(number)
     world = module("toybox.world")
@@ -96,12 +96,12 @@ def film_of(model: Any, number: int, variant: str, options: argparse.Namespace) 
         kept = recipe.guided_clips(model, make(**values, overlap="keep"), given, place, picture)
     for report, drops in ((result.report, True), (kept.report, False)):
         if report["film"]["frames"] != length(drops):
-            raise RuntimeError(f"the film has {report['film']['frames']} frames instead of {length(drops)}.")
+            raise RuntimeError(f"the video has {report['film']['frames']} frames instead of {length(drops)}.")
     return store, result.report
 
 
 def measure(film: np.ndarray, number: int) -> dict[str, list[float | None]]:
-    """Measures of each round of a film [T, 64, 64, 3].
+    """Measures of each round of a video [T, 64, 64, 3].
 
     iou: of the object, whatever its colour, with its mask. colour: distance (RGB, 0..1.73) of its mean colour from the
     one that the prompt names. size: its diameter as a part of the mask's. background: mean difference of a background
@@ -135,7 +135,7 @@ def grown(masks: np.ndarray, pixels: int = 2) -> np.ndarray:
 
 
 def joins_of(film: np.ndarray) -> dict[str, Any]:
-    """How joins compare with all other changes from frame to frame, in a film in which the shared frame is shown once."""
+    """How joins compare with all other changes from frame to frame, in a video that shows the shared frame once."""
     changes = np.abs(np.diff(film, axis=0)).mean(axis=(1, 2, 3)).tolist()
     found = module("recipes.guided_clips.report").measured_joins(changes, ROUNDS, FRAMES, False)
     elsewhere = found["elsewhere"]
@@ -190,7 +190,7 @@ def save(path: Path, content: dict[str, Any]) -> None:
 
 
 def summarise(films: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Per variant: joins, and each measure in the first round, in the last one and over all of them, mean over scenes."""
+    """Per variant: joins, and each measure in the first round, in the last and over all, mean over scenes."""
     entries = []
     for variant in dict.fromkeys(film["variant"] for film in films):
         chosen = [film for film in films if film["variant"] == variant]
@@ -232,7 +232,7 @@ def table(entries: Sequence[dict[str, Any]]) -> str:
 
 
 def sheet(path: Path, options: argparse.Namespace, columns: int = 18) -> None:
-    """Write films as rows of pictures, evenly spaced over time, the masks' outlines on them; a row for each variant."""
+    """Write videos as rows of pictures, evenly spaced over time, with the masks' outlines; a row for each variant."""
     from PIL import Image
 
     drawing, model = module("recipes.films.sheets"), module("video_models.toybox").load_toybox()
@@ -252,14 +252,14 @@ def sheet(path: Path, options: argparse.Namespace, columns: int = 18) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Measure, print the table, or draw the sheet."""
-    parser = argparse.ArgumentParser(description="Films of ten rounds on the Toybox.")
+    parser = argparse.ArgumentParser(description="Videos of ten rounds on the Toybox.")
     parser.add_argument("part", nargs="?", choices=("run", "summary", "sheet"), default="run")
     parser.add_argument("path", nargs="?", type=Path, help="of the sheet")
     parser.add_argument("--scenes", type=int, default=6)
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--cfg", type=float, default=4.0)
     parser.add_argument("--mode", default="dmg")
-    parser.add_argument("--constants", default="{}", help="of the mode, JSON (default: its own)")
+    parser.add_argument("--constants", default="{}", help="of the mode, JSON (default: those of the mode)")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)

@@ -1,12 +1,12 @@
-"""Peak memory and time of writing a long film: decoded whole and then written, or streamed into the file.
+"""Peak memory and time of writing a long video: decoded whole and then written, or streamed into the file.
 
     python benchmarks/film_decoding.py
 
 Random latents of 128 frames of 512 x 320 pixels, and half as many, through a VAE with Stable Diffusion's layout and few
 channels; on a CPU, without ComfyUI. ``plain`` decodes all frames and writes them; ``streamed`` is what the recipe does,
-``decode_parts`` straight into the file. Both give the VAE as many frames at once, so that its own memory, which with
-the channels of a real one is larger, is the same in both. Each peak is taken in a process of its own, above what it had
-after a small film: the VAE and the libraries do not count, the film, the encoder and the VAE's pictures do. Times are
+``decode_parts`` straight into the file. Both give the VAE as many frames at once, so that the VAE's memory, which with
+the channels of a real one is larger, is the same in both. Each peak is taken in its own process, above what it had
+after a small video: the VAE and the libraries do not count, the video, the encoder and the VAE's pictures do. Times are
 medians of the ratios to the plain way of the same turn, by processor time.
 """
 
@@ -39,13 +39,13 @@ from measuring import (
 FRAMES = (64, 128)
 WIDTH, HEIGHT = 512, 320
 WAYS = (PLAIN, "streamed")
-# Frames of the small film, and of the model's own films.
+# Frames of the small video, and of the model's clips.
 SMALL, WINDOW = 4, 16
 CPU = "cpu"
 
 
 def make_coder() -> Any:
-    """A VAE of four levels, which makes pictures eight times smaller, in the hands of the code that decodes films."""
+    """A VAE of four levels, which makes pictures eight times smaller, in the code that decodes videos."""
     from diffusers import AutoencoderKL
 
     torch.manual_seed(0)
@@ -68,7 +68,7 @@ def random_latents(coder: Any, frames: int, width: int, height: int) -> torch.Te
 
 
 def write(way: str, coder: Any, latents: torch.Tensor, path: Path) -> None:
-    """Decode latents and write their film, in one of ``WAYS``; the same file in both."""
+    """Decode latents and write their video, in one of ``WAYS``; the same file in both."""
     parts: Iterable[torch.Tensor] = coder.decode_parts(latents, torch.device(CPU))
     if way == PLAIN:
         parts = [torch.cat(list(parts))]
@@ -77,7 +77,7 @@ def write(way: str, coder: Any, latents: torch.Tensor, path: Path) -> None:
 
 
 def peak_bytes(way: str, frames: int, width: int, height: int) -> int:
-    """Peak memory of one film in this process, beside what a small one leaves behind."""
+    """Peak memory of one video in this process, beside what a small one leaves behind."""
     with tempfile.TemporaryDirectory() as folder:
         coder, path = make_coder(), Path(folder) / "film.mp4"
         latents = random_latents(coder, frames, width, height)
@@ -92,7 +92,7 @@ def measure(frames: int, width: int, height: int, repeats: int) -> dict[str, Any
         coder = make_coder()
         latents = random_latents(coder, frames, width, height)
         calls = {way: lambda way=way: write(way, coder, latents, Path(folder) / f"{way}.mp4") for way in WAYS}
-        # Not the first film of the process, which loads the encoder.
+        # Not the first video of the process, which loads the encoder.
         write(PLAIN, coder, latents[:, :, :SMALL], Path(folder) / "small.mp4")
         wall, busy = time_in_turns(calls, CPU, repeats, 0)
     entry: dict[str, Any] = {"frames": frames, "film_bytes": frames * width * height * 3 * 4, "seconds": wall}
@@ -100,10 +100,10 @@ def measure(frames: int, width: int, height: int, repeats: int) -> dict[str, Any
 
 
 def compare_peaks(entries: list[dict[str, Any]]) -> dict[str, float]:
-    """What one run can say of memory.
+    """What one run shows of memory.
 
     Returns:
-        ``streamed_to_plain``: at the longest film; ``growth_<way>``: of the peak from the shortest film to the longest.
+        ``streamed_to_plain``: at the longest video; ``growth_<way>``: of the peak from the shortest to the longest.
     """
     first, last = (entry["peak_bytes"] for entry in (entries[0], entries[-1]))
     growth = {f"growth_{way}": round(last[way] / first[way], 4) for way in WAYS}
@@ -123,7 +123,7 @@ def show(entry: dict[str, Any]) -> None:
 
 def main() -> None:
     """Measure and write ``benchmarks/results/film_decoding_cpu.json``."""
-    parser = argparse.ArgumentParser(description="A long film decoded whole, or streamed into its file.")
+    parser = argparse.ArgumentParser(description="A long video decoded whole, or streamed into its file.")
     parser.add_argument("--frames", type=int, nargs="+", default=list(FRAMES), help="lengths, the shortest first")
     parser.add_argument("--size", type=int, nargs=2, metavar=("WIDTH", "HEIGHT"), default=[WIDTH, HEIGHT])
     parser.add_argument("--repeats", type=int, default=1, help="turns that count for the times")

@@ -188,7 +188,7 @@ def peak_bytes(kind: str, case: Case, device: str) -> int:
 
 
 def measure_peaks(index: int, device: str, threads: int) -> dict[str, int]:
-    """Peak memory of each kind, each in a process of its own."""
+    """Peak memory of each kind, each in its own process."""
     options = ("--threads", str(threads))
     return peaks_in_children(
         __file__, {kind: ("--peak", kind, str(index), device, *options) for kind in CASES[index].kinds}

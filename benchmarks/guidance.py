@@ -1,11 +1,11 @@
-"""What masked attention does to a film, measured on the Toybox, where every answer is exact.
+"""What masked attention does to a clip, measured on the Toybox, where every answer is exact.
 
-    python benchmarks/guidance.py own        # masks found in the film itself, same noise, every mode
-    python benchmarks/guidance.py foreign    # mask tracks that are not the model's own: shifted or reversed motion
+    python benchmarks/guidance.py own        # masks found in the clip itself, same noise, every mode
+    python benchmarks/guidance.py foreign    # mask tracks that do not come from the model: shifted or reversed motion
     python benchmarks/guidance.py summary    # the figures of what has been measured
 
-Raw numbers of every film go to ``benchmarks/results/guidance.json`` as they come; a run that was interrupted goes on
-where it stopped. Guided and unguided films are paired: same prompt, same noise, same settings.
+Raw numbers of every clip go to ``benchmarks/results/guidance.json`` as they come; a run that was interrupted goes on
+where it stopped. Guided and unguided clips are paired: same prompt, same noise, same settings.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 RESULTS = RESULTS_FOLDER / "guidance.json"
 UNGUIDED = "none"
 
-# Every variant is one or more guides at once; values left out are the mode's own.
+# Every variant is one or more guides at once; values left out are the mode's defaults.
 OWN_VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
     "focus_fg": ({"mode": "focus_fg"},),
     "separate": ({"mode": "separate"},),
@@ -45,7 +45,7 @@ FOREIGN_VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
     "cross_text": ({"mode": "cross_text"},),
     "cross_text, hard": ({"mode": "cross_text", "hard": True},),
 }
-# What is measured of a film; True where more is better.
+# What is measured of a clip; True where more is better.
 MEASURES = {
     "iou": True,
     "colour_purity": True,
@@ -66,7 +66,7 @@ class Bench:
     cfg: float
 
     def sample(self, prompt: str, noise: Tensor, guides: Sequence[Any] = ()) -> list[Tensor]:
-        """One film per noise: float [T, H, W, 3]."""
+        """One clip per noise: float [T, H, W, 3]."""
         make_patches = module("attention_patches.guidance.patch").guide_patches
         spans = [self.model.token_spans(prompt, guide.phrases) for guide in guides]
         patches = tuple(patch for pair in zip(guides, spans, strict=True) for patch in make_patches(*pair))
@@ -90,7 +90,7 @@ def scenes(count: int, seed: int) -> list[Any]:
 def foreign_track(scene: Any, number: int) -> tuple[Tensor, str]:
     """A mask track [T, H, W] of the scene's shape and size that the prompt does not lead to.
 
-    Even numbers: the prompt's own motion from another place (shifted). Odd numbers: that track played backwards, so
+    Even numbers: the prompt's motion from another place (shifted). Odd numbers: that track played backwards, so
     that the object goes against its prompt (reversed); scenes that stand still or bounce get a sideways path instead.
     """
     world = module("toybox.world")
@@ -106,7 +106,7 @@ def foreign_track(scene: Any, number: int) -> tuple[Tensor, str]:
 
 
 def measure(film: Tensor, unguided: Tensor, mask: Tensor, scene: Any) -> dict[str, float | None]:
-    """All measures of one film under a guiding mask [T, H, W]."""
+    """All measures of one clip under a guiding mask [T, H, W]."""
     metrics, measurements = module("toybox.metrics"), module("recipes.measurements")
     frames = film.numpy()
     seen = metrics.colour_segmentation(frames, scene.objects[0].colour, scene.background)
@@ -128,7 +128,7 @@ def guides(mask: Tensor, phrase: str, variant: Iterable[dict[str, Any]]) -> list
 
 
 def run_own(bench: Bench, count: int, folder: Path | None) -> Iterable[dict[str, Any]]:
-    """Masks of the film itself, found by detector and tracker (by colour where those are missing)."""
+    """Masks of the clip itself, found by detector and tracker (by colour where those are missing)."""
     world, metrics = module("toybox.world"), module("toybox.metrics")
     detector, tracker = load_perception(folder)
     for number, scene in enumerate(scenes(count, seed=11)):
@@ -155,7 +155,7 @@ def run_own(bench: Bench, count: int, folder: Path | None) -> Iterable[dict[str,
 
 
 def run_foreign(bench: Bench, count: int, seeds: int) -> Iterable[dict[str, Any]]:
-    """Tracks that are not the model's own; the seeds of a clip share its guide and are sampled at once."""
+    """Tracks that do not come from the model; the seeds of a clip share its guide and are sampled at once."""
     world = module("toybox.world")
     for number, scene in enumerate(scenes(count, seed=23)):
         prompt, phrase = world.prompt(scene), world.phrase(scene.objects[0])
@@ -175,7 +175,7 @@ def run_foreign(bench: Bench, count: int, seeds: int) -> Iterable[dict[str, Any]
 
 
 def load_perception(folder: Path | None) -> tuple[Any, Any]:
-    """The Toybox detector and tracker; (None, None) where there is no such folder."""
+    """The Toybox detector and tracker; (None, None) where the folder is missing."""
     folder = folder or ROOT / "toybox"
     if not (folder / "detector").is_dir() or not (folder / "segmenter").is_dir():
         return None, None
@@ -213,7 +213,7 @@ def collect(runs: Any, records: list[dict[str, Any]], save: Any) -> None:
 
 
 def summarise(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Means per variant, and paired differences to the unguided film with their spread over clips."""
+    """Means per variant, and paired differences to the unguided clip with their spread over clips."""
     parts: dict[str, Any] = {}
     for part in sorted({record["part"] for record in records}):
         chosen = [record for record in records if record["part"] == part]
@@ -228,8 +228,8 @@ def summarise(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def summarise_group(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """As ``summarise``, for one group of films."""
-    # A film in which nothing was found has no guide and no pair.
+    """As ``summarise``, for one group of clips."""
+    # A clip in which nothing was found lacks a guide and a pair.
     found = [record for record in records if len(record["films"]) > 1]
     missed, records = len(records) - len(found), found
     names = sorted({name for record in records for name in record["films"]}, key=lambda name: (name != UNGUIDED, name))
@@ -277,9 +277,9 @@ def table(summary: dict[str, Any]) -> str:
     for part, groups in summary.items():
         for group, values in groups.items():
             if group == "chain_iou":
-                lines.append(f"found masks against the film's colours: mean IoU {values['mean']:.3f}")
+                lines.append(f"found masks against the clip's colours: mean IoU {values['mean']:.3f}")
                 continue
-            lines.append(f"\n{part}, {group}: {values['films']} films of {values['clips']} clips")
+            lines.append(f"\n{part}, {group}: {values['films']} samples of {values['clips']} clips")
             for name, entry in values.items():
                 if isinstance(entry, dict):
                     lines.append(f"  {name:22} " + "  ".join(cell(key, entry[key]) for key in MEASURES))
@@ -309,7 +309,7 @@ def rounded(value: Any) -> Any:
 
 def main(arguments: list[str] | None = None) -> int:
     """Measure one part, or print what has been measured."""
-    parser = argparse.ArgumentParser(description="What masked attention does to Toybox films.")
+    parser = argparse.ArgumentParser(description="What masked attention does to Toybox clips.")
     parser.add_argument("part", choices=("own", "foreign", "summary"))
     parser.add_argument("--clips", type=int, help="20 for own, 30 for foreign")
     parser.add_argument("--seeds", type=int, default=3, help="noises per clip (foreign)")

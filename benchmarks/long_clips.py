@@ -2,10 +2,10 @@
 
     python benchmarks/long_clips.py            # 20 seeds at 32 and 64 frames, then the table
     python benchmarks/long_clips.py summary    # the table of what has been measured
-    python benchmarks/long_clips.py sheet FILE.png --frames 32 --seeds 3    # the same films to look at
+    python benchmarks/long_clips.py sheet FILE.png --frames 32 --seeds 3    # the same clips to look at
 
-Toybox was trained on 8 frames. Each seed has a prompt of its own; direct sampling and the others share it, and those of
-one kind of noise also share the noise. Raw numbers of every film go to ``benchmarks/results/long_clips.json`` as they
+Toybox was trained on 8 frames. Each seed has its own prompt; direct sampling and the others share it, and those of
+one kind of noise also share the noise. Raw numbers of every clip go to ``benchmarks/results/long_clips.json`` as they
 come; a run that was interrupted goes on where it stopped.
 """
 
@@ -48,7 +48,7 @@ MEASURES: dict[str, bool | None] = {
 
 @dataclass(frozen=True)
 class Variant:
-    """How a film is sampled.
+    """How a clip is sampled.
 
     Attributes:
         noise: kind of starting noise.
@@ -78,7 +78,7 @@ def scene_of(seed: int) -> Any:
 
 
 def sample(model: Any, variant: Variant, seed: int, frames: int, steps: int, cfg: float) -> Tensor:
-    """One film: float [T, H, W, 3]."""
+    """One clip: float [T, H, W, 3]."""
     engine, world, size = module("attention_patches.free_long"), module("toybox.world"), model.geometry
     latents = size.latent_size(frames, size.height, size.width)
     noise = module("video_models.sampling.noise").video_noise(latents, seed, variant.noise, window=size.native_frames)
@@ -91,7 +91,7 @@ def sample(model: Any, variant: Variant, seed: int, frames: int, steps: int, cfg
 
 
 def measure(film: Tensor, seed: int) -> dict[str, float | None]:
-    """All measures of one film."""
+    """All measures of one clip."""
     scene = scene_of(seed)
     found = module("toybox.consistency").film_consistency(film.numpy(), scene.background, scene.objects[0].colour)
     return {name: None if value is None else round(value, 6) for name, value in asdict(found).items()}
@@ -157,7 +157,7 @@ def spread(values: Sequence[float]) -> dict[str, float | None]:
 
 
 def difference(pairs: Sequence[float], more_is_better: bool | None) -> dict[str, Any]:
-    """Mean of paired differences, its standard error, and how many films are better than direct ones."""
+    """Mean of paired differences, its standard error, and how many clips are better than direct ones."""
     if not pairs:
         return {"difference": None}
     sign = -1.0 if more_is_better is False else 1.0
@@ -187,7 +187,7 @@ def table(entries: Sequence[dict[str, Any]]) -> str:
 
 
 def sheet(path: Path, frames: int, seeds: int, steps: int, cfg: float, columns: int = 16) -> None:
-    """Write films as rows of pictures, evenly spaced over time: per seed one row for each variant."""
+    """Write clips as rows of pictures, evenly spaced over time: per seed one row for each variant."""
     from PIL import Image
 
     model, rows = module("video_models.toybox").load_toybox(), []

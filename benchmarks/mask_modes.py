@@ -3,9 +3,9 @@
     python benchmarks/mask_modes.py run                   # 6 motions x 5 prompts x 3 noises, every variant
     python benchmarks/mask_modes.py run --variants dmg    # only some; figures of the others are kept
     python benchmarks/mask_modes.py summary               # the table of what has been measured
-    python benchmarks/mask_modes.py sheet --out modes.png # films of a few guides, the masks drawn on them
+    python benchmarks/mask_modes.py sheet --out modes.png # clips of a few guides, the masks drawn on them
 
-A guide is a track of masks of the object's own shape and size, in one of the world's six motions; its prompt names
+A guide is a track of masks of the object's shape and size, in one of the world's six motions; its prompt names
 another motion. All variants of a guide share prompt and noise. ``+ first frame`` locks the first frame to a picture of
 the object at its first mask; frames after it are what counts there, so that the given frame is not counted as followed.
 Raw numbers go to ``benchmarks/results/mask_modes.json`` as they come; a run that was interrupted goes on where it
@@ -66,11 +66,11 @@ EDGE = 2
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """A guide and a prompt that wants something else.
+    """A guide and a prompt that asks for something else.
 
     Attributes:
         motion: of the masks.
-        scene: of the masks: where the object shall be.
+        scene: of the masks: where the object should be.
         prompt: names another motion.
     """
 
@@ -95,13 +95,13 @@ def make_tasks(seed: int) -> list[Task]:
             item = words.objects[0]
             scene = world.scene_from_words([(item.colour, item.shape, motion)], words.background, generator)
             other = str(generator.choice([name for name in world.MOTIONS if name != motion]))
-            told = replace(scene, objects=(replace(scene.objects[0], motion=other),))
-            found.append(Task(motion, scene, world.prompt(told)))
+            prompted = replace(scene, objects=(replace(scene.objects[0], motion=other),))
+            found.append(Task(motion, scene, world.prompt(prompted)))
     return found
 
 
 def measure(film: Tensor, task: Task) -> dict[str, float]:
-    """What a film [T, H, W, 3] has of its guide, words and background."""
+    """What a clip [T, H, W, 3] has of its guide, words and background."""
     world, metrics = module("toybox.world"), module("toybox.metrics")
     frames, masks = film.numpy(), world.render(task.scene).masks[0]
     seen = metrics.colour_segmentation(frames, task.item.colour, task.scene.background)
@@ -133,7 +133,7 @@ class Bench:
     cfg: float
 
     def films(self, task: Task, number: int, name: str) -> list[Tensor]:
-        """The films of a variant, one per noise."""
+        """The clips of a variant, one per noise."""
         world, model = module("toybox.world"), self.model
         size = model.geometry
         seeds = range(1000 * number, 1000 * number + SEEDS_PER_PROMPT)
@@ -251,7 +251,7 @@ def save(path: Path, content: dict[str, Any]) -> None:
 
 
 def draw_sheet(bench: Bench, tasks: Sequence[Task], names: Sequence[str], path: Path) -> None:
-    """One row per guide and variant: the film of the first noise, the mask's outline on it."""
+    """One row per guide and variant: the clip of the first noise, the mask's outline on it."""
     from PIL import Image
 
     world = module("toybox.world")
@@ -276,7 +276,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--cfg", type=float, default=4.0)
     parser.add_argument("--seed", type=int, default=41, help="of the guides; the defaults of dmg were found on another")
-    parser.add_argument("--guides", type=int, help="only the first so many of 30")
+    parser.add_argument("--guides", type=int, help="only the first N of 30")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--out", type=Path, default=Path("mask_modes.png"), help="picture of the sheet")
     parser.add_argument("--results", type=Path, default=RESULTS)

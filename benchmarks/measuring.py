@@ -42,7 +42,7 @@ def plain_guide(masks: torch.Tensor, phrases: tuple[str, ...] = (), mode: str = 
 
 
 def seconds(call: Callable[[], Any], device: str) -> tuple[float, float]:
-    """Wall time and processor time of one call; the second one does not count other programs on a busy machine."""
+    """Wall time and processor time of one call; the second one leaves out other programs on a busy machine."""
     if device != "cpu":
         torch.cuda.synchronize()
     begin, busy = time.perf_counter(), time.process_time()
@@ -70,8 +70,8 @@ def time_in_turns(
 def ratios_of(times: Mapping[str, Sequence[float]]) -> dict[str, float]:
     """Median of the ratios to the plain call of the same turn."""
     return {
-        name: round(statistics.median(a / b for a, b in zip(own, times[PLAIN], strict=True)), 4)
-        for name, own in times.items()
+        name: round(statistics.median(a / b for a, b in zip(taken, times[PLAIN], strict=True)), 4)
+        for name, taken in times.items()
     }
 
 
@@ -92,7 +92,7 @@ def peak_of(call: Callable[[], Any], device: str, before: int) -> int:
         torch.cuda.reset_peak_memory_stats()
         call()
         return torch.cuda.max_memory_allocated()
-    # Linux starts a new high-water mark here; what was made before shall not count.
+    # Linux starts a new high-water mark here; what was made before should not count.
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     out = call()
     peak = resident("VmHWM") - before
@@ -101,12 +101,12 @@ def peak_of(call: Callable[[], Any], device: str, before: int) -> int:
 
 
 def peaks_in_children(script: str, arguments: Mapping[str, Sequence[str]]) -> dict[str, int]:
-    """Run a script once per name, each in a process of its own, and read the bytes that it prints."""
+    """Run a script once per name, each in its own process, and read the bytes that it prints."""
     peaks = {}
     # Have freed tensors go back to the system at once: memory that the C library keeps for later is not in use.
     environment = dict(os.environ, MALLOC_MMAP_THRESHOLD_="65536")
-    for name, own in arguments.items():
-        command = [sys.executable, str(Path(script).resolve()), *own]
+    for name, options in arguments.items():
+        command = [sys.executable, str(Path(script).resolve()), *options]
         done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
         peaks[name] = int(done.stdout)
     return peaks

@@ -1,12 +1,12 @@
-"""Tuning a model to a motion that it never saw, measured on the Toybox: who follows it before and after.
+"""Tuning a model to an unseen motion, measured on the Toybox: what follows it before and after.
 
     python benchmarks/motion_tuning.py tune circle       # draw 8 clips, tune on them; minutes on two cores
-    python benchmarks/motion_tuning.py measure circle    # films of new colours and shapes, then the table
+    python benchmarks/motion_tuning.py measure circle    # clips of new colours and shapes, then the table
     python benchmarks/motion_tuning.py summary circle    # the table of what has been measured
     python benchmarks/motion_tuning.py sheet circle FILE.png
 
 The clips are red, green, blue and yellow balls and squares; what is measured is of other colours or another shape. A
-film follows the motion when its object's path, laid over the exact one, is apart from it by less than ``NEAR`` pixels
+clip follows the motion when its object's path, laid over the exact one, is apart from it by less than ``NEAR`` pixels
 in the mean (standing still is 13 on a circle). Raw numbers go to ``benchmarks/results/motion_tuning.json``.
 """
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 RESULTS = RESULTS_FOLDER / "motion_tuning.json"
 MOTIONS = ROOT / "toybox" / "motions"
 RUNS = ROOT / "training" / "runs"
-# Mean distance in pixels from which a film does not follow the motion any more.
+# Mean distance in pixels from which a clip no longer follows the motion.
 NEAR = 5.0
 TRAINED = [(colour, shape) for colour in ("red", "green", "blue", "yellow") for shape in ("ball", "square")]
 NEW = [
@@ -64,7 +64,7 @@ def scene_of(motion: str, number: int, pairs: Sequence[tuple[str, str]], seed: i
 
 
 def write_clips(folder: Path, motion: str) -> None:
-    """Draw the training clips: films and their words in ``videos``, exact masks in ``masks``."""
+    """Draw the training clips: videos and their words in ``videos``, exact masks in ``masks``."""
     world, unseen = module("toybox.world"), module("toybox.unseen_motions")
     for name in ("videos", "masks"):
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -78,7 +78,7 @@ def write_clips(folder: Path, motion: str) -> None:
 
 
 def tune(motion: str, threads: int) -> dict[str, Any]:
-    """Draw the clips, tune, and say what it took."""
+    """Draw the clips, tune, and report what it took."""
     run = RUNS / f"motion-{motion}"
     write_clips(run / "clips", motion)
     begin, busy, load = time.perf_counter(), time.process_time(), os.getloadavg()[0]
@@ -98,7 +98,7 @@ def tune(motion: str, threads: int) -> dict[str, Any]:
 
 
 def film(model: Any, scene: Any, seed: int, locked: bool, masked: bool, steps: int, cfg: float) -> Tensor:
-    """One film of a scene's prompt: [T, 64, 64, 3]."""
+    """One clip of a scene's prompt: [T, 64, 64, 3]."""
     world, unseen = module("toybox.world"), module("toybox.unseen_motions")
     guide, presets = module("attention_patches.guidance.guide"), module("attention_patches.guidance.modes.registry")
     drawn, prompt = world.render(scene), unseen.unseen_prompt(scene)
@@ -128,14 +128,14 @@ def film(model: Any, scene: Any, seed: int, locked: bool, masked: bool, steps: i
 
 
 def measured(frames: np.ndarray, scene: Any) -> dict[str, Any]:
-    """How far a film is from its scene: motion, masks, colour and shape."""
+    """How far a clip is from its scene: motion, masks, colour and shape."""
     metrics, unseen, world = module("toybox.metrics"), module("toybox.unseen_motions"), module("toybox.world")
     item = scene.objects[0]
     error = unseen.motion_error(unseen.film_centres(frames, scene.background), unseen.path(item.motion, len(frames)))
     found = metrics.measure_object(frames, item.colour, scene.background)
     overlap = metrics.intersection_over_union(found.mask, world.render(scene).masks[0])
     return {
-        # A film without an object has no path.
+        # A clip without an object has no path.
         "error": round(error, 3) if np.isfinite(error) else None,
         "overlap": round(overlap, 4),
         "shape": found.shape == item.shape,
@@ -143,14 +143,14 @@ def measured(frames: np.ndarray, scene: Any) -> dict[str, Any]:
 
 
 def settings_of(options: argparse.Namespace) -> dict[str, Any]:
-    """What the films of a motion depend on."""
+    """What the clips of a motion depend on."""
     mode = module("attention_patches.guidance.modes.registry").make_mode("dmg", **CONSTANTS)
     tuned = hashlib.sha256((MOTIONS / f"{options.motion}.safetensors").read_bytes()).hexdigest()
     return {"steps": options.steps, "cfg": options.cfg, "mode": asdict(mode), "file": tuned}
 
 
 def measure(options: argparse.Namespace, content: dict[str, Any]) -> None:
-    """Sample and measure every film that is not there yet; the results are written as they come."""
+    """Sample and measure every clip that is not there yet; the results are written as they come."""
     files = module("video_models.motion.motion_files")
     base = module("video_models.toybox").load_toybox()
     tuned = files.apply_motion(base, files.read_motion(MOTIONS / f"{options.motion}.safetensors"))
@@ -176,24 +176,24 @@ def measure(options: argparse.Namespace, content: dict[str, Any]) -> None:
 
 
 def summarise(films: Sequence[dict[str, Any]], motion: str) -> list[dict[str, Any]]:
-    """One entry per kind of film: how many follow the motion, the median error, overlap with the masks, shape kept."""
+    """One entry per kind of clip: how many follow the motion, the median error, overlap with the masks, shape kept."""
     entries = []
     for name in ("untuned", "tuned"):
         for locked in (True, False):
             for masked in (False, True):
                 key = {"motion": motion, "model": name, "locked": locked, "masked": masked}
-                own = [entry for entry in films if all(entry[field] == value for field, value in key.items())]
-                if not own:
+                chosen = [entry for entry in films if all(entry[field] == value for field, value in key.items())]
+                if not chosen:
                     continue
-                errors = [float("inf") if entry["error"] is None else entry["error"] for entry in own]
+                errors = [float("inf") if entry["error"] is None else entry["error"] for entry in chosen]
                 entries.append(
                     {
                         **key,
-                        "films": len(own),
-                        "follow": sum(error < NEAR for error in errors) / len(own),
+                        "films": len(chosen),
+                        "follow": sum(error < NEAR for error in errors) / len(chosen),
                         "error": statistics.median(errors),
-                        "overlap": statistics.fmean(entry["overlap"] for entry in own),
-                        "shape": statistics.fmean(entry["shape"] for entry in own),
+                        "overlap": statistics.fmean(entry["overlap"] for entry in chosen),
+                        "shape": statistics.fmean(entry["shape"] for entry in chosen),
                     }
                 )
     return entries
@@ -202,7 +202,7 @@ def summarise(films: Sequence[dict[str, Any]], motion: str) -> list[dict[str, An
 def table(entries: Sequence[dict[str, Any]]) -> str:
     """The summary in Markdown."""
     lines = [
-        "| model | first frame | masks | films | follow the motion | median error, px | overlap with masks | shape |",
+        "| model | first frame | masks | clips | follow the motion | median error, px | overlap with masks | shape |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for entry in entries:
@@ -216,7 +216,7 @@ def table(entries: Sequence[dict[str, Any]]) -> str:
 
 
 def sheet(path: Path, options: argparse.Namespace) -> None:
-    """Rows of pictures, three scenes: as drawn, untuned and tuned with the first frame given, without masks and with."""
+    """Rows of pictures, three scenes: drawn, untuned and tuned with the first frame given, without masks and with."""
     from PIL import Image
 
     files, world = module("video_models.motion.motion_files"), module("toybox.world")

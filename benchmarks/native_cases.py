@@ -1,4 +1,4 @@
-"""What ``native_models.py`` measures: ComfyUI's own video models with random weights, and the patches they are given."""
+"""The cases of ``native_models.py``: ComfyUI's video models with random weights, and the patches they get."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ VARIANTS = ("plain", *GUIDES)
 
 @dataclass(frozen=True)
 class Case:
-    """A model and a film.
+    """A model and a clip.
 
     Attributes:
         family: its name here.
         config: name of the class in ``comfy.supported_models``.
         network: configuration of the diffusion model.
-        latents: size of the latents of one film.
-        pixels: (frames, height, width) of the film.
+        latents: size of the latents of one clip.
+        pixels: (frames, height, width) of the clip.
         text: (tokens, channels) of the text.
         inputs: further entries of the condition: ``pooled_output`` and ``attention_mask`` by their lengths.
     """
@@ -58,7 +58,7 @@ class Case:
 
     @property
     def variants(self) -> tuple[str, ...]:
-        """What can be done with it: Stable Video Diffusion has no words to steer."""
+        """What can be done with it: Stable Video Diffusion does not take words."""
         return tuple(name for name in VARIANTS if self.family != "svd" or name != "cross_text")
 
 
@@ -201,8 +201,7 @@ def data_type(device: str) -> torch.dtype:
     return torch.float32 if device == "cpu" else torch.bfloat16
 
 
-# --- patches
-# ------------------------------------------------------------------------------------------------------------
+# --- patches ----------------------------------------------------------------------------------------------------------
 
 
 def film_masks(pixels: tuple[int, int, int], share: float = SHARE) -> Tensor:
@@ -232,11 +231,11 @@ class DenseBias:
 
     @property
     def bytes(self) -> int:
-        """What the biases take that have been made."""
+        """Memory of the biases that have been made."""
         return sum(bias.numel() * bias.element_size() for bias in self._biases.values())
 
     def acts_at(self, site: Any) -> bool:
-        """As the guide itself."""
+        """Where the guide itself acts."""
         if self.guide.mode.name == "cross_text":
             return site.kind in ("cross", "joint")
         return site.kind in ("self", "joint") or (site.kind == "temporal" and self.guide.mode.name == "separate")
@@ -245,8 +244,8 @@ class DenseBias:
         """Attend with the bias added."""
         if not self.acts_at(site):
             return attend(q, k, v, site)
-        own = self.bias(site, q, k.shape[2])
-        return attend.with_bias(own if attend.bias is None else own + attend.bias)(q, k, v, site)
+        bias = self.bias(site, q, k.shape[2])
+        return attend.with_bias(bias if attend.bias is None else bias + attend.bias)(q, k, v, site)
 
     def bias(self, site: Any, q: Tensor, keys: int) -> Tensor:
         """[1 or frames or cells, 1, Lq, Lk] of a site, made once."""
@@ -284,14 +283,14 @@ class DenseBias:
 
 
 class Recorder:
-    """A patch that takes note of the sites of a model call, one of each kind and grid."""
+    """A patch that records the sites of a model call, one of each kind and grid."""
 
     def __init__(self) -> None:
         self.found: dict[Any, tuple[Any, tuple[int, ...], int]] = {}
         self.calls = 0
 
     def __call__(self, attend: Any, q: Tensor, k: Tensor, v: Tensor, site: Any) -> Tensor:
-        """Attend as if nobody were there."""
+        """Attend unchanged."""
         self.calls += 1
         self.found.setdefault((site.kind, site.level), (site, tuple(q.shape), k.shape[2]))
         return attend(q, k, v, site)

@@ -1,11 +1,11 @@
-"""What attention guidance adds to a call of ComfyUI's own video models: time, memory, and whether the result is right.
+"""What attention guidance adds to a call of ComfyUI's video models: time, memory, and whether the result is right.
 
     python benchmarks/native_models.py                        # CUDA where there is one, else the CPU
     python benchmarks/native_models.py --families wan ltx     # some families only
     python benchmarks/native_models.py --quick                # seconds, small sizes, nothing is written
 
-ComfyUI is found at COMFYUI_PATH or ~/comfy/ComfyUI. The models are its own classes with random weights: whole, at the
-sizes of films, on CUDA; a block or two of them, and fewer frames, on a CPU. One model call has one conditional prompt.
+ComfyUI is found at COMFYUI_PATH or ~/comfy/ComfyUI. The models are its classes with random weights: whole, at the
+sizes of clips, on CUDA; a block or two of them, and fewer frames, on a CPU. One model call has one conditional prompt.
 Compared are the model as it is (``plain``), ``separate`` soft and ``focus_fg`` (both by region channels), ``separate``
 hard (by partition), ``cross_text``, and as the plain alternative a ready-made dense bias [N, N] of ``separate`` soft
 that is added at the same attention calls (``dense``). The mask covers 30 % of the picture and moves.
@@ -117,7 +117,7 @@ def measure_times(calls: Mapping[str, Callable[[], Tensor]], device: str) -> tup
 
 
 def compare(bench: Bench, results: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
-    """How far each guided result lies from that with a dense bias, and for scale the dense bias's from plain; relative."""
+    """Relative distance of each guided result from the dense bias's, and for scale of the dense bias's from plain."""
     found = {}
     for name in bench.case.variants[1:-1]:
         same = results["dense"] if name == "channels" else bench.variant(name, dense=True)()
@@ -156,7 +156,7 @@ def empty_kernel(q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) -> Tensor:
 
 
 def peak_bytes(call: Callable[[], Tensor], device: str) -> int:
-    """Most memory that tensors made by a call take at a time; on a busy machine more exact than what the system says."""
+    """Peak memory of the tensors that a call makes; on a busy machine more exact than the system's figure."""
     gc.collect()
     if device != "cpu":
         before = torch.cuda.memory_allocated()
@@ -219,7 +219,7 @@ def one_attention(stack: Any, qkv: Sequence[Tensor], heads: int, site: Any, kern
     return lambda: stack.override(kernel, *qkv, heads, transformer_options={SITE_KEY: site})
 
 
-# --- one attention call of a whole film -------------------------------------------------------------------------------
+# --- one attention call of a whole clip -------------------------------------------------------------------------------
 
 
 def film_site(grid: tuple[int, int, int]) -> Any:
@@ -245,12 +245,12 @@ def film_site(grid: tuple[int, int, int]) -> Any:
 
 
 def film_size(quick: bool) -> dict[str, Any]:
-    """Grid, heads and pixels of the film; small ones for ``quick``."""
+    """Grid, heads and pixels of the clip; small ones for ``quick``."""
     return {**WAN_FILM, "grid": (6, 15, 26), "pixels": (21, 240, 416)} if quick else WAN_FILM
 
 
 def measure_film(device: str, quick: bool) -> dict[str, Any]:
-    """Time, tables and exactness of one attention call with as many tokens as a film has."""
+    """Time, tables and exactness of one attention call with as many tokens as a clip has."""
     from mask_guided_video.attention_patches.stack import PatchStack
 
     size = film_size(quick)
@@ -323,11 +323,11 @@ def run_case(case: cases.Case, device: str) -> dict[str, Any]:
 
 
 def run_film(device: str, quick: bool) -> dict[str, Any]:
-    """Measure one attention call of a whole film."""
+    """Measure one attention call of a whole clip."""
     before = load_average()
     entry = measure_film(device, quick)
     entry["load"] = [before, load_average()]
-    sys.stdout.write(f"one attention call of a film, {entry['heads']} heads\n")
+    sys.stdout.write(f"one attention call of a clip, {entry['heads']} heads\n")
     show("film", entry)
     entry["peak_bytes"] = film_peaks(device, quick)
     show_memory(entry["peak_bytes"])
@@ -386,7 +386,7 @@ def merged(path: Path, machine: Mapping[str, Any], measured: Mapping[str, Any]) 
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure, and write ``benchmarks/results/native_models_<device>.json``; some families replace only their entries."""
+    """Measure and write ``benchmarks/results/native_models_<device>.json``; given families replace only theirs."""
     parser = argparse.ArgumentParser(description="What attention guidance adds to a call of ComfyUI's video models.")
     names = [case.family for case in cases.SIZES["cuda"]]
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")

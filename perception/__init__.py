@@ -1,1 +1,1 @@
-"""Finding and following objects in film: boxes from words, masks from boxes, tracks over time."""
+"""Finding and following objects in video: boxes from words, masks from boxes, tracks over time."""

@@ -1,9 +1,9 @@
-"""Boxes of other node packs: BBOX tuples, and SEGS of the Impact Pack; to and from our own. Nothing is guessed.
+"""Boxes of other node packs: BBOX tuples, and SEGS of the Impact Pack; read and written. Nothing is guessed.
 
 BBOX has no type: KJNodes mostly passes (x, y, width, height) with one box per frame, segment-anything-2 (x0, y0, x1,
 y1) with a list per frame, so both the sides and the nesting are named by the caller. SEGS is ``((height, width),
 [SEG])`` (ltdrdata/ComfyUI-Impact-Pack, ``modules/impact/core.py``): about one picture, or, where the mask of a SEG has
-three dimensions as in the pack's nodes for AnimateDiff, about one object in all frames of a film.
+three dimensions as in the pack's nodes for AnimateDiff, about one object in all frames of a video.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class SEG(NamedTuple):
 
     Attributes:
         cropped_image: float [1, h, w, 3] of the crop region, or None.
-        cropped_mask: float32 array [h, w] of the crop region, 0..1; a tensor [frames, h, w] for a film.
+        cropped_mask: float32 array [h, w] of the crop region, 0..1; a tensor [frames, h, w] for a video.
         confidence: 0..1.
         crop_region: [x0, y0, x1, y1], whole pixels.
         bbox: likewise, of the object.
@@ -58,8 +58,8 @@ def from_bbox(boxes: Any, frames: int, sides: Sides, nesting: Nesting, label: st
 
     Args:
         boxes: four numbers, a list of them, or a list of such lists; arrays and tensors too. None and boxes of no size
-            are frames without an object, an empty list is a film without one.
-        frames: of the film.
+            are frames without an object, an empty list is a video without one.
+        frames: of the video.
         sides: ``xywh`` (left, top, width, height) or ``xyxy`` (left, top, right, bottom), in pixels.
         nesting: ``one_per_frame``: the list has one box for each frame (KJNodes); ``every_frame``: its boxes are in
             every frame alike; ``list_per_frame``: it has a list for each frame, or one list for all
@@ -70,7 +70,7 @@ def from_bbox(boxes: Any, frames: int, sides: Sides, nesting: Nesting, label: st
         One list per frame.
 
     Raises:
-        ValueError: when the nesting is another one, the number of frames differs, or a box is none.
+        ValueError: when the nesting or the number of frames is wrong, or an entry is not a box.
     """
     _check_choice("sides", sides, SIDES)
     _check_choice("nesting", nesting, NESTINGS)
@@ -89,20 +89,20 @@ def from_bbox(boxes: Any, frames: int, sides: Sides, nesting: Nesting, label: st
         per_frame = per_frame * frames
     if len(per_frame) != frames:
         raise ValueError(
-            f"there are boxes for {len(per_frame)} frames and the film has {frames}; choose the nesting that fits "
+            f"there are boxes for {len(per_frame)} frames and the video has {frames}; choose the nesting that fits "
             f"({', '.join(NESTINGS)}), or give boxes for each frame."
         )
     return [_rows(row, sides, label) for row in per_frame]
 
 
 def to_bbox(detections: Detections, sides: Sides, nesting: Nesting) -> list[Any]:
-    """Write BBOX tuples; labels and scores are lost, because they have no place.
+    """Write BBOX tuples; labels and scores are lost, because BBOX has no field for them.
 
     Args:
         detections: one list per frame.
         sides: as :func:`from_bbox`.
         nesting: as there; ``one_per_frame`` takes the best box of each frame and (0, 0, 0, 0) where there is none;
-            ``every_frame`` is for a film of one frame, and gives its boxes.
+            ``every_frame`` is for a video of one frame, and gives its boxes.
 
     Returns:
         A list of tuples of four numbers (whole ones as int), or with ``list_per_frame`` a list of lists of them.
@@ -134,7 +134,7 @@ def to_segs(
     crop_factor: float = 3.0,
     frame: Tensor | None = None,
 ) -> Segs:
-    """SEGS of one picture, or of one frame of a film: each box a SEG.
+    """SEGS of one picture, or of one frame of a video: each box a SEG.
 
     Args:
         boxes: of that frame, in pixels.
@@ -148,7 +148,7 @@ def to_segs(
         ``((height, width), [SEG])``, empty when there are no boxes. Boxes outside the picture are left out.
 
     Raises:
-        ValueError: when there is another number or size of masks than boxes, or the factor is below 1.
+        ValueError: when masks and boxes differ in number or size, or the factor is below 1.
     """
     values = _mask_values(masks, len(boxes), height, width, "boxes")
     if not crop_factor >= 1:
@@ -173,13 +173,13 @@ def to_segs(
 def film_to_segs(
     masks: Tensor, labels: Sequence[str], scores: Sequence[float], height: int, width: int, crop_factor: float = 3.0
 ) -> Segs:
-    """SEGS of a film as the pack's nodes for AnimateDiff read it: each object a SEG with a mask for every frame.
+    """SEGS of a video as the pack's nodes for AnimateDiff read it: each object a SEG with a mask for every frame.
 
     Args:
         masks: [N, T, H, W], float 0..1, uint8 0..255 or bool.
         labels: N names.
         scores: N numbers in 0..1.
-        height: of the film.
+        height: of the video.
         width: likewise.
         crop_factor: as :func:`to_segs`; the region holds the object in all frames.
 
@@ -210,13 +210,13 @@ def film_to_segs(
 
 
 def from_segs(segs: Any, frames: int, height: int, width: int, frame: int = 0) -> Detections:
-    """Boxes of SEGS, in pixels of a film.
+    """Boxes of SEGS, in pixels of a video.
 
     Args:
         segs: SEGS of one picture, which are about one frame; SEGS whose masks have a picture for each frame; or a list
             of SEGS, one for each frame.
-        frames: of the film.
-        height: of the film; SEGS of another size are scaled.
+        frames: of the video.
+        height: of the video; SEGS of another size are scaled.
         width: likewise.
         frame: which one SEGS of one picture are about; the lists of the others are empty.
 
@@ -224,21 +224,21 @@ def from_segs(segs: Any, frames: int, height: int, width: int, frame: int = 0) -
         One list per frame.
 
     Raises:
-        ValueError: when the value is no SEGS, a field is broken, or the number of frames differs.
+        ValueError: when the value is not SEGS, a field is broken, or the number of frames differs.
     """
     if not _is_segs(segs):
         if not isinstance(segs, Sequence) or isinstance(segs, str) or not all(_is_segs(item) for item in segs):
             raise ValueError(f"SEGS is a {type(segs).__name__}; give ((height, width), [SEG]) or a list of them.")
         if len(segs) != frames:
-            raise ValueError(f"there are SEGS for {len(segs)} frames and the film has {frames}; give one for each.")
+            raise ValueError(f"there are SEGS for {len(segs)} frames and the video has {frames}; give one for each.")
         return [_scaled_boxes(item, height, width) for item in segs]
     masks = masks_of_segs(segs)
     if masks.shape[1] > 1:
         if masks.shape[1] != frames:
-            raise ValueError(f"the masks of SEGS have {masks.shape[1]} frames and the film has {frames}.")
+            raise ValueError(f"the masks of SEGS have {masks.shape[1]} frames and the video has {frames}.")
         return _boxes_in_film(segs, masks, height, width)
     if not 0 <= frame < frames:
-        raise ValueError(f"SEGS are for frame {frame} but the film has {frames} frames; use 0 to {frames - 1}.")
+        raise ValueError(f"SEGS are for frame {frame} but the video has {frames} frames; use 0 to {frames - 1}.")
     return [_scaled_boxes(segs, height, width) if number == frame else [] for number in range(frames)]
 
 
@@ -246,8 +246,8 @@ def masks_of_segs(segs: Any) -> Tensor:
     """Masks of SEGS at full size, float32 [N, T, H, W] in 0..1; T is 1 for SEGS of one picture.
 
     Raises:
-        ValueError: when the value is no SEGS, a field is broken, or masks have different numbers of frames.
-        MemoryError: when the system has not so much memory.
+        ValueError: when the value is not SEGS, a field is broken, or masks have different numbers of frames.
+        MemoryError: when there is not enough memory.
     """
     (height, width), segments = _parts(segs)
     crops = [_crop(seg) for seg in segments]

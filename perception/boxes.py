@@ -28,7 +28,7 @@ class Box:
         width: in pixels, positive.
         height: in pixels, positive.
         label: the phrase that found it, or empty.
-        score: 0..1, how sure the detector is.
+        score: 0..1, confidence of the detector.
 
     Raises:
         ValueError: when a number is not finite or the size is not positive.
@@ -78,7 +78,7 @@ class Box:
         """Read the dictionary form; ``label`` and ``score`` may be absent.
 
         Raises:
-            ValueError: when a side is missing or no number, and as the constructor does.
+            ValueError: when a side is missing or not a number, and as the constructor does.
         """
         missing = [name for name in SIDES if name not in values]
         if missing:
@@ -89,8 +89,8 @@ class Box:
         x, y, width, height = (as_number(values[name], f"{name} of a bounding box") for name in SIDES)
         label, score = values.get("label"), values.get("score")
         # Other packs write None for what they do not know.
-        sure = 1.0 if score is None else as_number(score, "score of a bounding box")
-        return cls(x, y, width, height, "" if label is None else str(label), sure)
+        confidence = 1.0 if score is None else as_number(score, "score of a bounding box")
+        return cls(x, y, width, height, "" if label is None else str(label), confidence)
 
     def scaled(self, x_factor: float, y_factor: float) -> Box:
         """The same box in a frame of another size."""
@@ -104,14 +104,14 @@ class Box:
 
 
 def as_number(value: Any, name: str) -> float:
-    """A number of another pack as float.
+    """A number from another pack as float.
 
     Args:
         value: a number, or a tensor or array of one.
         name: for the message.
 
     Raises:
-        ValueError: it is none, or larger than any float.
+        ValueError: it is not a number, or larger than any float.
     """
     try:
         return float(value)
@@ -215,7 +215,7 @@ def as_detections(boxes: Any, frames: int) -> Detections:
         frames: number of frames of the clip.
 
     Raises:
-        ValueError: when there is another number of lists than frames, or an entry is no box.
+        ValueError: when there are more or fewer lists than frames, or an entry is not a box.
     """
     if isinstance(boxes, Box | Mapping):
         boxes = [boxes]

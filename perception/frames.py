@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class Film:
-    """Frames that are read a few at a time, so that a long film is never copied.
+    """Frames that are read a few at a time, so that a long video is never copied.
 
     Args:
         frames: [T, H, W, C] or one picture [H, W, C], float 0..1 or uint8 0..255; of more than 3 channels the first 3
@@ -64,7 +64,7 @@ class Film:
         if not finite.all():
             first = frames[int((~finite).nonzero()[0])]
             raise ValueError(
-                f"frame {first} holds NaN or infinite values; decode the film again before detecting in it."
+                f"frame {first} holds NaN or infinite values; decode the video again before detecting in it."
             )
 
     def picture(self, frame: int) -> np.ndarray:

@@ -39,8 +39,8 @@ def load_model_folder(
     from safetensors import SafetensorError
 
     folder = check_model_folder(folder, *([model_type] if isinstance(model_type, str) else model_type))
-    # Newer versions load in the file's dtype unless told otherwise, and renamed the argument. Tensors of other sizes
-    # are let through here and refused below, by name.
+    # Newer versions load in the file's dtype by default, and renamed the argument. Tensors of other sizes
+    # are let through here and refused below, each by its name.
     options = {"dtype" if _takes_dtype() else "torch_dtype": dtype, "ignore_mismatched_sizes": True}
     if config is not None:
         options["config"] = config
@@ -59,10 +59,10 @@ def load_model_folder(
         ) from error
     except (misdescribed, ArithmeticError, *NONSENSE) as error:
         raise RuntimeError(
-            f"{folder / 'config.json'} describes no such model ({first_sentence(error)}); copy the folder again."
+            f"{folder / 'config.json'} does not describe this model ({first_sentence(error)}); copy the folder again."
         ) from error
     missing = sorted(info["missing_keys"])
-    # Newer versions tell the sizes too.
+    # Newer versions give the sizes too.
     resized = sorted(
         key if isinstance(key, str) else f"{key[0]} is {list(key[1])} instead of {list(key[2])}"
         for key in info.get("mismatched_keys") or ()
@@ -84,7 +84,7 @@ def model_type_of(folder: str | Path) -> str | None:
 
     Raises:
         FileNotFoundError: when the folder or its configuration is missing.
-        ValueError: when ``config.json`` is no JSON.
+        ValueError: when ``config.json`` is not JSON.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -97,7 +97,7 @@ def model_type_of(folder: str | Path) -> str | None:
     try:
         return json.loads(path.read_text(encoding="utf-8")).get("model_type")
     except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
-        raise ValueError(f"{path} is no valid configuration ({error}); copy the model folder again.") from error
+        raise ValueError(f"{path} is not a valid configuration ({error}); copy the model folder again.") from error
 
 
 def check_model_folder(folder: str | Path, *model_types: str) -> Path:
@@ -105,7 +105,7 @@ def check_model_folder(folder: str | Path, *model_types: str) -> Path:
 
     Raises:
         FileNotFoundError: when the folder, its configuration or its weights are missing.
-        ValueError: when ``config.json`` is no JSON or names another kind of model.
+        ValueError: when ``config.json`` is not JSON or names another kind of model.
     """
     folder = Path(folder)
     found = model_type_of(folder)

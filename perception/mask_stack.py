@@ -19,14 +19,14 @@ from ..weight_files.writing import NotWritten, check_room, size_text
 
 Depth = Literal["bit", "byte"]
 
-# Pixels that are unpacked at once by the methods that walk through a film.
+# Pixels that are unpacked at once by the methods that walk through a video.
 CHUNK_PIXELS = 64 * 1024 * 1024
 
 
 class MaskStack:
-    """Masks of N objects over T frames, each film laid out in full when its object is added.
+    """Masks of N objects over T frames, all of an object's masks laid out when it is added.
 
-    Reading gives uint8, 0 outside to 255 inside, however the masks are kept. ``stack[0]`` is the film of the first
+    Reading gives uint8, 0 outside to 255 inside, however the masks are kept. ``stack[0]`` is all masks of the first
     object [T, H, W], ``stack[0, 3]`` one mask [H, W], ``stack[:, 3]`` all objects in one frame [N, H, W]: any
     combination of numbers, slices and lists of numbers in the first two places, unpacked on the spot into a copy.
 
@@ -96,11 +96,11 @@ class MaskStack:
         return 0 if self.folder is not None else sum(_taken(film) for film in self._films)
 
     def add_object(self) -> int:
-        """Lay out an empty film for one more object and return its place.
+        """Lay out empty masks for one more object and return its place.
 
         Raises:
             OSError: when the folder cannot be written or has too little room.
-            MemoryError: when the system has not so much memory.
+            MemoryError: when there is not enough memory.
         """
         row = self.width if self.depth == "byte" else -(-self.width // 8)
         shape = (self.frames, self.height, row)
@@ -111,7 +111,7 @@ class MaskStack:
                 numbers = {"frames": self.frames, "width": self.width, "height": self.height}
                 raise MemoryError(too_large("masks", math.prod(shape), **numbers)) from error
         else:
-            # The file has no name to be forgotten under; the mapping keeps it alive.
+            # The file has no name, so it cannot be left behind; the mapping keeps it alive.
             with tempfile.TemporaryFile(dir=self.folder) as file:
                 reserve(file.fileno(), math.prod(shape), self.folder)
                 self._films.append(np.memmap(file, dtype=np.uint8, mode="r+", shape=shape))
@@ -122,7 +122,7 @@ class MaskStack:
 
         Args:
             number: place of the object.
-            frame: of the film.
+            frame: of the video.
             mask: [H, W], uint8 0..255, bool, or float 0..1.
 
         Raises:
@@ -185,7 +185,7 @@ class MaskStack:
         return self._unpack(total)
 
     def select(self, places: Sequence[int]) -> MaskStack:
-        """Only these objects, in this order; the films are shared, not copied."""
+        """Only these objects, in this order; their masks are shared, not copied."""
         chosen = MaskStack(self.frames, self.height, self.width, self.depth, self.folder)
         chosen._films = [self._films[place] for place in places]
         return chosen
@@ -215,7 +215,7 @@ def too_large(what: str, size: int, **numbers: int) -> str:
 
 
 def _taken(film: np.ndarray) -> int:
-    """Bytes of the pages of a film that hold something."""
+    """Bytes of the pages of an object's masks that hold something."""
     flat = film.reshape(-1)
     whole = len(flat) // mmap.PAGESIZE * mmap.PAGESIZE
     # Eight bytes are looked at in one go.
@@ -234,7 +234,7 @@ def reserve(file: int, size: int, folder: str | Path, what: str = "these masks")
         file: its descriptor.
         size: in bytes.
         folder: that it lies in.
-        what: shall lie in it, for the message.
+        what: that is written to it, for the message.
 
     Raises:
         OSError: when the disk has too little room.

@@ -43,7 +43,9 @@ def open_detector(
         return ObjectDetector(grounding_dino.load_folder(path, dtype))
     state = read_state(path)
     if not grounding_dino_original.claims(state):
-        raise ValueError(f"{path} is no GroundingDINO file ({_first_names(state)}); choose a groundingdino_*.pth file.")
+        raise ValueError(
+            f"{path} is not a GroundingDINO file ({_first_names(state)}); choose a groundingdino_*.pth file."
+        )
     return ObjectDetector(grounding_dino_original.load_state(state, path, dtype, bert_folder))
 
 
@@ -61,7 +63,7 @@ def open_tracker(path: str | Path, dtype: torch.dtype = torch.float32) -> Object
         FileNotFoundError: when something is missing.
         ValueError: when the path holds another kind of model.
         RuntimeError: when a file is broken or does not fit.
-        ImportError: when this version of transformers has no such model.
+        ImportError: when this version of transformers does not have this model.
     """
     from .segmentation import edgetam, sam, sam2, sam3, sam_hq
     from .tracking.flow_propagation import FlowModel
@@ -80,7 +82,8 @@ def open_tracker(path: str | Path, dtype: torch.dtype = torch.float32) -> Object
             if family.claims(state):
                 return follower(family.load_state(state, path, dtype), family)
         raise ValueError(
-            f"{path} is no SAM, SAM-HQ or SAM 2 file ({_first_names(state)}); choose another file, or a model folder."
+            f"{path} is not a SAM, SAM-HQ or SAM 2 file ({_first_names(state)}); "
+            "choose another file, or a model folder."
         )
     found = model_type_of(path)
     for family in (*pictures, *films):

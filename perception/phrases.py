@@ -1,6 +1,6 @@
-"""What people call objects: how phrases are read out of texts, when two are the same, and which objects they name.
+"""Phrases for objects: how they are read from text, when two are the same, and which objects they name.
 
-Whatever takes phrases or gives names (detection, tracks, guides, mask files, metrics) has this from here.
+Everything that takes phrases or gives names (detection, tracks, guides, mask files, metrics) uses this module.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def split_phrases(text: str) -> list[str]:
 
 
 def listed_parts(text: str) -> list[str]:
-    """What stands between the marks that part phrases, such as patterns of labels; empty parts are left out."""
+    """The parts between the marks that separate phrases, such as patterns of labels; empty parts are left out."""
     return list(filter(None, (" ".join(part.split()) for part in _BETWEEN.split(text))))
 
 
@@ -56,7 +56,7 @@ def read_phrases(texts: Sequence[str]) -> tuple[str, ...]:
 
 
 def plain_phrase(phrase: str) -> str:
-    """One phrase without weights as in prompts, spaces that are too many and full stops at its end."""
+    """One phrase without prompt weights, surplus spaces and full stops at its end."""
     return " ".join(_without_weights(phrase).split()).rstrip(".").strip()
 
 
@@ -64,24 +64,24 @@ def checked_phrase(phrase: object) -> str:
     """One phrase, plain.
 
     Raises:
-        ValueError: it is no text, names nothing, or is several.
+        ValueError: it is not text, names nothing, or is several.
     """
     if not isinstance(phrase, str):
         raise ValueError(f"phrase {phrase!r} is a {type(phrase).__name__}; give text, for example 'red ball'.")
     parts = split_phrases(phrase)
     if not parts:
-        lack = "has no word" if phrase.strip() else "is empty"
+        lack = "has no words" if phrase.strip() else "is empty"
         raise ValueError(f"phrase {phrase!r} {lack}; name an object, for example 'red ball'.")
     if len(parts) > 1:
         raise ValueError(
-            f"phrase {phrase!r} holds {len(parts)}, apart by a full stop, comma, semicolon or new line; give the parts as "
-            "separate phrases."
+            f"phrase {phrase!r} holds {len(parts)}, separated by a full stop, comma, semicolon or new line; give "
+            "the parts as separate phrases."
         )
     return parts[0]
 
 
 def phrase_key(phrase: str) -> str:
-    """Equal for phrases of the same words, however they are spaced, weighted or written in upper and lower case."""
+    """Equal for phrases of the same words, whatever their spaces, weights and case."""
     return " ".join(word.key for word in split_words(plain_phrase(phrase)))
 
 
@@ -90,20 +90,20 @@ def bind_phrases(
 ) -> list[list[int]]:
     """Which objects phrases name.
 
-    A phrase names all objects that have it as their label. Phrases that are no label go, in their order, to as many
-    objects without a label, else to as many whose label is no phrase, unless their words say otherwise.
+    A phrase names all objects that have it as their label. Phrases that are not a label go, in their order, to as many
+    objects without a label, else to as many whose label is not a phrase, unless their words say otherwise.
 
     Args:
         phrases: wanted, each once.
         labels: of the objects; empty for one without.
         what: the objects are, for messages.
-        together: a single phrase that is no label may name all of several objects.
+        together: a single phrase that is not a label may name all of several objects.
 
     Returns:
         For each phrase the places of its objects, at least one.
 
     Raises:
-        ValueError: a phrase names no object, or by its order one whose label it has less in common with than with
+        ValueError: a phrase names no object, or its order gives it one whose label it has less in common with than with
             another.
     """
     keys = [phrase_key(label) for label in labels]

@@ -1,4 +1,4 @@
-"""What a person may say about an object in one frame: a box, points on and off it, or a rough mask."""
+"""User prompts about an object in one frame: a box, points on and off it, or a rough mask."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ class ObjectPrompt:
 
     Attributes:
         frame: from 0.
-        identity: prompts with the same number are about one object; None is an object of its own.
+        identity: prompts with the same number are about one object; None is a separate object.
         box: around it, in pixels.
         points: on it and off it.
         mask: rough, [H, W], bool, uint8 0..255 or float 0..1; another size than the frame's is resized.
         label: what it is called, or empty.
-        score: 0..1, how sure.
+        score: 0..1, confidence.
 
     Raises:
-        ValueError: when nothing is said, no point is on the object, or a number is out of range.
+        ValueError: when the prompt is empty, no point is on the object, or a number is out of range.
     """
 
     frame: int
@@ -69,21 +69,21 @@ def prompt_of_box(box: Box, frame: int, identity: int | None = None) -> ObjectPr
 
 
 def fit_prompt(prompt: ObjectPrompt, frames: int, height: int, width: int) -> ObjectPrompt | None:
-    """A prompt cut to a film: box clamped, mask bool [H, W] at frame size; None when it is all outside or empty.
+    """A prompt cut to a video: box clamped, mask bool [H, W] at frame size; None when it is all outside or empty.
 
     Raises:
-        ValueError: when the film has no such frame, a point lies outside the picture, or the mask has quite another
+        ValueError: when the frame is not in the video, a point lies outside the picture, or the mask has quite another
             shape.
     """
     if prompt.frame >= frames:
         raise ValueError(
-            f"a prompt is for frame {prompt.frame} but the film has {frames} frames; use 0 to {frames - 1}."
+            f"a prompt is for frame {prompt.frame} but the video has {frames} frames; use 0 to {frames - 1}."
         )
     for point in prompt.points:
         if not (0 <= point.x <= width and 0 <= point.y <= height):
             raise ValueError(
                 f"point ({point.x:g}, {point.y:g}) in frame {prompt.frame} lies outside the picture of "
-                f"{width} x {height} pixels; give pixels of the film that is tracked."
+                f"{width} x {height} pixels; give pixels of the video that is tracked."
             )
     box = None if prompt.box is None else clamp_box(prompt.box, height, width)
     mask = None if prompt.mask is None else _fit_mask(prompt.mask, height, width)

@@ -1,6 +1,6 @@
-"""What the tracker asks of a segmentation model: masks from prompts in a frame, and masks carried to the next one.
+"""What the tracker needs from a segmentation model: masks from prompts in a frame, and masks carried to the next.
 
-Two techniques answer: models with a memory of earlier frames, and optical flow with a model for single pictures.
+Two techniques provide this: models with a memory of earlier frames, and optical flow with a model for single pictures.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Sighting:
 
     Attributes:
         mask: uint8 [H, W], 0..255 with a soft edge, at frame size, on the CPU.
-        score: 0..1, how sure it is that the object is there and the mask right; 0 when it is not to be seen.
+        score: 0..1, confidence that the object is there and the mask is right; 0 when it is not visible.
     """
 
     mask: Tensor
@@ -29,7 +29,7 @@ class Sighting:
 
 
 class Propagator(Protocol):
-    """Follows objects through a film in one direction of time, frame after frame, keeping only what it needs.
+    """Follows objects through a video in one direction of time, frame after frame, keeping only what it needs.
 
     The caller visits frames in order; in each it calls ``step`` first (if any object is followed) and ``prompt`` for
     what is known of this very frame after.
@@ -39,13 +39,13 @@ class Propagator(Protocol):
         """Every followed object in this frame, by identity, from what was seen in the frames visited before."""
 
     def prompt(self, frame: int, prompts: dict[int, ObjectPrompt]) -> dict[int, Sighting]:
-        """Say where objects are in this frame, by identity; new ones are followed from now on.
+        """Set where objects are in this frame, by identity; new ones are followed from now on.
 
-        The prompts fit the film (``fit_prompt``).
+        The prompts fit the video (``fit_prompt``).
         """
 
     def forget(self, identity: int) -> None:
-        """Stop following an object; its memory is let go."""
+        """Stop following an object and free its memory."""
 
     # Those that look at colours may also have ``claim(frame, taken)``, called before ``step``: pixels of the coming
     # frame, bool [H, W], that are known to belong to objects which are not followed here.
@@ -67,7 +67,7 @@ class PropagationModel(Protocol):
     corrected_by_boxes: bool
 
     def follow(self, film: Film, reverse: bool = False) -> Propagator:
-        """Start following in a film, forwards or backwards in time."""
+        """Start following in a video, forwards or backwards in time."""
 
 
 class Segmenter(Protocol):
@@ -80,11 +80,11 @@ class Segmenter(Protocol):
     model: nn.Module
 
     def open(self, film: Film) -> SegmentedFilm:
-        """Look at a film; pictures are encoded when they are first asked for."""
+        """Open a video; pictures are encoded when they are first needed."""
 
 
 class SegmentedFilm(Protocol):
-    """A film whose pictures a segmenter encodes, a few at a time and ahead of use, keeping only the latest ones."""
+    """A video whose pictures a segmenter encodes, a few at a time and ahead of use, keeping only the latest ones."""
 
     def segment(
         self, frame: int, prompts: Sequence[ObjectPrompt], guesses: Sequence[Tensor | None] = ()
@@ -93,6 +93,6 @@ class SegmentedFilm(Protocol):
 
         Args:
             frame: to look at.
-            prompts: in pixels of the film; box, points and mask of one prompt are used together.
+            prompts: in pixels of the video; box, points and mask of one prompt are used together.
             guesses: per prompt a rough mask, float [H, W] 0..1, that the model may refine (its dense prompt), or None.
         """

@@ -52,7 +52,7 @@ class Tracks:
 
     @classmethod
     def empty(cls, frames: int, height: int, width: int) -> Tracks:
-        """No object: masks [0, T, H, W]."""
+        """Tracks without objects: masks [0, T, H, W]."""
         return cls(
             MaskStack(frames, height, width),
             (),
@@ -94,7 +94,7 @@ class Tracks:
         return self.masks.height, self.masks.width
 
     def object_masks(self) -> Tensor:
-        """Float [N, T, H, W], 0..1. Four bytes a pixel: for long films read ``masks`` in parts instead."""
+        """Float [N, T, H, W], 0..1. Four bytes a pixel: for long videos read ``masks`` in parts instead."""
         return self.masks.tensor().float().div_(255)
 
     def union(self) -> Tensor:
@@ -143,11 +143,11 @@ class Tracks:
 
 
 def frame_ranges(frames: Sequence[int], most: int = 12) -> str:
-    """Frame numbers for people: ``0, 3-5`` for [0, 3, 4, 5].
+    """Frame numbers as readable text: ``0, 3-5`` for [0, 3, 4, 5].
 
     Args:
         frames: in rising order.
-        most: numbers and ranges that are written out; how many frames more there are is said in one number.
+        most: numbers and ranges that are written out; the count of further frames follows in one number.
     """
     parts: list[tuple[int, int]] = []
     for frame in frames:

@@ -10,7 +10,7 @@ from ..attention_patches.errors import GuideError
 from ..attention_patches.guidance.text_spans import TextSpans
 from .words import INVERSION_NAME, find_phrases, shorten
 
-# Stands in a sequence of token ids for what is no part of the prompt: beginning, end, padding, a template's words.
+# In token ids, marks what is not part of the prompt: beginning, end, padding, a template's words.
 NOT_OF_PROMPT = -1
 Tokenize = Callable[[str], Sequence[int]]
 
@@ -29,7 +29,7 @@ def locate_phrases(
     reaches over the border of a phrase belongs to it.
 
     Args:
-        ids: token ids of the whole text sequence as the model sees it, ``NOT_OF_PROMPT`` for what is no part of the
+        ids: token ids of the whole text sequence as the model sees it, ``NOT_OF_PROMPT`` for what is not part of the
             prompt.
         parts: texts that make the prompt when joined, as the tokenizer takes them apart (at weights).
         tokenizers: ways to make ids of a part or its beginning alone, specials excluded; each part is read in the
@@ -89,7 +89,7 @@ class _Part:
 
     @cached_property
     def cuts(self) -> list[int]:
-        """Character offsets where the text may be cut: not in the name of a textual inversion."""
+        """Character offsets where the text may be cut: not inside the name of a textual inversion."""
         inside = {cut for name in INVERSION_NAME.finditer(self.text) for cut in range(name.start() + 1, name.end())}
         return [cut for cut in range(len(self.text) + 1) if cut not in inside]
 
@@ -103,7 +103,7 @@ class _Part:
 
     def _count(self, cut: int) -> int | None:
         before = list(self.tokenize(self.text[:cut]))
-        # There may be more of them than tokens where the tokenizer has cut the prompt.
+        # They may outnumber the tokens where the tokenizer has cut the prompt.
         if before[: len(self.tokens)] == self.tokens[: len(before)]:
             return min(len(before), len(self.tokens))
         # The last token before may be written as the end of a word only because the text ends there.
@@ -115,7 +115,7 @@ class _Part:
         """Numbers of the prompt's tokens between two characters of this text; one that reaches over them is inside.
 
         Raises:
-            GuideError: the borders of the tokens are not to be found nearby.
+            GuideError: the borders of the tokens cannot be found nearby.
         """
         before = self._nearest(start, [cut for cut in reversed(self.cuts) if cut <= start])
         after = self._nearest(stop, [cut for cut in self.cuts if cut >= stop])
@@ -145,9 +145,9 @@ def _align(tokens: list[int], parts: Sequence[str], tokenizers: Sequence[Tokeniz
                 break
         else:
             raise GuideError(_no_match(text))
-        own = rest[: len(made)]
-        aligned.append(_Part(text, start, own, first, tokenize))
-        first += len(own)
+        part = rest[: len(made)]
+        aligned.append(_Part(text, start, part, first, tokenize))
+        first += len(part)
         start += len(text)
     if first < len(tokens):
         raise GuideError(_no_match("".join(parts)))
@@ -167,5 +167,5 @@ def _tokens_between(aligned: Sequence[_Part], start: int, stop: int) -> list[int
 def _no_match(text: str) -> str:
     return (
         f"the text encoder reads {shorten(text)!r} otherwise inside of the prompt than alone, so its words cannot be "
-        "told apart; put spaces around the phrase, close every parenthesis, or write \\( and \\) for plain ones."
+        "separated; put spaces around the phrase, close every parenthesis, or write \\( and \\) for plain ones."
     )

@@ -18,7 +18,7 @@ _UNSPACED = re.compile(
     "[\u0e00-\u0fff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u2e80-\u2fdf\u3040-\u30ff\u3130-\u318f\u31f0-\u31ff"
     "\u3400-\u4dbf\u4e00-\u9fff\ua960-\ua97f\uac00-\ud7ff\uf900-\ufaff\uff66-\uffdc\U00020000-\U0003ffff]"
 )
-# The name of a textual inversion is one word, and no tokenizer is given a part of it.
+# The name of a textual inversion is one word; tokenizers never get a part of it.
 _NAME_OR_CHARACTER = re.compile(r"embedding:[^\s,]+|\S")
 # The name of a textual inversion in a prompt.
 INVERSION_NAME = re.compile(r"embedding:\s*[^\s,]*")
@@ -39,7 +39,7 @@ class Word:
 
     @cached_property
     def key(self) -> str:
-        """Equal for words that differ in nothing but upper and lower case or the form of their characters."""
+        """Equal for words that differ only in case or in the form of their characters."""
         return unicodedata.normalize("NFKC", self.text).casefold()
 
 
@@ -60,7 +60,7 @@ def split_words(text: str) -> list[Word]:
 
 
 def _belong_together(left: str, right: str) -> bool:
-    """Say whether a character continues the word that the one before it belongs to."""
+    """Whether a character continues the word that the one before it belongs to."""
     if len(right) > 1:
         return False
     kinds = unicodedata.category(left)[0], unicodedata.category(right)[0]
@@ -71,7 +71,7 @@ def _belong_together(left: str, right: str) -> bool:
 
 
 def find_phrases(prompt: str, phrases: Sequence[str]) -> list[list[list[Word]]]:
-    """Find every occurrence of phrases in a prompt, as whole words, in upper or lower case.
+    """Find every occurrence of phrases in a prompt, as whole words, in any case.
 
     Args:
         prompt: in words, without weights.
@@ -104,7 +104,7 @@ def find_phrases(prompt: str, phrases: Sequence[str]) -> list[list[list[Word]]]:
 
 
 def shorten(text: str) -> str:
-    """A text for a message, without its end when it is long."""
+    """A text for a message, shortened when it is long."""
     return text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS].rstrip() + " ..."
 
 

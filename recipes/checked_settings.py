@@ -37,7 +37,7 @@ def check_ranges(entries: Iterable[tuple[str, float | None, float, float]]) -> N
 
 
 def film_size(geometry: Geometry, frames: int, height: int | None, width: int | None) -> tuple[int, int, int]:
-    """Frames, height and width of a film; a side that is None is the model's own.
+    """Frames, height and width of a clip; a side that is None takes the model's native one.
 
     Raises:
         ValueError: a size that the model cannot make, with the nearest one that it can.
@@ -48,7 +48,7 @@ def film_size(geometry: Geometry, frames: int, height: int | None, width: int | 
         factor = geometry.spatial_factor
         if value % factor:
             near = max(factor, round(value / factor) * factor)
-            raise ValueError(f"{name} is {value}, no multiple of {factor} as this model needs; take {near}.")
+            raise ValueError(f"{name} is {value}, not a multiple of {factor} as this model needs; take {near}.")
     if (frames - 1) % geometry.temporal_factor:
         near = (frames - 1) // geometry.temporal_factor * geometry.temporal_factor + 1
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Write a U-Net of LaVie's as safetensors: smaller where wanted, quick to open, and with nothing but tensors in it.
+"""Write a LaVie U-Net as safetensors: smaller where wanted, quick to open, and with nothing but tensors in it.
 
 Tensors go from file to file one by one, so that a model of several gigabytes needs a few hundred megabytes of memory.
 """
@@ -21,7 +21,7 @@ from ..weight_files.writing import replacing
 
 Precision = Literal["float32", "float16", "bfloat16"]
 
-# What the format calls types of numbers.
+# The format's names for types of numbers.
 TYPE_NAMES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -56,7 +56,7 @@ class Conversion:
     bytes_written: int
 
     def summary(self) -> str:
-        """One line about it."""
+        """The result in one line."""
         read, written = self.bytes_read / 1e9, self.bytes_written / 1e9
         return (
             f"LaVie's {STAGE_NAMES[self.stage]}: {self.tensors} tensors, {self.elements:,} numbers, "
@@ -71,9 +71,9 @@ def convert_weights(
     overwrite: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Conversion:
-    """Write a U-Net of LaVie's as safetensors, its sizes in the header under ``config``.
+    """Write a LaVie U-Net as safetensors, its sizes in the header under ``config``.
 
-    Names and shapes stay those of the published file; what a training run had beside the averaged weights is left out.
+    Names and shapes stay those of the published file; what training stored beside the averaged weights is left out.
 
     Args:
         source: ``lavie_base.pt``, ``lavie_interpolation.pt``, ``lavie_vsr.pt`` or a file made from one.
@@ -81,11 +81,11 @@ def convert_weights(
         precision: of the numbers; as they are when left out. Half of the memory, and on GPUs what is computed with, is
             ``float16``.
         overwrite: whether ``target`` may exist.
-        progress: called with the stage's name, tensors done and all.
+        progress: called with the stage's name, tensors done and their total.
 
     Raises:
-        FileNotFoundError: there is no such source.
-        ValueError: it is broken, incomplete or no U-Net of LaVie's; the target exists or has no room; a number is not
+        FileNotFoundError: the source does not exist.
+        ValueError: it is broken, incomplete or not a LaVie U-Net; the target exists or has no room; a number is not
             finite, or too large for the precision.
     """
     target = source.with_suffix(".safetensors") if target is None else target
@@ -121,7 +121,7 @@ def _check_target(source: Path, target: Path, precision: Precision | None, overw
     if precision is not None and precision not in get_args(Precision):
         raise ValueError(f"precision is {precision!r}; choose one of {', '.join(get_args(Precision))}.")
     if target.suffix != ".safetensors":
-        raise ValueError(f"{str(target)!r} shall be written; give a name that ends in .safetensors.")
+        raise ValueError(f"{str(target)!r} is to be written; give a name that ends in .safetensors.")
     if not target.parent.is_dir():
         raise ValueError(f"{str(target)!r} cannot be written: the folder does not exist; make it first.")
     if target.exists() and source.exists() and target.samefile(source):
@@ -171,8 +171,8 @@ def _write(
             written = value.to(types[name]).contiguous()
             if written.dtype != value.dtype and not bool(torch.isfinite(written).all()):
                 raise ValueError(
-                    f"tensor {name} reaches {float(value.abs().max()):.3g}, too much for {types[name]}; choose precision "
-                    "bfloat16 or float32."
+                    f"tensor {name} reaches {float(value.abs().max()):.3g}, too much for {types[name]}; "
+                    "choose precision bfloat16 or float32."
                 )
             # One axis, so that tensors without any can be seen as bytes too.
             file.write(memoryview(written.reshape(-1).view(torch.uint8).numpy()))

@@ -17,7 +17,7 @@ def staged_folder(folder: Path) -> Iterator[Path]:
     Entering makes ``folder`` and proves that it can be written to, so that a run of minutes does not end in an error.
 
     Args:
-        folder: where the files shall be; made when missing. Files of the same name are replaced.
+        folder: where the files go; made when missing. Files of the same name are replaced.
 
     Raises:
         ValueError: the folder cannot be made or written to.

@@ -1,4 +1,4 @@
-"""What a film did, measured on its pixels; nothing here knows a model or a world.
+"""Measurements of a video on its pixels; nothing here knows a model or a world.
 
 Masks are float [T, H, W], inside from 0.5 on. A measure that has nothing to look at (no pixel inside, no frame) is None
 and never a number that looks like a result.
@@ -21,7 +21,7 @@ EDGE_PIXELS = 2
 
 
 def frames_sha256(frames: Tensor) -> str:
-    """Fingerprint of a film's 8-bit pixels and its shape: two films have the same one when all pixels agree."""
+    """Fingerprint of a video's 8-bit pixels and its shape: two videos have the same one when all pixels agree."""
     digest = hashlib.sha256(str(tuple(frames.shape)).encode("ascii"))
     digest.update(to_bytes(frames).contiguous().numpy().tobytes())
     return digest.hexdigest()
@@ -75,7 +75,7 @@ def edge_sharpness(frames: Tensor, masks: Tensor) -> float | None:
 
 
 def change_outside(first: Tensor, second: Tensor, masks: Tensor) -> float | None:
-    """Mean absolute difference (0..1, over RGB) of two films away from the masks and from their edges."""
+    """Mean absolute difference (0..1, over RGB) of two videos away from the masks and from their edges."""
     _check_masks(first, masks)
     _check_masks(second, masks)
     outside = _grown((masks > 0.5).float()[:, None])[:, 0] < 0.5
@@ -83,7 +83,7 @@ def change_outside(first: Tensor, second: Tensor, masks: Tensor) -> float | None
 
 
 def measure_film(frames: Tensor, masks: Tensor) -> dict[str, float | None]:
-    """Colour purity and edge sharpness of one film under a mask track."""
+    """Colour purity and edge sharpness of one video under a mask track."""
     return {"colour_purity": colour_purity(frames, masks), "edge_sharpness": edge_sharpness(frames, masks)}
 
 
@@ -95,6 +95,6 @@ def _check_masks(frames: Tensor, masks: Tensor) -> None:
     check_frames(frames)
     if tuple(masks.shape) != tuple(frames.shape[:3]):
         raise ValueError(
-            f"masks have shape {tuple(masks.shape)} and the film {tuple(frames.shape)}; give one mask per frame of the "
-            "film's size."
+            f"masks have shape {tuple(masks.shape)} and the video {tuple(frames.shape)}; give one mask per frame "
+            "of the video's size."
         )

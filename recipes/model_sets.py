@@ -1,4 +1,4 @@
-"""Sets of models by name: a video model with the detector and the tracker that go with it."""
+"""Named sets of models: a video model with the detector and the tracker that go with it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class ModelSet:
 
 
 class Staged:
-    """A helper model that is on the device only while it works; everything else is the helper's own.
+    """A helper model that is on the device only while it works; everything else is the helper's.
 
     Args:
         helper: a detector or tracker with its module as ``model``.
@@ -48,7 +48,7 @@ class Staged:
 
 
 class StagedDetector(Staged):
-    """A detector; what it does not name is as in ``ObjectDetector.detect``."""
+    """A detector; arguments not named here are those of ``ObjectDetector.detect``."""
 
     def detect(
         self, frames: Tensor | Film, phrases: Sequence[str], *thresholds: float, **options: Any
@@ -59,7 +59,7 @@ class StagedDetector(Staged):
 
 
 class StagedTracker(Staged):
-    """A tracker; what it does not name is as in ``ObjectTracker.track``."""
+    """A tracker; arguments not named here are those of ``ObjectTracker.track``."""
 
     def track(self, frames: Tensor | Film, *evidence: Any, **options: Any) -> Tracks:
         """As the tracker does."""
@@ -68,7 +68,7 @@ class StagedTracker(Staged):
 
 
 def check_device(name: str | None) -> torch.device:
-    """The device of a name; the CPU where there is none.
+    """The device of that name; the CPU for None.
 
     Raises:
         ValueError: an unknown name, or a device that this machine does not have.
@@ -86,14 +86,14 @@ def check_device(name: str | None) -> torch.device:
 
 
 def load_models(loader: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a loader of models; what is wrong with the files becomes one kind of error.
+    """Call a loader of models; all errors of the files become one kind of error.
 
     Raises:
         ValueError: the models cannot be loaded, and why.
     """
     from transformers.utils.logging import disable_progress_bar
 
-    # Runs have bars of their own.
+    # Runs have their own bars.
     disable_progress_bar()
     try:
         return loader(*arguments)
@@ -126,7 +126,7 @@ def load_finders(
         device: of the computation; None is the CPU.
 
     Raises:
-        ValueError, OSError, RuntimeError, ImportError: as the files or this installation lack something.
+        ValueError, OSError, RuntimeError, ImportError: when the files or this installation lack something.
     """
     from ..perception.open_models import open_detector, open_tracker
 
@@ -145,17 +145,17 @@ def load_lavie_set(
     detector: str | Path | None = None,
     tracker: str | Path | None = None,
 ) -> ModelSet:
-    """LaVie's base model or Stable Diffusion 1 out of a file, with what finds and follows objects.
+    """LaVie's base model or Stable Diffusion 1 from a file, with what finds and follows objects.
 
     Args:
         path: ``lavie_base.pt`` or a file made from it, or a checkpoint or folder of Stable Diffusion 1.
         parts: Stable Diffusion 1 checkpoint or folder, for text encoder and VAE; None where ``path`` has them.
         device: of the computation; None is the CPU.
         tokenizer: folder of the tokenizer where the parts are a single file; None looks beside it and in the cache.
-        detector, tracker: as in ``load_finders``; the Toybox's know its own world of coloured shapes only.
+        detector, tracker: as in ``load_finders``; the Toybox ones know only its world of coloured shapes.
 
     Raises:
-        ValueError, OSError, RuntimeError, ImportError: as the files or this installation lack something.
+        ValueError, OSError, RuntimeError, ImportError: when the files or this installation lack something.
     """
     from ..video_models.lavie.models import open_lavie
 
@@ -174,7 +174,7 @@ def load_model_set(
     detector: str | Path | None = None,
     tracker: str | Path | None = None,
 ) -> ModelSet:
-    """Load a set by its name, or around a file of LaVie's base model.
+    """Load a named set, or one around a file of LaVie's base model.
 
     Args:
         name: one of ``MODEL_SETS``, or the path of a model file.

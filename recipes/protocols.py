@@ -1,4 +1,4 @@
-"""What the recipes ask of a video model, of what fills and enlarges its films, of a detector and a tracker.
+"""What the recipes need from a video model, an interpolator, an upscaler, a detector and a tracker.
 
 Frames are float [T, H, W, 3] in 0..1 on the CPU, masks [T, H, W] in 0..1 with an object axis in front where objects are
 apart, latents [B, C, T, h, w] scaled as the model wants them.
@@ -73,7 +73,7 @@ class VideoModel(Protocol):
         """Names of the blocks whose attention can be patched, in the order of the forward pass."""
 
     def step_progress(self, steps: int, sampler: SamplerName = "ddim", start_percent: float = 0.0) -> list[float]:
-        """Where in the schedule the steps of such a run lie, 0 (noise) to 1, as attention patches see it."""
+        """Where the steps of such a run lie in the schedule, 0 (noise) to 1, as attention patches see it."""
 
     def encode_prompt(self, prompt: str) -> PromptEmbedding:
         """Encode a prompt, which may be empty."""
@@ -92,7 +92,7 @@ class VideoModel(Protocol):
         """Latents [1, C, T, h, w] to frames [T, H, W, 3]."""
 
     def decode_parts(self, latents: Tensor) -> Iterator[Tensor]:
-        """As ``decode``, a few frames [n, H, W, 3] at a time, so that a long film need not be in memory."""
+        """As ``decode``, a few frames [n, H, W, 3] at a time, so that a long video need not be in memory."""
 
     def noise(self, frames: int, height: int, width: int, seed: int, batch: int = 1) -> Tensor:
         """Unit starting noise [B, C, T, h, w] of a clip of that many pixel frames, height and width in pixels."""
@@ -117,7 +117,7 @@ class VideoModel(Protocol):
         """Denoise to clean latents [B, C, T, h, w].
 
         ``start_percent`` above 0 starts from ``latents`` noised to that part of the schedule. ``first_frame`` is given
-        clean to every call of the model, and comes back bit by bit as the first frame of the result.
+        clean to every call of the model, and comes back bit for bit as the first frame of the result.
         """
 
 
@@ -140,21 +140,21 @@ class Interpolator(Protocol):
         patches: Sequence[Patch] = (),
         callback: SampleCallback | None = None,
     ) -> Iterator[Tensor]:
-        """A film [T, H, W, 3] of at least two frames with those in between, a few frames [n, H, W, 3] at a time.
+        """A video [T, H, W, 3] of at least two frames with those in between, a few frames [n, H, W, 3] at a time.
 
         It is sampled when this returns, and decoded as the frames are taken.
 
         Raises:
-            ValueError: a film or settings that the model cannot work on.
+            ValueError: a video or settings that the model cannot work on.
         """
 
 
 class Upscaler(Protocol):
-    """Enlarges films."""
+    """Enlarges videos."""
 
     @property
     def factor(self) -> int:
-        """Pixels of the result per pixel of the film, along height and width."""
+        """Pixels of the result per pixel of the video, along height and width."""
 
     def upscale_parts(
         self,
@@ -171,12 +171,12 @@ class Upscaler(Protocol):
         patches: Sequence[Patch] = (),
         callback: SampleCallback | None = None,
     ) -> Iterator[Tensor]:
-        """A film [T, H, W, 3] enlarged, a few frames [n, H * factor, W * factor, 3] at a time.
+        """A video [T, H, W, 3] enlarged, a few frames [n, H * factor, W * factor, 3] at a time.
 
         It is sampled when this returns, and decoded as the frames are taken.
 
         Raises:
-            ValueError: a film or settings that the model cannot work on.
+            ValueError: a video or settings that the model cannot work on.
         """
 
 
@@ -212,7 +212,7 @@ class Tracker(Protocol):
 
 @runtime_checkable
 class Releasable(Protocol):
-    """A model that can leave the compute device between stages and comes back by itself at its next use."""
+    """A model that can leave the compute device between stages and comes back automatically at its next use."""
 
     def release(self) -> Any:
-        """Give the device's memory back."""
+        """Free the device's memory."""

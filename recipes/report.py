@@ -35,7 +35,7 @@ def peak_memory_bytes() -> int | None:
     """Highest resident memory of this process so far; None where the system does not say."""
     status = Path("/proc/self/status")
     if status.is_file():
-        # What getrusage says on Linux may be of the process that started this one.
+        # On Linux getrusage may report the process that started this one.
         lines = status.read_text(encoding="ascii", errors="replace").splitlines()
         peak = next((line.split()[1] for line in lines if line.startswith("VmHWM:")), None)
         return int(peak) * 1024 if peak else None
@@ -48,7 +48,7 @@ def peak_memory_bytes() -> int | None:
 
 
 def rounded(value: Any, digits: int = 4) -> Any:
-    """The same structure with its floats rounded, for people to read."""
+    """The same structure with its floats rounded, for readers."""
     if isinstance(value, float):
         return round(value, digits)
     if isinstance(value, dict):
@@ -59,7 +59,7 @@ def rounded(value: Any, digits: int = 4) -> Any:
 
 
 def write_report(path: Path, report: dict[str, Any]) -> None:
-    """Write a report; NaN and infinity are refused, since JSON has no word for them.
+    """Write a report; NaN and infinity are refused, since JSON cannot hold them.
 
     Raises:
         ValueError: a value that is not finite, or a missing folder.
@@ -70,7 +70,7 @@ def write_report(path: Path, report: dict[str, Any]) -> None:
 
 
 def summary(report: dict[str, Any]) -> str:
-    """A few lines that say what the guidance did."""
+    """A few lines on what the guidance did."""
     lines = list(report["notes"])
     if report["guided"]:
         first, second = report["films"]["first"], report["films"]["second"]

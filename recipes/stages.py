@@ -18,7 +18,7 @@ class Stages:
     """The clock and the notes of one run.
 
     Attributes:
-        progress: told about every piece of work.
+        progress: called after every piece of work.
         timings: seconds by stage.
         notes: what a reader of the report has to know, in sentences.
     """

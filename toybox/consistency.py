@@ -1,4 +1,4 @@
-"""How well a long film of the Toybox world holds together: drift of its object, flicker of its background, motion.
+"""How consistent a long Toybox video is: drift of its object, flicker of its background, motion.
 
 Everything is read from pixels against the background that the prompt names. Objects are found whatever their colour, so
 that a change of colour is seen as such and not as a loss.
@@ -15,23 +15,23 @@ from .metrics import SMALLEST_AREA, largest_piece, object_pixels
 
 # Pixels of a second piece from which it counts: less than an object, more than ragged edges.
 SMALLEST_PIECE = 20
-# Pixels so near to an object are not counted as background: its soft edge moves.
+# Pixels this near to an object are not counted as background: its soft edge moves.
 MARGIN = 2
 
 
 @dataclass(frozen=True)
 class FilmConsistency:
-    """Measures of one film; None where too few frames show an object.
+    """Measures of one video; None where too few frames show an object.
 
     Attributes:
         presence: share of the frames that show an object.
-        colour_drift: mean distance (RGB, 0..1.73) of the object's mean colour in a frame from that of the film.
+        colour_drift: mean distance (RGB, 0..1.73) of the object's mean colour in a frame from that of the video.
         colour_right: share of the frames with an object whose colour is nearest to the named one.
         size_drift: standard deviation of the object's diameter over frames, as a part of its mean.
         split: share of the frames that show a second object, or a piece that came off the first.
         flicker: mean change of a background pixel from frame to frame, 0..1.
         jerk: mean change of the velocity of the object's centre from frame to frame, pixels.
-        travel: longest side of the box around the centre's path, pixels; a film that froze has none.
+        travel: longest side of the box around the centre's path, pixels; a video that froze has none.
     """
 
     presence: float
@@ -45,7 +45,7 @@ class FilmConsistency:
 
 
 def film_consistency(frames: np.ndarray, background: str, colour: str) -> FilmConsistency:
-    """Measure a film with one object.
+    """Measure a video with one object.
 
     Args:
         frames: float [T, 64, 64, 3] in 0..1, T of 2 or more.
@@ -56,7 +56,7 @@ def film_consistency(frames: np.ndarray, background: str, colour: str) -> FilmCo
         ValueError: fewer than 2 frames.
     """
     if len(frames) < 2:
-        raise ValueError(f"the film has {len(frames)} frame; consistency over time needs at least 2.")
+        raise ValueError(f"the video has {len(frames)} frame; consistency over time needs at least 2.")
     pixels = object_pixels(frames, background)
     masks = np.stack([largest_piece(frame) for frame in pixels])
     areas = masks.sum(axis=(1, 2)).astype(float)

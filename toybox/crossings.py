@@ -1,6 +1,6 @@
 """Clips that are hard to follow: objects of the Toybox world cross, hide each other, leave the picture and come back.
 
-Drawn by the world's own renderer, so that the truth is exact: which pixels of which object are seen in every frame.
+Drawn by the world's renderer, so that the truth is exact: which pixels of which object are seen in every frame.
 """
 
 from __future__ import annotations
@@ -88,10 +88,10 @@ def random_crossing(generator: np.random.Generator, event: Event | None = None, 
     """Draw a random crossing.
 
     Args:
-        generator: the only source of chance.
+        generator: the only source of randomness.
         event: what happens; None for any.
         look: how the objects differ; None mostly for colour. Twins never hide each other wholly: nothing in the
-            picture would tell which of the two comes out again.
+            picture would show which of the two comes out again.
     """
     event = event or EVENTS[int(generator.integers(len(EVENTS)))]
     if look is None:
@@ -130,7 +130,7 @@ def _looks(generator: np.random.Generator, look: Look) -> list[tuple[str, str]]:
 
 
 def _radii(generator: np.random.Generator, event: Event) -> tuple[float, float]:
-    """Of the one behind and of the one in front, which hides it wholly where it must."""
+    """Radii of the object behind and of the one in front, which hides it wholly where it must."""
     small, large = world.RADIUS_RANGE
     if event == "hide":
         return float(generator.uniform(small, small + 0.5)), float(generator.uniform(large - 1.0, large))

@@ -1,6 +1,6 @@
-"""Exact measurements on films of the Toybox world: what is in them, without any learned judge.
+"""Exact measurements on videos of the Toybox world: what is in them, without a learned judge.
 
-Everything is read from pixels with the world's own palette and pictures. On rendered clips the four words of a
+Everything is read from pixels with the world's palette and pictures. On rendered clips the four words of a
 prompt are recovered almost always; how often, after a VAE or from a model, is what the model cards report.
 """
 
@@ -25,7 +25,7 @@ SMALLEST_AREA = 60
 
 @dataclass(frozen=True)
 class ObjectMeasurement:
-    """What a film shows of one object.
+    """What a video shows of one object.
 
     Attributes:
         colour, shape, motion: the words of the world that fit best; empty where no object was found.
@@ -40,7 +40,7 @@ class ObjectMeasurement:
 
 @dataclass(frozen=True)
 class PromptScore:
-    """Whether a film shows what its scene's prompt says; with two objects, both must be right."""
+    """Whether a video shows what its scene's prompt says; with two objects, both must be right."""
 
     colour: bool
     background: bool
@@ -49,7 +49,7 @@ class PromptScore:
 
 
 def measure_background(frames: np.ndarray) -> str:
-    """The background that explains most of the film.
+    """The background that explains most of the video.
 
     Args:
         frames: float [T, 64, 64, 3] in 0..1.
@@ -147,7 +147,7 @@ def measure_motion(mask: np.ndarray) -> str:
 
 
 def score_prompt(frames: np.ndarray, scene: world.Scene) -> PromptScore:
-    """Compare a film with the words of a scene.
+    """Compare a video with the words of a scene.
 
     Colour: the seen colours are the named ones. Background: the nearest picture. Shape and motion: of the object of
     the named colour.

@@ -1,6 +1,6 @@
 """Motions that no Toybox model was trained on: to see whether a model can be tuned to one with a handful of clips.
 
-Clips are drawn by the world's own renderer. Paths are exact, so that a film can be compared with them.
+Clips are drawn by the world's renderer. Paths are exact, so that a video can be compared with them.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class UnseenObject(world.SceneObject):
 
 
 def unseen_scene(motion: str, colour: str, shape: str, background: str, generator: np.random.Generator) -> world.Scene:
-    """A scene of one object on such a path, its size and place by chance, all of it inside the picture."""
+    """A scene of one object on such a path, its size and place at random, all of it inside the picture."""
     path(motion, 1)
     radius = float(generator.uniform(*RADII))
     low = REACH + 1.25 * radius + 1
@@ -79,7 +79,7 @@ def film_centres(frames: np.ndarray, background: str) -> np.ndarray:
 
 def motion_error(centres: np.ndarray, wanted: np.ndarray) -> float:
     """Mean distance in pixels between two paths [T, 2] laid over each other by their means; infinite where the object
-    is missing in more than a quarter of the frames. A film that stands still has ``REACH`` on a circle.
+    is missing in more than a quarter of the frames. A video that stands still has ``REACH`` on a circle.
     """
     seen = np.isfinite(centres).all(axis=1)
     if seen.mean() < 0.75:

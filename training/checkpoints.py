@@ -1,4 +1,4 @@
-"""Save and resume a training run: one file with everything that is needed to go on where it stopped."""
+"""Save and resume a training run: one file with everything that is needed to continue where it stopped."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     """Write ``state`` (state dicts, numbers) to ``path``; a crash in the middle leaves the old file whole.
 
     Raises:
-        OSError: it cannot be written, for want of room for example. The old file is still there, and no half of a new
+        OSError: it cannot be written, for want of room for example. The old file is still there, without half of a new
         one.
     """
     try:
@@ -31,7 +31,7 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
             # Otherwise the name could be on the disk before the contents are.
             os.fsync(file.fileno())
     except (OSError, RuntimeError) as error:
-        # Torch's writer hides the reason of a full disk behind a RuntimeError of its own.
+        # Torch's writer hides the reason of a full disk behind its own RuntimeError.
         hidden = error.__context__ if isinstance(error, RuntimeError) else None
         reason = getattr(error, "strerror", None) or getattr(hidden, "strerror", None) or str(error).splitlines()[0]
         kept = "the last one is still there" if path.is_file() else "there is no earlier one"
@@ -61,8 +61,8 @@ def load_checkpoint(
         state = None
     if not isinstance(state, dict) or not state.keys() >= set(entries):
         raise ValueError(
-            f"the checkpoint {str(path)!r} is damaged or no checkpoint of this training; remove it to start anew, or put "
-            "a good copy in its place to go on."
+            f"the checkpoint {str(path)!r} is damaged or not a checkpoint of this training; "
+            "remove it to start anew, or put a good copy in its place to go on."
         )
     return state
 
@@ -72,7 +72,7 @@ class ExponentialMovingAverage:
 
     Args:
         module: whose parameters and buffers to follow.
-        decay: weight of the old mean, 0..1. Early steps use a smaller one so that the start is forgotten.
+        decay: weight of the old mean, 0..1. Early steps use a smaller one so that the start fades.
     """
 
     def __init__(self, module: nn.Module, decay: float = 0.998) -> None:

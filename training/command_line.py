@@ -33,8 +33,8 @@ def training_parser(
     parser.add_argument("--steps", type=int, default=steps, help="steps to train")
     parser.add_argument("--batch", type=int, default=batch, help="examples per step")
     parser.add_argument("--learning-rate", type=float, default=learning_rate, help="between warm-up and decay")
-    parser.add_argument("--seed", type=int, default=seed, help="of all chance")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads, 0 for torch's own choice")
+    parser.add_argument("--seed", type=int, default=seed, help="of all random numbers")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads, 0 for torch's choice")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="to train on")
     return parser
 

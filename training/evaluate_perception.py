@@ -70,7 +70,7 @@ def match_boxes(boxes: Sequence[Box], truth: Sequence[Box]) -> list[bool]:
 
 
 def detector_figures(detector: ObjectDetector, pictures: Pictures, seed: int) -> dict[str, float]:
-    """Ask each picture for every object by colour and shape, and for two phrases that fit nothing in it.
+    """Search each picture for every object by colour and shape, and for two phrases that fit nothing in it.
 
     Returns:
         ``AP50``: over all questions together, those without an answer too. ``recall``, ``boxes per object``, ``false
@@ -80,22 +80,22 @@ def detector_figures(detector: ObjectDetector, pictures: Pictures, seed: int) ->
     generator = np.random.default_rng(seed)
     questions: dict[str, list[tuple[int, Phrase]]] = {}
     for row, words in enumerate(pictures.words):
-        asked = {" ".join(item): Phrase(" ".join(item), *item) for item in words}
+        sought = {" ".join(item): Phrase(" ".join(item), *item) for item in words}
         # An object that is too small to judge makes its phrase neither right nor wrong.
-        asked = {text: phrase for text, phrase in asked.items() if _all_visible(pictures, row, phrase)}
+        sought = {text: phrase for text, phrase in sought.items() if _all_visible(pictures, row, phrase)}
         absent = [absent_phrase(generator, words) for _ in range(2)]
-        for phrase in [*asked.values(), *absent]:
+        for phrase in [*sought.values(), *absent]:
             questions.setdefault(phrase.text, []).append((row, phrase))
     boxes = boxes_of_masks(pictures.masks)
     scores: list[float] = []
     correct: list[bool] = []
     counts = dict.fromkeys(("objects", "found", "boxes", "absent", "alarms"), 0)
     overlaps: list[float] = []
-    for text, asked in questions.items():
-        rows = [row for row, _ in asked]
+    for text, entries in questions.items():
+        rows = [row for row, _ in entries]
         frames = pictures.images[rows].permute(0, 2, 3, 1).float() / 255
         answers = detector.detect(frames, [text], 0.02, 0.0, NMS_THRESHOLD)
-        for (row, phrase), answer in zip(asked, answers, strict=True):
+        for (row, phrase), answer in zip(entries, answers, strict=True):
             truth = [
                 Box.from_corners(*boxes[row, number].tolist())
                 for number, item in enumerate(pictures.words[row])
@@ -104,17 +104,17 @@ def detector_figures(detector: ObjectDetector, pictures: Pictures, seed: int) ->
             hits = match_boxes(answer, truth)
             scores.extend(box.score for box in answer)
             correct.extend(hits)
-            sure = [hit for hit, box in zip(hits, answer, strict=True) if box.score > BOX_THRESHOLD]
+            confident = [hit for hit, box in zip(hits, answer, strict=True) if box.score > BOX_THRESHOLD]
             counts["objects"] += len(truth)
-            counts["found"] += sum(sure)
+            counts["found"] += sum(confident)
             if truth:
-                counts["boxes"] += len(sure)
+                counts["boxes"] += len(confident)
                 overlaps.extend(
                     max(iou(box, item) for item in truth) for box, hit in zip(answer, hits, strict=True) if hit
                 )
             else:
                 counts["absent"] += 1
-                counts["alarms"] += bool(sure)
+                counts["alarms"] += bool(confident)
     return {
         "AP50": average_precision(scores, correct, counts["objects"]),
         "recall": counts["found"] / counts["objects"],
@@ -178,9 +178,9 @@ def chain_figures(detector: ObjectDetector, tracker: ObjectTracker, clips: int, 
 def generated_figures(
     detector: ObjectDetector, tracker: ObjectTracker, films: int, seed: int, steps: int, cfg: float
 ) -> dict[str, float]:
-    """Films made by the Toybox text-to-video model: IoU of the tracked masks with the film's colour segmentation.
+    """Clips made by the Toybox text-to-video model: IoU of the tracked masks with the clip's colour segmentation.
 
-    Objects that the film does not show (too few pixels of their colour in half of its frames) are counted apart.
+    Objects that the clip does not show (too few pixels of their colour in half of its frames) are counted apart.
     """
     model = load_toybox()
     generator = np.random.default_rng(seed)
@@ -218,15 +218,15 @@ def _mask_iou(first: Tensor, second: Tensor) -> float:
 
 
 def main(arguments: list[str]) -> None:
-    """Measure one model, or the two of them in a row, and write the figures."""
+    """Measure one model, or both one after another, and write the figures."""
     parser = argparse.ArgumentParser(prog="evaluate perception", description=__doc__)
     parser.add_argument("what", choices=["detector", "segmenter", "chain"])
     parser.add_argument("--detector", type=given_path, default=ROOT / "toybox" / "detector")
     parser.add_argument("--segmenter", type=given_path, default=ROOT / "toybox" / "segmenter")
     parser.add_argument("--pictures", type=int, default=300, help="pictures, or clips for the chain divided by 10")
-    parser.add_argument("--films", type=int, default=30, help="films to generate for the chain, 0 for none")
-    parser.add_argument("--steps", type=int, default=25, help="sampling steps of a film")
-    parser.add_argument("--cfg", type=float, default=4.0, help="classifier-free guidance of a film")
+    parser.add_argument("--films", type=int, default=30, help="clips to generate for the chain, 0 for none")
+    parser.add_argument("--steps", type=int, default=25, help="sampling steps of a clip")
+    parser.add_argument("--cfg", type=float, default=4.0, help="classifier-free guidance of a clip")
     parser.add_argument("--seed", type=int, default=90_001)
     parser.add_argument("--out", type=given_path, default=ROOT / "benchmarks" / "results")
     options = parser.parse_args(arguments)

@@ -1,4 +1,4 @@
-"""Measure the Toybox text-to-video model with the world's own exact metrics.
+"""Measure the Toybox text-to-video model with the world's exact metrics.
 
 ``python cli.py evaluate text_to_video`` samples a fixed list of prompts, a third of them word combinations that
 training never saw, and writes how often colour, background, shape and motion are right; beside it the same metrics on

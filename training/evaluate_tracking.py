@@ -21,7 +21,7 @@ from ..toybox import crossings, world
 
 # A mask is the object's in a frame when it overlaps the truth at least this much.
 SAME = 0.5
-# Objects with fewer visible pixels have no say in whether identities were kept: a sliver has no mask to speak of.
+# Objects with fewer visible pixels do not count for whether identities were kept: a sliver has hardly any mask.
 SMALLEST_AREA = 30
 # A prompt is given in the first frame that shows at least this share of the object.
 SHOWN = 0.5
@@ -31,13 +31,13 @@ Follow = Callable[[Tensor, Detections, list[ObjectPrompt]], Tracks]
 
 @dataclass(frozen=True)
 class ClipScore:
-    """What tracking made of one clip.
+    """The result of tracking one clip.
 
     Attributes:
         overlaps: intersection over union per object and frame, float [N, T]; 1 where both masks are empty.
-        visible: where the object is to be seen, bool [N, T].
+        visible: where the object is visible, bool [N, T].
         switches: how often an object that was found again went on under another number, over all objects.
-        extra: tracks that are no object.
+        extra: tracks that do not belong to an object.
     """
 
     overlaps: np.ndarray
@@ -89,7 +89,7 @@ def score_clip(tracks: Tracks, truth: np.ndarray) -> ClipScore:
     found = tracks.masks.tensor().numpy() > 127
     visible = truth.any(axis=(2, 3))
     table = overlap_table(found, truth)
-    # Without a track the object is right only where nothing is to be seen.
+    # Without a track the object is right only where nothing is visible.
     overlaps = np.where(visible, 0.0, 1.0)
     pairs = assign(table.mean(axis=2)) if len(found) else []
     for track, item in pairs:
@@ -137,7 +137,7 @@ def draw_clips(
 
 
 def every(detections: Detections, step: int) -> Detections:
-    """Only every so manieth frame's boxes; 0 for none."""
+    """The boxes of every n-th frame only; 0 for none."""
     return [boxes if step and frame % step == 0 else [] for frame, boxes in enumerate(detections)]
 
 
@@ -149,7 +149,7 @@ def measure(
     Args:
         clips: drawn, with the detector's boxes in every frame.
         follow: makes tracks of frames, detections and prompts.
-        step: of how many frames one is looked at by the detector; 0 gives one prompt per object instead.
+        step: the detector looks at every n-th frame; 0 gives one prompt per object instead.
 
     Returns:
         The figures over all clips, and by event and look.

@@ -23,7 +23,7 @@ class LoopSettings:
 
     Attributes:
         folder: of the checkpoint and the log.
-        steps: at which training ends. Resuming with another number moves the decay, nothing else.
+        steps: at which training ends. Resuming with another number moves only the decay.
         learning_rate: between warm-up and decay.
         warm_up: steps of linear rise.
         decay: share of ``steps`` at the end over which the rate falls to nothing, 0..1.
@@ -64,7 +64,7 @@ def train(
 
     Args:
         model: already on its device.
-        loss_at_step: the loss of one batch. All chance in it must come from the step number, so that a resumed run
+        loss_at_step: the loss of one batch. All randomness in it must come from the step number, so that a resumed run
             sees what an unbroken one would.
         evaluate: figures for the log, called with the averaged weights in ``model``.
         settings: length, rates and folder. A checkpoint found in the folder is resumed.

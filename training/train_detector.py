@@ -79,7 +79,7 @@ class Batches:
         pictures: the pool to draw from.
         vocabulary: word -> token id.
         size: pictures per batch.
-        seed: of all chance.
+        seed: of all random numbers.
     """
 
     def __init__(self, pictures: Pictures, vocabulary: dict[str, int], size: int, seed: int) -> None:
@@ -156,17 +156,17 @@ def quick_figures(model: nn.Module, pictures: Pictures, vocabulary: dict[str, in
     if spoiled:
         images, masks = spoil(images, masks, torch.Generator().manual_seed(5))
     boxes = boxes_of_masks(masks)
-    asked, rows, truth = [], [], []
+    captions, rows, truth = [], [], []
     for row, words in enumerate(pictures.words):
         # The first object by both words, and one near miss.
         if words and masks[row, 0].sum() >= SMALLEST_AREA:
-            asked.append([Phrase(" ".join(words[0]), *words[0])])
+            captions.append([Phrase(" ".join(words[0]), *words[0])])
             rows.append(row)
             truth.append([number for number, item in enumerate(words) if item == words[0]])
-        asked.append([absent_phrase(generator, words)])
+        captions.append([absent_phrase(generator, words)])
         rows.append(row)
         truth.append([])
-    tokens, _ = encode_captions(asked, vocabulary)
+    tokens, _ = encode_captions(captions, vocabulary)
     hits, present, alarms, absent = 0, 0, 0, 0
     for start in range(0, len(rows), 64):
         part = slice(start, start + 64)

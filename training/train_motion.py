@@ -3,9 +3,9 @@
     python cli.py train-motion --videos clips --masks masks --prompt "a horse runs" --phrase horse --base lavie_base.pt
         --parts v1-5-pruned-emaonly.safetensors --out horse.safetensors
 
-A film ``horse.mp4`` belongs to the masks ``horse.npy`` (or a film, a picture, a folder of pictures); ``horse.txt``
-beside it may hold its own prompt, then its phrases, one a line, and ``background: ...``. The result loads with Load
-Motion in ComfyUI, with ``--motion`` here, and a LoRA with ComfyUI's own loader too. An interrupted run goes on from its
+A video ``horse.mp4`` belongs to the masks ``horse.npy`` (or a video, a picture, a folder of pictures); ``horse.txt``
+beside it may hold its prompt, then its phrases, one a line, and ``background: ...``. The result loads with Load
+Motion in ComfyUI, with ``--motion`` here, and a LoRA with ComfyUI's loader too. An interrupted run goes on from its
 folder by the same command.
 """
 
@@ -51,13 +51,13 @@ def build_parser() -> argparse.ArgumentParser:
         prog="cli.py train-motion", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--videos", type=given_path, required=True, help="folder of films, 2 or more; 8 to 16 are usual")
+    add("--videos", type=given_path, required=True, help="folder of videos, 2 or more; 8 to 16 are usual")
     add(
         "--masks",
         type=given_path,
-        help="folder of masks by the films' names; without it the model is tuned without masks",
+        help="folder of masks by the videos' names; without it the model is tuned without masks",
     )
-    add("--prompt", default="", help="of clips that bring no words of their own")
+    add("--prompt", default="", help="of clips that come without words")
     add(
         "--phrase", action="append", default=[], help="words of the prompt that name the masked object; once per object"
     )
@@ -72,39 +72,39 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--run",
         type=given_path,
-        help=f"folder of checkpoint, curve and films (default: {RUNS}/<name of the motion file>)",
+        help=f"folder of checkpoint, curve and videos (default: {RUNS}/<name of the motion file>)",
     )
     add("--arch", choices=list(ARCHITECTURES), default="lora", help="what is tuned (default: lora)")
     add("--rank", type=int, default=16, help="of the LoRA (default: 16)")
     add("--modules", default=",".join(DEFAULT_MODULES), help=f"layers of the LoRA, of {', '.join(MODULE_SETS)}")
-    add("--frames", type=int, default=0, help="of a clip; 0 is the model's own")
-    add("--width", type=int, default=0, help="pixels; 0 is the model's own")
-    add("--height", type=int, default=0, help="pixels; 0 is the model's own")
-    add("--stride", type=int, default=usual.stride, help="take every so many frames of a film (default: 1)")
+    add("--frames", type=int, default=0, help="of a clip; 0 is the model's native length")
+    add("--width", type=int, default=0, help="pixels; 0 is the model's native size")
+    add("--height", type=int, default=0, help="pixels; 0 is the model's native size")
+    add("--stride", type=int, default=usual.stride, help="take every n-th frame of a video (default: 1)")
     add("--steps", type=int, default=usual.steps, help=f"of the optimizer (default: {usual.steps})")
     add("--batch", type=int, default=usual.batch, help=f"clips per step (default: {usual.batch})")
     add("--learning-rate", type=float, default=usual.learning_rate, help=f"(default: {usual.learning_rate:g})")
     add("--first-frame", type=float, default=usual.first_frame, help="how often the first frame is given clean, 0..1")
     add("--prompt-dropout", type=float, default=usual.prompt_dropout, help="how often the prompt is left out, 0..1")
     add("--flip", type=float, default=usual.flip, help="how often clips are mirrored; 0 where left and right matter")
-    add("--mask-grow", type=int, default=rough.grow, help="masks grow or shrink by up to so many latent cells")
+    add("--mask-grow", type=int, default=rough.grow, help="masks grow or shrink by up to this many latent cells")
     add("--mask-box", type=float, default=rough.box, help="how often a mask becomes its box, 0..1")
     add("--mask-drop", type=float, default=rough.drop, help="how often a clip is seen without masks, 0..1")
     add("--mode", default=usual.mode, help=f"of the masks in attention (default: {usual.mode})")
     add("--constant", action="append", default=[], metavar="NAME=VALUE", help="a constant of the mode; may be repeated")
-    add("--key-source", default="", help="frames whose keys self-attention reads; the mode's own when left out")
+    add("--key-source", default="", help="frames whose keys self-attention reads; the mode's default when left out")
     add("--checkpointing", action="store_true", help="less memory, a third more time")
     add("--precision", choices=list(Precision.__args__), default="no", help="of the forward pass; no is float32")
-    add("--seed", type=int, default=usual.seed, help=f"of all chance (default: {usual.seed})")
+    add("--seed", type=int, default=usual.seed, help=f"of all random numbers (default: {usual.seed})")
     add("--checkpoint-every", type=int, default=usual.checkpoint_every, help="steps between checkpoints")
-    add("--validate-every", type=int, default=0, help="steps between validation films; 0 makes one at the end")
+    add("--validate-every", type=int, default=0, help="steps between validation videos; 0 makes one at the end")
     add("--device", help="cpu, cuda or mps (default: cpu)")
-    add("--threads", type=int, default=0, help="CPU threads; 0 is torch's own choice")
+    add("--threads", type=int, default=0, help="CPU threads; 0 is torch's choice")
     return parser
 
 
 def settings_of(options: argparse.Namespace) -> MotionSettings:
-    """The settings that the arguments mean.
+    """The settings from the arguments.
 
     Raises:
         ValueError: a value out of range, or a constant that the mode does not have.
@@ -124,7 +124,7 @@ def settings_of(options: argparse.Namespace) -> MotionSettings:
 
 
 def architecture_of(options: argparse.Namespace) -> Architecture:
-    """The architecture that the arguments mean."""
+    """The architecture from the arguments."""
     if options.arch == "lora":
         modules = tuple(name.strip() for name in options.modules.split(",") if name.strip())
         return make_architecture("lora", rank=options.rank, modules=modules, seed=options.seed)
@@ -153,7 +153,7 @@ def main(arguments: list[str]) -> int:
             f"{str(folder)!r} stays: make room, or name another --out, and give the same command again."
         ) from error
     write_results(folder, model, result)
-    logger.info("the motion is in %s; curve and films are in %s", options.out, folder)
+    logger.info("the motion is in %s; curve and videos are in %s", options.out, folder)
     return 0
 
 
@@ -175,7 +175,7 @@ def open_base(options: argparse.Namespace, device: torch.device) -> tuple[Any, s
 
 
 def write_results(folder: Path, model: Any, result: TunedMotion) -> None:
-    """Draw the curve and make the last film."""
+    """Draw the curve and make the last video."""
     folder.mkdir(parents=True, exist_ok=True)
     write_loss_curve(folder / "loss.png", result.losses)
     film = validation_film(model, result.unet, result.examples, result.clips[0])

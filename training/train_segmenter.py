@@ -70,7 +70,7 @@ def full_size(logits: Tensor) -> Tensor:
 
 
 def visible_rows(masks: Tensor) -> Tensor:
-    """(picture, object) index pairs of the objects large enough to ask for: long [K, 2]."""
+    """(picture, object) index pairs of the objects large enough to search for: long [K, 2]."""
     return (masks.sum((-1, -2)) >= SMALLEST_AREA).nonzero()
 
 
@@ -114,7 +114,7 @@ def main(arguments: list[str]) -> None:
         spoiled, bent = spoil(images, masks, generator)
         truth = bent[torch.arange(len(chosen)), chosen[:, 1]]
         whole = masks[torch.arange(len(chosen)), chosen[:, 1]]
-        # An object bent out of the picture is asked for as it was drawn.
+        # An object bent out of the picture is prompted as it was drawn.
         clean = (torch.rand(len(chosen), generator=generator) < CLEAN_SHARE) | (truth.sum((1, 2)) < SMALLEST_AREA)
         images = torch.where(clean[:, None, None, None], images, spoiled)
         truth = torch.where(clean[:, None, None], whole, truth)

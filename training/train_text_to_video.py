@@ -152,7 +152,7 @@ class DenoisingLoss:
         return self.loss(latents, tokens, generator)
 
     def loss(self, latents: Tensor, tokens: Tensor, generator: np.random.Generator) -> Tensor:
-        """Loss on given clips; all chance comes from ``generator``."""
+        """Loss on given clips; all randomness comes from ``generator``."""
         device = self.options.device
         count = len(latents)
         levels = (np.arange(count) + generator.random(count)) / count
@@ -171,7 +171,7 @@ def make_optimizers(model: TextToVideo) -> list[torch.optim.Optimizer]:
         RuntimeError: torch is too old to have Muon.
     """
     if not hasattr(torch.optim, "Muon"):
-        raise RuntimeError(f"torch is {torch.__version__}, which has no Muon optimizer; train with torch 2.9 or newer.")
+        raise RuntimeError(f"torch is {torch.__version__}, which lacks Muon; train with torch 2.9 or newer.")
     matrices, others = [], []
     for name, parameter in model.named_parameters():
         is_matrix = parameter.ndim == 2 and name.startswith("unet.") and "relative_attention_bias" not in name
@@ -204,7 +204,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--vae", type=given_path, default=Path("toybox/text_to_video/vae"))
     parser.add_argument("--clips", type=int, default=8000)
     parser.add_argument("--image-steps", type=int, default=1200, help="steps on single frames before the clips")
-    parser.add_argument("--image-every", type=int, default=8, help="afterwards, one step in so many is on frames")
+    parser.add_argument("--image-every", type=int, default=8, help="afterwards, one step in this many is on frames")
     parser.add_argument("--image-batch", type=int, default=64)
     options = begin(parser, arguments)
     tokenizer = make_word_tokenizer(vocabulary())

@@ -1,1 +1,1 @@
-"""The video models that this pack brings itself."""
+"""The video models that come with this pack."""

@@ -1,4 +1,4 @@
-"""Films to latents and back for stand-alone use, through a diffusers VAE of single pictures."""
+"""Videos to latents and back for stand-alone use, through a diffusers VAE of single pictures."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MOST_PIXELS = MOST_FRAMES * 320 * 512
 
 
 class FrameCoder:
-    """A VAE that takes the frames of a film one by one.
+    """A VAE that takes the frames of a video one by one.
 
     Args:
         vae: diffusers ``AutoencoderKL``.
@@ -29,7 +29,7 @@ class FrameCoder:
     def encode(self, frames: Tensor, device: torch.device) -> Tensor:
         """Frames [T, H, W, 3] in 0..1 to latents [1, C, T, h, w] as a U-Net sees them.
 
-        The last rows and columns are repeated where H or W is no multiple of the VAE's factor.
+        The last rows and columns are repeated where H or W is not a multiple of the VAE's factor.
         """
         vae, config = self.vae.to(device), self.vae.config
         pictures = frames.movedim(-1, 1)
@@ -73,19 +73,20 @@ class FrameCoder:
 
 
 def check_frames(frames: Tensor, least: int) -> None:
-    """Refuse what is no film of ``least`` frames or more.
+    """Refuse what is not a video of ``least`` frames or more.
 
     Raises:
         ValueError: another shape, too few frames, or values that are not finite.
     """
     if frames.ndim != 4 or frames.shape[-1] != 3 or not frames.is_floating_point() or not all(frames.shape[1:3]):
         raise ValueError(
-            f"the film is {frames.dtype} of shape {tuple(frames.shape)}; give floating-point frames [T, H, W, 3] in 0..1."
+            f"the video is {frames.dtype} of shape {tuple(frames.shape)}; "
+            "give floating-point frames [T, H, W, 3] in 0..1."
         )
     if len(frames) < least:
-        raise ValueError(f"the film has {len(frames)} frame{'' if len(frames) == 1 else 's'}; give at least {least}.")
+        raise ValueError(f"the video has {len(frames)} frame{'' if len(frames) == 1 else 's'}; give at least {least}.")
     if not bool(frames.isfinite().all()):
-        raise ValueError("the film holds NaN or infinite values; give frames in 0..1.")
+        raise ValueError("the video holds NaN or infinite values; give frames in 0..1.")
 
 
 def _frames_at_once(height: int, width: int) -> int:

@@ -1,4 +1,4 @@
-"""LaVie's second stage by itself: three new frames between every two of a film."""
+"""LaVie's second stage by itself: three new frames between every two of a video."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from .sampling.noise import plain_noise
 
 # Frames of the result per step from one given frame to the next.
 FACTOR = 4
-# What LaVie's own script adds to every prompt of this stage, and what it sets against it.
+# What LaVie's script adds to every prompt of this stage, and what it sets against it.
 PROMPT_SUFFIX = ", 4k."
 NEGATIVE_PROMPT = "None"
 
 
 def interpolated_frames(frames: int) -> int:
-    """How many frames a film of ``frames`` becomes: 16 give 61."""
+    """How many frames a video of ``frames`` becomes: 16 give 61."""
     return FACTOR * (frames - 1) + 1
 
 
@@ -37,9 +37,9 @@ def source_indices(frames: int) -> Tensor:
 class Interpolator(ModelParts):
     """The recipes' ``Interpolator`` on LaVie's interpolation model.
 
-    A film that is longer than what the model was trained on (16 frames to 61) is worked on in windows of that length
-    that share frames and are averaged at every step. Seeing a longer film at once would cost quality: this model's
-    attention over time knows no positions, so that more frames only blur what belongs together, and its attention
+    A video that is longer than what the model was trained on (16 frames to 61) is worked on in windows of that length
+    that share frames and are averaged at every step. Seeing a longer video at once would cost quality: this model's
+    attention over time has no positions, so that more frames only blur what belongs together, and its attention
     within a frame also looks at the first frame of what it sees, which should not be long ago.
     """
 
@@ -64,16 +64,16 @@ class Interpolator(ModelParts):
         patches: Sequence[Patch] = (),
         callback: SampleCallback | None = None,
     ) -> Iterator[Tensor]:
-        """A film with the frames in between.
+        """A video with the frames in between.
 
         Args:
             frames: [T, H, W, 3] in 0..1, T of 2 or more, any size.
-            prompt: what the film shows.
+            prompt: what the video shows.
             negative_prompt: what to keep away from; LaVie was trained with the word ``None`` for nothing.
             steps: sampling steps, 1..1000.
             cfg: classifier-free guidance; at 1 the negative prompt is not computed.
             seed: of the noise.
-            window: given frames that the model sees at once; None is the model's native length (16), 0 the whole film,
+            window: given frames that the model sees at once; None is the model's native length (16), 0 the whole video,
                 which FreeLong patches want.
             overlap: given frames that neighbouring windows share, 1 or more; None is a quarter of the window.
             prompt_suffix: words behind the prompt.
@@ -85,7 +85,7 @@ class Interpolator(ModelParts):
             stood. The sampling is done when this returns; only decoding is left to the iterator.
 
         Raises:
-            ValueError: a film of one frame or none, or settings out of range; before any work.
+            ValueError: a video of one frame or none, or settings out of range; before any work.
         """
         check_frames(frames, least=2)
         check_settings(self.unet.config, steps, cfg)
@@ -116,7 +116,7 @@ class Interpolator(ModelParts):
             overlap = max(1, window // 4)
         if window < 2 or not 1 <= overlap < window:
             raise ValueError(
-                f"window is {window} and overlap {overlap} given frames; choose a window of 2 or more (0: the whole "
-                "film) and an overlap of 1 to one less than it."
+                f"window is {window} and overlap {overlap} given frames; choose a window of 2 or more (0: the "
+                "whole video) and an overlap of 1 to one less than it."
             )
         return interpolated_frames(window), interpolated_frames(overlap)

@@ -1,4 +1,4 @@
-"""What every model of the LaVie family has in stand-alone use."""
+"""The parts of every model of the LaVie family in stand-alone use."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def load_toybox(device: torch.device | str | None = None, folder: Path = TOYBOX_
 
 
 def check_toybox(folder: Path) -> None:
-    """Make sure that every part of a Toybox text-to-video folder is there.
+    """Check that every part of a Toybox text-to-video folder is there.
 
     Raises:
         FileNotFoundError: naming the first part that is missing.

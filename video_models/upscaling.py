@@ -1,4 +1,4 @@
-"""LaVie's third stage by itself: films enlarged four times."""
+"""LaVie's third stage by itself: videos enlarged four times."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _PICTURE_SEED_STEP = 1
 
 
 def noised_pictures(frames: Tensor, noise_level: int, seed: int, config: UpscalerConfig) -> Tensor:
-    """The small film as the upscaler is given it: with noise that covers its flaws.
+    """The small video as the upscaler gets it: with noise that covers its flaws.
 
-    The noise follows Stable Diffusion's own schedule (square roots of the betas linear), though LaVie denoises the
-    latents on another: so its x4 upscaler was trained.
+    The noise follows Stable Diffusion's schedule (square roots of the betas linear), though LaVie denoises the
+    latents on another: this is how its x4 upscaler was trained.
 
     Args:
         frames: [T, H, W, 3] in 0..1.
@@ -49,13 +49,13 @@ def noised_pictures(frames: Tensor, noise_level: int, seed: int, config: Upscale
 class Upscaler(ModelParts):
     """The recipes' ``Upscaler`` on LaVie's x4 upscaler.
 
-    The model sees eight frames at once. LaVie cuts a film into such pieces and works on each by itself, which shows at
+    The model sees eight frames at once. LaVie cuts a video into such pieces and works on each by itself, which shows at
     every cut; here neighbouring windows share frames and are averaged at every step.
     """
 
     @property
     def factor(self) -> int:
-        """Pixels of the result per pixel of the film, along height and width."""
+        """Pixels of the result per pixel of the video, along height and width."""
         return self.coder.factor
 
     def upscale(self, frames: Tensor, prompt: str = "", **options: object) -> Tensor:
@@ -77,18 +77,18 @@ class Upscaler(ModelParts):
         patches: Sequence[Patch] = (),
         callback: SampleCallback | None = None,
     ) -> Iterator[Tensor]:
-        """A film enlarged.
+        """A video enlarged.
 
         Args:
             frames: [T, H, W, 3] in 0..1, one frame or more, any size.
-            prompt: what the film shows; may be empty.
+            prompt: what the video shows; may be empty.
             negative_prompt: what to keep away from.
-            noise_level: 0..350: how much of the film is covered with noise before it is enlarged; higher invents more
-                detail and keeps less of the film.
+            noise_level: 0..350: how much of the video is covered with noise before it is enlarged; higher invents more
+                detail and keeps less of the video.
             steps: sampling steps, 1..1000.
             cfg: classifier-free guidance; at 1 the negative prompt is not computed.
             seed: of the noise.
-            window: frames that the model sees at once (it was trained on 8); 0 is the whole film.
+            window: frames that the model sees at once (it was trained on 8); 0 is the whole video.
             overlap: frames that neighbouring windows share, 0 (visible cuts) to ``window`` - 1.
             patches: attention patches, outermost first.
             callback: called after every step with (step, total, denoised latents); may raise to cancel.
@@ -98,13 +98,13 @@ class Upscaler(ModelParts):
             decoding is left to the iterator.
 
         Raises:
-            ValueError: no film, or settings out of range; before any work.
+            ValueError: not a video, or settings out of range; before any work.
         """
         check_frames(frames, least=1)
         check_settings(self.unet.config, steps, cfg)
         if window < 0 or (0 < window < len(frames) and not 0 <= overlap < window):
             raise ValueError(
-                f"window is {window} and overlap {overlap}; choose a window of 1 or more (0: the whole film) and an "
+                f"window is {window} and overlap {overlap}; choose a window of 1 or more (0: the whole video) and an "
                 "overlap of 0 to one less than it."
             )
         pictures = noised_pictures(frames, noise_level, seed, self.unet.config)

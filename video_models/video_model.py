@@ -44,14 +44,14 @@ class VideoGeometry:
     height: int = 320
 
     def latent_size(self, frames: int, height: int, width: int, batch: int = 1) -> tuple[int, int, int, int, int]:
-        """Size [batch, C, T, h, w] of the latents of a clip of so many frames, height and width in pixels.
+        """Size [batch, C, T, h, w] of the latents of a clip of that many frames, height and width in pixels.
 
         Raises:
             ValueError: fewer than one frame, or a size that the VAE cannot make.
         """
         factor = self.spatial_factor
         if frames < 1:
-            raise ValueError(f"frames is {frames}; ask for at least 1.")
+            raise ValueError(f"frames is {frames}; give at least 1.")
         for name, value in (("height", height), ("width", width)):
             if value < factor or value % factor:
                 nearest = max(factor, round(value / factor) * factor)
@@ -60,7 +60,7 @@ class VideoGeometry:
 
 
 class StandaloneVideoModel(ModelParts):
-    """The recipes' ``VideoModel`` on our own U-Net, without ComfyUI.
+    """The recipes' ``VideoModel`` on this pack's U-Net, without ComfyUI.
 
     Args:
         unet: the denoiser.
@@ -112,7 +112,7 @@ class StandaloneVideoModel(ModelParts):
         return self.text.spans(prompt, phrases, background_phrase)
 
     def noise(self, frames: int, height: int, width: int, seed: int, batch: int = 1) -> Tensor:
-        """Unit starting noise [batch, C, T, h, w] of a clip of so many frames, height and width in pixels.
+        """Unit starting noise [batch, C, T, h, w] of a clip of that many frames, height and width in pixels.
 
         Raises:
             ValueError: fewer than one frame, or a size that the VAE cannot make.
@@ -133,7 +133,7 @@ class StandaloneVideoModel(ModelParts):
         return torch.cat(list(self.decode_parts(latents)))
 
     def decode_parts(self, latents: Tensor) -> Iterator[Tensor]:
-        """As ``decode``, a few frames [n, H, W, 3] at a time, so that a long film need not be in memory."""
+        """As ``decode``, a few frames [n, H, W, 3] at a time, so that a long video need not be in memory."""
         return self.coder.decode_parts(latents, self.device)
 
     def sample(

@@ -1,1 +1,1 @@
-"""Weight files as every room of this pack reads them, and how it writes files of every kind."""
+"""Reading weight files for the whole pack, and writing files of every kind."""

@@ -20,9 +20,9 @@ NAMES_SHOWN = 3
 # Longest header that is read; those of large models take a few hundred kilobytes.
 MAX_HEADER_BYTES = 100 * 2**20
 
-# A name cut short to a lone full stop is no class, but damage.
+# A name cut short to a lone full stop is not a class, but damage.
 _FORBIDDEN_CLASS = re.compile(r"GLOBAL (\w[\w.]*)")
-# What torch's reader raises for bytes that it takes for a pickle and that are none.
+# What torch's reader raises for bytes that it wrongly takes for a pickle.
 NONSENSE = (
     AssertionError,
     AttributeError,
@@ -46,11 +46,11 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
             ``state_dict``, and every name may start with ``module.``.
 
     Returns:
-        Tensors by name, on the CPU.
+        Tensors by their names, on the CPU.
 
     Raises:
-        FileNotFoundError: when there is no such file.
-        RuntimeError: when it is empty, cut short, or no weight file at all.
+        FileNotFoundError: when the file does not exist.
+        RuntimeError: when it is empty, cut short, or not a weight file at all.
         ValueError: when it can be read and holds no named tensors, or objects of other kinds.
     """
     from pickle import UnpicklingError
@@ -69,7 +69,7 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     except UnpicklingError as error:
         raise not_opened(path, error) from error
     except NONSENSE as error:
-        raise RuntimeError(f"{path} is no weight file, or is broken or cut short: copy it again.") from error
+        raise RuntimeError(f"{path} is not a weight file, or is broken or cut short: copy it again.") from error
     except (SafetensorError, OSError, RuntimeError, EOFError) as error:
         raise RuntimeError(
             f"{path} cannot be read ({first_sentence(error)}); the file is broken or cut short: copy it again."
@@ -78,7 +78,7 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
-    """What a safetensors file says of itself in its header; nothing for files of other formats or without any.
+    """What a safetensors file says of itself in its header; empty for files of other formats or without a header.
 
     Raises:
         FileNotFoundError, RuntimeError: as ``read_state``.
@@ -104,11 +104,11 @@ def load_checked(
 ) -> nn.Module:
     """Put weights into a module and say exactly what does not fit.
 
-    A module that was built on the meta device gets its memory here, which spares the random start.
+    A module that was built on the meta device gets its memory here, which saves random initialisation.
 
     Args:
         module: to fill; parameters keep their types.
-        state: tensors by the module's own names.
+        state: tensors by the module's names.
         path: that the weights came from, for the error.
         ignore: beginnings of names that may be missing from the state or left over in it.
 
@@ -122,17 +122,17 @@ def load_checked(
     def named(names: Collection[str]) -> list[str]:
         return sorted(name for name in names if not name.startswith(tuple(ignore)))
 
-    own = module.state_dict()
+    expected = module.state_dict()
     resized = [
-        f"{name} is {list(state[name].shape)} instead of {list(own[name].shape)}"
-        for name in own
-        if name in state and state[name].shape != own[name].shape
+        f"{name} is {list(state[name].shape)} instead of {list(expected[name].shape)}"
+        for name in expected
+        if name in state and state[name].shape != expected[name].shape
     ]
     faults = [
         count_names(names, verdict)
         for names, verdict in (
-            (named(own.keys() - state.keys()), "missing"),
-            (named(state.keys() - own.keys()), "unknown"),
+            (named(expected.keys() - state.keys()), "missing"),
+            (named(state.keys() - expected.keys()), "unknown"),
             (resized, "of another size"),
         )
         if names
@@ -142,10 +142,10 @@ def load_checked(
             f"{path} does not fit {type(module).__name__}: {'; '.join(faults)}. The file is incomplete or of another "
             "model; copy it again or choose another."
         )
-    on_meta = any(value.is_meta for value in own.values())
-    chosen = {name: value for name, value in state.items() if name in own}
+    on_meta = any(value.is_meta for value in expected.values())
+    chosen = {name: value for name, value in state.items() if name in expected}
     if on_meta:
-        chosen = {name: value.detach().to("cpu", own[name].dtype, copy=True) for name, value in chosen.items()}
+        chosen = {name: value.detach().to("cpu", expected[name].dtype, copy=True) for name, value in chosen.items()}
     module.load_state_dict(chosen, strict=False, assign=on_meta)
     return module.eval()
 
@@ -154,11 +154,11 @@ def _first_bytes(path: Path) -> bytes:
     """The beginning of a file that may hold weights.
 
     Raises:
-        FileNotFoundError: when there is no such file.
+        FileNotFoundError: when the file does not exist.
         RuntimeError: when it is empty or plainly something else.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is no file; choose a weight file (.pth, .pt, .bin or .safetensors).")
+        raise FileNotFoundError(f"{path} is not a file; choose a weight file (.pth, .pt, .bin or .safetensors).")
     with path.open("rb") as file:
         start = file.read(64)
     if not start:
@@ -186,10 +186,10 @@ def _tensors_of(content: Any, path: Path) -> dict[str, Tensor]:
 
 
 def not_opened(path: Path, error: BaseException) -> Exception:
-    """What to say of a file that torch refused; its own message advises to switch the protection off."""
+    """What to say of a file that torch refused; torch's message advises to switch the protection off."""
     forbidden = _FORBIDDEN_CLASS.search(str(error))
     if forbidden is None:
-        return RuntimeError(f"{path} is no weight file, or is broken or cut short: copy it again.")
+        return RuntimeError(f"{path} is not a weight file, or is broken or cut short: copy it again.")
     return ValueError(
         f"{path} holds code or objects ({forbidden[1]}) beside tensors, which are not opened because they could do "
         "harm; choose a .safetensors file or one with tensors only."
@@ -209,4 +209,4 @@ def first_sentence(error: BaseException) -> str:
     lines = str(error).strip().splitlines() or [type(error).__name__]
     sentence = lines[0].split(". ")[0].rstrip(".:")
     # What torch says of archives from before its first release is about switching its protection off.
-    return "a format of old" if "weights_only" in sentence else sentence
+    return "an outdated format" if "weights_only" in sentence else sentence

@@ -1,4 +1,4 @@
-"""Write files so that an interrupted run leaves nothing half-written, and what a killed one left goes with the next."""
+"""Write files so that an interrupted run leaves nothing half-written; the next run removes what a killed one left."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from torch import Tensor
 
 # Folders in which results wait until they are complete.
 STAGE = ".partial-"
-# Held by the process that works in a folder; the system lets go of it when the process ends, however it ends.
+# Held by the process that works in a folder; the system releases it when the process ends, however it ends.
 LOCK = ".lock"
 # A stage without a lock may be one that was made just now.
 SECONDS_TO_LOCK = 60
-# Errors of the system that more room would mend.
+# System errors that more room would fix.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _SYSTEM_ERROR = re.compile(r"os error (\d+)")
 
@@ -86,11 +86,11 @@ def stage_in(folder: Path) -> Iterator[Path]:
 def only_process(folder: Path, what: str) -> Iterator[None]:
     """Work in a folder that no other process works in meanwhile; it is made, and removed again if it stays empty.
 
-    Where the file system knows no locks nothing is held.
+    Where the file system does not support locks, nothing is held.
 
     Args:
         folder: to work in.
-        what: the other one does there, for the message.
+        what: the other process does there, for the message.
 
     Raises:
         ValueError: another process works in it.
@@ -135,7 +135,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         try:
             save_file(ready, temporary, metadata=dict(metadata))
         except SafetensorError as error:
-            # Its writer hides the system's error in a text of its own.
+            # Its writer hides the system's error in its own text.
             number = _SYSTEM_ERROR.search(str(error))
             if number is None:
                 raise
@@ -144,7 +144,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 
 def check_room(folder: Path, size: int, what: str) -> None:
-    """Make sure that the disk takes what will be written.
+    """Make sure that the disk has room for what will be written.
 
     Args:
         folder: to write to; it need not exist yet.
@@ -164,7 +164,7 @@ def check_room(folder: Path, size: int, what: str) -> None:
 
 
 def check_writable(path: Path) -> None:
-    """Make sure, before long work, that a file can be written; folders that are made for the trial go again.
+    """Make sure, before long work, that a file can be written; folders that are made for the trial are removed.
 
     Raises:
         NotWritten: no right to write, no folder can be made there, or a name that no file can have.
@@ -187,7 +187,7 @@ def check_writable(path: Path) -> None:
 
 
 def size_text(size: int) -> str:
-    """A number of bytes for people: ``12 KiB``, ``3.4 MiB``."""
+    """A number of bytes as readable text: ``12 KiB``, ``3.4 MiB``."""
     value, units = float(size), ["bytes", "KiB", "MiB", "GiB", "TiB", "PiB"]
     while value >= 1000 and len(units) > 1:
         value, units = value / 1024, units[1:]
@@ -222,7 +222,7 @@ def _remove_abandoned(stage: Path) -> None:
 
 
 def _held(path: Path) -> BinaryIO | None:
-    """Make a file and lock it; None when another process has it. Closing lets go of it."""
+    """Make a file and lock it; None when another process has it. Closing releases it."""
     while True:
         file = path.open("ab")
         if _lock(file) is False:
@@ -236,7 +236,7 @@ def _held(path: Path) -> BinaryIO | None:
 
 
 def _lock(file: BinaryIO) -> bool | None:
-    """Lock an open file; False when another has it, None where the file system knows no locks."""
+    """Lock an open file; False when another has it, None where the file system does not support locks."""
     try:
         if os.name == "nt":
             import msvcrt

@@ -15,7 +15,7 @@ from .phrases import check_phrases, share_out
 
 # Memory that a pass takes for one pixel of the prepared picture, in float32: measured with a full-size Swin-T.
 BYTES_PER_PIXEL = 3000
-# Part of the free memory that a batch may fill, and what it may fill where the free memory is not told.
+# Part of the free memory that a batch may fill, and what it may fill where the free memory is unknown.
 SHARE_OF_FREE = 0.6
 BUDGET = 1 << 30
 LARGEST_BATCH = 16
@@ -24,7 +24,7 @@ LONGEST_STRIP = 8
 
 
 class ObjectDetector:
-    """Finds what phrases name in each frame of a film.
+    """Finds what phrases name in each frame of a video.
 
     Args:
         grounding: the model. Its module may be moved between calls; every call runs where its parameters are.
@@ -70,7 +70,7 @@ class ObjectDetector:
             per_class: only boxes of the same phrase compete, so that one thing may be found under two phrases.
             max_per_phrase: how many boxes of each phrase to keep in a frame, best first; None keeps all.
             max_boxes: how many boxes to keep in a frame, best first; None keeps all.
-            every: look at every so-many-th frame only, see :func:`looked_at`; the lists of the others are empty.
+            every: look at every n-th frame only, see :func:`looked_at`; the lists of the others are empty.
             progress: called after each pass with (done, total), counted in frames times captions; it may raise to
                 cancel.
 
@@ -177,12 +177,12 @@ class _Ticks:
 
 
 def looked_at(frames: int, every: int) -> list[int]:
-    """The frames of a film in which objects are looked for: the first, every so-many-th after it, and the last.
+    """The frames of a video in which objects are looked for: the first, every n-th after it, and the last.
 
     The last is among them so that an object that comes late is not missed, and a tracker can work back from it.
 
     Args:
-        frames: of the film, at least 1.
+        frames: of the video, at least 1.
         every: at least 1, which means all.
 
     Raises:

@@ -48,7 +48,7 @@ class Grounding:
 
 
 class GroundingModel(Protocol):
-    """A detector that is asked in words.
+    """A detector that takes phrases.
 
     Attributes:
         model: the torch module; it runs wherever its parameters are at the time of a call.
@@ -99,7 +99,7 @@ class CaptionReader:
         """Tokens of the caption, long [1, tokens], and for each phrase the places of its words among them.
 
         Raises:
-            ValueError: when a phrase has no word that the tokenizer can read.
+            ValueError: when the tokenizer cannot read any word of a phrase.
         """
         tokens = self.tokenizer(self.caption(phrases))["input_ids"]
         places: list[list[int]] = [[]]
@@ -110,7 +110,7 @@ class CaptionReader:
                 places[-1].append(place)
         for phrase, words in zip(phrases, places, strict=False):
             if not words:
-                raise ValueError(f"phrase {phrase!r} has no word that this detector can read; name an object in words.")
+                raise ValueError(f"phrase {phrase!r} has no words that this detector reads; name an object in words.")
         return torch.tensor([tokens]), places[: len(phrases)]
 
 
@@ -141,9 +141,9 @@ def grounding_of(logits: Tensor, boxes: Tensor, places: Sequence[Sequence[int]],
 def computed_once(module: nn.Module) -> Iterator[None]:
     """While the context lasts, a module runs at its first call and repeats its answer at all others.
 
-    For a picture encoder that is asked about the same pictures with one caption after the other.
+    For a picture encoder that sees the same pictures with one caption after another.
     """
-    own = vars(module).get("forward")
+    original = vars(module).get("forward")
     forward = module.forward
     answers: list[Any] = []
 
@@ -156,10 +156,10 @@ def computed_once(module: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        if own is None:
+        if original is None:
             del module.forward
         else:
-            module.forward = own
+            module.forward = original
 
 
 def _same_in_new_lists(value: Any) -> Any:

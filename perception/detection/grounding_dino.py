@@ -1,4 +1,4 @@
-"""GroundingDINO and MM-GroundingDINO by transformers classes (Liu et al., arXiv 2303.05499; Zhao et al., 2401.02361)."""
+"""GroundingDINO and MM-GroundingDINO in transformers (Liu et al., arXiv 2303.05499; Zhao et al., 2401.02361)."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class TransformersGroundingDino:
 
     def prepare(self, frames: Tensor) -> Pictures:
         """Resize and normalise frames, float [B, H, W, 3], as the folder's configuration says."""
-        # Told, because pictures of 1 or 3 rows look as if their channels came first.
+        # Said explicitly: pictures of 1 or 3 rows look as if their channels came first.
         inputs = self.processor.image_processor(
             images=as_bytes(frames), input_data_format="channels_last", return_tensors="pt"
         )
@@ -76,7 +76,7 @@ class TransformersGroundingDino:
 
 
 def safe_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which these models are loaded when ``dtype`` is asked for.
+    """The dtype in which these models are loaded when ``dtype`` is requested.
 
     float16 moves corners by at most 0.1 % of the picture and changes no label (measured with the Toybox detector), but
     transformers before 5 mixes it with float32 and fails. bfloat16 moves them by up to 2 % and scores by up to 0.27,
@@ -99,7 +99,7 @@ def load_folder(folder: str | Path, dtype: torch.dtype = torch.float32) -> Trans
         FileNotFoundError: when something is missing.
         ValueError: when the folder holds another kind of model.
         RuntimeError: when a file is broken or does not fit.
-        ImportError: when this version of transformers has no such model.
+        ImportError: when this version of transformers does not have this model.
     """
     import transformers
 

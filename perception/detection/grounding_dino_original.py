@@ -34,7 +34,7 @@ IMAGE_STD = (0.229, 0.224, 0.225)
 SHORT_SIDE = 800
 LONG_SIDE = 1333
 TOKEN_LIMIT = 256
-# Channels of the first Swin stage and its window, which the shapes in a file tell, and the name of that size.
+# Channels of the first Swin stage and its window, as the shapes in a file give them, and the name of that size.
 SWIN_NAMES = {
     (96, 7): "swin_T_224_1k",
     (128, 7): "swin_B_224_22k",
@@ -42,15 +42,15 @@ SWIN_NAMES = {
     (192, 7): "swin_L_224_22k",
     (192, 12): "swin_L_384_22k",
 }
-# Only used in training, and a buffer that older versions of transformers saved.
+# Used in training only, and a buffer that older versions of transformers saved.
 UNUSED_TENSORS = ("label_enc.", "bert.embeddings.position_ids")
-# Every published BERT has heads this wide; shapes do not tell it.
+# Every published BERT has heads this wide; shapes do not show it.
 BERT_HEAD = 64
 BERT_NAME = "bert-base-uncased"
 BERT_PAGE = "https://huggingface.co/google-bert/bert-base-uncased"
 VOCABULARY_FILES = ("tokenizer.json", "vocab.txt")
 
-# Tensors whose shapes tell the size of the model.
+# Tensors whose shapes give the size of the model.
 _PATCHES = "backbone.0.patch_embed.proj.weight"
 _BIASES = "backbone.0.layers.0.blocks.0.attn.relative_position_bias_table"
 _QUERIES = "transformer.tgt_embed.weight"
@@ -142,8 +142,8 @@ class TextEncoder(nn.Module):
 
 def claims(state: Mapping[str, Tensor]) -> bool:
     """Whether a state dict, without ``module.`` before its names, is a GroundingDINO in the original format."""
-    told = (_PATCHES, _BIASES, _QUERIES, _WIDENING, _WORDS, _POSITIONS, _TEXT_WIDENING)
-    return all(name in state for name in told)
+    names = (_PATCHES, _BIASES, _QUERIES, _WIDENING, _WORDS, _POSITIONS, _TEXT_WIDENING)
+    return all(name in state for name in names)
 
 
 def load_state(
@@ -155,15 +155,15 @@ def load_state(
     """Build the model that a state dict is of and fill it.
 
     Args:
-        state: by names without ``module.``; see :func:`~.reading.read_state`.
+        state: with names without ``module.``; see :func:`~.reading.read_state`.
         path: that it was read from; BERT's vocabulary is looked for near it.
         dtype: accepted for likeness with other models; weights are float32 whatever it is.
         bert_folder: with ``tokenizer.json`` or ``vocab.txt`` of BERT; None looks beside the file.
 
     Raises:
-        FileNotFoundError: when there is no vocabulary; the message says where to put which file.
+        FileNotFoundError: when the vocabulary is missing; the message says where to put which file.
         RuntimeError: when tensors are missing, unknown or of another size, or the vocabulary is another model's.
-        ValueError: when the file is of no known size.
+        ValueError: when the model in the file has an unknown size.
         ImportError: when groundingdino-py or a package that it needs is missing.
     """
     config = config_of(state, path)
@@ -328,7 +328,7 @@ def load_tokenizer(folder: Path) -> Any:
 
     Raises:
         FileNotFoundError: when the folder has neither.
-        RuntimeError: when the file is broken or no vocabulary of BERT.
+        RuntimeError: when the file is broken or is not a vocabulary of BERT.
     """
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
@@ -362,7 +362,9 @@ def _read_vocabulary(path: Path) -> dict[str, int]:
         raise RuntimeError(f"{path} cannot be read ({error}); copy it again from {BERT_PAGE}.") from error
     missing = [word for word in (*OTHER_TOKENS, STOP, "[PAD]", "[UNK]") if word not in vocabulary]
     if missing:
-        raise RuntimeError(f"{path} is no vocabulary of BERT, it lacks {', '.join(missing)}; copy it from {BERT_PAGE}.")
+        raise RuntimeError(
+            f"{path} is not a vocabulary of BERT: it lacks {', '.join(missing)}; copy it from {BERT_PAGE}."
+        )
     return vocabulary
 
 

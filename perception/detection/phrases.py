@@ -1,4 +1,4 @@
-"""The words that a detector is asked for: cleaned, and shared out over captions."""
+"""The phrases that a detector looks for: cleaned, and divided over captions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def check_phrases(phrases: Sequence[str] | str) -> list[str]:
         phrases: one text field, which is split, or phrases.
 
     Raises:
-        ValueError: when there are none, or one is empty, no text, or several.
+        ValueError: when there are none, or one is empty, is not text, or is several.
     """
     if isinstance(phrases, str):
         phrases = split_phrases(phrases)
@@ -31,7 +31,7 @@ def share_out(phrases: Sequence[str], tokens: Sequence[int], limit: int, joint: 
     """Phrases per caption.
 
     Args:
-        phrases: to ask for.
+        phrases: to look for.
         tokens: that each phrase takes in a caption, its full stop included.
         limit: tokens that a caption may have; two go to its ends.
         joint: as many phrases in a caption as fit, in their order; otherwise one.

@@ -1,1 +1,1 @@
-"""Masks of a film refined: gaps, flicker, parts, holes, outlines."""
+"""Masks of a video refined: gaps, flicker, parts, holes, outlines."""

@@ -41,29 +41,29 @@ def interpolate_keyframes(
         ``frames`` tuples of numbers.
 
     Raises:
-        ValueError: no keyframe, frames that do not rise or are negative, numbers of another count or not finite, an
+        ValueError: no keyframe, frames that do not rise or are negative, unequal counts of numbers, non-finite ones, an
             unknown curve.
     """
     check_keyframes(keyframes)
     if frames < 1:
-        raise ValueError(f"keyframes are asked for {frames} frames; give at least 1.")
+        raise ValueError(f"keyframes are read for {frames} frames; give at least 1.")
     if curve not in CURVES:
         raise ValueError(f"curve is {curve!r}; choose one of {', '.join(CURVES)}.")
     times = np.array([frame for frame, _ in keyframes], dtype=np.float64)
     values = np.array([numbers for _, numbers in keyframes], dtype=np.float64)
-    asked = np.clip(np.arange(frames, dtype=np.float64), times[0], times[-1])
-    place = np.clip(np.searchsorted(times, asked, side="right") - 1, 0, len(times) - 1)
+    wanted = np.clip(np.arange(frames, dtype=np.float64), times[0], times[-1])
+    place = np.clip(np.searchsorted(times, wanted, side="right") - 1, 0, len(times) - 1)
     if curve == "hold" or len(times) == 1:
         between = values[place]
     else:
         place = np.minimum(place, len(times) - 2)
         width = times[place + 1] - times[place]
-        share = ((asked - times[place]) / width)[:, None]
+        share = ((wanted - times[place]) / width)[:, None]
         start, end = values[place], values[place + 1]
         between = start + (end - start) * share
         if curve == "spline":
             slopes = _slopes(times, values)
-            # What the cubic has beyond the line: its slopes at both ends, less the line's own.
+            # What the cubic adds to the line: its slopes at both ends, minus the slope of the line.
             bend = share * (1 - share)
             leave, arrive = width[:, None] * slopes[place] - (end - start), width[:, None] * slopes[place + 1]
             between = between + bend * ((1 - share) * leave - share * (arrive - (end - start)))
@@ -71,7 +71,7 @@ def interpolate_keyframes(
 
 
 def check_keyframes(keyframes: Sequence[Keyframe], name: str = "keyframes") -> None:
-    """Refuse keyframes that have no clear meaning.
+    """Refuse keyframes without a clear meaning.
 
     Args:
         keyframes: to look at.
@@ -120,7 +120,7 @@ def parse_values(text: str, frames: int) -> tuple[float, ...]:
         found = _VALUE.fullmatch(piece)
         if found is None:
             raise ValueError(
-                f"{piece.strip()[:40]!r} is no number at a frame; write pairs such as '0: 1, 8: 0.5', or one number."
+                f"{piece.strip()[:40]!r} is not a number at a frame; write pairs such as '0: 1, 8: 0.5', or one number."
             )
         keyframes.append((int(found[1]), (float(found[2]),)))
     return tuple(value for (value,) in interpolate_keyframes(keyframes, frames))

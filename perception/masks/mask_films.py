@@ -1,6 +1,6 @@
-"""One object's masks over time, changed frame by frame: median and hysteresis over a film of any length.
+"""One object's masks over time, changed frame by frame: median and hysteresis over any length.
 
-Nothing here holds more than a few frames, whatever the length of the film.
+Nothing here holds more than a few frames, whatever the length of the video.
 """
 
 from __future__ import annotations
@@ -111,8 +111,8 @@ def _median(masks: list[np.ndarray]) -> np.ndarray:
 def hysteresis(film: MaskFilm, low: float, high: float, tick: Tick) -> None:
     """Keep pixels above ``low`` that are connected, in space and time, to pixels above ``high``; others become 0.
 
-    Neighbours are the 8 in a frame and the same pixel one frame before and after. The film is read twice: first every
-    frame's parts are joined to those of the frame before, then the parts are kept that a sure pixel was joined to.
+    Neighbours are the 8 in a frame and the same pixel one frame before and after. The masks are read twice: first every
+    frame's parts are joined to those of the frame before, then the groups with a pixel above ``high`` are kept.
 
     Args:
         film: changed in place.
@@ -135,7 +135,7 @@ def hysteresis(film: MaskFilm, low: float, high: float, tick: Tick) -> None:
     for frame, start in enumerate(starts):
         mask = film.read(frame)
         labels, count = _parts(mask, low)
-        kept = np.array([False, *(groups.is_sure(start + part) for part in range(count - 1))])
+        kept = np.array([False, *(groups.is_kept(start + part) for part in range(count - 1))])
         film.write(frame, mask * kept[labels])
         tick()
 
@@ -153,26 +153,26 @@ def _level(mask: np.ndarray, share: float) -> float:
 
 
 class _Groups:
-    """Numbered parts that are joined into groups; a group is sure when one of its parts is."""
+    """Numbered parts that are joined into groups; a group is kept when one of its parts is."""
 
     def __init__(self) -> None:
         self._parents: list[int] = []
-        self._sure: list[bool] = []
+        self._kept: list[bool] = []
 
-    def add(self, sure: np.ndarray) -> int:
-        """Add parts, each a group of its own; returns the number of the first one."""
+    def add(self, kept: np.ndarray) -> int:
+        """Add parts, each as a separate group; returns the number of the first one."""
         start = len(self._parents)
-        self._parents.extend(range(start, start + len(sure)))
-        self._sure.extend(sure.tolist())
+        self._parents.extend(range(start, start + len(kept)))
+        self._kept.extend(kept.tolist())
         return start
 
     def join(self, first: int, second: int) -> None:
         first, second = self._root(first), self._root(second)
         self._parents[second] = first
-        self._sure[first] = self._sure[first] or self._sure[second]
+        self._kept[first] = self._kept[first] or self._kept[second]
 
-    def is_sure(self, part: int) -> bool:
-        return self._sure[self._root(part)]
+    def is_kept(self, part: int) -> bool:
+        return self._kept[self._root(part)]
 
     def _root(self, part: int) -> int:
         while self._parents[part] != part:

@@ -16,7 +16,7 @@ from ..optical_flow import flow_between
 from .mask_films import MaskFilm, Tick
 from .mask_morphology import full_value, inside, signed_distance
 
-# A shape is no longer believed when less than this share of it is found again in the next frame, or less than this
+# A shape is no longer trusted when less than this share of it is found again in the next frame, or less than this
 # share of it is expected to be right.
 LEAST_BELIEF = 0.5
 

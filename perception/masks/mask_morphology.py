@@ -23,7 +23,7 @@ def full_value(mask: np.ndarray) -> int:
 
 
 def grow(mask: np.ndarray, pixels: int) -> np.ndarray:
-    """Grow by pixels, or shrink below 0, with a round outline; the picture's border is no edge.
+    """Grow by pixels, or shrink below 0, with a round outline; the picture's border is not an edge.
 
     A pixel takes the greatest (least) value within that distance of it.
     """

@@ -84,8 +84,9 @@ class ObjectPath:
                 and 0 < min(width, height) <= LARGEST >= max(width, height)
             ):
                 raise ValueError(
-                    f"{name}: at frame {frame} the object is {width:g} x {height:g} at ({x:g}, {y:g}); give fractions of "
-                    f"the picture, sizes above 0 up to {LARGEST:g}, places from {-FARTHEST:g} to {1 + FARTHEST:g}."
+                    f"{name}: at frame {frame} the object is {width:g} x {height:g} at ({x:g}, {y:g}); "
+                    f"give fractions of the picture, sizes above 0 up to {LARGEST:g}, "
+                    f"places from {-FARTHEST:g} to {1 + FARTHEST:g}."
                 )
         for first, last in self.hidden:
             if not 0 <= first <= last <= LAST_FRAME:
@@ -113,10 +114,10 @@ def parse_paths(text: str) -> tuple[ObjectPath, ...]:
     """Read drawn paths.
 
     Args:
-        text: JSON as in the description of this module; empty text is no object.
+        text: JSON as in the description of this module; empty text is no objects at all.
 
     Raises:
-        ValueError: no JSON, too long, another structure, unknown names, missing or wrong values; the message names the
+        ValueError: not JSON, too long, a wrong structure, unknown names, missing or wrong values; the message names the
             place.
     """
     if not text.strip():
@@ -126,7 +127,7 @@ def parse_paths(text: str) -> tuple[ObjectPath, ...]:
     try:
         entries = json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"the path is no JSON ({error}); write a list of objects with keyframes.") from error
+        raise ValueError(f"the path is not JSON ({error}); write a list of objects with keyframes.") from error
     entries = [entries] if isinstance(entries, dict) else entries
     if not isinstance(entries, list) or len(entries) > MAX_OBJECTS:
         given = f"{len(entries)} objects" if isinstance(entries, list) else type(entries).__name__
@@ -138,7 +139,7 @@ def _read_object(entry: Any, name: str) -> ObjectPath:
     _check_keys(entry, _OBJECT_KEYS, name)
     keyframes, hidden = entry.get("keyframes"), entry.get("hidden", [])
     if not isinstance(keyframes, list) or not 1 <= len(keyframes) <= MAX_KEYFRAMES:
-        raise ValueError(f"{name} of the path has no list of 1 to {MAX_KEYFRAMES} keyframes; write at least one.")
+        raise ValueError(f"{name} of the path lacks a list of 1 to {MAX_KEYFRAMES} keyframes; write at least one.")
     if not isinstance(hidden, list) or len(hidden) > MAX_KEYFRAMES:
         raise ValueError(f"{name} of the path: hidden is {hidden!r:.60}; write pairs of frames such as [[3, 5]].")
     pairs = [_frame_pair(pair, name) for pair in hidden]
@@ -152,7 +153,7 @@ def _read_object(entry: Any, name: str) -> ObjectPath:
             for key, held in zip(("width", "height"), size, strict=True)
         )
         if None in size:
-            raise ValueError(f"{place} of the path has no width and height; the first keyframe must say both.")
+            raise ValueError(f"{place} of the path has no width and height; the first keyframe must give both.")
         read.append((_frame(keyframe, place), (_number(keyframe, "x", place), _number(keyframe, "y", place), *size)))
     texts = {key: entry.get(key, default) for key, default in (("label", ""), ("shape", "box"), ("curve", "linear"))}
     for key, value in texts.items():
@@ -253,7 +254,7 @@ def path_tracks(paths: Sequence[ObjectPath], frames: int, height: int, width: in
 def shape_mask(shape: Shape, box: Box, height: int, width: int) -> Tensor:
     """The pixels whose middle lies in a shape: bool [H, W].
 
-    However small the shape is: where its own middle lies in the picture, that pixel is inside.
+    However small the shape is, the pixel at its middle is inside where it lies in the picture.
     """
     x0, y0, x1, y1 = box.corners
     middle_x, middle_y = (x0 + x1) / 2, (y0 + y1) / 2

@@ -28,7 +28,7 @@ class RefinementSettings:
             filled: with the shapes around the gap carried into it by optical flow where frames are given and the flow
             is consistent, else with those shapes moved and stretched in between. Filled masks have hard edges.
         median_frames: odd, at least 1: each pixel takes its median over this many frames; 1 does nothing.
-        hysteresis_high: 0..1, pixels above it are surely inside.
+        hysteresis_high: 0..1, pixels above it are always inside.
         hysteresis_low: 0..1, pixels above it are inside when they touch, in space or time, pixels that are. A high
             value of 0 (the default) leaves the mask as it is.
         component_share: 0..1: in each frame, a connected part stays when its area is at least this share of the largest
@@ -78,7 +78,7 @@ class RefinementSettings:
 
     @property
     def passes(self) -> int:
-        """How often a film is gone through."""
+        """How many times the video is gone through."""
         return (
             (self.fill_gaps > 0) + (self.median_frames > 1) + 2 * (self.hysteresis_high > 0) + int(self.changes_shapes)
         )
@@ -120,7 +120,7 @@ def refine_masks(
         float, same shape, 0..1, on the CPU, a copy. With the defaults it equals the input.
 
     Raises:
-        ValueError: for another shape, values that are not finite, another number of frames than masks, or a setting out
+        ValueError: for another shape, values that are not finite, other counts of frames and masks, or a setting out
             of range.
     """
     settings = RefinementSettings(
@@ -150,7 +150,7 @@ def refine_tracks(
     folder: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Tracks:
-    """Refine the masks of every object; identities, scores and misses stay (a filled mask is no sighting).
+    """Refine the masks of every object; identities, scores and misses stay (a filled mask is not a sighting).
 
     Masks are read and written one at a time and packed again. Soft masks, which feathering makes, take a byte a pixel:
     0.92 GB for 1000 frames of 1280 x 720 pixels, per object. Give a folder for those.
@@ -163,7 +163,7 @@ def refine_tracks(
         progress: called with (done, total) after every frame of every pass; may raise to cancel.
 
     Raises:
-        ValueError: for another number of frames than masks.
+        ValueError: for a different number of frames and masks.
         OSError: when the folder cannot be written or is full.
     """
     pictures = _pictures(frames, tracks.frames)

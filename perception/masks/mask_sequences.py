@@ -86,7 +86,7 @@ def make_sequence(tracks: Tracks, settings: SequenceSettings, progress: Progress
         masks make soft ones. Scores and misses are those of the nearest mask; an empty mask counts as not seen.
 
     Raises:
-        ValueError: no mask is left, another length where it must be exact, or paths for another number of objects.
+        ValueError: no mask is left, a wrong length where it must be exact, or another number of paths than objects.
     """
     if settings == SequenceSettings():
         return tracks

@@ -1,1 +1,1 @@
-"""What was found, drawn for people to look at."""
+"""Pictures of what was found."""

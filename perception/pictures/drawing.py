@@ -1,4 +1,4 @@
-"""Boxes and masks drawn on frames, for people to look at."""
+"""Boxes and masks drawn on frames."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Colour = tuple[int, int, int]
 Rectangle = tuple[int, int, int, int]
 
-# Told apart from each other and, with their dark rim, from any picture.
+# Distinct from each other and, with their dark rim, from any picture.
 PALETTE: tuple[Colour, ...] = (
     (0, 229, 255),
     (255, 64, 200),
@@ -113,7 +113,7 @@ def draw_boxes(
         float [T or as many as chosen, h, w, 3], 0..1.
 
     Raises:
-        ValueError: for bad frames, a frame that is not there, or another number of lists than frames.
+        ValueError: for bad frames, a frame that is not there, or a different number of lists and frames.
     """
     film = Film(frames)
     if len(detections) != len(film):
@@ -165,7 +165,7 @@ def draw_masks(
         float [T or as many as chosen, h, w, 3], 0..1, in steps of 1/255.
 
     Raises:
-        ValueError: for bad frames, a frame that is not there, or another number of mask frames than frames.
+        ValueError: for bad frames, a frame that is not there, or a different number of mask frames and frames.
     """
     film = Film(frames)
     tracks = masks if isinstance(masks, Tracks) else Tracks.from_masks(masks)
@@ -190,7 +190,7 @@ def _draw_film(
     numbers = list(range(len(film)) if chosen is None else chosen)
     for frame in numbers:
         if not 0 <= frame < len(film):
-            raise ValueError(f"frame {frame} is to be drawn; the film has the frames 0 to {len(film) - 1}.")
+            raise ValueError(f"frame {frame} is to be drawn; the video has the frames 0 to {len(film) - 1}.")
     size = drawn_size(film.height, film.width, enlarge, len(numbers), max_bytes)
     drawn = torch.empty(len(numbers), *size, 3)
     for place, frame in enumerate(numbers):
@@ -216,7 +216,7 @@ def draw_objects(
         frame: of the tracks.
         outline: see :func:`draw_masks`.
         opacity: see :func:`draw_masks`.
-        words: per object what to write beside it, longest first: the first that is no wider than half of the picture
+        words: per object what to write beside it, longest first: the first at most half as wide as the picture
             is written, or the last. None writes nothing.
 
     Returns:
@@ -280,8 +280,8 @@ def fitted_text(
 def _track_words(tracks: Tracks, number: int, frame: int) -> tuple[str, ...]:
     name = f"{tracks.ids[number]} {tracks.labels[number]}".strip()
     missed = bool(tracks.misses[number, frame])
-    sure = "filled" if missed else f"{tracks.scores[number, frame].item():.2f}"
-    return f"{name} {sure}", name, str(tracks.ids[number])
+    status = "filled" if missed else f"{tracks.scores[number, frame].item():.2f}"
+    return f"{name} {status}", name, str(tracks.ids[number])
 
 
 def _resized(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -336,7 +336,7 @@ class _Plates:
         self.taken: list[Rectangle] = []
 
     def add(self, texts: Sequence[str], corners: Sequence[float], colour: Colour) -> None:
-        """Write beside the object with these corners the first text that is no wider than half of the picture."""
+        """Write beside the object with these corners the first text at most half as wide as the picture."""
         texts = [text for text in texts if text]
         if not texts:
             return

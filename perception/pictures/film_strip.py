@@ -1,4 +1,4 @@
-"""A film and what was followed through it in one picture."""
+"""A video and what was followed through it in one picture."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ LEGEND = "bar: seen, as high as its score    hatched: not seen, filled in    emp
 def strip_over_time(
     frames: Tensor | Film, tracks: Tracks, count: int = 8, picture_height: int = 160, max_lanes: int = 24
 ) -> Tensor:
-    """Frames spread over the film with their masks, and below them a lane per object over all frames.
+    """Frames spread over the video with their masks, and below them a lane per object over all frames.
 
     A lane shows a bar where the object was seen, as high as its score; hatching where it was not seen and its mask was
-    filled in; nothing where there is no mask. Where a film has more frames than the lane has pixels, gaps win over
+    filled in; nothing where there is no mask. Where a video has more frames than the lane has pixels, gaps win over
     sightings, so that none is lost.
 
     Args:
         frames: as :class:`Film` takes them.
         tracks: of the same number of frames, of any size; may hold no object.
-        count: pictures, evenly spread from the first frame to the last, in rows of up to 8, of wide films fewer.
+        count: pictures, evenly spread from the first frame to the last, in rows of up to 8, of wide ones fewer.
         picture_height: of each picture in pixels.
         max_lanes: lanes that are drawn; how many more objects there are is written below.
 
@@ -42,7 +42,7 @@ def strip_over_time(
         float [1, h, w, 3], 0..1.
 
     Raises:
-        ValueError: for bad frames, another number of mask frames than frames, or a number below 1.
+        ValueError: for bad frames, a different number of mask frames and frames, or a number below 1.
     """
     film = Film(frames)
     if tracks.frames != len(film):
@@ -85,7 +85,7 @@ def spread(frames: int, count: int) -> list[int]:
 
 
 def _picture_size(film: Film, height: int) -> tuple[int, int]:
-    """Height and width of a picture; very wide films are shown lower, very tall ones are at least a few pixels wide."""
+    """Height and width of a picture; very wide ones are shown lower, very tall ones are at least a few pixels wide."""
     width = round(film.width * height / film.height)
     widest = 3 * height
     if width > widest:
@@ -94,7 +94,7 @@ def _picture_size(film: Film, height: int) -> tuple[int, int]:
 
 
 def _lane(tracks: Tracks, number: int, width: int) -> np.ndarray:
-    """What became of an object over all frames: uint8 [LANE_HEIGHT, width, 3]."""
+    """The lane of an object over all frames: uint8 [LANE_HEIGHT, width, 3]."""
     frames = tracks.frames
     colour = np.array(colour_of(tracks.ids[number]), dtype=np.float32) * 0.82
     lane = np.full((LANE_HEIGHT, width, 3), LANE, dtype=np.uint8)

@@ -1,4 +1,4 @@
-"""Frames take the colours of a reference: the distribution of each channel is made that of the reference's.
+"""Frames take the colours of a reference: each channel gets the distribution of the reference's channel.
 
 Source: LAMP (arXiv 2310.10769), which matches the histograms of all decoded frames to those of the first one.
 """
@@ -15,7 +15,7 @@ def histogram_match(frames: Tensor, reference: Tensor) -> Tensor:
     """Match frames to a reference by cumulative histograms of 256 bins, each channel and frame for itself.
 
     A level becomes the lowest level at which at least as large a part of the reference's pixels lies as of the frame's
-    at or below its own. A frame with the reference's own histogram comes back as it was, in steps of 1/255.
+    at or below its own. A frame with the same histogram as the reference comes back as it was, in steps of 1/255.
 
     Args:
         frames: [T, H, W, 3] in 0..1.
@@ -34,7 +34,7 @@ def histogram_match(frames: Tensor, reference: Tensor) -> Tensor:
         )
     for name, pictures in (("the frames", frames), ("the reference", reference[None])):
         if not all(bool(torch.isfinite(picture).all()) for picture in pictures):
-            raise ValueError(f"{name} hold NaN or infinite values, which have no histogram; check the node before.")
+            raise ValueError(f"{name} hold NaN or infinite values, so there is no histogram; check the node before.")
     wanted = _cumulative_counts(_levels(reference))
     matched = torch.empty(frames.shape, dtype=torch.float32, device=frames.device)
     pixels = reference.shape[0] * reference.shape[1]

@@ -20,7 +20,7 @@ GRID: Colour = (52, 52, 62)
 SMALLEST, LARGEST = 512, 1024
 # Lines are drawn this much larger and then made smaller, which smooths them.
 FINE = 2
-# At most so many outlines between keyframes, so that they stay apart.
+# Outlines between keyframes at most, so that they stay apart.
 OUTLINES = 24
 
 
@@ -35,7 +35,7 @@ def path_picture(
         frames: of the clip.
         height: of the clip in pixels.
         width: of the clip in pixels.
-        background: a film or picture whose first frame is shown behind, darker; of any size.
+        background: a video or picture whose first frame is shown behind, darker; of any size.
 
     Returns:
         float [1, h, w, 3], 0..1, of the clip's proportions, 512 to 1024 pixels on its longer side.

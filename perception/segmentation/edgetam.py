@@ -33,7 +33,7 @@ def load_folder(folder: str | Path, dtype: torch.dtype = torch.float32) -> Memor
     if importlib.util.find_spec("timm") is None:
         raise missing_package("EdgeTAM", "timm")
     folder = check_model_folder(folder, *MODEL_TYPES)
-    # Reading its configuration as usual, transformers 4 asks the network for that of the default picture encoder.
+    # Read as usual, its configuration makes transformers 4 fetch that of the default picture encoder.
     config = video[0].config_class(**json.loads((folder / "config.json").read_text(encoding="utf-8")))
     model = load_model_folder(video[0], folder, MODEL_TYPES, dtype, config)
     return MemoryModel(model, model, video[1], video_processor(folder, model.prompt_encoder.input_image_size))

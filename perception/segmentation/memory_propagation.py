@@ -1,8 +1,8 @@
-"""Objects followed through a film by models with a memory: SAM 2 (Ravi et al., arXiv 2408.00714), SAM 3, EdgeTAM.
+"""Objects followed through a video by models with a memory: SAM 2 (Ravi et al., arXiv 2408.00714), SAM 3, EdgeTAM.
 
 The models are those of transformers, driven through their inference sessions. A session as the library makes it keeps
-the whole film and everything that was ever found in it; here frames are prepared when they are looked at, and what no
-later frame can look back to is let go, so that memory does not grow with the film.
+the whole video and everything that was ever found in it; here frames are prepared when they are looked at, and what no
+later frame can look back to is freed, so that memory does not grow with the video.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MAX_PROMPTED_FRAMES = 8
 BOX_CORNERS = (2, 3)
 # Largest logit of an earlier mask that is handed back to the model to be corrected, as in the original predictor.
 MAX_FEEDBACK_LOGIT = 32.0
-# Logits for the outside and the inside of a mask that a person gives.
+# Logits for the outside and the inside of a mask that a user gives.
 MASK_LOGITS = (-10.0, 10.0)
 
 
@@ -67,7 +67,7 @@ class MemoryModel:
         return self.tracker.prompt_encoder.input_image_size
 
     def follow(self, film: Film, reverse: bool = False) -> MemoryPropagator:
-        """Start following in a film, forwards or backwards in time."""
+        """Start following in a video, forwards or backwards in time."""
         return MemoryPropagator(self, film, reverse)
 
     def prepare(self, film: Film, frame: int) -> Tensor:
@@ -82,9 +82,9 @@ class MemoryModel:
 
 
 class MemoryPropagator:
-    """Follows objects through one film in one direction; see :class:`perception.propagation.Propagator`.
+    """Follows objects through one video in one direction; see :class:`perception.propagation.Propagator`.
 
-    Every object has a session of its own, so that objects do not influence each other and can be forgotten; the
+    Every object has its own session, so that objects do not influence each other and can be dropped; the
     features of a frame are found once for all of them. For the sessions time always runs forwards.
 
     Args:
@@ -109,10 +109,10 @@ class MemoryPropagator:
         return {identity: self._look(session, place) for identity, session in self.sessions.items()}
 
     def prompt(self, frame: int, prompts: dict[int, ObjectPrompt]) -> dict[int, Sighting]:
-        """Say where objects are in this frame, by identity; new ones are followed from now on.
+        """Set where objects are in this frame, by identity; new ones are followed from now on.
 
         A box or a mask says afresh where the object is. Points alone correct what was found in this frame before, if
-        anything was. A mask alone is believed as it is; with a box or points it is a rough guess.
+        anything was. A mask alone is taken as it is; with a box or points it is a rough guess.
 
         Raises:
             ValueError: when the frame holds values that are not finite.
@@ -127,7 +127,7 @@ class MemoryPropagator:
         return found
 
     def forget(self, identity: int) -> None:
-        """Stop following an object; its memory is let go."""
+        """Stop following an object and free its memory."""
         self.sessions.pop(identity, None)
 
     def _open_session(self) -> Any:
@@ -158,7 +158,7 @@ class MemoryPropagator:
                 # The library would keep the memory of this answer with the earlier one.
                 _prompted(session).pop(place, None)
         if prompt.mask is not None or guess is None:
-            # As if this were the first frame: what is said beats what is remembered.
+            # As if this were the first frame: the prompt beats what is remembered.
             session.frames_tracked_per_obj[0].pop(place, None)
             _found_by_itself(session).pop(place, None)
         if believed:
@@ -215,7 +215,7 @@ class MemoryPropagator:
 
 
 class _PreparedFrames:
-    """A film as a session sees it: a mapping from place in time to pixels that are made when they are asked for."""
+    """A video as a session sees it: a mapping from place in time to pixels that are made when they are needed."""
 
     def __init__(self, model: MemoryModel, film: Film, reverse: bool) -> None:
         self.model, self.film, self.reverse = model, film, reverse
@@ -231,7 +231,7 @@ class _PreparedFrames:
         return len(self.film) - 1 - frame if self.reverse else frame
 
     def frame(self, place: int) -> int:
-        """Which frame of the film is visited at a place."""
+        """Which frame of the video is visited at a place."""
         return self.place(place)
 
 
@@ -246,7 +246,7 @@ def _found_by_itself(session: Any) -> dict[int, dict[str, Any]]:
 
 
 def _earlier_mask(session: Any, place: int) -> Tensor | None:
-    """The mask that was found in this frame before: logits [1, 1, h, w]; None when there is none, or it is empty."""
+    """The mask that was found in this frame before: logits [1, 1, h, w]; None when it is missing or empty."""
     output = _found_by_itself(session).get(place) or _prompted(session).get(place)
     if output is None or not (output["pred_masks"] > 0).any():
         return None
@@ -264,7 +264,7 @@ def _stretch(mask: Tensor, side: int) -> Tensor:
 
 @contextmanager
 def _watched(tracker: nn.Module, guess: Tensor | None) -> Iterator[list[float]]:
-    """While the model runs: note its own estimate of the mask's IoU, which it does not return, and add a rough mask.
+    """While the model runs: note its estimate of the mask's IoU, which it does not return, and add a rough mask.
 
     Args:
         tracker: the video model.
@@ -315,7 +315,7 @@ def _let_go(session: Any, place: int, config: Any) -> None:
     """Drop what frames after this one cannot look back to."""
     session.point_inputs_per_obj[0].clear()
     session.mask_inputs_per_obj[0].clear()
-    # Whether this frame was tracked is asked once more when a prompt for it comes; about others nobody asks.
+    # Whether this frame was tracked is read once more when a prompt for it comes; for other frames it never is.
     tracked = session.frames_tracked_per_obj[0]
     for other in [other for other in tracked if other != place]:
         del tracked[other]

@@ -53,7 +53,7 @@ class EncodedPictures:
 
 
 class SamSegmenter:
-    """SAM as the tracker asks it.
+    """SAM as the tracker uses it.
 
     Args:
         model: transformers ``SamModel``. It may be moved between calls; every call runs where its parameters are.
@@ -67,7 +67,7 @@ class SamSegmenter:
         self.batch_size = batch_size or pictures_per_pass(model)
 
     def open(self, film: Film) -> SamFilm:
-        """Look at a film; pictures are encoded when they are first asked for."""
+        """Open a video; pictures are encoded when they are first needed."""
         return SamFilm(self, film)
 
     @torch.no_grad()
@@ -111,7 +111,7 @@ class SamSegmenter:
             points: float [N, P, 2] in model pixels.
             labels: int [N, P], 1 on the object and 0 off it.
             guesses: float [N, 1, grid, grid], logits.
-            candidates: ask for three masks and take the one of the best predicted IoU; False asks for one.
+            candidates: make three masks and take the one with the best predicted IoU; False makes one.
 
         Returns:
             Logits float [N, grid, grid] and predicted IoU float [N], on the model's device.
@@ -122,7 +122,7 @@ class SamSegmenter:
         parameter = next(self.model.mask_decoder.parameters())
 
         def placed(values: Tensor | None) -> Tensor | None:
-            """On the device, with prompts in the second place, or in the first where each has a picture of its own."""
+            """On the device, with prompts in the second place, or in the first where each has its own picture."""
             return None if values is None else values.to(parameter.device).unsqueeze(0 if guesses is None else 1)
 
         masks, scores = self._predict(
@@ -163,9 +163,9 @@ class SamSegmenter:
 
 
 class SamFilm:
-    """A film through SAM's eyes; see :class:`~.propagation.SegmentedFilm`.
+    """A video as SAM encodes it; see :class:`~.propagation.SegmentedFilm`.
 
-    Frames are encoded a few at once, in the step and direction in which they were last asked for.
+    Frames are encoded a few at once, in the step and direction in which they were last needed.
     """
 
     def __init__(self, segmenter: SamSegmenter, film: Film) -> None:
@@ -181,7 +181,7 @@ class SamFilm:
 
         Args:
             frame: to look at.
-            prompts: in pixels of the film; box, points and mask of one prompt are used together. A mask without box
+            prompts: in pixels of the video; box, points and mask of one prompt are used together. A mask without box
                 and points on the object is also given as its box, since SAM cannot do with a mask alone.
             guesses: per prompt a rough mask, float [H, W] 0..1, or None; a prompt's own mask goes before it.
 
@@ -227,7 +227,7 @@ class SamFilm:
         ]
 
     def _picture(self, frame: int) -> EncodedPictures:
-        """One frame, encoded; with it those that will be asked for next."""
+        """One frame, encoded; with it those that will be needed next."""
         if frame not in self._places:
             step = 1 if self._latest is None else frame - self._latest
             coming = range(frame, len(self.film) if step > 0 else -1, step)[: self.segmenter.batch_size]
@@ -264,14 +264,14 @@ class _Hint:
 
     @property
     def kind(self) -> tuple[bool, int, bool]:
-        """Hints that agree in this can be asked together."""
+        """Hints that agree in this can go through the decoder together."""
         return self.box is None, len(self.points), self.guess is None
 
     @property
     def ambiguous(self) -> bool:
         """Whether a box or a point stands alone.
 
-        SAM was trained to answer those with three masks, and anything more with one of its own (paper, appendix A). On
+        SAM was trained to answer those with three masks, and anything more with a separate one (paper, appendix A). On
         the Toybox, where nothing is ambiguous, one mask is better by 0.002 IoU for every kind of prompt.
         """
         return self.guess is None and len(self.points) + (self.box is not None) == 1

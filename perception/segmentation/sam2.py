@@ -67,7 +67,7 @@ def load_state(state: Mapping[str, Tensor], path: str | Path, dtype: torch.dtype
         dtype: of the weights in memory; the file's own may differ.
 
     Raises:
-        ValueError: when the picture encoder is of no published size.
+        ValueError: when the picture encoder does not have a published size.
         RuntimeError: when tensors are missing or do not fit.
         ImportError: when this version of transformers has no SAM 2.
     """
@@ -91,7 +91,7 @@ def model_of_original(
         The model in evaluation mode, float32, on the CPU.
 
     Raises:
-        ValueError: when the picture encoder is of no published size.
+        ValueError: when the picture encoder does not have a published size.
         RuntimeError: when tensors are missing or do not fit.
     """
     from transformers import Sam2VideoModel
@@ -112,8 +112,8 @@ def model_of_original(
     ]
     if faults:
         raise RuntimeError(
-            f"{path} is no complete SAM 2 checkpoint: {', '.join(faults[:FAULTS_SHOWN])} ({len(faults)} tensors do not "
-            "fit in all); copy it again or choose another."
+            f"{path} is not a complete SAM 2 checkpoint: {', '.join(faults[:FAULTS_SHOWN])} "
+            f"({len(faults)} tensors do not fit in all); copy it again or choose another."
         )
     model.load_state_dict(to_transformers(state))
     return model.eval()

@@ -16,9 +16,9 @@ from torch import Tensor
 if TYPE_CHECKING:
     from transformers import Sam2VideoConfig
 
-# Frames are stretched to a square of this many pixels; no shape tells it.
+# Frames are stretched to a square of this many pixels; the shapes do not show it.
 IMAGE_SIZE = 1024
-# Attention heads of the mask decoder; no shape tells them.
+# Attention heads of the mask decoder; the shapes do not show them.
 DECODER_HEADS = 8
 # Pixels of the picture per pixel of the features that masks are decoded from.
 FEATURE_STRIDE = 16
@@ -110,7 +110,7 @@ _BEGINNINGS: tuple[tuple[str, str], ...] = (
 
 @dataclass(frozen=True)
 class HieraSize:
-    """What the shapes of a picture encoder do not tell.
+    """What the shapes of a picture encoder do not show.
 
     Attributes:
         heads: attention heads of its first stage; each stage has twice as many as the one before.
@@ -141,7 +141,7 @@ def to_original(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename a transformers ``Sam2VideoModel`` state dict to the original package's names.
 
     Raises:
-        ValueError: for a name that is none of SAM 2's.
+        ValueError: for a name that does not belong to SAM 2.
     """
     renamed: dict[str, Tensor] = {}
     for name, value in state.items():
@@ -159,7 +159,7 @@ def to_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Raises:
         KeyError: with the name of a tensor that is missing.
-        ValueError: for a name that is none of SAM 2's.
+        ValueError: for a name that does not belong to SAM 2.
     """
     renamed = {shared: state[_POSITIONS] for shared in _SHARED_POSITIONS}
     points = [_POINT.format(kind) for kind in range(_POINT_KINDS)]
@@ -175,7 +175,7 @@ def _rename(name: str, side: int) -> str:
         found = re.match(re.escape(pair[side]).replace(r"\#", r"(\d+)"), name)
         if found:
             return pair[1 - side].replace("#", "{}").format(*found.groups()) + name[found.end() :]
-    raise ValueError(f"{name} is no tensor of SAM 2; choose a sam2_hiera_* or sam2.1_hiera_* file.")
+    raise ValueError(f"{name} is not a tensor of SAM 2; choose a sam2_hiera_* or sam2.1_hiera_* file.")
 
 
 def config_of_original(
@@ -190,7 +190,7 @@ def config_of_original(
 
     Raises:
         KeyError: with the name of a tensor that is missing.
-        ValueError: for a picture encoder of no published size.
+        ValueError: for a picture encoder without a published size.
     """
     from transformers import Sam2VideoConfig
 
@@ -238,7 +238,7 @@ def _vision_config(state: Mapping[str, Tensor], size: HieraSize | None, image_si
     if size is None:
         known = "; ".join(f"{width} and {list(stages)}" for width, stages in HIERA_SIZES)
         raise ValueError(
-            f"a picture encoder of width {first} with {list(blocks)} blocks is no published SAM 2 (known: {known}); "
+            f"a picture encoder of width {first} with {list(blocks)} blocks is not a published SAM 2 (known: {known}); "
             "choose a tiny, small, base_plus or large file."
         )
     widths = [state[f"{trunk}.blocks.{stop - 1}.norm2.weight"].shape[0] for stop in starts[1:]]

@@ -78,7 +78,7 @@ def _processor(folder: str | Path, tracker: nn.Module) -> Any:
 
 @dataclass
 class _Seen:
-    """What was last found out about a film."""
+    """What was last found out about a video."""
 
     frame: int = -1
     vision: Any = None
@@ -100,12 +100,12 @@ class TextMemoryModel(MemoryModel):
     def __init__(self, model: nn.Module, session_class: type, processor: Any, tokenizer: Any) -> None:
         super().__init__(model, model.tracker_model, session_class, processor)
         self.tokenizer = tokenizer
-        # Goes with the film.
+        # Freed with the video.
         self._seen: WeakKeyDictionary[Film, _Seen] = WeakKeyDictionary()
 
     @torch.no_grad()
     def encode(self, film: Film, frame: int) -> dict[str, Any]:
-        """Features of a frame for the tracker, made from what the detector looks at too."""
+        """Features of a frame for the tracker, made from what the detector uses too."""
         features, positions = self.model.get_vision_features_for_tracker(self._look_at(film, frame))
         return {"vision_feats": features, "vision_pos_embeds": positions}
 
@@ -114,12 +114,12 @@ class TextMemoryModel(MemoryModel):
         """Every object in a frame that one of the phrases names.
 
         Args:
-            film: to look in.
-            frame: of the film.
+            film: video to look in.
+            frame: of the video.
             phrases: what to look for, each by itself; cut to what the text encoder reads (32 tokens).
 
         Returns:
-            Prompts with a mask at frame size, the phrase as label and a score, the surest first for each phrase.
+            Prompts with a mask at frame size, the phrase as label and a score, the best score first for each phrase.
             Objects of one phrase do not overlap; the same object may be found by several phrases.
 
         Raises:
@@ -144,15 +144,15 @@ class TextMemoryModel(MemoryModel):
         return found
 
     def _distinct(self, scores: Tensor, logits: Tensor) -> list[int]:
-        """Places of the answers that are sure enough and overlap no surer one, the surest first.
+        """Places of the answers that score high enough and overlap no better one, the best first.
 
         Args:
             scores: [Q], 0..1.
             logits: of the masks, [Q, h, w].
         """
         config = self.model.config
-        sure = (scores > config.score_threshold_detection).nonzero().flatten()
-        order = sure[scores[sure].argsort(descending=True)]
+        confident = (scores > config.score_threshold_detection).nonzero().flatten()
+        order = confident[scores[confident].argsort(descending=True)]
         masks = (logits[order] > 0).flatten(1).float()
         shared = masks @ masks.T
         areas = masks.sum(1)

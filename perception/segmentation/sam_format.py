@@ -22,7 +22,7 @@ SamLayout = Literal["transformers", "original"]
 
 IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_STD = (0.229, 0.224, 0.225)
-# Head count of the mask decoder in every published SAM; shapes do not tell it.
+# Head count of the mask decoder in every published SAM; the shapes do not show it.
 DECODER_HEADS = 8
 
 # How the names of the picture encoder's layers begin in the two layouts, and in the small one that is not supported.
@@ -79,7 +79,7 @@ def detect_layout(names: Mapping[str, Any]) -> SamLayout:
             "choose a vit_b, vit_l or vit_h file."
         )
     sample = ", ".join(list(names)[:3]) or "none"
-    raise ValueError(f"these are no SAM weights (first names: {sample}); choose a SAM (first version) file.")
+    raise ValueError(f"these are not SAM weights (first names: {sample}); choose a SAM (first version) file.")
 
 
 def to_original(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -151,7 +151,7 @@ def config_of_original(state: Mapping[str, Tensor], decoder_heads: int = DECODER
 
     Args:
         state: in the original layout.
-        decoder_heads: attention heads of the mask decoder, which no shape tells.
+        decoder_heads: attention heads of the mask decoder, which the shapes do not show.
 
     Raises:
         KeyError: naming a tensor that is missing.
@@ -218,7 +218,7 @@ def _count(state: Mapping[str, Tensor], pattern: str) -> int:
 
 
 def original_sam(config: SamConfig) -> Sam:
-    """Build the original package's ``Sam`` at any size (its own registry knows three sizes only).
+    """Build the original package's ``Sam`` at any size (its registry has three sizes only).
 
     Args:
         config: as transformers describes the model.
@@ -307,7 +307,7 @@ def sam_of_state(
     """Build transformers' model from weights of either layout and any size.
 
     Args:
-        state: tensors by name.
+        state: tensors by their names.
         path: that they came from, for errors.
         dtype: of the picture encoder's weights in memory. The rest, a few megabytes, stays in full precision: in
             bfloat16 the place of a prompt would be rounded to two pixels of 1024.

@@ -1,7 +1,7 @@
 """Masks with finer edges by SAM-HQ (Ke et al., arXiv 2306.01567), which adds a mask token and early features to SAM.
 
 The weights are held by transformers' ``SamHQModel`` and may also come in the original package's layout. Masks are
-decoded here: the library's own decoder (4.52 up to 5.23 at least) draws masks on picture features from before its
+decoded here: the library's decoder (4.52 up to 5.23 at least) draws masks on picture features from before its
 transformer, with rows and columns exchanged, and so does not give the original's masks.
 """
 
@@ -22,11 +22,11 @@ MODEL_TYPES = ("sam_hq",)
 
 
 class SamHQSegmenter(SamSegmenter):
-    """SAM-HQ as the tracker asks it; like :class:`~.sam.SamSegmenter`, of a ``SamHQModel``."""
+    """SAM-HQ as the tracker uses it; like :class:`~.sam.SamSegmenter`, of a ``SamHQModel``."""
 
     def _look(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
         embeddings, early = self.model.get_image_embeddings(pixels)
-        # What the first layer with attention to the whole picture found is where fine edges are still to be seen.
+        # What the first layer with attention to the whole picture found still holds the fine edges.
         return embeddings, fine_features(self.model.mask_decoder, embeddings, early[0])
 
     def _predict(
@@ -36,12 +36,12 @@ class SamHQSegmenter(SamSegmenter):
         positions = self.model.get_image_wide_positional_embeddings()
         # Either all prompts share one picture, or each has one with its own rough mask added.
         pictures = (picture.embeddings + dense).repeat_interleave(sparse.shape[1], dim=0)
-        own, fine, scores = draw_masks(
+        coarse, fine, scores = draw_masks(
             self.model.mask_decoder, pictures, positions, sparse.flatten(0, 1), picture.details
         )
         # The first token is for unambiguous prompts. As in the original's predictor the fine mask is added to SAM's.
         chosen = slice(1, None) if candidates else slice(0, 1)
-        return own[:, chosen] + fine, scores[:, chosen]
+        return coarse[:, chosen] + fine, scores[:, chosen]
 
 
 def fine_features(decoder: nn.Module, embeddings: Tensor, early: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ def draw_masks(
         details: ``fine_features`` of the picture, [1, C / 8, 4 h, 4 w].
 
     Returns:
-        SAM's own logits [N, M, 4 h, 4 w], fine logits [N, 1, 4 h, 4 w], and predicted IoU of SAM's masks [N, M].
+        SAM's logits [N, M, 4 h, 4 w], fine logits [N, 1, 4 h, 4 w], and predicted IoU of SAM's masks [N, M].
     """
     count, _, height, width = pictures.shape
     own_tokens = decoder.mask_tokens.weight.shape[0]
@@ -93,9 +93,9 @@ def draw_masks(
     fine_canvas = decoder.mask_conv2(decoder.activation(decoder.mask_norm(decoder.mask_conv1(canvas)))) + details
     brushes = [head(tokens[:, 1 + index]) for index, head in enumerate(decoder.output_hypernetworks_mlps)]
     fine_brush = decoder.hq_mask_mlp(tokens[:, 1 + own_tokens])
-    own = torch.einsum("nmc,nchw->nmhw", torch.stack(brushes, dim=1), canvas)
+    coarse = torch.einsum("nmc,nchw->nmhw", torch.stack(brushes, dim=1), canvas)
     fine = torch.einsum("nc,nchw->nhw", fine_brush, fine_canvas)[:, None]
-    return own, fine, decoder.iou_prediction_head(tokens[:, 0])
+    return coarse, fine, decoder.iou_prediction_head(tokens[:, 0])
 
 
 def claims(state: Mapping[str, Tensor]) -> bool:

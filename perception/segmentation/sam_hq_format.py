@@ -57,7 +57,7 @@ def to_original(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _renamed(state: Mapping[str, Tensor], pairs: Any) -> dict[str, Tensor]:
-    """What SAM-HQ adds, under other names; a name that no pair knows is kept, so that it is reported later."""
+    """What SAM-HQ adds, under other names; a name that fits none of the pairs is kept, so that it is reported later."""
     renamed = {}
     for name, value in state.items():
         if _ADDED.match(name):
@@ -71,7 +71,7 @@ def config_of_original(state: Mapping[str, Tensor], decoder_heads: int = sam_for
 
     Args:
         state: in the original layout.
-        decoder_heads: attention heads of the mask decoder, which no shape tells.
+        decoder_heads: attention heads of the mask decoder, which the shapes do not show.
 
     Raises:
         KeyError: naming a tensor that is missing.
@@ -96,7 +96,7 @@ def sam_hq_of_state(
     """Build transformers' model from weights of either layout and any size.
 
     Args:
-        state: tensors by name.
+        state: tensors by their names.
         path: that they came from, for errors.
         dtype: of the picture encoder's weights in memory; the rest stays in full precision.
         decoder_heads: attention heads of the mask decoder.

@@ -20,7 +20,7 @@ from torch import Tensor
 # Below this logit a pixel rounds to 0 of 255. Interpolation never exceeds its neighbours, so what is outside on the
 # grid is outside in the frame.
 SILENT_LOGIT = math.log(0.5 / 254.5)
-# Logits of a rough mask inside and outside; those of SAM's own results are of this order.
+# Logits of a rough mask inside and outside; those of SAM's results are of this order.
 GUESS_LOGIT = 8.0
 # Parts of the frame up to this share are worked out by matrices; for larger ones the library's resizing is quicker.
 SMALL_SHARE = 0.4
@@ -139,7 +139,7 @@ def _spans(values: Tensor, floor: float, weights: tuple[Tensor, Tensor]) -> tupl
 
 
 def _transform(values: Tensor, spans: tuple[_Reach, _Reach], weights: tuple[Tensor, Tensor]) -> Tensor:
-    """Resize the part of a picture that the spans tell."""
+    """Resize the part of a picture that the spans give."""
     (rows, source_rows), (columns, source_columns) = spans
     part = values[source_rows, source_columns].float()
     return weights[0][rows, source_rows] @ part @ weights[1][columns, source_columns].T

@@ -1,1 +1,1 @@
-"""One tracker over any of those models: which object is which, in both directions of time."""
+"""One tracker over any segmentation model: which object is which, in both directions of time."""

@@ -1,4 +1,4 @@
-"""What an object looks like, as a histogram of its colours: enough to know it again and to tell it from its surroundings."""
+"""The appearance of an object as a histogram of its colours, to recognise it and tell it from its surroundings."""
 
 from __future__ import annotations
 

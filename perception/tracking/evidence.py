@@ -1,4 +1,4 @@
-"""What is known of objects before they are followed: boxes, what a person says, and words to look for."""
+"""What is known of objects before they are followed: boxes, user prompts, and phrases to look for."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class Evidence:
 
     Attributes:
         boxes: inside the picture, one list a frame.
-        prompts: fitted to the film.
-        phrases: that the model looks for itself.
-        every: in every so-many-th frame.
+        prompts: fitted to the video.
+        phrases: that the model itself looks for.
+        every: in every n-th frame.
     """
 
     boxes: Detections
@@ -31,15 +31,15 @@ class Evidence:
         """Those in which there is something to learn, in order."""
         count = len(self.boxes)
         named = {prompt.frame for prompt in self.prompts}
-        asked = set(range(0, count, self.every)) if self.phrases else set()
-        return sorted(named | asked | {frame for frame, boxes in enumerate(self.boxes) if boxes})
+        searched = set(range(0, count, self.every)) if self.phrases else set()
+        return sorted(named | searched | {frame for frame, boxes in enumerate(self.boxes) if boxes})
 
     def prompts_of(self, frame: int) -> list[ObjectPrompt]:
-        """What a person said about this frame."""
+        """User prompts about this frame."""
         return [prompt for prompt in self.prompts if prompt.frame == frame]
 
     def found_in(self, model: PropagationModel, film: Film, frame: int) -> list[ObjectPrompt]:
-        """What a detector, or the model itself, finds in this frame, surest first."""
+        """What a detector, or the model itself, finds in this frame, best score first."""
         found = [prompt_of_box(box, frame) for box in self.boxes[frame]]
         if self.phrases and frame % self.every == 0:
             answers = [
@@ -50,7 +50,7 @@ class Evidence:
 
 
 def box_of_prompt(prompt: ObjectPrompt) -> Box:
-    """Around what a detector found, with its label and score."""
+    """The box around what a prompt shows, with its label and score."""
     box = prompt.box or box_of_mask(prompt.mask.float())
     return replace(box, label=prompt.label, score=prompt.score)
 

@@ -1,6 +1,6 @@
 """Following objects with a model for single pictures: optical flow carries masks on, colours and the model mend them.
 
-In each frame a pixel is an object's when what flow brought there and how well its colour fits speak for it together;
+In each frame a pixel is an object's when what flow brought there and how well its colour fits support it together;
 the segmentation model draws the outline anew around that, and its drawing is taken where the two agree. An object that
 is covered shrinks to nothing. One that was lost is looked for by its colours.
 """
@@ -23,21 +23,21 @@ from ..propagation import SegmentedFilm, Segmenter, Sighting
 from .appearance import colour_places, histogram, likeness
 from .mask_areas import first_largest, grown, inside_box, large_patches, smoothed, window_around
 
-# How far flow is trusted: colours that are so much more likely (0.2: four times) overrule it.
+# How far flow is trusted: colours that are this much more likely (0.2: four times) overrule it.
 DOUBT = 0.2
 # The model's drawing is taken when it overlaps what was carried on at least this much.
 AGREEMENT = 0.6
-# Share of an object's full size below which it counts as out of sight, and above which it counts as found again.
+# Share of an object's full size below which it counts as hidden, and above which it counts as found again.
 GONE, BACK = 0.04, 0.15
 # A mask whose colours have become this unlike the object's is of something else.
 STRANGE, FAMILIAR = 0.35, 0.75
-# How fast an object's colours may change, a frame, and how alike the new ones must be.
+# How fast an object's colours may change per frame, and how alike the new ones must be.
 LEARNING, STEADY = 0.05, 0.9
 # Pixels around a carried mask that may become the object's, as a share of its diameter, and what it may grow to.
 MARGIN, GROWTH = 0.2, 1.2
 # The model may redraw the edge of a carried mask by this share of its diameter.
 EDGE = 0.06
-# Sureness of a mask that was carried on without the model's consent.
+# Confidence of a mask that was carried on without the model's consent.
 CARRIED_SCORE = 0.5
 # A colour is a lost object's when it is this many times more likely there than around it.
 TELLING = 4.0
@@ -61,7 +61,7 @@ class FlowModel:
         return self.segmenter.model
 
     def follow(self, film: Film, reverse: bool = False) -> FlowPropagator:
-        """Start following in a film; both directions are alike."""
+        """Start following in a video; both directions are alike."""
         return FlowPropagator(film, self.segmenter.open(film))
 
 
@@ -71,7 +71,7 @@ class _Followed:
 
     Attributes:
         mask: uint8 [H, W].
-        colours: histogram of its own.
+        colours: histogram of the object.
         around: histogram of the picture around it when it was last seen.
         telling: whether its colours alone are enough to find it.
         full: pixels that it has when nothing hides it.
@@ -94,8 +94,8 @@ class FlowPropagator:
     """See :class:`~.propagation.Propagator`.
 
     Args:
-        film: to follow in.
-        pictures: the same film through the segmenter's eyes.
+        film: video to follow in.
+        pictures: the same video as the segmenter encodes it.
     """
 
     def __init__(self, film: Film, pictures: SegmentedFilm) -> None:
@@ -132,15 +132,15 @@ class FlowPropagator:
     def prompt(self, frame: int, prompts: dict[int, ObjectPrompt]) -> dict[int, Sighting]:
         """Take masks as they are; make masks of boxes and points, but doubt those that look like something else."""
         self._look(frame)
-        asked = {key: value for key, value in prompts.items() if value.mask is None or value.box or value.points}
-        found = dict(zip(asked, self._draw(frame, list(asked.values())), strict=True))
+        to_draw = {key: value for key, value in prompts.items() if value.mask is None or value.box or value.points}
+        found = dict(zip(to_draw, self._draw(frame, list(to_draw.values())), strict=True))
         for identity, value in prompts.items():
-            if identity not in asked:
+            if identity not in to_draw:
                 found[identity] = Sighting(value.mask.to(torch.uint8) * 255, value.score)
                 self._objects[identity] = self._objects.get(identity) or _Followed(found[identity].mask)
-        claims = {key: item.mask > 127 for key, item in self._objects.items() if key not in asked}
-        for identity in asked:
-            found[identity] = self._check(identity, asked[identity], found[identity], claims)
+        claims = {key: item.mask > 127 for key, item in self._objects.items() if key not in to_draw}
+        for identity in to_draw:
+            found[identity] = self._check(identity, to_draw[identity], found[identity], claims)
             claims[identity] = found[identity].mask > 127
         for identity in prompts:
             self._objects.setdefault(identity, _Followed(found[identity].mask))
@@ -187,12 +187,12 @@ class FlowPropagator:
             near = grown(share > 0.5, margin)
             window = window_around(item.mask > 127, 3 * margin)
             rest = histogram(before, window & ~occupied)
-            own = _lookup(item.colours, self._places)
-            other = _lookup(rest, self._places)
+            inside = _lookup(item.colours, self._places)
+            outside = _lookup(rest, self._places)
             trust = share.clamp(DOUBT, 1 - DOUBT)
             # Where the flow is lost colours decide alone, inside as well as at the edge.
             trust = torch.where(known | (share > 0.5), trust, 0.5 * (trust + 0.5))
-            chance, against = own * trust, other * (1 - trust)
+            chance, against = inside * trust, outside * (1 - trust)
             for stranger in strangers:
                 against = torch.maximum(against, stranger)
             chances.append(torch.where(near & (chance > against), chance, 0.0))
@@ -213,7 +213,7 @@ class FlowPropagator:
     def _outline(self, frame: int, seen: Sequence[int], shares: Sequence[Tensor]) -> dict[int, Sighting]:
         """Draw the shared out pixels anew by the model where it agrees."""
         found: dict[int, Sighting] = {}
-        asked: dict[int, Box] = {}
+        boxes: dict[int, Box] = {}
         for identity, share in zip(seen, shares, strict=True):
             item = self._objects[identity]
             there = share.sum() >= max(4.0, GONE * item.full)
@@ -221,9 +221,9 @@ class FlowPropagator:
             if alike < STRANGE:
                 found[identity] = Sighting(torch.zeros_like(item.mask), 0.0)
             else:
-                asked[identity] = box_of_mask(share.float())
-        drawn = self._draw(frame, [ObjectPrompt(frame, box=box) for box in asked.values()])
-        for identity, sighting in zip(asked, drawn, strict=True):
+                boxes[identity] = box_of_mask(share.float())
+        drawn = self._draw(frame, [ObjectPrompt(frame, box=box) for box in boxes.values()])
+        for identity, sighting in zip(boxes, drawn, strict=True):
             place = seen.index(identity)
             others = [share for other, share in enumerate(shares) if other != place]
             mask = _without(sighting.mask, others + ([] if self._taken is None else [self._taken]))
@@ -255,17 +255,17 @@ class FlowPropagator:
         return replace(fresh, mask=mask) if new >= old else Sighting(item.mask, CARRIED_SCORE)
 
     def _foreign(self, item: _Followed, fresh: Tensor, others: Sequence[Tensor]) -> Tensor:
-        """Pixels of a fresh mask whose colours say that they are of something around it: bool [H, W]."""
-        own = item.mask > 127
-        if own.any():
+        """Pixels of a fresh mask whose colours belong to something around it: bool [H, W]."""
+        before = item.mask > 127
+        if before.any():
             margin = max(2, round(MARGIN * item.full**0.5))
-            around = window_around(own | fresh, margin) & ~grown(own, 1)
+            around = window_around(before | fresh, margin) & ~grown(before, 1)
             for other in others:
                 around &= ~other
             rest = _lookup(histogram(self._places, around), self._places)
         else:
             rest = _lookup(item.around, self._places)
-        return fresh & ~own & (rest * DOUBT > _lookup(item.colours, self._places) * (1 - DOUBT))
+        return fresh & ~before & (rest * DOUBT > _lookup(item.colours, self._places) * (1 - DOUBT))
 
     def _search(self, frame: int, identity: int) -> Sighting:
         """Look for a lost object by its colours, in reach of where it was last seen or along the border."""
@@ -291,7 +291,7 @@ class FlowPropagator:
         return Sighting(mask, sighting.score)
 
     def _settle(self, identity: int, sighting: Sighting, firm: bool) -> None:
-        """Remember an object as it is now; ``firm`` when somebody said so and not only flow."""
+        """Remember an object as it is now; ``firm`` when a prompt placed it, not flow alone."""
         item = self._objects[identity]
         inside = sighting.mask > 127
         area = float(inside.sum())
@@ -328,8 +328,8 @@ class FlowPropagator:
             item.around = around
             ratio = _lookup(item.colours, self._places) / _lookup(around, self._places)
             alike = (ratio > TELLING) & ~grown(occupied, margin)
-            own = (ratio > TELLING)[inside].float().mean()
-            item.telling = bool(own > 0.6 and alike.sum() < 0.3 * inside.sum())
+            share = (ratio > TELLING)[inside].float().mean()
+            item.telling = bool(share > 0.6 and alike.sum() < 0.3 * inside.sum())
 
 
 def _lookup(colours: Tensor | None, places: Tensor) -> Tensor:

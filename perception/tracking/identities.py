@@ -34,7 +34,7 @@ class KnownObject:
 
     Attributes:
         identity: its number.
-        named: whether a person gave it, so that it is never dropped.
+        named: whether a user prompt gave it, so that it is never dropped.
         votes: sum of scores for each label it was found under.
         evidence: score by frame in which it was found or pointed at, not only followed.
         colours: histogram, see :mod:`.appearance`.
@@ -64,8 +64,8 @@ class KnownObject:
         return max(self.votes, key=self.votes.__getitem__) if self.votes else ""
 
     @property
-    def sureness(self) -> float:
-        """How often and how surely it was found."""
+    def confidence(self) -> float:
+        """Sum of the scores with which it was found: how often, and how well."""
         return sum(self.evidence.values())
 
     def note(self, frame: int, label: str, score: float) -> None:
@@ -75,7 +75,7 @@ class KnownObject:
         self.evidence[frame] = max(score, self.evidence.get(frame, 0.0))
 
     def look(self, frame: int, mask: Tensor, places: Tensor | None = None) -> None:
-        """It is seen like this now. ``places``: of the picture's colours, where these are to be remembered."""
+        """It looks like this now. ``places``: of the picture's colours, where these are to be remembered."""
         area = int((mask > 127).sum())
         self.mask, self.seen = mask, frame
         if places is not None and 2 * area >= self.area:
@@ -86,7 +86,7 @@ class KnownObject:
 
 
 def agree(first: str, second: str) -> bool:
-    """Whether two labels may be of one object: they are the same, or one says nothing."""
+    """Whether two labels may be of one object: they are the same, or one is empty."""
     return first == second or not first or not second or phrase_key(first) == phrase_key(second)
 
 
@@ -131,7 +131,7 @@ def inside(first: Box, second: Box) -> float:
 
 
 def says_nothing_new(box: Box, followed: Mapping[int, KnownObject]) -> int | None:
-    """The followed object that a box, left over from matching, is a second box of; None when it is of none."""
+    """The followed object that a box, left over from matching, is a second box of; None when there is none."""
     best = None
     for identity, item in followed.items():
         place = box_of_mask(item.mask)
@@ -143,7 +143,7 @@ def says_nothing_new(box: Box, followed: Mapping[int, KnownObject]) -> int | Non
 def same_thing(
     mask: Tensor, label: str, colours: Tensor | None, followed: Mapping[int, KnownObject], duplicate_iou: float
 ) -> int | None:
-    """The followed object that a new mask is another view or a part of; None when it is of none.
+    """The followed object that a new mask is another view or a part of; None when there is none.
 
     Args:
         mask: uint8 [H, W].
@@ -167,7 +167,7 @@ def same_thing(
 def find_lost(
     mask: Tensor, label: str, colours: Tensor | None, frame: int, lost: Mapping[int, KnownObject]
 ) -> int | None:
-    """The lost object that a new mask is; None when it is none of them.
+    """The lost object that a new mask is; None when it is not one of them.
 
     Args:
         mask: uint8 [H, W].
@@ -199,7 +199,7 @@ def _nearness(place: Box, item: KnownObject, frames: int) -> float:
 
 
 def share_pixels(masks: Mapping[int, Tensor], scores: Mapping[int, float]) -> dict[int, Tensor]:
-    """Give each pixel to one object at most: the one whose mask is surest of it.
+    """Give each pixel to one object at most: the one whose mask has the highest confidence there.
 
     Args:
         masks: uint8 [H, W] by identity.
@@ -230,15 +230,15 @@ def share_pixels(masks: Mapping[int, Tensor], scores: Mapping[int, float]) -> di
 
 
 def choose(known: Sequence[KnownObject], minimum_seen: int, max_objects: int | None) -> list[KnownObject]:
-    """The objects to keep, in order: no fleeting ones, and no more than there may be.
+    """The objects to keep, in order: without fleeting ones, and at most as many as allowed.
 
     Args:
         known: all of them.
-        minimum_seen: frames in which an object must have been found, unless a person named it.
-        max_objects: how many to keep at most, named ones first, then those found most often and most surely.
+        minimum_seen: frames in which an object must have been found, unless a user prompt named it.
+        max_objects: how many to keep at most, named ones first, then those found most often and with the best scores.
     """
     kept = [item for item in known if item.named or len(item.evidence) >= minimum_seen]
     if max_objects is not None:
-        chosen = sorted(kept, key=lambda item: (not item.named, -item.sureness))[:max_objects]
+        chosen = sorted(kept, key=lambda item: (not item.named, -item.confidence))[:max_objects]
         kept = [item for item in kept if item in chosen]
     return kept

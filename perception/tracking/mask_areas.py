@@ -11,17 +11,17 @@ from torch import Tensor
 
 from ..boxes import Box
 
-# How far a mask may reach out of the box that it was asked for by, as a share of the box.
+# How far a mask may reach out of the box that it was drawn for, as a share of the box.
 OVERHANG = 0.05
 # Patches of a mask that are smaller than this share of its largest one are crumbs.
 CRUMB = 0.15
 
 
 def grown(inside: Tensor, margin: int) -> Tensor:
-    """Bool [H, W] with so many pixels more on each side."""
+    """Bool [H, W] grown by that many pixels on each side."""
     import cv2
 
-    # Along one axis after the other: a large square at once would take its area in time.
+    # One axis after the other: a large square at once would take its area in time.
     rows, columns = (np.ones(shape, np.uint8) for shape in ((2 * margin + 1, 1), (1, 2 * margin + 1)))
     return torch.from_numpy(cv2.dilate(cv2.dilate(inside.numpy().astype(np.uint8), rows), columns)).bool()
 
@@ -39,7 +39,7 @@ def first_largest(values: Tensor) -> Tensor:
 
 
 def smoothed(inside: Tensor) -> Tensor:
-    """Without single pixels that differ from those around."""
+    """A mask without single pixels that differ from those around them."""
     return functional.avg_pool2d(inside[None].float(), 3, 1, 1, count_include_pad=False)[0] > 0.5
 
 
@@ -63,7 +63,7 @@ def inside_box(box: Box, shape: Sequence[int]) -> Tensor:
 
 
 def large_patches(inside: Tensor) -> Tensor:
-    """Without connected patches that are small beside the largest one: uint8 [H, W], 0 or 1."""
+    """A mask without the patches that are small beside the largest one: uint8 [H, W], 0 or 1."""
     import cv2
 
     count, labels, statistics, _ = cv2.connectedComponentsWithStats(inside.numpy().astype(np.uint8), connectivity=8)

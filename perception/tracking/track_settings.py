@@ -15,15 +15,15 @@ class TrackSettings:
 
     Attributes:
         max_gap: frames, at least 0: an object that is out of sight for no longer keeps its number when it is found
-            again; None for the whole film.
+            again; None for the whole video.
         extend: frames, at least 0: how far an object is followed before it was first and after it was last found by
-            a box or prompt; None for the whole film.
+            a box or prompt; None for the whole video.
         minimum_seen: frames, at least 1: objects that were found in fewer are dropped as false alarms (none is when
-            fewer than 4 frames have boxes, or fewer than 8 and not even half of the film; or when a prompt named it).
-        max_objects: at least 1, the most often and most surely found ones are kept; None keeps all.
+            fewer than 4 frames have boxes, or fewer than 8 and not even half of the video; or when a prompt named it).
+        max_objects: at least 1, those found most often and with the best scores are kept; None keeps all.
         soft: keep the soft edge of the masks instead of cutting at one half.
         duplicate_iou: 0..1: a thing whose mask overlaps that of a followed object more than this is that object (two
-            boxes or two phrases for one thing), and a pixel belongs to one object at most; 1 keeps every thing that was
+            boxes or two phrases for one thing), and a pixel belongs to one object at most; 1 keeps everything that was
             found and lets masks overlap.
         direction: of time: ``forward`` from where an object was found, ``backward``, or ``both``.
         folder: where to keep the masks in files that vanish with them; None keeps them in memory.

@@ -12,7 +12,7 @@ from ..frames import Film
 from ..mask_stack import MaskStack
 from ..tracks import Tracks
 
-# Score of a mask that is there, however unsure: 0 says that the object is not to be seen.
+# Score of a mask that is there, however low its confidence: 0 says that the object is not visible.
 LEAST_SCORE = 1e-3
 
 
@@ -20,7 +20,7 @@ class TrackWriter:
     """Puts masks away as they are made; what was never written is empty and missed.
 
     Args:
-        film: that the masks are of.
+        film: video that the masks are of.
         soft: keep soft edges.
         folder: see :class:`~.mask_stack.MaskStack`.
     """

@@ -1,4 +1,4 @@
-"""Objects followed through a film, whatever model carries them: from boxes, prompts or words to one mask a frame."""
+"""Objects followed through a video, whatever model carries them: from boxes, prompts or words to one mask a frame."""
 
 from __future__ import annotations
 
@@ -55,17 +55,17 @@ class ObjectTracker:
             frames: [T, H, W, 3], float 0..1 or uint8.
             detections: one list of boxes per frame; any of them, or all, may be empty.
             settings: see :class:`TrackSettings`.
-            progress: called with (done, total) after every frame that was looked at; it may raise to cancel. A film
+            progress: called with (done, total) after every frame that was looked at; it may raise to cancel. A video
                 that is gone through in both directions counts its frames twice where that is needed.
-            prompts: what a person says about objects, on any frames; prompts with one identity are about one object.
+            prompts: user prompts about objects, on any frames; prompts with one identity are about one object.
             phrases: what to look for, for models that take text.
 
         Returns:
             Masks for exactly the T frames given, N = 0 objects when nothing was found or named. A frame in which an
-            object is not to be seen has an empty mask, score 0 and counts as missed.
+            object is not visible has an empty mask, score 0 and counts as missed.
 
         Raises:
-            ValueError: for bad frames, another number of lists than frames, a prompt for a frame that there is not,
+            ValueError: for bad frames, a different number of lists and frames, a prompt for a missing frame,
                 or phrases for a model that takes none.
         """
         settings = settings or TrackSettings()

@@ -1,4 +1,4 @@
-"""The tracker at work: frame after frame through a film, forwards, and backwards where an object was not yet known."""
+"""The tracker at work: frame after frame through a video, forwards, and backwards where an object was not yet known."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from .identities import (
 from .track_settings import TrackSettings
 from .track_writer import TrackWriter
 
-# A model with a memory is told of a box only when its own mask fits the box less than this.
+# A model with a memory gets a box only when its mask fits the box less than this.
 DISAGREEMENT = 0.5
 # With boxes in fewer frames than this nothing is dropped for having been found too rarely: where most frames have
 # boxes, and where a detector looked at some frames only, so that it often sees an object once before something hides
 # it.
 FEW_FRAMES, FEW_LOOKS = 4, 8
-# An object that is followed but was found in none of so many frames with boxes may have been mistaken for something.
+# An object that is followed but was found in none of this many frames with boxes may have been mistaken for something.
 STRAYED = 3
 
 
@@ -43,7 +43,7 @@ class FilmVisit:
 
     Args:
         model: carries masks on.
-        film: to follow in.
+        film: video to follow in.
         settings: of the call.
         progress: called after every visited frame.
     """
@@ -104,7 +104,7 @@ class FilmVisit:
         self._settle(frame, sightings)
         if evidence is not None:
             places = colour_places(self.film.picture(frame))
-            self._obey(propagator, frame, sightings, evidence.prompts_of(frame), places)
+            self._apply_prompts(propagator, frame, sightings, evidence.prompts_of(frame), places)
             found = evidence.found_in(self.model, self.film, frame)
             self.looked += [frame] if found else []
             rest = self._correct(propagator, frame, sightings, found, places)
@@ -122,18 +122,18 @@ class FilmVisit:
             for identity, mask in shared.items():
                 sightings[identity] = replace(sightings[identity], mask=mask)
         for identity, sighting in sightings.items():
-            self._see(identity, frame, sighting, told=False)
+            self._see(identity, frame, sighting, prompted=False)
 
-    def _see(self, identity: int, frame: int, sighting: Sighting, told: bool, places: Tensor | None = None) -> None:
-        """Note that an object is seen, or not seen, in this frame. ``told``: by a box or prompt."""
+    def _see(self, identity: int, frame: int, sighting: Sighting, prompted: bool, places: Tensor | None = None) -> None:
+        """Note that an object is seen, or not seen, in this frame. ``prompted``: by a box or prompt."""
         item = self.known[identity]
         if not _visible(sighting):
             if item.lost is None:
                 item.lost = frame
             return
         if item.lost is not None:
-            # A model with a memory that finds an object itself has said where it was before.
-            if item.lost != frame and (told or self.model.corrected_by_boxes):
+            # A model with a memory that finds an object itself has reported where it was before.
+            if item.lost != frame and (prompted or self.model.corrected_by_boxes):
                 item.gaps.append((item.lost, frame))
             item.lost = None
         item.look(frame, sighting.mask, places)
@@ -141,7 +141,7 @@ class FilmVisit:
     def _visible(self) -> dict[int, KnownObject]:
         return {identity: self.known[identity] for identity in self.followed if self.known[identity].lost is None}
 
-    def _obey(
+    def _apply_prompts(
         self,
         propagator: Propagator,
         frame: int,
@@ -149,24 +149,24 @@ class FilmVisit:
         prompts: Iterable[ObjectPrompt],
         places: Tensor,
     ) -> None:
-        """Do as a person says."""
-        asked: dict[int, ObjectPrompt] = {}
+        """Follow the objects that user prompts name in this frame."""
+        merged: dict[int, ObjectPrompt] = {}
         for prompt in prompts:
             identity = prompt.identity if prompt.identity is not None else self._new_identity()
-            asked[identity] = joined(asked[identity], prompt) if identity in asked else prompt
-        for identity, sighting in (propagator.prompt(frame, asked) if asked else {}).items():
+            merged[identity] = joined(merged[identity], prompt) if identity in merged else prompt
+        for identity, sighting in (propagator.prompt(frame, merged) if merged else {}).items():
             sightings[identity] = sighting
             if identity not in self.known:
                 self._adopt(propagator, frame, identity, sighting, sightings)
             self.known[identity].named = True
-            self.known[identity].note(frame, asked[identity].label, asked[identity].score)
+            self.known[identity].note(frame, merged[identity].label, merged[identity].score)
             self.followed.add(identity)
-            self._see(identity, frame, sighting, told=True, places=places)
+            self._see(identity, frame, sighting, prompted=True, places=places)
 
     def _adopt(
         self, propagator: Propagator, frame: int, identity: int, sighting: Sighting, sightings: dict[int, Sighting]
     ) -> None:
-        """Begin an object that a person named; one that was already followed there goes on under this number."""
+        """Begin an object that a user prompt named; one that was already followed there goes on under this number."""
         for other, item in self._visible().items():
             if not item.named and mask_iou(item.mask, sighting.mask) > DISAGREEMENT:
                 propagator.forget(other)
@@ -194,23 +194,23 @@ class FilmVisit:
         found: list[ObjectPrompt],
         places: Tensor,
     ) -> list[ObjectPrompt]:
-        """Give found things to the followed objects that they are of; return those that are left over."""
+        """Match found things to the followed objects; return those that are left over."""
         boxes = [box_of_prompt(prompt) for prompt in found]
         visible = self._visible()
         matched = match_boxes(visible, boxes)
-        told: dict[int, ObjectPrompt] = {}
+        corrections: dict[int, ObjectPrompt] = {}
         for identity, number in matched.items():
             prompt, item = found[number], self.known[identity]
-            # What a person said of this very frame stands.
+            # A user prompt for this very frame stands.
             if not (item.named and frame in item.evidence):
                 place = box_of_mask(item.mask)
                 if self.model.corrected_by_boxes or place is None or iou(place, boxes[number]) < DISAGREEMENT:
-                    told[identity] = prompt
+                    corrections[identity] = prompt
             item.note(frame, boxes[number].label, prompt.score)
-        fresh = propagator.prompt(frame, told) if told else {}
+        fresh = propagator.prompt(frame, corrections) if corrections else {}
         sightings.update(fresh)
         for identity in matched:
-            self._see(identity, frame, sightings[identity], told=True, places=places)
+            self._see(identity, frame, sightings[identity], prompted=True, places=places)
         rest = []
         for number, prompt in enumerate(found):
             if number in matched.values():
@@ -231,10 +231,10 @@ class FilmVisit:
         places: Tensor,
     ) -> None:
         """Begin objects with the things that are left over, or go on with lost ones."""
-        asked = {self._new_identity(): prompt for prompt in rest}
-        fresh = propagator.prompt(frame, asked) if asked else {}
+        candidates = {self._new_identity(): prompt for prompt in rest}
+        fresh = propagator.prompt(frame, candidates) if candidates else {}
         for identity, sighting in fresh.items():
-            label, score = box_of_prompt(asked[identity]).label, asked[identity].score
+            label, score = box_of_prompt(candidates[identity]).label, candidates[identity].score
             colours = histogram(places, sighting.mask > 127)
             same = same_thing(sighting.mask, label, colours, self._visible(), self.settings.duplicate_iou)
             lost = {number: self.known[number] for number in self.followed if self._may_be_elsewhere(number, frame)}
@@ -243,16 +243,16 @@ class FilmVisit:
                 self._begin(frame, identity, sighting)
                 sightings[identity] = sighting
                 self.known[identity].note(frame, label, score)
-                self._see(identity, frame, sighting, told=True, places=places)
+                self._see(identity, frame, sighting, prompted=True, places=places)
                 continue
             propagator.forget(identity)
             if same is not None:
                 self.known[same].note(frame, label, score)
             elif again is not None and _visible(sighting):
-                # Asked for again under its number: what is known of its colours keeps the mask off its neighbours.
-                sightings[again] = propagator.prompt(frame, {again: asked[identity]})[again]
+                # Prompted again under its number: the colours known of it keep the mask off its neighbours.
+                sightings[again] = propagator.prompt(frame, {again: candidates[identity]})[again]
                 self.known[again].note(frame, label, score)
-                self._see(again, frame, sightings[again], told=True, places=places)
+                self._see(again, frame, sightings[again], prompted=True, places=places)
 
     def _may_be_elsewhere(self, identity: int, frame: int) -> bool:
         """Whether an object is out of sight, or is followed where nothing has been found for some time."""
@@ -274,7 +274,7 @@ class FilmVisit:
                 self.writer.put(identity, frame, mask, min(sighting.score, item.evidence.get(frame, last)))
 
     def _retire(self, propagator: Propagator, frame: int) -> None:
-        """Let go of objects that have been out of sight for too long to keep their number."""
+        """Stop following objects that have been out of sight for too long to keep their number."""
         limit = self.settings.max_gap
         if limit is None:
             return
@@ -285,7 +285,7 @@ class FilmVisit:
                 self.followed.discard(identity)
 
     def _trim(self, kept: list[KnownObject]) -> None:
-        """Take masks away that lie further from where an object was found than it is to be followed."""
+        """Remove masks that lie further from where an object was found than it is to be followed."""
         extend = self.settings.extend
         if extend is None:
             return

@@ -1,1 +1,1 @@
-"""Films as files and as pictures."""
+"""Videos as files and as pictures."""

@@ -1,4 +1,4 @@
-"""Between RGB and the luma and chroma of video: which matrix a film has, and conversion that rounds to nearest.
+"""Between RGB and the luma and chroma of video: which matrix a video has, and conversion that rounds to nearest.
 
 The constants are those of ITU-T H.273 (matrix coefficients) and ITU-R BT.601, BT.709 and BT.2020.
 """
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# From this size on players take films that name no matrix for BT.709, below for BT.601.
+# From this size on players take videos that name no matrix for BT.709, below for BT.601.
 LARGE_HEIGHT, LARGE_WIDTH = 720, 1280
 
 
@@ -38,7 +38,7 @@ class YuvMatrix:
 
 BT601 = YuvMatrix("smpte170m", 0.299, 0.114)
 BT709 = YuvMatrix("bt709", 0.2126, 0.0722)
-# By the number that a film's tag has; others are left to FFmpeg.
+# By the number that a video's tag has; others are left to FFmpeg.
 MATRICES = {
     1: BT709,
     4: YuvMatrix("fcc", 0.30, 0.11),
@@ -55,7 +55,7 @@ def matrix_of_tag(tag: int) -> YuvMatrix | None:
 
 
 def guessed_matrix(height: int, width: int) -> YuvMatrix:
-    """The matrix that players take for a film of this size that names none."""
+    """The matrix that players take for a video of this size that names none."""
     return BT709 if height >= LARGE_HEIGHT or width >= LARGE_WIDTH else BT601
 
 

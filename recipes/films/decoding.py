@@ -16,16 +16,16 @@ from .colours import guessed_matrix, matrix_of_tag, rgb_of
 if TYPE_CHECKING:
     from PIL import Image
 
-# Of films; a picture in such a file is a film of one frame.
+# Of videos; a picture in such a file is a video of one frame.
 FILM_SUFFIXES = (".mp4", ".mov", ".webm", ".mkv", ".gif")
 # H.273 names 2 for "not said".
 UNSAID = 2
 FULL_RANGE = 2
 # By the pixels across and down that share a chroma.
 SUBSAMPLED = {(2, 2): "420p", (2, 1): "422p"}
-# Codecs whose alpha is a second film inside of the packets, which only these decoders read.
+# Codecs whose alpha is a second video inside the packets, which only these decoders read.
 LAYERED = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
-# What the readers of picture formats raise for bytes that are no picture; an error of memory is a size that lies.
+# What the readers of picture formats raise for bytes that are not a picture; an error of memory means a false size.
 NO_PICTURE = (
     *(ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, NotImplementedError),
     *(OSError, SyntaxError, TypeError, ValueError, struct.error, zlib.error),
@@ -37,13 +37,13 @@ def decoded_film(path: Path, with_alpha: bool = False) -> Iterator[np.ndarray]:
 
     Args:
         path: of the file.
-        with_alpha: keep the alpha of films that have one.
+        with_alpha: keep the alpha of videos that have one.
 
     Yields:
-        uint8 [H, W, 3], or [H, W, 4] of films with alpha; all of one size.
+        uint8 [H, W, 3], or [H, W, 4] of videos with alpha; all of one size.
 
     Raises:
-        ValueError: no such file, no picture in it, pictures of several sizes, a file that cannot be decoded, or alpha
+        ValueError: a missing file, no picture in it, pictures of several sizes, a file that cannot be decoded, or alpha
             that this installation cannot read.
     """
     first = None
@@ -55,12 +55,12 @@ def decoded_film(path: Path, with_alpha: bool = False) -> Iterator[np.ndarray]:
                 first = picture.shape
             elif picture.shape != first:
                 raise ValueError(
-                    f"frame {number} of {str(path)!r} is {_size(picture.shape)} pixels and its first {_size(first)}; cut "
-                    "the film where its size changes, or bring it to one size."
+                    f"frame {number} of {str(path)!r} is {_size(picture.shape)} pixels and its first {_size(first)}; "
+                    "cut the video where its size changes, or bring it to one size."
                 )
             yield picture
     if first is None:
-        raise ValueError(f"{str(path)!r} holds no pictures; give a film with at least one frame.")
+        raise ValueError(f"{str(path)!r} holds no pictures; give a video with at least one frame.")
 
 
 def frame_rate(path: Path) -> float:
@@ -77,7 +77,7 @@ def decoded_pictures(path: Path) -> list[Image.Image]:
     """A picture file, upright; of animated pictures and of files with several pages all of them.
 
     Raises:
-        ValueError: no such file, or one that is no picture.
+        ValueError: a missing file, or one that is not a picture.
     """
     from PIL import Image, ImageOps, ImageSequence
 
@@ -95,24 +95,24 @@ def decoded_pictures(path: Path) -> list[Image.Image]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """The container of a file with a film in it."""
+    """The container of a file with a video in it."""
     import av
 
     if path.is_dir():
-        raise ValueError(f"{str(path)!r} is a folder; give a film file (of single pictures make one first).")
+        raise ValueError(f"{str(path)!r} is a folder; give a video file (make one from single pictures first).")
     if not path.is_file():
-        raise ValueError(f"there is no film {str(path)!r}; check the path.")
+        raise ValueError(f"there is no video {str(path)!r}; check the path.")
     try:
         with av.open(str(path), metadata_errors="replace") as container:
             if not container.streams.video:
                 raise ValueError(
-                    f"{str(path)!r} cannot be read as a film (there are no pictures in it, only {_kinds(container)}); give "
-                    "a video file."
+                    f"{str(path)!r} cannot be read as a video (there are no pictures in it, only {_kinds(container)}); "
+                    "give a video file."
                 )
             yield container
     except (av.error.FFmpegError, MemoryError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise ValueError(f"{str(path)!r} cannot be read as a film ({reason}); give an MP4, WebM or GIF.") from error
+        raise ValueError(f"{str(path)!r} cannot be read as a video ({reason}); give an MP4, WebM or GIF.") from error
 
 
 def _kinds(container: Any) -> str:
@@ -124,16 +124,16 @@ def _frames(container: Any, stream: Any, path: Path) -> Iterator[Any]:
     """Decoded frames, with the alpha that some codecs keep apart."""
     import av
 
-    # Of a codec that the library does not know there is nothing.
+    # There is no codec context where the library does not know the codec.
     name = getattr(stream.codec_context, "name", None)
-    told = {key.lower(): value for key, value in stream.metadata.items()}
-    if told.get("alpha_mode") != "1" or name not in LAYERED:
+    metadata = {key.lower(): value for key, value in stream.metadata.items()}
+    if metadata.get("alpha_mode") != "1" or name not in LAYERED:
         yield from container.decode(stream)
         return
     if LAYERED[name] not in av.codecs_available:
         raise ValueError(
-            f"{str(path)!r} has alpha that only {LAYERED[name]} decodes, and this installation of PyAV lacks it; save the "
-            "film as ProRes 4444, or as PNGs."
+            f"{str(path)!r} has alpha that only {LAYERED[name]} decodes, and this installation of PyAV lacks it; "
+            "save the video as ProRes 4444, or as PNGs."
         )
     decoder = av.CodecContext.create(LAYERED[name], "r")
     decoder.extradata = stream.codec_context.extradata
@@ -150,7 +150,7 @@ def _pixels(frame: Any, with_alpha: bool) -> np.ndarray:
     matrix = guessed_matrix(frame.height, frame.width) if tag in (UNSAID, 3) else matrix_of_tag(tag)
     if kind.is_rgb or len(kind.components) < 3 or kind.name.startswith(("pal", "xyz", "bayer")) or matrix is None:
         return frame.to_ndarray(format="rgb24")
-    # The library's own way to RGB rounds down, so that films darken with every time they are loaded and saved.
+    # The library's conversion to RGB rounds down, so that videos darken each time they are loaded and saved.
     full = kind.name.startswith("yuvj")
     return rgb_of(_planes(frame, "yuvj" if full else "yuv"), matrix, full or int(frame.color_range) == FULL_RANGE)
 

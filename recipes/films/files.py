@@ -1,4 +1,4 @@
-"""Films as MP4 files, and the small picture arithmetic around them."""
+"""Videos as MP4 files, and the small picture arithmetic around them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ COLOURS = {"color_primaries": "bt709", "color_trc": "iec61966-2-1", "color_range
 
 
 def check_frames(frames: Tensor, name: str = "frames") -> None:
-    """Refuse what is not a film.
+    """Refuse what is not a video.
 
     Raises:
         ValueError: not [T, H, W, 3] with at least one frame and pixel, or not finite.
@@ -31,7 +31,7 @@ def check_frames(frames: Tensor, name: str = "frames") -> None:
     if frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
         raise ValueError(f"{name} have shape {tuple(frames.shape)}; give [frames, height, width, 3], none of them 0.")
     if not bool(torch.isfinite(frames).all()):
-        raise ValueError(f"{name} hold NaN or infinite values; the film is broken, sample it again.")
+        raise ValueError(f"{name} hold NaN or infinite values; the video is broken, sample it again.")
 
 
 def to_bytes(frames: Tensor) -> Tensor:
@@ -51,12 +51,12 @@ def enlarge(pictures: Tensor, factor: int) -> Tensor:
 
 
 def shown_enlargement(height: int, width: int, target: int = 256) -> int:
-    """How often to enlarge a small film for the eye: 4 for 64 pixels, 1 from ``target`` pixels on."""
+    """By how much to enlarge a small video for viewing: 4 for 64 pixels, 1 from ``target`` pixels on."""
     return max(1, target // max(height, width))
 
 
 def write_film(path: Path, frames: Tensor, frames_per_second: float = 8.0, enlargement: int = 1) -> None:
-    """Write frames as a film; see :func:`write_pictures`.
+    """Write frames as a video; see :func:`write_pictures`.
 
     Args:
         path: of the file, ending in ``.mp4``.
@@ -65,7 +65,7 @@ def write_film(path: Path, frames: Tensor, frames_per_second: float = 8.0, enlar
         enlargement: repeat every pixel this often.
 
     Raises:
-        ValueError: frames that are no film, a rate or enlargement out of range, or a missing folder.
+        ValueError: frames that are not a video, a rate or enlargement out of range, or a missing folder.
     """
     check_frames(frames)
     write_pictures(path, (enlarge(to_bytes(frame[None]), enlargement)[0] for frame in frames), frames_per_second)
@@ -81,7 +81,7 @@ def write_pictures(
     """Write an H.264 MP4 that every browser plays (MPEG-4 where the encoder is missing), one picture at a time.
 
     An odd height or width gains one repeated row or column, since the pixel format wants even sizes. The file names the
-    matrix of its colours, and it is the one that players take for films of its size that name none. The file appears
+    matrix of its colours, and it is the one that players take for videos of its size that name none. The file appears
     under its name when it is complete.
 
     Args:
@@ -102,7 +102,7 @@ def write_pictures(
 
 
 def check_rate(frames_per_second: float, name: str = "frames_per_second") -> None:
-    """Refuse a rate that no film is written with.
+    """Refuse a rate that videos are not written with.
 
     Raises:
         ValueError: out of range.
@@ -112,7 +112,7 @@ def check_rate(frames_per_second: float, name: str = "frames_per_second") -> Non
 
 
 def _fraction(rate: float) -> Fraction:
-    """A rate as films have it, such as 30000 / 1001."""
+    """A rate as videos have it, such as 30000 / 1001."""
     if rate >= 1.0:
         return Fraction(rate).limit_denominator(1001)
     return 1 / Fraction(1.0 / rate).limit_denominator(1001)
@@ -141,7 +141,9 @@ def _encode(path: Path, pictures: Iterable[Tensor], rate: Fraction, crf: int, me
                 stream = _stream(container, rate, crf, matrix)
                 stream.height, stream.width = size[:2]
             elif picture.shape != size:
-                raise ValueError(f"pictures of shapes {tuple(size)} and {tuple(picture.shape)} make no film; give one.")
+                raise ValueError(
+                    f"pictures of shapes {tuple(size)} and {tuple(picture.shape)} make no video; give one shape."
+                )
             planes = halved_chroma(planes_of(picture, matrix))
             container.mux(stream.encode(av.VideoFrame.from_ndarray(planes, format="yuv420p")))
         if stream is None:
@@ -159,7 +161,7 @@ def _stream(container: Any, rate: Fraction, crf: int, matrix: YuvMatrix) -> Any:
     options = quality | COLOURS | {"colorspace": matrix.name}
     stream = container.add_stream("libx264" if h264 else "mpeg4", rate=rate, options=options)
     stream.pix_fmt = "yuv420p"
-    # The same film gives the same file on any number of cores.
+    # The same video gives the same file on any number of cores.
     stream.codec_context.thread_count = 1
     return stream
 
@@ -168,7 +170,7 @@ def read_film(path: Path) -> Tensor:
     """Read a video file (or GIF) as float frames [T, H, W, 3] in 0..1.
 
     Raises:
-        ValueError: no such file, no picture in it, or a file that cannot be decoded.
+        ValueError: a missing file, no picture in it, or a file that cannot be decoded.
     """
     return read_film_bytes(path)[0].float() / 255.0
 
@@ -176,16 +178,16 @@ def read_film(path: Path) -> Tensor:
 def read_film_bytes(path: Path) -> tuple[Tensor, float]:
     """Read a video file (or GIF) in a quarter of the memory: uint8 [T, H, W, 3], and its frames per second.
 
-    Frames are turned as the file says (telephones write films that lie on their side), and have its colours.
+    Frames are turned as the file says (phones write videos that lie on their side), and have its colours.
 
     Raises:
-        ValueError: no such file, no picture in it, pictures of several sizes, or a file that cannot be decoded.
+        ValueError: a missing file, no picture in it, pictures of several sizes, or a file that cannot be decoded.
     """
     pictures: list[Any] = list(decoded_film(path))
     film = torch.empty(len(pictures), *pictures[0].shape, dtype=torch.uint8)
     for frame in range(len(pictures)):
         film[frame] = torch.from_numpy(pictures[frame])
-        # Both copies together would be twice the film.
+        # Both copies together would be twice the video.
         pictures[frame] = None
     return film, frame_rate(path)
 
@@ -194,13 +196,13 @@ def read_picture(path: Path) -> Tensor:
     """Read a picture file, upright: float [H, W, 3] in 0..1.
 
     Raises:
-        ValueError: no such file, or one that is no picture.
+        ValueError: a missing file, or one that is not a picture.
     """
     import numpy as np
 
     picture = decoded_pictures(path)[0]
     if picture.mode.startswith("I"):
-        # Of 16 bits; the library's own way to RGB cuts them off at 255.
+        # Of 16 bits; the library's conversion to RGB cuts them off at 255.
         grey = torch.from_numpy(np.asarray(picture).astype(np.float32)).clamp(0.0, 65535.0) / 65535.0
         return grey[..., None].repeat(1, 1, 3)
     return torch.from_numpy(np.asarray(picture.convert("RGB")).copy()).float() / 255.0

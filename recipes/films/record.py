@@ -1,4 +1,4 @@
-"""What is kept of a film while its frames pass by on their way to the disk."""
+"""What is kept of a video while its frames pass by on their way to the disk."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ KEPT_SIDE = 192
 
 
 class FilmRecord:
-    """Fingerprint, numbers over time and a few small pictures of a film that is seen once, frame after frame.
+    """Fingerprint, numbers over time and a few small pictures of a video that is seen once, frame after frame.
 
     Args:
         frames: how many there will be.
-        window: length of the model's own films; colours at both ends are measured over as many.
+        window: length of the model's clips; colours at both ends are measured over as many.
         shown: how many pictures to keep, evenly spread.
 
     Attributes:
-        frames, height, width: of the film; the sides are 0 until a frame was seen.
+        frames, height, width: of the video; the sides are 0 until a frame was seen.
         changes: mean absolute difference (0..1, over RGB) of each frame to the one before; one less than frames.
         colours: mean colour [3] of each frame, 0..1.
         pictures: the kept ones by their number, uint8 [h, w, 3], small.
@@ -59,13 +59,13 @@ class FilmRecord:
             uint8 [H, W, 3].
 
         Raises:
-            ValueError: frames that are no film, or more or fewer of them than expected.
+            ValueError: frames that are not a video, or more or fewer of them than expected.
         """
         done, before = 0, None
         for part in parts:
             check_frames(part)
             if done + len(part) > self.frames:
-                raise ValueError(f"the film has more than the {self.frames} frames that were expected of the model.")
+                raise ValueError(f"the video has more than the {self.frames} frames that were expected of the model.")
             if store is not None:
                 store[done : done + len(part)] = part
             for number, picture in enumerate(part, start=done):
@@ -80,13 +80,13 @@ class FilmRecord:
                 report(done, self.frames)
         if done != self.frames:
             raise ValueError(
-                f"the film ended after {done} of the {self.frames} frames that were expected of the model."
+                f"the video ended after {done} of the {self.frames} frames that were expected of the model."
             )
 
     def _keep(self, number: int, frame: Tensor, before: Tensor | None) -> None:
         if before is None:
             self.height, self.width = frame.shape[:2]
-            # As of the whole film at once.
+            # As for the whole video at once.
             self._digest.update(str((self.frames, *frame.shape)).encode("ascii"))
         else:
             self.changes.append((frame.float() - before.float()).abs().mean().item() / 255)
@@ -115,7 +115,7 @@ class FilmRecord:
 
 
 def reduced(picture: Tensor, side: int) -> Tensor:
-    """A picture [H, W, 3] uint8 whose longer side is at most ``side``: averaged, in proportion; small ones as they are."""
+    """A picture [H, W, 3] uint8, averaged so that its longer side is at most ``side``; small ones stay as they are."""
     height, width = picture.shape[:2]
     longest = max(height, width)
     if longest <= side:

@@ -1,4 +1,4 @@
-"""A long film in one picture: frames spread over it, its middle row over time, and which prompt held when."""
+"""A long video in one picture: frames spread over it, its middle row over time, and which prompt held when."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 NAMES = 124
 LINE = 20
 LANE = 22
-# Height in pixels of a film's middle row over time, and width that a row of pictures has at least.
+# Height in pixels of a video's middle row over time, and width that a row of pictures has at least.
 SLICE = 96
 LEAST_WIDTH = 640
 
 
 @dataclass(frozen=True, eq=False)
 class Lane:
-    """A prompt and how much of it each frame of the first film has: [T] in 0..1."""
+    """A prompt and how much of it each frame of the first video has: [T] in 0..1."""
 
     prompt: str
     weights: Tensor
@@ -35,7 +35,7 @@ class Lane:
 
 @dataclass(frozen=True, eq=False)
 class _Section:
-    """One film of the sheet, measured out."""
+    """One video of the sheet, with its layout."""
 
     name: str
     record: FilmRecord
@@ -61,9 +61,9 @@ def film_sheet(
     """Draw the sheet.
 
     Args:
-        films: name and record of each stage's film, in order.
+        films: name and record of each stage's video, in order.
         title: one line, the prompt.
-        lanes: prompts over time, below the first film.
+        lanes: prompts over time, below the first video.
         lines: at the bottom, what was measured.
     """
     from PIL import Image, ImageDraw

@@ -1,4 +1,4 @@
-"""Pictures of a run for the eye: the side-by-side film and the contact sheet."""
+"""Pictures of a run: the side-by-side video and the contact sheet."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ FAINT = (120, 118, 112)
 MARGIN = 16
 GAP = 6
 MAX_COLUMNS = 8
-# Differences of the films are shown this much brighter.
+# Differences of the videos are shown this much brighter.
 CHANGE_GAIN = 3
 
 
 def with_masks(frames: Tensor, tracks: Tracks, enlargement: int = 1, chosen: Sequence[int] | None = None) -> Tensor:
-    """The film (or the frames chosen of it) enlarged, with the outline, number and name of every object.
+    """The video (or the frames chosen of it) enlarged, with the outline, number and name of every object.
 
     Returns:
         float [T, H * e, W * e, 3].
@@ -37,25 +37,25 @@ def with_masks(frames: Tensor, tracks: Tracks, enlargement: int = 1, chosen: Seq
 
 
 def with_outlines(frames: Tensor, tracks: Tracks, enlargement: int = 1, chosen: Sequence[int] | None = None) -> Tensor:
-    """The film (or the frames chosen of it) enlarged, with bare outlines: what guided it, laid over what came of it."""
+    """The video (or the frames chosen of it) enlarged, with bare outlines: what guided it, over what was made."""
     return draw_masks(frames, tracks, opacity=0.0, labels=False, enlarge=enlargement, chosen=chosen)
 
 
 def side_by_side(first: Tensor, second: Tensor, tracks: Tracks) -> Tensor:
-    """Both films beside each other, the guiding masks drawn on both, under a line of text each.
+    """Both videos beside each other, the guiding masks drawn on both, under a line of text each.
 
     Args:
-        first: film of the first pass, float [T, H, W, 3].
-        second: the regenerated film, same shape.
+        first: video of the first pass, float [T, H, W, 3].
+        second: the regenerated video, same shape.
         tracks: the guiding masks; may hold no object.
 
     Returns:
-        float [T, H', W', 3]; small films are enlarged.
+        float [T, H', W', 3]; small videos are enlarged.
     """
-    check_frames(first, "frames of the first film")
-    check_frames(second, "frames of the second film")
+    check_frames(first, "frames of the first video")
+    check_frames(second, "frames of the second video")
     factor = shown_enlargement(*first.shape[1:3])
-    names = ("first film", "second film, guided by these masks" if tracks.ids else "second film, no guidance")
+    names = ("first video", "second video, guided by these masks" if tracks.ids else "second video, no guidance")
     panels = [with_masks(first, tracks, factor), with_outlines(second, tracks, factor)]
     panels = [torch.cat([_caption(name, panel), panel], dim=1) for name, panel in zip(names, panels, strict=True)]
     bar = torch.tensor(BACKGROUND).float().div(255).expand(len(first), panels[0].shape[1], GAP, 3)
@@ -63,27 +63,27 @@ def side_by_side(first: Tensor, second: Tensor, tracks: Tracks) -> Tensor:
 
 
 def contact_sheet(first: Tensor, second: Tensor, tracks: Tracks, title: str, lines: Sequence[str] = ()) -> Image.Image:
-    """One picture of the run: first film, its masks, second film, their difference; columns over time.
+    """One picture of the run: first video, its masks, second video, their difference; columns over time.
 
     Args:
-        first: film of the first pass, float [T, H, W, 3].
-        second: the regenerated film, same shape.
+        first: video of the first pass, float [T, H, W, 3].
+        second: the regenerated video, same shape.
         tracks: the guiding masks; may hold no object.
         title: one line, the prompt.
         lines: below the pictures, what was measured.
     """
     from PIL import Image, ImageDraw
 
-    check_frames(first, "frames of the first film")
-    check_frames(second, "frames of the second film")
+    check_frames(first, "frames of the first video")
+    check_frames(second, "frames of the second video")
     count = len(first)
     columns = min(count, MAX_COLUMNS)
     chosen = [round(column * (count - 1) / max(columns - 1, 1)) for column in range(columns)]
     factor = shown_enlargement(*first.shape[1:3], target=192)
     rows = [
-        ("first film", enlarge(first[chosen], factor)),
+        ("first video", enlarge(first[chosen], factor)),
         ("masks", with_masks(first, tracks, factor, chosen)),
-        ("second film", enlarge(second[chosen], factor)),
+        ("second video", enlarge(second[chosen], factor)),
         ("with the guide", with_outlines(second, tracks, factor, chosen)),
         (f"change x {CHANGE_GAIN}", enlarge((second[chosen] - first[chosen]).abs() * CHANGE_GAIN, factor)),
     ]

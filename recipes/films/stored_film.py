@@ -1,4 +1,4 @@
-"""Films between two stages of a recipe, on disk instead of in memory."""
+"""Videos between two stages of a recipe, on disk instead of in memory."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from ...perception.mask_stack import reserve
 
 
 def stored_film(folder: Path, frames: int, height: int, width: int) -> Tensor:
-    """A black film in a file without a name, which the system reads and writes as needed.
+    """A black video in a file without a name, which the system reads and writes as needed.
 
     Args:
         folder: where the file lies; it vanishes with the tensor.
-        frames, height, width: of the film, at least 1 each.
+        frames, height, width: of the video, at least 1 each.
 
     Returns:
         float32 [frames, height, width, 3].

@@ -1,1 +1,1 @@
-"""Find objects by words and follow them through a film."""
+"""Find objects by words and follow them through a video."""

@@ -1,4 +1,4 @@
-"""The files that finding and following objects leaves."""
+"""The files that finding and following objects writes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FILES = (MASK_FILM, MASK_ARRAY, MASK_NAMES, TRACKED_FILM, STRIP, REPORT)
 
 
 def write_find_and_follow(folder: Path, film: Film, result: FollowResult, frames_per_second: float) -> None:
-    """Write the masks as a film and as an array, the film with the objects drawn on it, a strip and the report.
+    """Write the masks as a video and as an array, the video with the objects drawn on it, a strip and the report.
 
     The array is bool [objects, frames, height, width], and the names of its objects lie beside it: ``refine``,
     ``guide``, ``metrics`` and ``train-motion`` read both. All are written frame by frame.

@@ -1,4 +1,4 @@
-"""Find objects in a film by their words and follow their masks: detection every few frames, tracking, refinement."""
+"""Find objects in a video by their words and follow their masks: detection every few frames, tracking, refinement."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class FollowSettings:
         box_threshold: 0..1, a box needs a better score.
         text_threshold: 0..1, a word counts as found above it.
         nms_threshold: 0..1, of boxes that overlap more, the best stays.
-        detect_every: frames, at least 1: the detector looks at every so many-th one.
+        detect_every: frames, at least 1: the detector looks at every n-th one.
         tracking: how detections become tracks.
         refinement: what is done to the masks at the end.
 
@@ -69,7 +69,7 @@ def find_and_follow(
     """Run the three stages.
 
     Args:
-        film: to look at; it is read a few frames at a time.
+        film: video to look at; it is read a few frames at a time.
         detector: of boxes by words.
         tracker: of masks from boxes.
         settings: see there.

@@ -1,6 +1,6 @@
-"""Masks out of pictures, films and arrays, whatever says in them where the object is.
+"""Masks out of pictures, videos and arrays, whatever marks the object in them.
 
-What a value means is read off the whole of a file or folder, never off one frame of it:
+What a value means is decided for a whole file or folder, never for a single frame:
 
 - brightness: white is the object, black is not, grey is in between;
 - labels: whole numbers that nowhere reach half of their range, and the entries of a palette in colour (DAVIS, SAM 2,
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-# More different values than this are shades, not labels.
+# More distinct values than this are shades, not labels.
 MOST_LABELS = 32
 # Channels may differ so much in what counts as grey, and opaque pixels in what counts as one colour (lossy formats).
 SHADE = 32
@@ -36,7 +36,7 @@ SHADE = 32
 COLOURED_SHARE = 0.05
 # Value of pixels to leave out, where labels are bytes.
 IGNORED = 255
-# Arrays with so few numbers along the last axis, and so many along the one before, have channels there.
+# Arrays with one of these lengths along the last axis, and at least this length before it, have channels there.
 CHANNELS, LEAST_SIDE = (1, 3, 4), 8
 WAY_OUT = "save the mask white on black, without transparency"
 
@@ -68,7 +68,7 @@ def picture_masks(paths: Sequence[Path]) -> Tensor:
         float [T, H, W], or [N, T, H, W] of labels of several objects, 0..1.
 
     Raises:
-        ValueError: one that cannot be read or is of another size, or what could be read in two ways.
+        ValueError: one that cannot be read or has another size, or what could be read in two ways.
     """
     rasters: list[_Raster] = []
     for path in paths:
@@ -77,15 +77,15 @@ def picture_masks(paths: Sequence[Path]) -> Tensor:
             if rasters[-1].values.shape != rasters[0].values.shape:
                 sizes = " and ".join(str(list(raster.values.shape)) for raster in (rasters[0], rasters[-1]))
                 raise ValueError(
-                    f"the masks {paths[0].name} and {path.name} in {str(path.parent)!r} are {sizes} pixels high and wide; "
-                    "give one size."
+                    f"the masks {paths[0].name} and {path.name} in {str(path.parent)!r} are {sizes} pixels "
+                    "high and wide; give one size."
                 )
     name = repr(str(paths[0] if len(paths) == 1 else paths[0].parent))
     return _masks_of(rasters, name)
 
 
 def film_masks(path: Path) -> Tensor:
-    """Read the masks of one object from a film: brightness, or the alpha of films that have one.
+    """Read the masks of one object from a video: brightness, or the alpha of videos that have one.
 
     Returns:
         float [T, H, W], 0..1.
@@ -100,11 +100,11 @@ def film_masks(path: Path) -> Tensor:
     _refuse_colours(rasters, name)
     values = np.stack([raster.values for raster in rasters])
     brightest = int(values.max())
-    # Coding adds noise, so that small numbers in a film say nothing.
+    # Coding adds noise, so that small numbers in a video mean nothing.
     if 0 < brightest < 128:
         raise ValueError(
-            f"the mask film {name} is nowhere brighter than {brightest} of 255, so that nothing in it is an object; make it "
-            "white where the object is."
+            f"the mask video {name} is nowhere brighter than {brightest} of 255, so that nothing in it is an object; "
+            "make it white where the object is."
         )
     return torch.from_numpy(values).float() / 255.0
 
@@ -119,7 +119,7 @@ def array_masks(path: Path) -> Tensor:
         float [T, H, W] or [N, T, H, W], 0..1; N may be 0.
 
     Raises:
-        ValueError: no such array, another shape or type, or values out of range.
+        ValueError: not an array, a wrong shape or type, or values out of range.
     """
     name = repr(str(path))
     try:
@@ -128,7 +128,7 @@ def array_masks(path: Path) -> Tensor:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{name} cannot be read as a NumPy array ({reason}); save it with numpy.save.") from error
     is_array = isinstance(values, np.ndarray) and values.ndim in (2, 3, 4)
-    # Wider than 8 bytes are numbers of this machine's own kind.
+    # Numbers wider than 8 bytes differ from machine to machine.
     if not is_array or values.dtype.kind not in "buif" or values.dtype.itemsize > 8:
         kind = f"{values.dtype} {list(values.shape)}" if isinstance(values, np.ndarray) else "several arrays"
         raise ValueError(
@@ -181,8 +181,8 @@ def _raster_of_palette(picture: Image.Image, path: Path) -> _Raster:
     values = np.asarray(picture)
     if transparent is None and palette[0].any():
         raise ValueError(
-            f"the first colour in the palette of {str(path)!r} is {tuple(palette[0].tolist())} instead of black, so that it "
-            f"does not say what the background is; {WAY_OUT}."
+            f"the first colour in the palette of {str(path)!r} is {tuple(palette[0].tolist())} instead of black, "
+            f"so that it does not say what the background is; {WAY_OUT}."
         )
     return _Raster(values, None)
 
@@ -248,8 +248,8 @@ def _of_labels(values: np.ndarray, name: str, single: bool = False) -> Tensor:
     labels = [label for label in np.unique(values).tolist() if label]
     if len(labels) > MOST_LABELS or (single and len(labels) > 1):
         raise ValueError(
-            f"the masks in {name} hold {len(labels)} values from {labels[0]} to {labels[-1]}, which are too many for labels "
-            "and too dim for masks; make the object white (255, or 65535 of 16 bits)."
+            f"the masks in {name} hold {len(labels)} values from {labels[0]} to {labels[-1]}, which are too many "
+            "for labels and too dim for masks; make the object white (255, or 65535 of 16 bits)."
         )
     if len(labels) <= 1:
         return torch.from_numpy(values != 0).float()
@@ -286,8 +286,8 @@ def _refuse_colours(rasters: Sequence[_Raster], name: str) -> None:
         drawn += int((raster.values > SHADE // 3).sum()) if raster.full == 255 else 0
     if coloured > COLOURED_SHARE * drawn:
         raise ValueError(
-            f"{name} is a picture in colour, which does not say what the object is; {WAY_OUT}, or as an indexed PNG whose "
-            "first colour is the background."
+            f"{name} is a picture in colour, which does not say what the object is; {WAY_OUT}, or as an indexed PNG "
+            "whose first colour is the background."
         )
 
 
@@ -297,13 +297,13 @@ def _refuse_ignored(values: np.ndarray, name: str) -> None:
     labels, others = counts[1 : MOST_LABELS + 1].sum(), counts[MOST_LABELS + 1 : IGNORED].sum()
     if not others and labels > counts[IGNORED]:
         raise ValueError(
-            f"the masks in {name} hold labels up to {int(np.flatnonzero(counts[:IGNORED])[-1])} beside {IGNORED}, which "
-            f"stands for pixels to leave out; set those to 0, or {WAY_OUT}."
+            f"the masks in {name} hold labels up to {int(np.flatnonzero(counts[:IGNORED])[-1])} beside {IGNORED}, "
+            f"which stands for pixels to leave out; set those to 0, or {WAY_OUT}."
         )
 
 
 def _full_of(values: np.ndarray) -> int | None:
-    """What stands for white among whole numbers; None for numbers beyond those of 16 bits."""
+    """The number that stands for white in a type of whole numbers; None beyond 16 bits."""
     if values.dtype == bool:
         return 1
     top = int(values.max())
@@ -313,7 +313,7 @@ def _full_of(values: np.ndarray) -> int | None:
 
 
 def _checked(values: np.ndarray, name: str) -> Tensor:
-    """Numbers that are a mask as they are.
+    """Numbers that already are a mask.
 
     Raises:
         ValueError: some are not finite or not in 0..1.
@@ -322,7 +322,8 @@ def _checked(values: np.ndarray, name: str) -> Tensor:
         raise ValueError(f"the masks in {name} hold NaN or infinite values; redraw them so that all lie in 0..1.")
     if values.size and not (float(values.min()) >= 0.0 and float(values.max()) <= 1.0):
         raise ValueError(
-            f"the mask values in {name} reach from {float(values.min()):g} to {float(values.max()):g}; scale them to 0..1."
+            f"the mask values in {name} reach from {float(values.min()):g} to {float(values.max()):g}; "
+            "scale them to 0..1."
         )
     return torch.from_numpy(np.ascontiguousarray(values, np.float32))
 

@@ -1,4 +1,4 @@
-"""What the objects of a file of masks are called: a small file beside it, which ``follow`` writes."""
+"""The names of the objects in a file of masks: a small file beside it, which ``follow`` writes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def names_path(masks: Path) -> Path:
 
 
 def write_names(masks: Path, names: Sequence[str]) -> None:
-    """Write the names of the objects of an array of masks beside it, in their order; an empty one is none."""
+    """Write the names of the objects of an array of masks beside it, in their order; an empty one means no name."""
     names_path(masks).write_text(json.dumps(list(names), ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -27,7 +27,7 @@ def read_names(masks: Path, objects: int | None = None) -> tuple[str, ...]:
         objects: how many there are in it; None where that is not known yet.
 
     Raises:
-        ValueError: the file of names is no list of texts, or of another number than there are objects.
+        ValueError: the file of names is not a list of texts, or its length is not the number of objects.
     """
     path = names_path(masks)
     if masks.suffix.lower() != ".npy" or not path.is_file():
@@ -37,7 +37,7 @@ def read_names(masks: Path, objects: int | None = None) -> tuple[str, ...]:
     except (OSError, ValueError) as error:
         raise ValueError(f"the names {str(path)!r} cannot be read ({error}); correct or delete the file.") from error
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"{str(path)!r} holds no list of texts; write one name per object, or delete the file.")
+        raise ValueError(f"{str(path)!r} does not hold a list of texts; write one name per object, or delete the file.")
     if objects not in (None, len(names)):
         raise ValueError(
             f"{path.name} names {len(names)} objects and {masks.name} holds {objects}; correct or delete the names."

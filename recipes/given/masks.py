@@ -23,14 +23,14 @@ def read_masks(path: Path) -> Tensor:
 
     Args:
         path: a NumPy ``.npy`` file ([H, W], [T, H, W] or [N, T, H, W]; bool, 0..1 or whole numbers), a picture (one
-            mask for all frames; an animated one has one per frame), a film (one object), or a folder of pictures (a
+            mask for all frames; an animated one has one per frame), a video (one object), or a folder of pictures (a
             mask per frame in the order of the numbers in their names).
 
     Returns:
-        float [T, H, W], or [N, T, H, W] where several objects are told apart, 0..1.
+        float [T, H, W], or [N, T, H, W] where several objects are kept apart, 0..1.
 
     Raises:
-        ValueError: no such file, another kind of file, an array of another rank, a folder without pictures or with some
+        ValueError: a missing file, a wrong kind of file, an array of wrong rank, a folder without pictures or with some
             of different sizes, values out of range, or what could be read in two ways.
     """
     if path.is_dir():
@@ -56,16 +56,16 @@ def objects_of(masks: Tensor) -> int:
 def fit_masks(
     masks: Tensor, phrases: Sequence[str], frames: int, height: int, width: int, names: Sequence[str] = ()
 ) -> Tracks:
-    """Bring given masks to a film's length and size, and give them their phrases.
+    """Bring given masks to a video's length and size, and give them their phrases.
 
     Args:
-        masks: [H, W], [T, H, W] or [N, T, H, W] in 0..1; T is 1 (for all frames) or the film's length. Another height
+        masks: [H, W], [T, H, W] or [N, T, H, W] in 0..1; T is 1 (for all frames) or the video's length. Another height
             and width is resized by area.
         phrases: which objects are wanted, see ``bind_phrases``: one per object where those have no names. None at all
             keeps every object with its name.
-        frames: of the film.
-        height: of the film, pixels.
-        width: of the film, pixels.
+        frames: of the video.
+        height: of the video, pixels.
+        width: of the video, pixels.
         names: of the objects, empty for one without; none at all is the same.
 
     Returns:
@@ -73,7 +73,7 @@ def fit_masks(
 
     Raises:
         ValueError: another number of objects or frames (both numbers are named), values not finite or not in 0..1, a
-            phrase that names no object, or masks of quite another shape than the film.
+            phrase that names no object, or masks of quite another shape than the video.
     """
     masks = checked_masks(masks)
     named = named_objects(phrases, names or ("",) * len(masks), "masks")
@@ -83,7 +83,8 @@ def fit_masks(
     masks = masks if places == list(range(len(masks))) else masks[places]
     if masks.shape[1] not in (1, frames):
         raise ValueError(
-            f"there are {masks.shape[1]} masks and the film has {frames} frames; give one mask per frame, or a single one."
+            f"there are {masks.shape[1]} masks and the video has {frames} frames; "
+            "give one mask per frame, or a single one."
         )
     if tuple(masks.shape[2:]) != (height, width):
         masks = pool_area(masks, height, width).clamp(0.0, 1.0)

@@ -1,1 +1,1 @@
-"""Clips that follow their masks, round after round."""
+"""Clips that follow their masks, one round after another."""

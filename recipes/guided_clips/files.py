@@ -1,4 +1,4 @@
-"""What a run of guided clips leaves beside its film: the film with the masks drawn on it, the sheet and the report."""
+"""What a run of guided clips writes beside its video: the video with the masks drawn on it, the sheet, the report."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ MAX_LANES = 16
 
 
 def write_guided_clips(folder: Path, result: GuidedClipsResult) -> None:
-    """Write the film under the outlines of its masks (frame by frame), the sheet and the report into an existing folder."""
+    """Write the video with the outlines of its masks, frame by frame, the sheet and the report into a folder."""
     settings, record = result.settings, result.record
     outlined = FilmRecord(record.frames, result.rounds[0].frames, SHOWN)
     write_pictures(folder / WITH_MASKS, outlined.watch(_outlined(result)), settings.frames_per_second)
     lines = guided_clips_summary(result.report).splitlines()
-    films = [("film", record), ("with its masks", outlined)]
+    films = [("video", record), ("with its masks", outlined)]
     write_picture(
         folder / SHEET, film_sheet(films, settings.prompt, round_lanes(settings.rounds, record.frames), lines)
     )
@@ -39,7 +39,7 @@ def write_guided_clips(folder: Path, result: GuidedClipsResult) -> None:
 
 
 def round_lanes(rounds: int, frames: int) -> tuple[Lane, ...]:
-    """Which frames of a film belong to which round; none where there is one, or too many to name."""
+    """Which frames of a video belong to which round; empty for one round, or for too many to name."""
     if not 1 < rounds <= MAX_LANES:
         return ()
     share = (torch.arange(frames) * rounds // frames).clamp(max=rounds - 1)
@@ -47,7 +47,7 @@ def round_lanes(rounds: int, frames: int) -> tuple[Lane, ...]:
 
 
 def _outlined(result: GuidedClipsResult) -> Iterator[Tensor]:
-    """The film's frames with outlines, small ones enlarged, a few at a time."""
+    """The video's frames with outlines, small ones enlarged, a few at a time."""
     factor = shown_enlargement(result.record.height, result.record.width)
     for number, stored in enumerate(result.rounds):
         masks = result.masks.of_round(number, result.settings.phrases, result.record.height, result.record.width)

@@ -47,7 +47,7 @@ class RoundMasks:
                 sequence; neighbouring rounds share a mask) or R * n (n masks for each round, of which the first
                 equals the last of the round before).
             rounds, frames: R and n.
-            height, width: of the film; masks of another size are brought to it later, but not distorted.
+            height, width: of the video; masks of another size are brought to it later, but not distorted.
             borders: ``check``, or ``repair``, which puts the last mask of a round in the place of the next one's first.
 
         Raises:
@@ -55,7 +55,7 @@ class RoundMasks:
                 or rounds that do not meet.
         """
         if masks.ndim == 4 and not len(masks):
-            # No object: as one that is nowhere.
+            # Without objects: as one that is nowhere.
             masks = masks.new_zeros(1, *masks.shape[1:])
         masks = checked_masks(masks)
         check_shape("the masks are", masks.shape[2:], (height, width))
@@ -87,10 +87,10 @@ class RoundMasks:
         return fit_masks(chunk, names, self.frames, height, width).object_masks()
 
     def strength_of_round(self, number: int, frame_strength: Sequence[float]) -> tuple[float, ...]:
-        """The factors of a round's frames out of those of the whole sequence.
+        """The factors of a round's frames, taken from those of the whole sequence.
 
         Raises:
-            ValueError: neither none, nor one, nor as many as masks.
+            ValueError: the count is not 0, 1 or the number of masks.
         """
         if len(frame_strength) < 2:
             return tuple(frame_strength)
@@ -102,18 +102,18 @@ class RoundMasks:
 
 
 def path_masks(paths: Sequence[ObjectPath], rounds: int, frames: int, height: int, width: int) -> Tensor:
-    """Masks [N, L, H, W] of objects on their paths, over a film in which neighbouring rounds share a frame.
+    """Masks [N, L, H, W] of objects on their paths, over a video in which neighbouring rounds share a frame.
 
     Args:
-        paths: at least one; frames of their keyframes count over the whole film.
+        paths: at least one; frames of their keyframes count over the whole video.
         rounds, frames: how many rounds of how many frames.
-        height, width: of the film in pixels.
+        height, width: of the video in pixels.
 
     Raises:
         ValueError: no path.
     """
     if not paths:
-        raise ValueError("the path holds no object; draw at least one.")
+        raise ValueError("the path holds no objects; draw at least one.")
     return path_tracks(paths, joined_frames(rounds, frames), height, width).object_masks()
 
 
@@ -129,7 +129,7 @@ def _step(length: int, rounds: int, frames: int) -> int:
             f"there are {length} masks and the clip has {frames} frames; give one per frame, or a single one."
         )
     raise ValueError(
-        f"there are {length} masks, no whole number of rounds: {rounds} rounds of {frames} frames take "
+        f"there are {length} masks, not a whole number of rounds: {rounds} rounds of {frames} frames take "
         f"{joined_frames(rounds, frames)} (one sequence; neighbouring rounds share a frame) or {rounds * frames} "
         f"({frames} for each round)."
     )

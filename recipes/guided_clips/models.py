@@ -21,10 +21,10 @@ def open_guided_model(
         device: of the computation; None is the CPU.
 
     Returns:
-        A name that tells it from other models and motions, and the model.
+        A name that distinguishes it from other models and motions, and the model.
 
     Raises:
-        ValueError, OSError, RuntimeError, ImportError: as the files or this installation lack something.
+        ValueError, OSError, RuntimeError, ImportError: when the files or this installation lack something.
     """
     from ...video_models.motion.motion_files import apply_motion, read_motion
 

@@ -2,7 +2,7 @@
 ended with.
 
 After the auto-regressive extension of first-frame-based models (LAMP, arXiv 2310.10769; dynamic mask guidance, arXiv
-2503.18386, whose own rule for the shared frame is not public: both are offered).
+2503.18386, whose rule for the shared frame is not public: both are offered).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class GuidedClipsResult:
     """What was written, and what is kept of it.
 
     Attributes:
-        record: of the film.
+        record: of the video.
         settings: as given.
         masks: where the objects were to be, by round.
         rounds: the stored rounds, in order.
@@ -60,7 +60,7 @@ class GuidedClipsResult:
 
 @dataclass(frozen=True, eq=False)
 class _Run:
-    """The film that is being made."""
+    """The video that is being made."""
 
     model: VideoModel
     settings: GuidedClipsSettings
@@ -92,22 +92,22 @@ def guided_clips(
     fresh: bool = False,
     progress: StageProgress | None = None,
 ) -> GuidedClipsResult:
-    """Make a film round by round; each finished round is on disk, and a run that was stopped goes on behind the last.
+    """Make a video round by round; each finished round is on disk, and a stopped run goes on after the last one.
 
-    A run that goes on makes the same film, bit for bit, as one that was never stopped. In memory is one round at most.
+    A run that goes on makes the same video, bit for bit, as one that was never stopped. One round at most is in memory.
 
     Args:
         model: makes the clips.
         settings: what to make and how.
         masks: [N, L, H, W] in 0..1, one per object, as ``RoundMasks.of`` takes them; of any size.
         folder: exists; takes ``film.mp4``.
-        first_image: [H, W, 3] in 0..1 that the film begins with, brought to its size; None leaves it to the first
+        first_image: [H, W, 3] in 0..1 that the video begins with, brought to its size; None leaves it to the first
             round.
         rounds: folder of the finished rounds, from which a later run with as many or more goes on; None is ``rounds``
             in ``folder``.
         model_name: of the model with all that was loaded onto it; rounds of another one are refused.
-        store: [T, H, W, 3]; takes the film's frames (``film_length`` says how many).
-        fresh: forget rounds that are there.
+        store: [T, H, W, 3]; takes the video's frames (``film_length`` says how many).
+        fresh: discard rounds that are there.
         progress: called with (stage, done, total); may raise to cancel.
 
     Raises:
@@ -131,16 +131,16 @@ def guided_clips(
 
 
 def film_length(model: VideoModel, settings: GuidedClipsSettings) -> tuple[int, int, int]:
-    """Frames, height and width of the film.
+    """Frames, height and width of the video.
 
     Raises:
-        ValueError: sizes that the model cannot make, or a film that is too long.
+        ValueError: sizes that the model cannot make, or a video that is too long.
     """
     frames, height, width = settings.round_size(model.geometry)
     length = settings.film_frames(frames)
     if length > MAX_FRAMES:
         raise ValueError(
-            f"{settings.rounds} rounds of {frames} frames make {length} frames; make at most {MAX_FRAMES} in one film."
+            f"{settings.rounds} rounds of {frames} frames make {length} frames; make at most {MAX_FRAMES} in one video."
         )
     if settings.rounds > 1 and frames < 2:
         raise ValueError(f"frames is {frames}; a round that begins with the last frame of another needs at least 2.")
@@ -167,11 +167,11 @@ def _prepared(
     if settings.phrases or settings.background_phrase:
         _spans(model, settings)
     elif first.mode.only_words and first.is_active:
-        stages.notes.append(f"no phrase names the objects: of {settings.mode} only what needs no words acts.")
+        stages.notes.append(f"no phrase names the objects: only the part of {settings.mode} that needs no words acts.")
     positive = model.encode_prompt(settings.prompt)
     identity = {
         "model": model_name,
-        **settings.of_a_round(),
+        **settings.round_settings(),
         **dict(zip(("frames", "height", "width"), size, strict=True)),
         "text encoder": sha256(positive.embedding.float()),
         "first image": None if first_image is None else sha256(_fitted(first_image, *size[1:])),
@@ -216,7 +216,7 @@ def _make_rounds(run: _Run, first_image: Tensor | None) -> tuple[StoredRound, ..
 def _beginning(
     run: _Run, stored: list[StoredRound], first_image: Tensor | None, masks: Tensor, strength: tuple[float, ...]
 ) -> Tensor | None:
-    """Latents [1, C, 1, h, w] of a round's first frame; None lets it come of the noise."""
+    """Latents [1, C, 1, h, w] of a round's first frame; None lets it come from the noise."""
     settings = run.settings
     if stored:
         if settings.next_frame == "latent" and run.model.geometry.temporal_factor == 1:
@@ -280,7 +280,7 @@ def _decode(run: _Run, latents: Tensor, stored: list[StoredRound]) -> Tensor:
     for part in run.model.decode_parts(latents):
         check_frames(part)
         if settings.colour_reference != "none":
-            # Of the first round it is its own first frame, in bytes as it is stored.
+            # For the first round it is the round's first frame, in bytes as it is stored.
             reference = to_bytes(part[0]).float() / 255.0 if reference is None else reference
             part = histogram_match(part.cpu(), reference)
         pictures[done : done + len(part)] = to_bytes(part)
@@ -302,15 +302,15 @@ def _write_film(
 
 
 def first_shown(settings: GuidedClipsSettings, number: int) -> int:
-    """The first frame of a round, counted from 0, that the film shows."""
+    """The first frame of a round, counted from 0, that the video shows."""
     return 1 if number and settings.overlap == "drop" else 0
 
 
 def _fitted(picture: Tensor, height: int, width: int) -> Tensor:
-    """A first picture at the film's size, in the steps of bytes.
+    """A first picture at the video's size, in the steps of bytes.
 
     Raises:
-        ValueError: no picture, or one of quite another shape.
+        ValueError: not a picture, or one of quite another shape.
     """
     check_frames(picture[None], "the pixels of the first image")
     check_shape("the first image is", picture.shape[:2], (height, width))

@@ -1,4 +1,4 @@
-"""What the report of guided clips says: how the joins of the rounds look, and how colours drift over them."""
+"""The report of guided clips: how the joins of the rounds look, and how colours drift over them."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def build_report(
 
     Args:
         size: frames, height and width of a round.
-        record: of the whole film.
+        record: of the whole video.
         colours: of each round.
     """
     return {
@@ -88,7 +88,7 @@ def measured_joins(changes: list[float], rounds: int, frames: int, keeps: bool) 
     Returns:
         ``at``: the change from the shared frame to the next, by round; ``elsewhere``: mean, standard deviation and
         largest of all others; ``deviations``: how many standard deviations the mean of the joins lies above the others;
-        ``shared``: the change between both showings. None where there is no join, or nothing else.
+        ``shared``: the change between both showings. None where there are no joins, or nothing else.
     """
     step = frames if keeps else frames - 1
     joins = [number * step for number in range(1, rounds)]
@@ -108,7 +108,7 @@ def measured_joins(changes: list[float], rounds: int, frames: int, keeps: bool) 
 
 
 def guided_clips_summary(report: dict[str, Any]) -> str:
-    """A few lines that say what was made, whether joins are seen and what drifts."""
+    """A few lines on what was made, whether joins are visible and what drifts."""
     settings, film, joins = report["settings"], report["film"], report["joins"]
     lines = [
         *report["notes"],

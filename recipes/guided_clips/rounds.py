@@ -31,7 +31,7 @@ class StoredRound:
         frames: n.
         checksum: of both, as the file names it; empty in files of versions that wrote none.
 
-    Reading raises OSError where the file is no longer the one that was stored.
+    Reading raises OSError where the file is not the one that was stored.
     """
 
     path: Path
@@ -39,7 +39,7 @@ class StoredRound:
     checksum: str
 
     def last(self) -> Tensor:
-        """Latents of the last frame, to the bit: float32 [1, C, 1, h, w]."""
+        """Latents of the last frame, exactly as sampled: float32 [1, C, 1, h, w]."""
         with self._opened() as file:
             return file.get_tensor("last")
 
@@ -66,15 +66,15 @@ class StoredRound:
         except (SafetensorError, FileNotFoundError):
             pass
         raise OSError(
-            f"{str(self.path)!r} was replaced or removed while this run worked with it; let only one run at a time work "
-            "in a folder, and start this one again."
+            f"{str(self.path)!r} was replaced or removed while this run worked with it; "
+            "let only one run at a time work in a folder, and start this one again."
         )
 
 
 class RoundFolder:
-    """The rounds of one film, each in a file that appears when it is complete.
+    """The rounds of one video, each in a file that appears when it is complete.
 
-    A file tells what its round was made of (its identity), so that a run with other settings does not go on from it.
+    A file records what its round was made of (its identity), so that a run with other settings does not go on from it.
 
     Args:
         folder: made by ``alone``.
@@ -106,7 +106,7 @@ class RoundFolder:
         return self.folder / f"round_{number + 1:04d}.safetensors"
 
     def clear(self) -> None:
-        """Forget all rounds."""
+        """Remove all rounds."""
         for path in self.folder.glob("round_*.safetensors"):
             path.unlink()
 
@@ -142,7 +142,7 @@ class RoundFolder:
         except json.JSONDecodeError:
             before = None
         if metadata.get("kind") != KIND or not isinstance(before, dict):
-            raise ValueError(f"{str(path)!r} is no round of guided clips; choose another folder, or remove the file.")
+            raise ValueError(f"{str(path)!r} is not a round of guided clips; choose another folder, or remove it.")
         _check_identity(number, before, identity, self.folder)
         checksum = metadata.get(CHECKSUM, "")
         if metadata.get("origin") != origin or (checksum and checksum != _checksum(frames, last)):
@@ -168,8 +168,8 @@ class RoundFolder:
             write_tensors(path, {"frames": frames, "last": last}, {**metadata, CHECKSUM: checksum})
         except OSError as error:
             raise OSError(
-                f"round {number + 1} cannot be written to {self.folder} ({error.strerror or error}); the {number} rounds "
-                "before it are kept: make room, and start the same run again to go on from there."
+                f"round {number + 1} cannot be written to {self.folder} ({error.strerror or error}); "
+                f"the {number} rounds before it are kept: make room, and start the same run again to go on from there."
             ) from error
         return StoredRound(path, len(frames), checksum)
 
@@ -192,7 +192,8 @@ def _check_identity(number: int, before: dict[str, Any], now: dict[str, Any], fo
         if old != new:
             raise ValueError(
                 f"round {number + 1} in {str(folder)!r} was made with {name} {_shown(old)}, and now {name} is "
-                f"{_shown(new)}; set it back to go on, start afresh (--fresh on the command line), or choose another folder."
+                f"{_shown(new)}; set it back to go on, start afresh (--fresh on the command line), "
+                "or choose another folder."
             )
 
 

@@ -32,9 +32,9 @@ MaskBorders = Literal["check", "repair"]
 FirstRound = Literal["clip", "frame"]
 
 MAX_ROUNDS = 512
-# What may differ between two runs that share a round: how many there are, and how masks (known by themselves) and film
+# What may differ between two runs that share a round: how many there are, and how masks (known by themselves) and video
 # are put together.
-NOT_OF_A_ROUND = frozenset({"rounds", "overlap", "mask_borders", "frame_strength", "frames_per_second"})
+RUN_ONLY_SETTINGS = frozenset({"rounds", "overlap", "mask_borders", "frame_strength", "frames_per_second"})
 
 
 @dataclass(frozen=True)
@@ -42,26 +42,26 @@ class GuidedClipsSettings:
     """What to make and how.
 
     Attributes:
-        prompt: of the whole film.
+        prompt: of the whole video.
         phrases: words of the prompt that name each object, one per mask; may be empty where the mode needs no words.
         background_phrase: words of the prompt that name the background, or empty.
-        negative_prompt: of the whole film.
+        negative_prompt: of the whole video.
         rounds: clips that follow one another, 1..512; 1 is a plain guided clip.
-        frames: of each round, 2..4096 (1 where there is one round); None is the model's own length.
-        height, width: in pixels; None is the model's own.
-        seed: of the first round's noise, 0..2**63 - 2; each later round draws its own from the next number.
+        frames: of each round, 2..4096 (1 where there is one round); None is the model's native length.
+        height, width: in pixels; None is the model's native size.
+        seed: of the first round's noise, 0..2**63 - 2; each later round draws from the next number.
         steps: sampling steps, 1..1000.
         cfg: classifier-free guidance scale, 1 (off) to 100.
         sampler: ``ddim`` or ``euler``.
         mode: how the masks guide, a name of ``mask_modes.presets``.
-        constants: of the mode, by name, or as a text (``gamma_cross=12, beta=3``); the others are its own.
+        constants: of the mode, by their names, or as a text (``gamma_cross=12, beta=3``); the others are defaults.
         strength: factor on the mode's logits or weights, 0 (no guidance) to 10.
         frame_strength: a factor, 0..10, for each mask frame of the whole sequence, or empty.
-        key_source: frames whose keys self-attention sees; None is the mode's own choice.
+        key_source: frames whose keys self-attention sees; None is the mode's default.
         time_pooling: how the pixel frames of one latent frame become one mask.
         overlap: a round begins with the frame that the one before ended with. ``drop`` shows it once: R * (n - 1) + 1
             frames; ``keep`` shows it twice: R * n.
-        colour_reference: frames take the colours of the first frame of the film (``global``, which holds drift back),
+        colour_reference: frames take the colours of the first frame of the video (``global``, which holds drift back),
             of the frame their round began with (``local``), or stay as they are (``none``).
         next_frame: the next round begins with the last ``picture``, colours matched, encoded again, or with the last
             ``latent`` as it is. Models that compress time always take the picture.
@@ -71,7 +71,7 @@ class GuidedClipsSettings:
             under the first mask and begins with it.
         match_statistics: later frames take mean and deviation of the first one's latents between steps (LAMP).
         shared_noise: 0..1, part of the first frame's noise that all others hold; 0 is independent noise, LAMP 0.2.
-        frames_per_second: of the film.
+        frames_per_second: of the video.
 
     Raises:
         ValueError: naming the value and what is allowed.
@@ -112,7 +112,7 @@ class GuidedClipsSettings:
         given = read_constants(self.mode, self.constants) if isinstance(self.constants, str) else self.constants
         object.__setattr__(self, "constants", dict(given))
         if not self.prompt.strip():
-            raise ValueError("the prompt is empty; describe the film, for example 'a red ball moves left on sand'.")
+            raise ValueError("the prompt is empty; describe the video, for example 'a red ball moves left on sand'.")
         check_choices(
             (
                 ("sampler", self.sampler, get_args(SamplerName)),
@@ -136,16 +136,16 @@ class GuidedClipsSettings:
                 ("frames_per_second", self.frames_per_second, *RATES),
             )
         )
-        # The guide checks its own fields; an empty mask is enough for that, and it happens before any work.
+        # The guide checks its fields; an empty mask is enough for that, and it happens before any work.
         self.guide(torch.zeros(max(len(self.phrases), 1), 1, 1, 1), self.frame_strength[:1])
 
     @classmethod
     def of_guide(cls, guide: Guide, prompt: str, **values: Any) -> GuidedClipsSettings:
-        """Settings that guide as a guide does; its masks are given to the recipe apart.
+        """Settings with the values of a guide; its masks are given to the recipe separately.
 
         Args:
             guide: mode with its constants, words and strengths.
-            prompt: of the film.
+            prompt: of the video.
             values: all other settings.
         """
         return cls(
@@ -171,7 +171,7 @@ class GuidedClipsSettings:
         return film_size(geometry, frames, self.height, self.width)
 
     def film_frames(self, frames: int) -> int:
-        """Length of the film whose rounds have so many frames."""
+        """Length of the video whose rounds have this many frames."""
         return self.rounds * frames if self.overlap == "keep" else joined_frames(self.rounds, frames)
 
     def guide(self, masks: Tensor, frame_strength: tuple[float, ...]) -> Guide:
@@ -199,9 +199,9 @@ class GuidedClipsSettings:
         """Plain JSON values."""
         return asdict(self)
 
-    def of_a_round(self) -> dict[str, Any]:
-        """What decides the pixels of each round, as plain JSON values."""
-        return {name: value for name, value in self.to_dict().items() if name not in NOT_OF_A_ROUND}
+    def round_settings(self) -> dict[str, Any]:
+        """The settings that decide the pixels of each round, as plain JSON values."""
+        return {name: value for name, value in self.to_dict().items() if name not in RUN_ONLY_SETTINGS}
 
 
 def joined_frames(rounds: int, frames: int) -> int:

@@ -1,1 +1,1 @@
-"""One long film from one prompt or several."""
+"""One long video from one prompt or several."""

@@ -1,4 +1,4 @@
-"""What a run of the long film leaves beside its films: the sheet and the report."""
+"""What a run writes beside its videos: the sheet and the report."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NAMES = {FILM: "film", INTERPOLATED: "interpolated", UPSCALED: "upscaled"}
 
 
 def write_long_video(folder: Path, result: LongVideoResult) -> None:
-    """Write the sheet and the report into the folder of the films."""
+    """Write the sheet and the report into the folder of the videos."""
     films = [(NAMES[name], record) for name, record in result.films.items()]
     lines = long_video_summary(result.report).splitlines()
     title = result.report["settings"]["prompt"] or result.report["prompts"][0]["prompt"]
@@ -30,7 +30,7 @@ def files_of(result: LongVideoResult) -> tuple[str, ...]:
 
 
 def long_video_summary(report: dict[str, Any]) -> str:
-    """A few lines that say what was made and how steady it is."""
+    """A few lines on what was made and how steady it is."""
     settings = report["settings"]
     lines = [
         *report["notes"],
@@ -41,8 +41,8 @@ def long_video_summary(report: dict[str, Any]) -> str:
         words = f"{film['file']}: {film['frames']} frames, {film['width']} x {film['height']}"
         if film["change_mean"] is not None:
             words += (
-                f"; change from frame to frame {film['change_mean']:.4f}, at most {film['change_largest']:.4f} at frame "
-                f"{film['change_largest_at']}"
+                f"; change from frame to frame {film['change_mean']:.4f}, at most {film['change_largest']:.4f} "
+                f"at frame {film['change_largest_at']}"
             )
         lines.append(f"{words}; colours drift by {film['colour_drift']:.4f}")
     lines.append(f"time: {report['timings']['total']:.1f} s")

@@ -1,4 +1,4 @@
-"""The models that a long film is made with, by name or from files."""
+"""The models that a long video is made with, named or from files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class ModelFiles:
         interpolation: a file of LaVie's interpolation model; None leaves that stage out.
         upscaling: a file of LaVie's upscaler; None leaves that stage out.
         parts: Stable Diffusion 1 checkpoint or folder, for text encoder and VAE of the first two; None where the model
-            has its own.
+            includes them.
         upscaling_parts: Stable Diffusion x4 upscaler checkpoint or folder, for those of the upscaler.
         tokenizer: folder with one, where the parts are a single file.
     """
@@ -41,21 +41,21 @@ class ModelFiles:
             if path is not None and not Path(path).exists():
                 choice = f"; take {TOYBOX} or a file" if name == "the model" else "; check the path"
                 raise ValueError(f"{name} is {str(path)!r}, which does not exist{choice}.")
-            # A Stable Diffusion checkpoint in the model's place has its own; opening it tells.
+            # A Stable Diffusion checkpoint in the model's place includes them; opening it shows whether.
             if path is not None and parts is None and name != "the model":
                 raise ValueError(
-                    f"{Path(path).name} has no text encoder and VAE of its own; give a {wanted} checkpoint or folder as "
-                    "its parts."
+                    f"{Path(path).name} has no text encoder and VAE of its own; "
+                    f"give a {wanted} checkpoint or folder as its parts."
                 )
 
 
 @dataclass(frozen=True, eq=False)
 class LongVideoModels:
-    """What a long film is made with.
+    """What a long video is made with.
 
     Attributes:
         name: of the first model, for the report.
-        model: makes the film.
+        model: makes the video.
         interpolator: fills in frames; None without that stage.
         upscaler: enlarges it; None without that stage.
     """
@@ -74,7 +74,7 @@ def open_long_video_models(files: ModelFiles, device: str | None = None) -> Long
         device: of the computation; None is the CPU.
 
     Raises:
-        ValueError, OSError, RuntimeError, ImportError: as the files or this installation lack something.
+        ValueError, OSError, RuntimeError, ImportError: when the files or this installation lack something.
     """
     from ...video_models.lavie.models import open_interpolator, open_lavie, open_upscaler
     from ...video_models.toybox import load_toybox

@@ -1,4 +1,4 @@
-"""Long films from text: noise, prompts and attention that hold a clip together beyond the length a model was trained
+"""Long videos from text: noise, prompts and attention that hold a clip together beyond the length a model was trained
 on, then frames in between and a larger size, all of it written while it is made.
 
 After FreeNoise (arXiv 2310.15169), FreeLong (arXiv 2407.19918), FreeLong++ (arXiv 2507.00162) and the three stages of
@@ -34,7 +34,7 @@ from .settings import LongVideoSettings
 FILM = "film.mp4"
 INTERPOLATED = "interpolated.mp4"
 UPSCALED = "upscaled.mp4"
-# Pictures of the first film and of each later one on the sheet.
+# Pictures of the first video and of each later one on the sheet.
 SHOWN, SHOWN_LATER = 16, 8
 
 
@@ -43,7 +43,7 @@ class LongVideoResult:
     """What was written, and what is kept of it.
 
     Attributes:
-        films: records of the films by their file names, in order of the stages.
+        films: records of the videos by their file names, in order of the stages.
         lanes: prompts over time; empty without a schedule.
         report: settings, measurements, timings and notes; plain JSON values.
     """
@@ -55,13 +55,13 @@ class LongVideoResult:
 
 @dataclass(frozen=True, eq=False)
 class _Run:
-    """The film that is being made.
+    """The video that is being made.
 
     Attributes:
         window: the model's length in frames.
-        sizes: frames, height and width of each stage's film, by its file.
-        stores: films that a later stage needs, on disk.
-        films: records of the films that are written.
+        sizes: frames, height and width of each stage's video, by its file.
+        stores: videos that a later stage needs, on disk.
+        films: records of the videos that are written.
         rates: their frames per second.
     """
 
@@ -83,35 +83,35 @@ def long_video(
     upscaler: Upscaler | None = None,
     progress: StageProgress | None = None,
 ) -> LongVideoResult:
-    """Sample a long film, fill in frames, enlarge it; write each stage's film frame by frame.
+    """Sample a long video, fill in frames, enlarge it; write each stage's video frame by frame.
 
-    Nothing that grows with the film's length is in memory but latents (and the small film while it is enlarged): a film
+    Only latents (and the small video while it is enlarged) grow in memory with the video's length: a video
     that a later stage needs lies on disk.
 
     Args:
-        model: makes the film.
+        model: makes the video.
         settings: what to make and how.
         folder: exists; takes ``film.mp4``, ``interpolated.mp4`` and ``upscaled.mp4`` as far as there are models for
-            them. Small films are enlarged for the eye; the report's fingerprints are of their own pixels.
+            them. Small videos are enlarged for viewing; the report's fingerprints are of the pixels before that.
         interpolator: fills in frames; None leaves that stage out.
-        upscaler: enlarges the last film; None leaves that stage out.
+        upscaler: enlarges the last video; None leaves that stage out.
         progress: called with (stage, done, total); may raise to cancel.
 
     Raises:
         ValueError: before any work, a prompt beside a schedule that no stage would use, sizes that the model cannot
-            make, a prompt that begins after the end, or a film that is too short to fill in frames; later, films that
+            make, a prompt that begins after the end, or a video that is too short to fill in frames; later, videos that
             are broken.
-        OSError: before any work, the disk has too little room for the films that later stages need.
+        OSError: before any work, the disk has too little room for the videos that later stages need.
     """
     started = time.perf_counter()
     stages = Stages(progress)
     if settings.prompt.strip() and settings.schedule.strip():
         if interpolator is None and upscaler is None:
             raise ValueError(
-                f"there is a prompt ({shorten(settings.prompt)!r}) beside a schedule, whose prompts would be used instead; "
-                "leave one of both out."
+                f"there is a prompt ({shorten(settings.prompt)!r}) beside a schedule, "
+                "whose prompts would be used instead; leave one of the two out."
             )
-        stages.notes.append("The schedule's prompts made the film; the prompt beside it was that of the later stages.")
+        stages.notes.append("The schedule's prompts made the video; the prompt beside it was that of the later stages.")
     frames, height, width = settings.film_size(model.geometry)
     check_blocks(settings.blocks, model.block_names)
     if interpolator is not None and frames < 2:
@@ -140,7 +140,7 @@ def long_video(
 
 
 def _sample(run: _Run, model: VideoModel) -> tuple[Tensor, dict[str, Any]]:
-    """The film's latents, and what the report says about how they came about."""
+    """The video's latents, and what the report says about how they were made."""
     settings = run.settings
     prompts = settings.prompts
     mode = settings.noise or ("freenoise" if len(prompts) == 1 else "plain")
@@ -155,7 +155,7 @@ def _sample(run: _Run, model: VideoModel) -> tuple[Tensor, dict[str, Any]]:
     if free_long is not None:
         patches = (*patches, FreeLongPatch(free_long))
         if size[2] <= window:
-            run.stages.notes.append(f"the film is no longer than the window of {run.window} frames: FreeLong rests.")
+            run.stages.notes.append(f"the window of {run.window} frames covers the whole video: FreeLong does not act.")
     with run.stages.stage("sampling") as report:
         latents = model.sample(
             noise,
@@ -233,7 +233,7 @@ def _steps(report: Progress) -> SampleCallback:
 
 
 def _write(run: _Run, name: str, parts: Iterator[Tensor], rate: float, report: Progress) -> None:
-    """Write a stage's film, and keep its frames on disk where another stage follows."""
+    """Write a stage's video, and keep its frames on disk where another stage follows."""
     frames, height, width = run.sizes[name]
     window = round(run.window * rate / run.settings.frames_per_second)
     record = FilmRecord(frames, window, SHOWN_LATER if run.films else SHOWN)

@@ -24,7 +24,7 @@ _LINE = re.compile("\\s*([0-9]{1,9})\\s*[:\uff1a]\\s*(.*?)\\s*")
 
 @dataclass(frozen=True)
 class ScheduledPrompt:
-    """A prompt and the frame of the film, from 0, with which it begins."""
+    """A prompt and the frame of the video, from 0, with which it begins."""
 
     start: int
     text: str
@@ -35,13 +35,13 @@ def parse_schedule(text: str) -> tuple[ScheduledPrompt, ...]:
 
     Args:
         text: a line for each prompt: the frame with which it begins, a colon, the prompt. A line without a frame that
-            begins with a space goes on with the prompt before it; empty lines count for nothing.
+            begins with a space goes on with the prompt before it; empty lines are skipped.
 
     Returns:
         At least one prompt; starts ascend from 0.
 
     Raises:
-        ValueError: a line of another form, a line without a prompt, no prompt at all, too many, a first one that does
+        ValueError: a malformed line, a line without a prompt, no prompt at all, too many, a first one that does
             not begin at 0, or starts that do not ascend.
     """
     entries: list[ScheduledPrompt] = []
@@ -54,8 +54,9 @@ def parse_schedule(text: str) -> tuple[ScheduledPrompt, ...]:
             continue
         if found is None:
             raise ValueError(
-                f"line {number} of the prompt schedule is {shorten(line.strip())!r}; begin it with a frame and a colon, "
-                "as in '32: a blue ball on sand', or with a space to go on with the prompt before it."
+                f"line {number} of the prompt schedule is {shorten(line.strip())!r}; "
+                "begin it with a frame and a colon, as in '32: a blue ball on sand', "
+                "or with a space to go on with the prompt before it."
             )
         if not found[2]:
             raise ValueError(f"line {number} of the prompt schedule has no prompt after {found[1]!r}; write one.")
@@ -70,7 +71,7 @@ def parse_schedule(text: str) -> tuple[ScheduledPrompt, ...]:
 
 
 def join_prompts(model: VideoModel, prompts: Sequence[str]) -> tuple[PromptEmbedding, tuple[int, ...]]:
-    """Encode prompts and put their text sequences one behind the other.
+    """Encode prompts and join their text sequences one after another.
 
     Args:
         model: that runs by itself, whose embeddings are tensors.

@@ -1,4 +1,4 @@
-"""The settings of long films, checked when they are made."""
+"""The settings of long videos, checked when they are made."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ..protocols import Geometry, SamplerName
 from .schedule import ScheduledPrompt, parse_schedule
 
 Technique = Literal["freelong", "freelong++", "none"]
-# A film of no given length is this many times as long as the model's own.
+# A video without a given length is this many times as long as the model's clips.
 NATIVE_LENGTHS = 4
 
 
@@ -31,7 +31,7 @@ class InterpolationSettings:
     """How frames are filled in.
 
     Attributes:
-        negative_prompt: what they shall not show; the default is the word that the model was run with.
+        negative_prompt: what they should not show; the default is the word that the model was run with.
         steps: sampling steps, 1..1000.
         cfg: classifier-free guidance scale, 1 (off) to 100.
 
@@ -52,7 +52,7 @@ class UpscalingSettings:
     """How frames are enlarged.
 
     Attributes:
-        negative_prompt: what they shall not show.
+        negative_prompt: what they should not show.
         steps: sampling steps, 1..1000.
         cfg: classifier-free guidance scale, 1 (off) to 100.
         noise_level: noise on the small frames, 0..350: more lets the model invent more.
@@ -87,13 +87,13 @@ class LongVideoSettings:
     """What to make and how.
 
     Attributes:
-        prompt: of the whole film; may be empty where there is a schedule.
+        prompt: of the whole video; may be empty where there is a schedule.
         schedule: prompts over time, a line each: the frame from which it holds, a colon, the prompt.
         schedule_overlap: frames over which one prompt fades into the next, 0..4096.
-        negative_prompt: of the whole film.
-        frames: length, 1..4096; None is four times the model's own.
-        height: in pixels; None is the model's own.
-        width: in pixels; None is the model's own.
+        negative_prompt: of the whole video.
+        frames: length, 1..4096; None is four times the model's native length.
+        height: in pixels; None is the model's native height.
+        width: in pixels; None is the model's native width.
         seed: of the noise, 0..2**63 - 2.
         steps: sampling steps, 1..1000.
         cfg: classifier-free guidance scale, 1 (off) to 100.
@@ -102,9 +102,9 @@ class LongVideoSettings:
             of several prompts, which repeated noise would hold back.
         noise_stride: frames in a group that ``freenoise`` and ``specmix`` shuffle.
         technique: ``freelong``, ``freelong++`` or ``none``.
-        window: frames that each frame attends to locally; None is the model's own length. Also of the noise.
+        window: frames that each frame attends to locally; None is the model's native length. Also of the noise.
         temporal_cutoff, spatial_cutoff, strength, end_percent, largest_level, key_stride, blocks: see ``FreeLong``.
-        frames_per_second: of the film; frames that are filled in make it as many times more.
+        frames_per_second: of the video; frames that are filled in make it as many times more.
         interpolation: where there is a model for it.
         upscaling: where there is a model for it.
 
@@ -140,7 +140,7 @@ class LongVideoSettings:
 
     def __post_init__(self) -> None:
         if not self.prompt.strip() and not self.schedule.strip():
-            raise ValueError("the prompt is empty; describe the film, for example 'a red ball bounces on sand'.")
+            raise ValueError("the prompt is empty; describe the video, for example 'a red ball bounces on sand'.")
         if self.schedule.strip():
             parse_schedule(self.schedule)
         check_choices(
@@ -164,24 +164,24 @@ class LongVideoSettings:
                 ("frames_per_second", self.frames_per_second, *RATES),
             )
         )
-        # It checks its own fields, before any work.
+        # It checks its fields before any work.
         self._free_long(self.window or 1)
 
     @property
     def prompts(self) -> tuple[ScheduledPrompt, ...]:
-        """The prompts over time; one that holds for the whole film where there is no schedule."""
+        """The prompts over time; one that holds for the whole video where there is no schedule."""
         return parse_schedule(self.schedule) if self.schedule.strip() else (ScheduledPrompt(0, self.prompt),)
 
     @property
     def later_prompt(self) -> str:
-        """Prompt of the stages after the first: that of the whole film, else the first of the schedule."""
+        """Prompt of the stages after the first: that of the whole video, else the first of the schedule."""
         return self.prompt if self.prompt.strip() else self.prompts[0].text
 
     def film_size(self, geometry: Geometry) -> tuple[int, int, int]:
-        """Frames, height and width of the film of a model.
+        """Frames, height and width of the video of a model.
 
         Raises:
-            ValueError: a size that the model cannot make, or a prompt that begins after the end of the film.
+            ValueError: a size that the model cannot make, or a prompt that begins after the end of the video.
         """
         longest = NATIVE_LENGTHS * geometry.native_frames - 1
         frames = longest // geometry.temporal_factor * geometry.temporal_factor + 1
@@ -189,8 +189,8 @@ class LongVideoSettings:
         last = self.prompts[-1].start
         if last >= frames:
             raise ValueError(
-                f"the last prompt begins at frame {last} but the film has frames 0 to {frames - 1}; make it longer, or "
-                "let the prompt begin earlier."
+                f"the last prompt begins at frame {last} but the video has frames 0 to {frames - 1}; "
+                "make it longer, or let the prompt begin earlier."
             )
         return frames, height, width
 
@@ -224,7 +224,7 @@ def read_schedule(path: Path) -> str:
     """The text of a prompt schedule.
 
     Raises:
-        ValueError: no such file, or one that is no text.
+        ValueError: a missing file, or one that is not text.
     """
     if not path.is_file():
         raise ValueError(f"there is no prompt schedule {str(path)!r}; check the path.")
@@ -232,5 +232,5 @@ def read_schedule(path: Path) -> str:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"the prompt schedule {str(path)!r} is no UTF-8 text ({error.reason}); save it as such."
+            f"the prompt schedule {str(path)!r} is not UTF-8 text ({error.reason}); save it as such."
         ) from error

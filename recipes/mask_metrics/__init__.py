@@ -1,1 +1,1 @@
-"""How well a film follows its masks."""
+"""How well a video follows its masks."""

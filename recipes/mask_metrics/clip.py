@@ -1,6 +1,6 @@
-"""How well a film fits its prompt, and its frames each other, by a CLIP model.
+"""How well a video fits its prompt, and its frames fit each other, by a CLIP model.
 
-The measures of LAMP (Wu et al., arXiv 2310.10769, section 4.2): features of length 1, cosines times the model's own
+The measures of LAMP (Wu et al., arXiv 2310.10769, section 4.2): features of length 1, cosines times the model's
 scale of logits, which is about 100.
 """
 
@@ -34,10 +34,10 @@ class ClipScorer:
 
     @torch.no_grad()
     def score(self, film: Film, prompt: str, progress: Progress | None = None) -> dict[str, float | None]:
-        """Judge a film.
+        """Judge a video.
 
         Args:
-            film: read a few frames at a time.
+            film: video, read a few frames at a time.
             prompt: in words; longer than the model reads, it is cut. Empty: no text alignment.
             progress: called with (done, total) after every few frames; may raise to cancel.
 
@@ -51,7 +51,7 @@ class ClipScorer:
         for start in range(0, len(film), CHUNK):
             numbers = range(start, min(start + CHUNK, len(film)))
             pictures = [film.picture(frame) for frame in numbers]
-            # Told, because pictures of 1 or 3 rows look as if their channels came first.
+            # Said explicitly, because pictures of 1 or 3 rows look as if their channels came first.
             inputs = self.processor(pictures, input_data_format="channels_last", return_tensors="pt")
             answer = self.model(pixel_values=inputs["pixel_values"].to(self.model.device, self.model.dtype), **words)
             features.append(answer.image_embeds.float().cpu())
@@ -83,13 +83,15 @@ def load_clip(folder: str | Path, device: torch.device | None = None) -> ClipSco
         device: of the computation; None is the CPU.
 
     Raises:
-        ValueError: the folder is missing or of another model, or holds no complete CLIP model.
+        ValueError: the folder is missing or of another model, or does not hold a complete CLIP model.
     """
     from transformers import AutoConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
     folder = Path(folder)
     if not (folder / "config.json").is_file():
-        raise ValueError(f"{str(folder)!r} is no folder of a CLIP model; give one with config.json and weights in it.")
+        raise ValueError(
+            f"{str(folder)!r} is not a folder of a CLIP model; give one with config.json and weights in it."
+        )
     try:
         kind = AutoConfig.from_pretrained(folder, local_files_only=True).model_type
         if kind != "clip":
@@ -99,7 +101,7 @@ def load_clip(folder: str | Path, device: torch.device | None = None) -> ClipSco
         processor = CLIPImageProcessor.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(
-            f"no CLIP model can be loaded from {str(folder)!r} ({' '.join(str(error).split())[:300]}); give a folder such "
-            "as clip-vit-base-patch32 with weights, tokenizer and preprocessor_config.json."
+            f"no CLIP model can be loaded from {str(folder)!r} ({' '.join(str(error).split())[:300]}); "
+            "give a folder such as clip-vit-base-patch32 with weights, tokenizer and preprocessor_config.json."
         ) from error
     return ClipScorer(model.eval().to(device or "cpu"), tokenizer, processor)

@@ -1,4 +1,4 @@
-"""Films with the masks that belong to them: one of each, or two folders of as many."""
+"""Videos with the masks that belong to them: one of each, or two folders of equally many."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from ..given.masks import MASK_SUFFIXES, fit_masks, objects_of, read_masks
 
 @dataclass(frozen=True)
 class Clip:
-    """Files of one film.
+    """Files of one video.
 
     Attributes:
         name: for the report.
-        film: to judge.
+        film: video to judge.
         masks: where its objects should be; None where a path says so.
         reference: to compare the background with, or None.
-        found: masks of what is in the film, or None where it is looked for.
+        found: masks of what is in the video, or None where it is to be detected.
     """
 
     name: str
@@ -37,26 +37,26 @@ class Clip:
 def match_clips(
     films: Path, masks: Path | None = None, reference: Path | None = None, found: Path | None = None
 ) -> list[Clip]:
-    """Pair films with their masks.
+    """Pair videos with their masks.
 
     Args:
-        films: one film, or a folder of films.
-        masks: of one film a file or folder as ``read_masks`` takes it; of a folder of films a folder with an entry of
+        films: one video, or a folder of videos.
+        masks: of one video a file or folder as ``read_masks`` takes it; of a folder of videos a folder with an entry of
             the same name for each (``a.mp4`` and ``a.npy`` or ``a/``). None: masks come from elsewhere.
-        reference: likewise, a film or a folder of films.
+        reference: likewise, a video or a folder of videos.
         found: as ``masks``.
 
     Returns:
         At least one, in the order of the names.
 
     Raises:
-        ValueError: nothing there, or another number of masks than films, or other names; the message has both.
+        ValueError: nothing there, or counts or names of masks and videos that differ; the message has both.
     """
     if not films.is_dir():
         return [Clip(films.stem, films, masks, reference, found)]
     paths = _entries(films, FILM_SUFFIXES, folders=False)
     if not paths:
-        raise ValueError(f"the folder {str(films)!r} holds no films ({', '.join(FILM_SUFFIXES)}); put them there.")
+        raise ValueError(f"the folder {str(films)!r} holds no videos ({', '.join(FILM_SUFFIXES)}); put them there.")
     partners = {
         kind: _partners(paths, folder, kind, suffixes)
         for kind, folder, suffixes in (
@@ -70,7 +70,7 @@ def match_clips(
 
 
 def check_readable(clips: list[Clip]) -> None:
-    """Read every film and its masks once, before anything is computed.
+    """Read every video and its masks once, before anything is computed.
 
     Raises:
         ValueError: one that cannot be read, or masks for another number of frames or of quite another shape; the
@@ -83,7 +83,7 @@ def check_readable(clips: list[Clip]) -> None:
             if path is None:
                 continue
             count, *size = read_masks(path).shape[-3:]
-            check_shape(f"the masks of {path.name} are", size, film.shape[1:3], f"film {clip.film.name}")
+            check_shape(f"the masks of {path.name} are", size, film.shape[1:3], f"video {clip.film.name}")
             if count not in (1, frames):
                 raise ValueError(
                     f"{path.name} has masks for {count} frames and {clip.film.name} has {frames}; give one mask per "
@@ -98,17 +98,17 @@ def check_readable(clips: list[Clip]) -> None:
 
 
 def read_tracks(path: Path, phrases: tuple[str, ...], frames: int, height: int, width: int) -> Tracks:
-    """Masks of a file or folder, fitted to a film, with their phrases.
+    """Masks of a file or folder, fitted to a video, with their phrases.
 
     Args:
-        path: as ``read_masks`` takes it; a file without objects is no objects.
+        path: as ``read_masks`` takes it; a file without objects gives none.
         phrases: of the objects, as in ``fit_masks``.
-        frames: of the film.
-        height: of the film in pixels.
-        width: of the film in pixels.
+        frames: of the video.
+        height: of the video in pixels.
+        width: of the video in pixels.
 
     Raises:
-        ValueError: they cannot be read, or there is another number of objects or frames.
+        ValueError: they cannot be read, or the number of objects or frames is wrong.
     """
     masks = read_masks(path)
     objects = objects_of(masks)
@@ -118,19 +118,19 @@ def read_tracks(path: Path, phrases: tuple[str, ...], frames: int, height: int, 
 
 
 def read_found(path: Path, phrases: Sequence[str], frames: int, height: int, width: int) -> Tracks:
-    """Masks of what is in a film, for comparison with objects of these phrases.
+    """Masks of what is in a video, for comparison with objects of these phrases.
 
     Args:
         path, frames, height, width: as in ``read_tracks``.
         phrases: of the objects that they are compared with.
 
     Returns:
-        Tracks that are labelled only where every name beside the file is one of the phrases: other names say nothing
-        about which object is which.
+        Tracks that are labelled only where every name beside the file is one of the phrases: other names do not show
+        which object is which.
     """
     tracks = read_tracks(path, (), frames, height, width)
-    asked = {phrase_key(phrase) for phrase in phrases}
-    if all(phrase_key(label) in asked for label in tracks.labels):
+    wanted = {phrase_key(phrase) for phrase in phrases}
+    if all(phrase_key(label) in wanted for label in tracks.labels):
         return tracks
     return replace(tracks, labels=("",) * len(tracks.labels))
 
@@ -144,7 +144,7 @@ def _entries(folder: Path, suffixes: tuple[str, ...], folders: bool) -> dict[str
         name = path.name if path.is_dir() else path.stem
         if name in found:
             raise ValueError(
-                f"{found[name].name} and {path.name} in {str(folder)!r} have one name; rename one of them."
+                f"{found[name].name} and {path.name} in {str(folder)!r} have the same name; rename one of them."
             )
         found[name] = path
     return found
@@ -153,17 +153,18 @@ def _entries(folder: Path, suffixes: tuple[str, ...], folders: bool) -> dict[str
 def _partners(films: dict[str, Path], folder: Path, kind: str, suffixes: tuple[str, ...]) -> dict[str, Path]:
     if not folder.is_dir():
         raise ValueError(
-            f"there is a folder of films, but {kind} is {str(folder)!r}; give a folder with one entry for each."
+            f"there is a folder of videos, but {kind} is {str(folder)!r}; give a folder with one entry for each."
         )
     found = _entries(folder, suffixes, folders=kind != "reference")
     if len(found) != len(films):
         raise ValueError(
-            f"there are {len(films)} films and {len(found)} entries for {kind} in {str(folder)!r}; give one for each film."
+            f"there are {len(films)} videos and {len(found)} entries for {kind} in {str(folder)!r}; "
+            "give one for each video."
         )
     missing = next((path for name, path in films.items() if name not in found), None)
     if missing is not None:
         raise ValueError(
-            f"the film {missing.name} has no entry for {kind} of its name in {str(folder)!r} (there: "
+            f"the video {missing.name} has no entry for {kind} of its name in {str(folder)!r} (there: "
             f"{', '.join(sorted(found)[:5])}); name it {missing.stem}."
         )
     return found

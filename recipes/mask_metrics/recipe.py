@@ -1,4 +1,4 @@
-"""Whether a film's objects went where their masks are: overlap, distance, and what happened elsewhere.
+"""Whether a video's objects went where their masks are: overlap, distance, and what happened elsewhere.
 
 A measure that has nothing to look at is None and never a number that looks like a result.
 """
@@ -26,7 +26,7 @@ from ..stages import StageProgress
 
 
 class FilmScorer(Protocol):
-    """Judges a film by a model that knows pictures and words."""
+    """Judges a video by a model that knows pictures and words."""
 
     def score(self, film: Film, prompt: str, progress: Progress | None = None) -> dict[str, float | None]:
         """``text_alignment`` and ``frame_consistency``."""
@@ -34,12 +34,12 @@ class FilmScorer(Protocol):
 
 @dataclass(frozen=True)
 class Finding:
-    """How objects are looked for in a film.
+    """How objects are looked for in a video.
 
     Attributes:
         box_threshold: 0..1, a box needs a better score.
         text_threshold: 0..1, a word counts as found above it.
-        detect_every: frames, at least 1: the detector looks at every so many-th one.
+        detect_every: frames, at least 1: the detector looks at every n-th one.
     """
 
     box_threshold: float = 0.35
@@ -58,7 +58,7 @@ def find_objects(
     """Objects that a detector finds by their phrases and a tracker follows.
 
     Args:
-        film: to look at.
+        film: video to look at.
         phrases: repeats count once.
         detector: of boxes by words.
         tracker: of masks from boxes.
@@ -69,7 +69,7 @@ def find_objects(
         ValueError: no phrases, one that is empty, or a threshold out of range.
     """
     if not all(phrase.strip() for phrase in phrases):
-        raise ValueError("an object has no phrase to look for; name each one, for example 'red ball'.")
+        raise ValueError("an object lacks a phrase to look for; name each one, for example 'red ball'.")
     finding = finding or Finding()
     settings = FollowSettings(
         tuple(dict.fromkeys(phrases)),
@@ -88,9 +88,9 @@ def measure_masks(film: Film, wanted: Tracks, found: Tracks) -> dict[str, Any]:
     among equal ones from the nearest. Where either side has no labels at all, any object may be it.
 
     Args:
-        film: whose size counts; masks of another size are brought to it.
+        film: video whose size counts; masks of another size are brought to it.
         wanted: the masks of the guide, a mask per frame or a single one for all frames.
-        found: what is in the film, likewise.
+        found: what is in the video, likewise.
 
     Returns:
         ``objects``: for each wanted one ``phrase``, ``iou`` (mean over the frames in which either mask has a pixel, 0
@@ -100,7 +100,7 @@ def measure_masks(film: Film, wanted: Tracks, found: Tracks) -> dict[str, Any]:
         ``others_found``: objects of the wanted phrases that stand for none of them.
 
     Raises:
-        ValueError: masks for another number of frames, or of quite another shape.
+        ValueError: masks for a different number of frames, or of quite another shape.
     """
     wanted, found = _fitted(wanted, film, "wanted masks"), _fitted(found, film, "found masks")
     pairs = _pairs(wanted, found)
@@ -109,10 +109,10 @@ def measure_masks(film: Film, wanted: Tracks, found: Tracks) -> dict[str, Any]:
         partner = pairs.get(number)
         values = _compare(wanted, number, found, partner)
         objects.append({"phrase": label, **values, "found_id": None if partner is None else found.ids[partner]})
-    asked = {phrase_key(label) for label in wanted.labels}
+    phrases = {phrase_key(label) for label in wanted.labels}
     others = [place for place, label in enumerate(found.labels) if place not in pairs.values()]
-    if any(asked):
-        others = [place for place in others if not found.labels[place] or phrase_key(found.labels[place]) in asked]
+    if any(phrases):
+        others = [place for place in others if not found.labels[place] or phrase_key(found.labels[place]) in phrases]
     return {
         "objects": objects,
         "iou": mean_of([entry["iou"] for entry in objects]),
@@ -122,15 +122,15 @@ def measure_masks(film: Film, wanted: Tracks, found: Tracks) -> dict[str, Any]:
 
 
 def measure_background(film: Film, reference: Film, tracks: Sequence[Tracks]) -> float | None:
-    """Mean absolute difference (0..1, over RGB) of two films where no object is in either, averaged over the frames.
+    """Mean absolute difference (0..1, over RGB) of two videos where no object is in either, averaged over the frames.
 
     Args:
-        film: to judge.
+        film: video to judge.
         reference: the same seed without guidance, for example; of the same length and size.
-        tracks: objects in both films and where they should be; two pixels around them count as theirs.
+        tracks: objects in both videos and where they should be; two pixels around them count as theirs.
 
     Raises:
-        ValueError: the films differ in length or size, or masks for another number of frames.
+        ValueError: the videos differ in length or size, or masks for a different number of frames.
     """
     for name, first, second in (
         ("frames", len(film), len(reference)),
@@ -138,7 +138,7 @@ def measure_background(film: Film, reference: Film, tracks: Sequence[Tracks]) ->
         ("pixels in width", film.width, reference.width),
     ):
         if first != second:
-            raise ValueError(f"the film has {first} {name} and the reference {second}; compare films of one size.")
+            raise ValueError(f"the video has {first} {name} and the reference {second}; compare videos of one size.")
     fitted = [_fitted(objects, film, "masks") for objects in tracks]
     changes = []
     for frame in range(len(film)):
@@ -158,8 +158,8 @@ def mean_of(values: Sequence[float | None]) -> float | None:
 def _fitted(tracks: Tracks, film: Film, name: str) -> Tracks:
     if tracks.frames not in (1, len(film)):
         raise ValueError(
-            f"there are {name} for {tracks.frames} frames and the film has {len(film)}; give one mask per frame, or a "
-            "single one."
+            f"there are {name} for {tracks.frames} frames and the video has {len(film)}; give one mask "
+            "per frame, or a single one."
         )
     check_shape(f"the {name} are", tracks.size, (film.height, film.width))
     if (tracks.frames, *tracks.size) == (len(film), film.height, film.width):

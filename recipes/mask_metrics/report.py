@@ -1,4 +1,4 @@
-"""The report of mask metrics: of one film, of many, and in words."""
+"""The report of mask metrics: of one video, of many, and in words."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ def film_report(
     reference_found: Tracks | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """All that can be measured of one film, ready for JSON.
+    """All that can be measured of one video, ready for JSON.
 
     Args:
-        film: to judge.
+        film: video to judge.
         wanted: where its objects should be.
         found: where they are.
         prompt: for the scorer.
         scorer: a CLIP model; None measures neither text alignment nor consistency.
-        reference: a film to compare the background with; None does not.
-        reference_found: the objects in the reference, which are no background either.
+        reference: a video to compare the background with; None does not.
+        reference_found: the objects in the reference, which are not background either.
         progress: of the scorer.
 
     Returns:
@@ -59,7 +59,7 @@ def film_report(
 
 
 def mean_report(reports: Sequence[dict[str, Any]]) -> dict[str, float | None]:
-    """Each of ``MEASURES`` averaged over the films for which it was measured."""
+    """Each of ``MEASURES`` averaged over the videos for which it was measured."""
     return {name: mean_of([report[name] for report in reports]) for name in MEASURES}
 
 

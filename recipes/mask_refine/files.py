@@ -1,4 +1,4 @@
-"""The files that a run of Mask Refine leaves."""
+"""The files that a run of Mask Refine writes."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ FILES = (FIRST_FILM, SECOND_FILM, SIDE_BY_SIDE, CONTACT_SHEET, REPORT)
 
 
 def write_mask_refine(folder: Path, result: MaskRefineResult, frames_per_second: float = 8.0) -> None:
-    """Write both films, the side-by-side film, the contact sheet and the report into an existing folder.
+    """Write both videos, the side-by-side video, the contact sheet and the report into an existing folder.
 
-    Small films are enlarged for the eye; the report's fingerprints are of the films' own pixels.
+    Small videos are enlarged for viewing; the report's fingerprints are of the pixels before that.
     """
     enlargement = shown_enlargement(*result.first.shape[1:3])
     write_film(folder / FIRST_FILM, result.first, frames_per_second, enlargement)

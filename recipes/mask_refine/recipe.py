@@ -1,7 +1,7 @@
-"""Mask Refine: generate a film, find and track its objects, and generate it again with attention guided by their masks.
+"""Mask Refine: make a video, find and track its objects, and make it again with attention guided by their masks.
 
 After the idea of Mask Refine Video Generation (s1ckrain/MaskRefineVG), with a mask that does reach attention and,
-unless asked otherwise, the first film's noise, so that the masks belong to the film that they guide.
+by default, the first video's noise, so that the masks belong to the video that they guide.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from .settings import MaskRefineSettings
 
 @dataclass(frozen=True, eq=False)
 class MaskRefineResult:
-    """Both films and how they came about.
+    """Both videos and how they were made.
 
     Attributes:
-        first: the film of the first pass, float [T, H, W, 3] in 0..1.
-        second: the regenerated film, same shape.
-        tracks: the objects that guided the second film (given masks too); may hold no object.
-        detections: boxes per frame of the first film; empty lists where masks were given.
+        first: the video of the first pass, float [T, H, W, 3] in 0..1.
+        second: the regenerated video, same shape.
+        tracks: the objects that guided the second video (given masks too); may hold no object.
+        detections: boxes per frame of the first video; empty lists where masks were given.
         report: settings, measurements, timings and notes; plain JSON values.
     """
 
@@ -73,22 +73,22 @@ def mask_refine(
     """Generate, detect, track, guide, regenerate, measure.
 
     Args:
-        model: makes both films.
+        model: makes both videos.
         detector: finds the objects; may be None when ``masks`` are given (object IoU is then not measured).
         tracker: segments and follows them; as the detector.
         settings: what to make and how.
-        masks: guide tracks of the user's own instead of detection: [T, H, W] or [N, T, H, W] in 0..1, one per phrase,
-            one frame for all or as many as the film has, of any size.
+        masks: guide tracks that the user gives instead of detection: [T, H, W] or [N, T, H, W] in 0..1, one per phrase,
+            one frame for all or as many as the video has, of any size.
         progress: called with (stage, done, total); may raise to cancel.
         names: of the objects that ``masks`` are of, by which phrases find theirs; none: they have the phrases' order.
 
     Returns:
-        Both films, the tracks and a report. Where no object is found the second film is made without guidance and the
+        Both videos, the tracks and a report. If no object is found, the second video is made without guidance and the
         report says so.
 
     Raises:
         ValueError: a phrase that is not in the prompt, masks that do not fit, or sizes that the model cannot make;
-            all of it before the first film is begun.
+            all of it before the first video is begun.
     """
     run = _Run(model, detector, tracker, settings, Stages(progress))
     frames, height, width = settings.film_size(model.geometry)
@@ -107,7 +107,7 @@ def mask_refine(
             first_latents = _sample(run, noise, positive, negative, report)
             first = model.decode(first_latents)
         release(model)
-        check_frames(first, "frames of the first film")
+        check_frames(first, "frames of the first video")
         if given is None:
             detections, found = _find_objects(run, first)
             tracks = _refined(run, found)
@@ -117,7 +117,7 @@ def mask_refine(
         with run.stages.stage("second film") as report:
             second = _regenerate(run, guide, first_latents, noise, positive, negative, report)
         release(model)
-        check_frames(second, "frames of the second film")
+        check_frames(second, "frames of the second video")
         with run.stages.stage("measuring") as report:
             found_first = found if found is not None else _find_again(run, first, report)
             found_second = _find_again(run, second, report)
@@ -164,7 +164,7 @@ def _find_objects(run: _Run, frames: Tensor) -> tuple[list[list[Box]], Tracks]:
 
 
 def _find_again(run: _Run, frames: Tensor, report: Progress) -> Tracks | None:
-    """The objects as the detector sees them in another film; None without a detector."""
+    """The objects as the detector sees them in another video; None without a detector."""
     if run.detector is None or run.tracker is None:
         return None
     settings = run.settings
@@ -181,7 +181,7 @@ def _refined(run: _Run, tracks: Tracks) -> Tracks:
     settings = run.settings
     for phrase in settings.phrases:
         if tracks.ids and phrase_key(phrase) not in map(phrase_key, tracks.labels):
-            run.stages.notes.append(f"no {phrase!r} was found in the first film; it is not guided.")
+            run.stages.notes.append(f"no {phrase!r} was found in the first video; it is not guided.")
     if not tracks.ids:
         return tracks
     changes = RefinementSettings(
@@ -196,8 +196,8 @@ def _guide(run: _Run, tracks: Tracks) -> Guide | None:
     empty = not any(bool((tracks.masks.union(part) > 127).any()) for part in tracks.masks.chunks())
     if not tracks.ids or empty:
         named = ", ".join(repr(phrase) for phrase in settings.phrases)
-        cause = f"no object ({named}) was found in the first film" if not tracks.ids else "the masks are empty"
-        run.stages.notes.append(f"{cause}; the second film was made without guidance.")
+        cause = f"no object ({named}) was found in the first video" if not tracks.ids else "the masks are empty"
+        run.stages.notes.append(f"{cause}; the second video was made without guidance.")
         return None
     # A phrase is one region: an object that the tracker lost and found again is still the same object.
     labels = [phrase_key(label) for label in tracks.labels]
@@ -212,7 +212,7 @@ def _guide(run: _Run, tracks: Tracks) -> Guide | None:
 
 
 def _progress(run: _Run) -> list[float]:
-    """Where in the schedule the steps of the second film lie."""
+    """Where in the schedule the steps of the second video lie."""
     settings = run.settings
     start = 1.0 - settings.refine_strength if settings.regenerate == "refine" else 0.0
     return run.model.step_progress(settings.steps, settings.sampler, start) if start < 1.0 else []
@@ -229,13 +229,13 @@ def _regenerate(
 ) -> Tensor:
     settings, options = run.settings, {}
     if settings.regenerate == "refine" and settings.refine_strength == 0.0:
-        # Nothing to denoise: the first film as it is.
+        # Nothing to denoise: the first video as it is.
         return run.model.decode(first_latents)
     if guide is not None and guide.strength > 0.0:
-        own = None
+        spans = None
         if guide.phrases:
-            own = run.model.token_spans(settings.prompt, guide.phrases, guide.background_phrase)
-        options["patches"] = guide_patches(guide, own)
+            spans = run.model.token_spans(settings.prompt, guide.phrases, guide.background_phrase)
+        options["patches"] = guide_patches(guide, spans)
     if settings.background_lock and guide is not None:
         clip_frames, height, width = first_latents.shape[2:]
         union = pool_time(guide.masks.amax(dim=0, keepdim=True), clip_frames)[0]

@@ -28,17 +28,17 @@ def build_report(
     found_second: Tracks | None,
     given: bool,
 ) -> dict[str, Any]:
-    """Measure both films under the guiding masks.
+    """Measure both videos under the guiding masks.
 
     Args:
         settings: of the run.
-        first: the first film, float [T, H, W, 3].
-        second: the second film, same shape.
+        first: the first video, float [T, H, W, 3].
+        second: the second video, same shape.
         tracks: the guiding masks; may hold no object.
-        guide: None when the second film was made without guidance.
-        found_first: the objects found in the first film; None without a detector.
-        found_second: the same of the second film.
-        given: whether the masks were the user's own.
+        guide: None when the second video was made without guidance.
+        found_first: the objects found in the first video; None without a detector.
+        found_second: the same of the second video.
+        given: whether the user gave the masks.
 
     Returns:
         Plain JSON values; ``notes`` holds what a reader has to know, in sentences.
@@ -51,12 +51,12 @@ def build_report(
         if found is not None and tracks.ids:
             values["object_iou"] = mask_iou(_seen(found), union)
             if not found.ids:
-                notes.append(f"the detector does not find the object in the {name} film; its IoU counts as 0.")
+                notes.append(f"the detector does not find the object in the {name} video; its IoU counts as 0.")
         films[name] = values
     if guide is not None and guide.strength == 0.0:
-        notes.append("strength is 0; the second film was made without guidance.")
+        notes.append("strength is 0; the second video was made without guidance.")
     if settings.regenerate == "fresh":
-        notes.append("the second film has noise of its own: the masks were found in another film than they guide.")
+        notes.append("the second video has its own noise: the masks were found in another video than they guide.")
     return {
         "recipe": "mask_refine",
         "guided": guide is not None and guide.strength > 0.0,
@@ -94,9 +94,9 @@ def _objects(tracks: Tracks, found_first: Tracks | None, found_second: Tracks | 
             "frames_missed": missed,
             "score": tracks.scores[number][seen].mean().item() if bool(seen.any()) else None,
         }
-        own = tracks.masks[number] >= INSIDE
+        mask = tracks.masks[number] >= INSIDE
         for name, found in (("iou_first", found_first), ("iou_second", found_second)):
-            entry[name] = None if found is None else mask_iou(_seen(found, label), own)
+            entry[name] = None if found is None else mask_iou(_seen(found, label), mask)
         objects.append(entry)
     return objects
 

@@ -32,29 +32,29 @@ class MaskRefineSettings:
     """What to make and how.
 
     Attributes:
-        prompt: of both films.
+        prompt: of both videos.
         phrases: words of the prompt that name the objects to find and guide, at least one.
-        negative_prompt: of both films.
-        frames: length of the films, 1..4096; None is the model's native length.
+        negative_prompt: of both videos.
+        frames: length of the videos, 1..4096; None is the model's native length.
         height: in pixels; None is the model's native height.
         width: in pixels; None is the model's native width.
         seed: of the noise, 0..2**63 - 2.
         steps: sampling steps, 1..1000.
         cfg: classifier-free guidance scale, 1 (off) to 100.
         sampler: ``ddim`` or ``euler``.
-        regenerate: how the second film begins: ``same_noise`` (the first film's noise), ``refine`` (the first film,
-            noised to ``refine_strength``) or ``fresh`` (other noise; the masks then belong to another film).
-        refine_strength: for ``refine``: 0 (the first film as it is) to 1 (all noise).
-        background_lock: keep the first film's latents outside of the objects.
+        regenerate: how the second video begins: ``same_noise`` (the first video's noise), ``refine`` (the first video,
+            noised to ``refine_strength``) or ``fresh`` (other noise; the masks then belong to another video).
+        refine_strength: for ``refine``: 0 (the first video as it is) to 1 (all noise).
+        background_lock: keep the first video's latents outside of the objects.
         lock_dilate: latent cells by which the unlocked region is larger than the objects, 0..16.
         lock_blur: latent cells over which the lock fades in, 0..16.
-        background_phrase: words of the prompt that name what is outside of all objects, for the modes that ask for
+        background_phrase: words of the prompt that name what is outside of all objects, for the modes that need
             them.
         mode: one of ``attention_patches.guidance.modes.registry.MODES``.
-        strength: in the mode's own unit, see ``mode_at``; None is the mode's own.
-        start_percent, end_percent, blocks, rows: where and when the mode acts; None is the mode's own choice.
+        strength: in the mode's unit, see ``mode_at``; None is the mode's default.
+        start_percent, end_percent, blocks, rows: where and when the mode acts; None is the mode's default.
         hard: masks are cut at 0.5 and regions closed for good, in the modes that have the choice.
-        constants: others of the mode, by name, or as ``read_constants`` takes them.
+        constants: others of the mode, by their names, or as ``read_constants`` takes them.
         box_threshold: of the detector, 0..1.
         text_threshold: of the detector, 0..1.
         nms_threshold: of the detector, 0..1.
@@ -102,7 +102,7 @@ class MaskRefineSettings:
             raise ValueError(f"phrases is the string {self.phrases!r}; give a tuple of phrases.")
         object.__setattr__(self, "phrases", tuple(plain_phrase(phrase) for phrase in self.phrases))
         if not self.prompt.strip():
-            raise ValueError("the prompt is empty; describe the film, for example 'a red ball bounces on sand'.")
+            raise ValueError("the prompt is empty; describe the video, for example 'a red ball bounces on sand'.")
         if not self.phrases or not all(self.phrases):
             raise ValueError(
                 f"phrases are {list(self.phrases)}; name at least one object in words of the prompt, none empty."
@@ -118,11 +118,11 @@ class MaskRefineSettings:
         self._check_ranges()
         given = read_constants(self.mode, self.constants) if isinstance(self.constants, str) else self.constants
         object.__setattr__(self, "constants", dict(given))
-        own = mode_constants(self.mode)
+        defaults = mode_constants(self.mode)
         for name in ("start_percent", "end_percent", "blocks", "rows"):
             if getattr(self, name) is None:
-                object.__setattr__(self, name, own[name])
-        # The guide checks its own fields; an empty mask is enough for that, and it happens before any work.
+                object.__setattr__(self, name, defaults[name])
+        # The guide checks its fields; an empty mask is enough for that, and it happens before any work.
         self.guide(torch.zeros(len(self.phrases), 1, 1, 1), self.phrases)
 
     def _check_ranges(self) -> None:
@@ -145,11 +145,11 @@ class MaskRefineSettings:
 
     @property
     def second_seed(self) -> int:
-        """Seed of the second film where it has noise of its own."""
+        """Seed of the second video where it has its own noise."""
         return self.seed + 1
 
     def film_size(self, geometry: Geometry) -> tuple[int, int, int]:
-        """Frames, height and width of the films of a model.
+        """Frames, height and width of the videos of a model.
 
         Raises:
             ValueError: a size that the model cannot make.

@@ -30,7 +30,7 @@ DEFAULT_MODULES = ("self_queries", "temporal")
 
 
 class Architecture(Protocol):
-    """One way to tune motion; the training loop knows no more of it than this."""
+    """One way to tune motion; the training loop knows only this interface."""
 
     @property
     def kind(self) -> str:
@@ -39,7 +39,7 @@ class Architecture(Protocol):
     def prepare(self, unet: nn.Module) -> nn.Module:
         """A U-Net to train: frozen but for the tuned tensors. The given one stays as it is; weights may be shared.
 
-        All chance in the first values of the tuned tensors comes from the settings, so that it is the same each time.
+        All randomness in the first values of the tuned tensors comes from the settings, so that runs can be repeated.
 
         Raises:
             ValueError: the U-Net has nothing that this kind could tune.
@@ -59,7 +59,7 @@ class Architecture(Protocol):
         """
 
     def base_names(self) -> list[str]:
-        """Names of the U-Net's own tensors that the tuned ones act on or beside; their hash is the base's."""
+        """Names of the U-Net's tensors that the tuned ones act on or beside; their hash identifies the base."""
 
     def metadata(self) -> dict[str, Any]:
         """Plain values for the motion file: how the tensors are meant."""
@@ -76,7 +76,7 @@ class LoraArchitecture:
         seed: of the first values.
 
     Raises:
-        ValueError: a rank below 1, no modules, or a pattern that is none.
+        ValueError: a rank below 1, no modules, or an invalid pattern.
     """
 
     rank: int = 16
@@ -99,7 +99,7 @@ class LoraArchitecture:
             )
         except re.error as error:
             raise ValueError(
-                f"modules are {', '.join(self.modules)}, which is no pattern ({error}); name some of "
+                f"modules are {', '.join(self.modules)}, which is not a pattern ({error}); name some of "
                 f"{', '.join(MODULE_SETS)}."
             ) from error
 
@@ -137,7 +137,7 @@ class LoraArchitecture:
         return [parameter for _, parameter in self._tuned()]
 
     def state(self) -> dict[str, Tensor]:
-        """See ``Architecture``; names as ComfyUI's own LoRA loader reads them, with an ``alpha`` per layer."""
+        """See ``Architecture``; names as ComfyUI's LoRA loader reads them, with an ``alpha`` per layer."""
         state = {name: value.detach().to("cpu", torch.float32, copy=True) for name, value in self._tuned()}
         for name in self._layers:
             state[f"diffusion_model.{name}.alpha"] = torch.tensor(float(self.alpha))
@@ -170,12 +170,12 @@ class LoraArchitecture:
                 yield f"diffusion_model.{name}.{part}.weight", getattr(layer, part)["default"].weight
 
 
-# Further kinds are added here by name: called with the settings of the command line that they take.
+# Further kinds are added here under their names: called with the command line settings that they take.
 ARCHITECTURES: dict[str, Callable[..., Architecture]] = {"lora": LoraArchitecture, "lamp": LampArchitecture}
 
 
 def make_architecture(kind: str, **settings: Any) -> Architecture:
-    """An architecture by name.
+    """The architecture of that name.
 
     Args:
         kind: of ``ARCHITECTURES``.

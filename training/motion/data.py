@@ -1,4 +1,4 @@
-"""Clips and masks for motion tuning: found in folders, brought to one size, encoded once and kept in a file."""
+"""Clips and masks for motion tuning: found in folders, resized, encoded once and kept in a file."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class ClipEncoder(Protocol):
 
 @dataclass(frozen=True)
 class ClipWords:
-    """What is said of a clip.
+    """The words of a clip.
 
     Attributes:
         prompt: of the clip.
@@ -63,7 +63,7 @@ class ClipFiles:
 
     Attributes:
         name: of the clip.
-        film: a film file, or a folder of pictures.
+        film: a video file, or a folder of pictures.
         masks: see ``recipes.given_masks.read_masks``; None where tuning goes without masks.
         words: of this clip.
     """
@@ -80,8 +80,8 @@ class TrainingClip:
 
     Attributes:
         words: of this clip.
-        latents: [2, C, T, h, w] as the U-Net sees them, as filmed and mirrored.
-        masks: uint8 [N, T, H, W], 255 the object, as filmed; None where there are none.
+        latents: [2, C, T, h, w] as the U-Net sees them, as recorded and mirrored.
+        masks: uint8 [N, T, H, W], 255 the object, as recorded; None without masks.
     """
 
     words: ClipWords
@@ -90,26 +90,26 @@ class TrainingClip:
 
 
 def find_clips(videos: Path, masks: Path | None, settings: MotionSettings) -> list[ClipFiles]:
-    """Pair the films of a folder with the masks of another by their names.
+    """Pair the videos of a folder with the masks of another by their names.
 
-    A text file beside a film (``horse.txt`` for ``horse.mp4``) has its prompt in the first line and the phrases of its
+    A text file beside a video (``horse.txt`` for ``horse.mp4``) has its prompt in the first line and the phrases of its
     objects in further ones; a line ``background: on the beach`` names its background. Without one the settings' words
     are taken.
 
     Args:
-        videos: folder of films.
+        videos: folder of videos.
         masks: folder with ``<name>`` of any kind that ``read_masks`` reads; None for none.
         settings: words of clips that bring none.
 
     Raises:
-        ValueError: a folder that is missing, fewer clips than ``LEAST_CLIPS``, films and masks that do not pair, or a
-            clip without a prompt, or with masks and no phrase.
+        ValueError: a folder that is missing, fewer clips than ``LEAST_CLIPS``, videos and masks that do not pair, or a
+            clip without a prompt, or with masks but without a phrase.
     """
-    films = _by_name(videos, "films", lambda path: path.suffix.lower() in FILM_SUFFIXES)
+    films = _by_name(videos, "videos", lambda path: path.suffix.lower() in FILM_SUFFIXES)
     if len(films) < LEAST_CLIPS:
         raise ValueError(
-            f"{str(videos)!r} holds {len(films)} film{'' if len(films) == 1 else 's'} ({', '.join(FILM_SUFFIXES)}), "
-            "from which no motion can be told from the rest of the picture; put "
+            f"{str(videos)!r} holds {len(films)} video{'' if len(films) == 1 else 's'} ({', '.join(FILM_SUFFIXES)}), "
+            "too few to tell motion from the rest of the picture; put "
             f"{LEAST_CLIPS} or more there, 8 to 16 are usual."
         )
     found: dict[str, Path] = {}
@@ -118,8 +118,8 @@ def find_clips(videos: Path, masks: Path | None, settings: MotionSettings) -> li
         odd = sorted(set(films) ^ set(found))
         if odd:
             raise ValueError(
-                f"there are {len(films)} films and {len(found)} masks, and these have no partner of their name: "
-                f"{', '.join(odd)}; give each film masks of the same name (horse.mp4 and horse.npy)."
+                f"there are {len(films)} videos and {len(found)} masks, and these lack a partner of their name: "
+                f"{', '.join(odd)}; give each video masks of the same name (horse.mp4 and horse.npy)."
             )
     clips = []
     for name, film in sorted(films.items()):
@@ -157,7 +157,7 @@ def load_clips(
         progress: called with (done, total) after each clip; may raise to cancel.
 
     Raises:
-        ValueError: a film or mask that cannot be read, is too short, or whose numbers of frames or objects differ.
+        ValueError: a video or mask that cannot be read, is too short, or whose numbers of frames or objects differ.
     """
     key = _cache_key(files, encoder, settings)
     kept = _read_cache(cache, key)
@@ -180,7 +180,7 @@ def load_clips(
 
 
 def clip_sizes(settings: MotionSettings, geometry: Any) -> tuple[int, int, int]:
-    """Frames, height and width of training clips: those of the settings, else the model's own.
+    """Frames, height and width of training clips: those of the settings, else the model's native ones.
 
     Raises:
         ValueError: sizes that the model's VAE cannot make, or a VAE that compresses time.
@@ -219,7 +219,7 @@ def _by_name(folder: Path, what: str, is_wanted: Callable[[Path], bool]) -> dict
     paths = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".") and is_wanted(path)]
     named = {path.stem if path.is_file() else path.name: path for path in paths}
     if len(named) < len(paths):
-        raise ValueError(f"{str(folder)!r} holds {len(paths)} {what} under {len(named)} names; give each its own.")
+        raise ValueError(f"{str(folder)!r} holds {len(paths)} {what} under {len(named)} names; rename some.")
     return named
 
 
@@ -231,7 +231,7 @@ def _words(film: Path, settings: MotionSettings) -> ClipWords:
     try:
         lines = [line.strip() for line in written.read_text(encoding="utf-8").splitlines() if line.strip()]
     except UnicodeDecodeError as error:
-        raise ValueError(f"{str(written)!r} is no text ({error.reason}); save it as UTF-8.") from error
+        raise ValueError(f"{str(written)!r} is not text ({error.reason}); save it as UTF-8.") from error
     named = [line[len(BACKGROUND_MARK) :].strip() for line in lines if line.lower().startswith(BACKGROUND_MARK)]
     others = [line for line in lines if not line.lower().startswith(BACKGROUND_MARK)]
     if not others:
@@ -246,7 +246,7 @@ def _encoded(clip: ClipFiles, encoder: ClipEncoder, settings: MotionSettings) ->
     if len(film) < frames:
         raise ValueError(
             f"the clip {clip.name!r} has {len(film)} frames at stride {settings.stride} and training takes {frames}; "
-            "give a longer film, fewer frames or a smaller stride."
+            "give a longer video, fewer frames or a smaller stride."
         )
     pictures = fitted(film.movedim(-1, 1), height, width).movedim(1, -1)
     with torch.no_grad():
@@ -280,7 +280,7 @@ def _of_phrases(clip: ClipFiles, masks: Tensor) -> Tensor:
 
 
 def _report_empty(clip: ClipFiles, masks: Tensor | None) -> None:
-    """Say which objects of a clip are masked in no frame: nothing is learned of where they are."""
+    """Warn of objects of a clip without a mask in any frame: nothing is learned of where they are."""
     if masks is not None:
         empty = [repr(phrase) for phrase, film in zip(clip.words.phrases, masks, strict=True) if int(film.max()) < 128]
         if empty:

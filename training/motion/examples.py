@@ -53,7 +53,7 @@ class Example:
         noise: of the same shape.
         timestep: 0 .. num_train_timesteps - 1.
         context: of the prompt, [1, L, C'].
-        has_prompt: whether it is the clip's own prompt, or the empty one.
+        has_prompt: whether it is the clip's prompt, or the empty one.
         patches: of its masks, outermost first.
         is_locked: whether the first frame is given clean and left out of the loss.
     """
@@ -69,14 +69,14 @@ class Example:
 
 @dataclass(frozen=True, eq=False)
 class _Words:
-    """A prompt as the model reads it; spans are None where no phrase is known."""
+    """A prompt as the model reads it; spans are None without phrases."""
 
     context: Tensor
     spans: TextSpans | None
 
 
 class ExampleMaker:
-    """Makes the examples of every step; all chance comes from the seed and the step's number.
+    """Makes the examples of every step; all randomness comes from the seed and the step's number.
 
     Args:
         model: reads the prompts.
@@ -158,7 +158,7 @@ def motion_loss(unet: nn.Module, example: Example, config: NoiseSchedule, device
     """Squared error of the U-Net's prediction, the clean first frame left out.
 
     The first frame is given clean at every noise level and the error is that of the other frames (LAMP, arXiv
-    2310.10769, equation 4; the same in arXiv 2503.18386). An example that is not locked is learned from whole.
+    2310.10769, equation 4; the same in arXiv 2503.18386). All frames count of an example that is not locked.
 
     Args:
         unet: that is tuned.

@@ -1,8 +1,8 @@
 """The ``lamp`` architecture of motion tuning: gated causal convolutions over time, attention over time, queries.
 
 Source: Wu et al., "LAMP: Learn A Motion Pattern for Few-Shot-Based Video Generation" (arXiv 2310.10769), sections 3.3
-and 3.4. Of what the U-Net has already, the difference is what the optimizer moves: files hold it, and a resumed run
-goes on with the same bits.
+and 3.4. For tensors that the U-Net has already, the optimizer moves the difference: files hold it, and a resumed run
+goes on bit for bit the same.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class LampArchitecture:
     """See ``Architecture``: LAMP's layers and queries on a U-Net of the LaVie family.
 
     Attributes:
-        seed: of the first values of attention over time, where the U-Net has none of its own.
+        seed: of the first values of attention over time, where the U-Net has none.
     """
 
     seed: int = 1
@@ -47,7 +47,7 @@ class LampArchitecture:
         """See ``Architecture``; new tensors are float32 on the U-Net's device.
 
         Raises:
-            ValueError: the U-Net is none of the LaVie family, or has LAMP's layers already.
+            ValueError: the U-Net is not of the LaVie family, or has LAMP's layers already.
         """
         if not isinstance(unet, LaVieUNet):
             raise ValueError(
@@ -74,7 +74,7 @@ class LampArchitecture:
         return list(self._tuned.values())
 
     def state(self) -> dict[str, Tensor]:
-        """See ``Architecture``; names as ``video_models/motion/lamp.py`` tells."""
+        """See ``Architecture``; names as in ``video_models/motion/lamp.py``."""
         return {name: value.detach().to("cpu", torch.float32, copy=True) for name, value in self._tuned.items()}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
@@ -117,7 +117,7 @@ def _with_difference(unet: nn.Module, name: str) -> nn.Parameter:
     owner, _, parameter = name.rpartition(".")
     module = unet.get_submodule(owner)
     before = getattr(module, parameter).detach().float()
-    # One of its own: the parameter that is there may be another network's too, and is written to.
+    # A separate one: the present parameter may be shared with another network, and is written to.
     setattr(module, parameter, nn.Parameter(before.clone()))
     parametrize.register_parametrization(module, parameter, _Difference(before))
     return getattr(module.parametrizations, parameter).original

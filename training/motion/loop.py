@@ -73,14 +73,14 @@ def tune(
         unet: of the LaVie family; it is not changed.
         progress: called with (steps done, steps, loss) after each; may raise to cancel: the last checkpoint stays.
         after_step: called with the steps done and the tuned U-Net, for validation.
-        stop_at: end after so many steps as if interrupted, with a checkpoint; None goes to the end.
+        stop_at: end after that many steps as if interrupted, with a checkpoint; None goes to the end.
 
     Returns:
         The tuned U-Net in evaluation mode; its tensors are in ``run.architecture.state()``.
 
     Raises:
         ImportError: accelerate or peft is not installed.
-        ValueError: the checkpoint is damaged or of other settings, or the loss is no longer finite.
+        ValueError: the checkpoint is damaged or of other settings, or the loss is not finite.
         OSError: too little room for the motion file.
     """
     settings = run.settings

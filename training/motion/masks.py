@@ -22,7 +22,7 @@ def augmented_masks(
         masks: uint8 [N, T, H, W], 255 the object.
         settings: how much and how often.
         cell: pixels per latent cell.
-        generator: the only source of chance; draws three numbers, whatever the settings.
+        generator: the only source of randomness; draws three numbers, whatever the settings.
 
     Returns:
         float32 [N, T, H, W] in 0..1, or None. An object that shrinking would take out of a frame stays as it was there.

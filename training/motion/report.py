@@ -1,4 +1,4 @@
-"""What a tuning run shows of itself: the curve of its loss, and films of the tuned model beside the clip."""
+"""What a tuning run shows: the curve of its loss, and clips of the tuned model beside the training clip."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 WIDTH, HEIGHT, EDGE = 760, 400, 56
 INK, FAINT, RAW, MEAN = (30, 30, 34), (205, 205, 210), (170, 190, 225), (30, 80, 180)
-# Steps over which the drawn mean runs.
+# Steps of the drawn running mean.
 SMOOTHING = 25
 
 
@@ -102,5 +102,5 @@ def validation_film(
 
 
 def write_validation_film(path: Path, film: Tensor) -> None:
-    """Save a validation film, enlarged for the eye where it is small."""
+    """Save a validation clip, enlarged for viewing where it is small."""
     write_film(path, film, enlargement=shown_enlargement(film.shape[1], film.shape[1]))

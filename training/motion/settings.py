@@ -1,4 +1,4 @@
-"""What a motion tuning run is told: length, rates, clips and masks; checked before any work."""
+"""Settings of a motion tuning run: length, rates, clips and masks; checked before any work."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Precision = Literal["no", "fp16", "bf16"]
 
 @dataclass(frozen=True)
 class MaskAugmentation:
-    """How training masks are roughened, so that the tuned model lives with masks that are not exact.
+    """How training masks are roughened, so that the tuned model tolerates masks that are not exact.
 
     Attributes:
         grow: masks grow or shrink by a random number of latent cells up to this, 0 or more.
@@ -35,14 +35,14 @@ class MotionSettings:
     """One tuning run.
 
     Attributes:
-        prompt: of clips that bring no words of their own.
+        prompt: of clips that come without words.
         phrases: words of the prompt that name the objects in the masks, one per object.
         background_phrase: words of the prompt that name the background; may be empty.
-        frames: of a clip as the model sees it; 0 takes the model's own length.
-        width, height: in pixels; 0 takes the model's own. Films are cut to this shape and resized.
-        stride: of the frames taken from a film, 1 or more.
+        frames: of a clip as the model sees it; 0 takes the model's native length.
+        width, height: in pixels; 0 takes the model's native size. Videos are cut to this shape and resized.
+        stride: of the frames taken from a video, 1 or more.
         steps: of the optimizer, 1 or more.
-        batch: clips per step, one after the other (their gradients are added up), 1 or more.
+        batch: clips per step, one after another (their gradients are added up), 1 or more.
         learning_rate: above 0. Small models bear 1e-3, large ones 1e-4.
         warm_up: steps of linear rise.
         decay: share of the steps at the end over which the rate falls to nothing, 0..1.
@@ -53,13 +53,13 @@ class MotionSettings:
         flip: how often clip and masks are mirrored, 0..1. 0 where left and right matter.
         augmentation: of the masks.
         mode: name of the mask mode that is active in training, as in sampling.
-        constants: of the mode, where they differ from its own.
-        key_source: frames whose keys self-attention reads; empty for the mode's own.
+        constants: of the mode, where they differ from its defaults.
+        key_source: frames whose keys self-attention reads; empty for the mode's default.
         checkpointing: gradient checkpointing: less memory, a third more time.
         precision: of the forward pass: ``no`` is float32.
-        seed: of all chance.
+        seed: of all random numbers.
         checkpoint_every: steps between checkpoints.
-        validate_every: steps between validation films; 0 makes none but the last.
+        validate_every: steps between validation clips; 0 makes only the last.
 
     Raises:
         ValueError: a value out of its range; the message has it.

@@ -26,15 +26,15 @@ class MotionJob:
     """All that one tuning run needs.
 
     Attributes:
-        model: reads prompts, encodes and decodes films: ``recipes.protocols.VideoModel``.
+        model: reads prompts, encodes and decodes clips: ``recipes.protocols.VideoModel``.
         unet: the network that is tuned; it is not changed.
-        base_name: of the model, for people.
+        base_name: of the model, for display.
         files: the clips.
         settings: of the run.
         architecture: what is tuned.
         device: where to compute.
         folder: of checkpoint and encoded clips; None keeps neither.
-        target: motion file that will be written of the result; it is made sure of before the first step that it can be.
+        target: motion file to write; whether it can be written is checked before the first step.
     """
 
     model: Any
@@ -56,7 +56,7 @@ class TunedMotion:
         motion: the file's contents.
         losses: one per step.
         unet: the tuned network.
-        clips, examples: what was learned from, for films of it.
+        clips, examples: what was learned from, to make clips of it.
     """
 
     motion: MotionFile

@@ -1,4 +1,4 @@
-"""The plain way to follow objects, to compare with: join each frame's boxes by place and label, segment every box."""
+"""The plain way to follow objects, as a baseline: join each frame's boxes by place and label, segment every box."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ...perception.boxes import Box, Detections, iou
 from ...perception.tracking.tracker import ObjectTracker
 from ...perception.tracks import Tracks
 
-# Two boxes further apart than this many of their own sizes are never the same object in neighbouring frames.
+# Two boxes further apart than this many times their sizes are never the same object in neighbouring frames.
 REACH = 1.0
 # With different phrases the same object must overlap at least this much.
 OTHER_LABEL_IOU = 0.5

@@ -17,14 +17,14 @@ def lower_scores(model: GroundingDinoForObjectDetection, amount: float) -> None:
     GroundingDINO has no bias on its scores: a logit is the dot product of a query and a text token. Queries come out of
     a layer norm, so that for weights w and biases b of that norm the sum of (query - b) / w over the channels is
     always 0. Adding c / w to every text token therefore adds the same number, c times the sum of b / w, to each logit.
-    What else reads the text tokens, the decoder's attention to them, gets the opposite offset and stays as it was.
+    The decoder's attention, which also reads the text tokens, gets the opposite offset and stays as it was.
 
     Args:
         model: on any device, in float32.
         amount: in logits; below 0 raises scores.
 
     Raises:
-        ValueError: when the norm's biases cancel out, so that no offset of reasonable size would do.
+        ValueError: when the norm's biases cancel out, so that a reasonable offset is not enough.
     """
     inner = model.model
     norm = inner.decoder.layer_norm

@@ -1,4 +1,4 @@
-"""Pictures for training the Toybox detector and segmenter: drawn scenes, made as imperfect as generated films are."""
+"""Pictures for training the Toybox detector and segmenter: drawn scenes, made as imperfect as generated clips are."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from ...toybox import world
 
 MAX_OBJECTS = 2
-# A shape with fewer visible pixels than this is neither asked for nor counted as absent.
+# A shape with fewer visible pixels than this is neither searched for nor counted as absent.
 SMALLEST_AREA = 40
 
 
@@ -35,7 +35,7 @@ def draw_pictures(generator: np.random.Generator, count: int, split: world.Split
     """Single frames of random scenes.
 
     Args:
-        generator: the only source of chance.
+        generator: the only source of randomness.
         count: how many pictures.
         split: which word combinations may appear.
         pairs: share of pictures with two objects; one picture in twenty has none.
@@ -83,7 +83,7 @@ def _random_object(generator: np.random.Generator, split: world.Split) -> world.
     """An object of a split, colour and shape drawn evenly in training.
 
     Held-out combinations hold one shape of each colour for half of the motions. Left as it is, that makes the shape
-    guessable from the colour, and a still picture has no motion that would tell.
+    guessable from the colour, and a still picture does not show the motion.
     """
     if split == "train":
         colour, shape = str(generator.choice(list(world.COLOURS))), str(generator.choice(world.SHAPES))

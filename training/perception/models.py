@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 IMAGE_MEAN = [0.485, 0.456, 0.406]
 IMAGE_STD = [0.229, 0.224, 0.225]
 
-# The model knows these four by number, so a small vocabulary keeps BERT's own places for them.
+# The model knows these four by number, so a small vocabulary keeps BERT's places for them.
 SPECIAL_TOKENS = {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, "[MASK]": 103, ".": 1012, "?": 1029}
 FIRST_WORD = 1030
 VOCABULARY_SIZE = 1088
@@ -207,7 +207,7 @@ def normalize(images: torch.Tensor) -> torch.Tensor:
 def save_model_folder(model: PreTrainedModel, processor: ProcessorMixin, folder: Path) -> None:
     """Write model (fp16 safetensors) and processor so that transformers 4.5x and 5.x read them.
 
-    Version 5 keeps the image processor inside ``processor_config.json``; version 4 looks for its own file.
+    Version 5 keeps the image processor inside ``processor_config.json``; version 4 looks for a separate file.
     """
     model.half().save_pretrained(folder)
     processor.save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""What to ask the Toybox detector about a picture, and which objects are the right answer."""
+"""Phrases for the Toybox detector about a picture, and the objects that are the right answer."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def absent_phrase(generator: np.random.Generator, words: Sequence[Words]) -> Phr
         colour, shape = str(generator.choice(colours)), str(generator.choice(shapes))
         if words and chance < 0.75:
             some, other = (words[int(generator.integers(len(words)))] for _ in range(2))
-            # Shapes are harder to tell apart than colours: the right colour with a wrong shape is asked most.
+            # Shapes are harder to tell apart than colours: the right colour with a wrong shape comes most.
             colour = some[0] if generator.random() < 0.75 else colour
             shape = other[1] if generator.random() < 0.35 else shape
         if chance > 0.9:

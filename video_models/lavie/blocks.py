@@ -153,7 +153,7 @@ class LevelledUNet(TimedConvolutions):
         Args:
             config: widths, layers and which levels attend.
             resnet: makes one of (channels in, channels out).
-            transformer: makes the next one, of so many channels.
+            transformer: makes the next one, of that many channels.
             resample: makes a change of size of (channels, stride).
         """
         widths, last = config.block_out_channels, len(config.block_out_channels) - 1

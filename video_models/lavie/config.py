@@ -73,10 +73,10 @@ class LaVieConfig(ConfigFile):
 
     Attributes:
         stage: ``interpolation`` is built otherwise: the first frame's keys and values stand before the preceding
-            frame's in self-attention, temporal attention comes last and knows no positions.
+            frame's in self-attention, temporal attention comes last and has no positions.
         picture_model: whether this is the U-Net of Stable Diffusion 1, which was made for single pictures, opened as
             LAMP does (arXiv 2310.10769): self-attention of every frame looks at the first frame, and there is no
-            temporal attention until a motion file brings it, which then comes last and knows no positions.
+            temporal attention until a motion file brings it, which then comes last and has no positions.
         in_channels: channels of the input latents (8 for the interpolation model).
         out_channels: channels of the prediction.
         block_out_channels: channels per level, finest first.

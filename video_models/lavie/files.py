@@ -38,12 +38,12 @@ PUBLISHED_FILES: dict[str, str] = {
     "interpolation": "lavie_interpolation.pt",
     "upscaling": "lavie_vsr.pt",
 }
-# Clips that the models were trained on, which no tensor tells.
+# Clips that the models were trained on, which the tensors do not show.
 NATIVE_FRAMES: dict[str, int] = {"base": 16, "interpolation": 61, "upscaling": 8}
 
 
 def own_tensors(contents: Mapping[str, Any]) -> dict[str, Tensor]:
-    """All tensors of a U-Net out of what a checkpoint file holds, without wrapping and prefix.
+    """All tensors of a U-Net in the contents of a checkpoint file, without wrapping and prefix.
 
     Published LaVie files keep the averaged weights under ``ema``; other tools add a prefix.
 
@@ -51,10 +51,10 @@ def own_tensors(contents: Mapping[str, Any]) -> dict[str, Tensor]:
         contents: what the file's loader returned.
 
     Returns:
-        Tensors by the U-Net's own names.
+        Tensors by the U-Net's names.
 
     Raises:
-        ValueError: if this is none of LaVie's U-Nets.
+        ValueError: if this is not one of LaVie's U-Nets.
     """
     for key in WRAPPERS:
         if isinstance(contents.get(key), Mapping):
@@ -69,7 +69,7 @@ def own_tensors(contents: Mapping[str, Any]) -> dict[str, Tensor]:
             }
             return pictures.picture_unet_names(state) if is_picture_model(state) else state
     raise ValueError(
-        f"the file holds {len(contents)} entries but neither {DETECTION_KEY} nor {UPSCALER_KEY}, so it is none of "
+        f"the file holds {len(contents)} entries but neither {DETECTION_KEY} nor {UPSCALER_KEY}, so it is not one of "
         f"LaVie's U-Nets; choose {', '.join(PUBLISHED_FILES.values())}, a Stable Diffusion 1.x checkpoint or a file "
         "trained with this pack."
     )
@@ -81,7 +81,7 @@ def is_picture_model(state: Mapping[str, Tensor]) -> bool:
 
 
 def unet_state(contents: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors of a U-Net that are loaded, out of what a checkpoint file holds.
+    """The tensors of a U-Net that are loaded, from the contents of a checkpoint file.
 
     Rotary frequencies are left out: they are computed, and files of other versions hold rounded values.
 
@@ -89,10 +89,10 @@ def unet_state(contents: Mapping[str, Any]) -> dict[str, Tensor]:
         contents: what the file's loader returned.
 
     Returns:
-        Tensors by the U-Net's own names.
+        Tensors by the U-Net's names.
 
     Raises:
-        ValueError: if this is none of LaVie's U-Nets.
+        ValueError: if this is not one of LaVie's U-Nets.
     """
     return {name: value for name, value in own_tensors(contents).items() if not is_computed(name)}
 
@@ -109,7 +109,7 @@ def stage_of(state: Mapping[str, Tensor]) -> Stage:
         state: from :func:`unet_state`.
 
     Raises:
-        ValueError: if it is none of them, though it has names in common with them.
+        ValueError: if it is not one of them, though it has names in common with them.
     """
     if UPSCALER_KEY in state:
         return "upscaling"
@@ -123,14 +123,14 @@ def stage_of(state: Mapping[str, Tensor]) -> Stage:
     wanted = made * (2 if stage == "interpolation" else 1)
     if taken != wanted:
         raise ValueError(
-            f"the U-Net has the names of LaVie's {STAGE_NAMES[stage]} but takes {taken} input channels where that takes "
+            f"the U-Net has the names of LaVie's {STAGE_NAMES[stage]} but takes {taken} input channels instead of "
             f"{wanted}; it is a model derived from it that this pack does not know, so choose {PUBLISHED_FILES[stage]}."
         )
     return stage
 
 
 def require_stage(found: Stage, wanted: Stage, name: str) -> None:
-    """Make sure that a file is the model that is asked for.
+    """Make sure that a file is the wanted model.
 
     Args:
         found: from :func:`stage_of` or a config.
@@ -150,7 +150,7 @@ def require_stage(found: Stage, wanted: Stage, name: str) -> None:
 def infer_config(state: Mapping[str, Tensor], **overrides: Any) -> LaVieConfig | UpscalerConfig:
     """Stage and sizes of the U-Net that a state dict belongs to.
 
-    What shapes cannot tell (how the prediction is meant, schedule, native length, groups of norms, heads of the
+    What shapes cannot show (how the prediction is meant, schedule, native length, groups of norms, heads of the
     interpolation model) takes LaVie's values unless given.
 
     Args:
@@ -158,7 +158,7 @@ def infer_config(state: Mapping[str, Tensor], **overrides: Any) -> LaVieConfig |
         overrides: fields that win over what was found.
 
     Raises:
-        ValueError: if it is none of LaVie's models, or tensors that tell the sizes are missing.
+        ValueError: if it is not one of LaVie's models, or tensors that give the sizes are missing.
     """
     stage = stage_of(state)
     try:
@@ -204,7 +204,7 @@ def _looks_at_text_only(state: Mapping[str, Tensor], level: int, attends: tuple[
         text, tokens = state[f"{block}attn2.to_k.weight"].shape[1], state[f"{block}attn2.to_q.weight"].shape[1]
         if text != tokens:
             return state[f"{block}attn1.to_k.weight"].shape[1] == text
-    # Shapes do not tell, so LaVie's own rule decides: all levels but the coarsest.
+    # Shapes do not show it, so LaVie's rule decides: all levels but the coarsest.
     return level < len(attends) - 1
 
 
@@ -226,7 +226,7 @@ def find_config(
     path = Path(path)
     written = path.with_suffix(".json")
     if is_picture_model(state) and not (metadata and "config" in metadata):
-        # What lies beside checkpoints of Stable Diffusion under their names is other programs'.
+        # Files beside checkpoints of Stable Diffusion under their names belong to other programs.
         return infer_config(state, **pictures.folder_sizes(path.parent))
     if written.is_file():
         source, text = written.name, written.read_text(encoding="utf-8")
@@ -255,12 +255,12 @@ def open_unet(path: str | Path) -> tuple[dict[str, Tensor], LaVieConfig | Upscal
             1.x as a checkpoint or a folder in diffusers' layout.
 
     Returns:
-        Tensors by the U-Net's own names, mapped to the file where its format allows, and sizes.
+        Tensors by the U-Net's names, mapped to the file where its format allows, and sizes.
 
     Raises:
-        FileNotFoundError: when there is no such file.
-        RuntimeError: when it is empty, cut short, or no weight file at all.
-        ValueError: when it is none of LaVie's U-Nets, incomplete, or does not fit the config beside it.
+        FileNotFoundError: when the file does not exist.
+        RuntimeError: when it is empty, cut short, or not a weight file at all.
+        ValueError: when it is not one of LaVie's U-Nets, incomplete, or does not fit the config beside it.
     """
     path = Path(path)
     file = pictures.unet_file(path) if path.is_dir() else path

@@ -21,8 +21,8 @@ from .sites import BlockPlace, ClipContext
 
 AttentionFunction = Callable[..., Tensor]
 
-# Temporal attention works on so many spatial cells at a time that its tensors take no more than this: at 128 frames
-# those of all cells would take several gigabytes.
+# Temporal attention works on as many spatial cells at a time as fit into this many bytes: at 128 frames those of all
+# cells would take several gigabytes.
 TEMPORAL_BYTES = 2**28
 
 
@@ -76,7 +76,7 @@ class SelfAttention(Attention):
     """Self-attention in which frames look at themselves or, where places are given, at the first or the one before."""
 
     def forward(self, hidden: Tensor, places: KeyPlaces | None, options: dict[str, Any]) -> Tensor:  # type: ignore[override]
-        """[B * T, L, C] to the same; ``places`` are of ``key_places``, or None for each frame its own."""
+        """[B * T, L, C] to the same; ``places`` are of ``key_places``, or None where each frame looks at itself."""
         if places is None:
             return super().forward(hidden, hidden, 1, options)
 
@@ -144,7 +144,7 @@ class RelativePositionBias(nn.Module):
 
 class TemporalAttention(Attention):
     """Attention of one spatial cell over time, with rotary and relative positions or, as in the interpolation model,
-    with none."""
+    without any."""
 
     def __init__(
         self,

@@ -35,7 +35,7 @@ def open_lavie(
 
     Args:
         path: ``lavie_base.pt``, or a file made from it; or a Stable Diffusion 1 checkpoint or folder, which by itself
-            makes frames that hardly hang together, and is there for motion files of LAMP's kind.
+            makes frames that are hardly coherent, and is there for motion files of LAMP's kind.
         parts: Stable Diffusion 1 checkpoint or folder, for text encoder and VAE; ``path`` itself when left out.
         device: where to compute; the CPU when left out.
         dtype: of the U-Net; half precision on CUDA and float32 elsewhere when left out. The rest is float32.
@@ -44,7 +44,7 @@ def open_lavie(
     Raises:
         FileNotFoundError: when something is missing.
         RuntimeError: when a file is broken, cut short, or does not fit.
-        ValueError: when a file is another stage's or no LaVie, or the parts do not go with it.
+        ValueError: when a file belongs to another stage or is not LaVie's, or the parts do not go with it.
     """
     unet, found = _open(path, parts, "base", device, dtype, tokenizer)
     geometry = VideoGeometry(found.coder.factor, channels=found.coder.channels, native_frames=unet.config.native_frames)
@@ -86,22 +86,23 @@ def _open(
     dtype: torch.dtype | None,
     tokenizer: str | Path | None,
 ) -> tuple[nn.Module, StableDiffusionParts]:
-    """The U-Net of a stage, and the parts after making sure that they go with it."""
+    """The U-Net of a stage, and the parts once they are known to go with it."""
     state, config = open_unet(path)
     require_stage(config.stage, stage, Path(path).name)
     if parts is None:
         if not (isinstance(config, LaVieConfig) and config.picture_model):
             raise ValueError(
-                f"{Path(path).name} holds LaVie's U-Net only; give the Stable Diffusion 1 checkpoint or folder that its "
-                "text encoder and VAE come from (--parts PATH)."
+                f"{Path(path).name} holds LaVie's U-Net only; give the Stable Diffusion 1 checkpoint or folder "
+                "that its text encoder and VAE come from (--parts PATH)."
             )
         parts = path
     found = load_parts(parts, tokenizer)
     width, factor = found.text.encoder.config.hidden_size, found.coder.factor
     if (width, factor) != (config.cross_attention_dim, VAE_FACTORS[stage]):
         raise ValueError(
-            f"{parts} has a text encoder of {width} channels and a VAE of {factor} x {factor} pixels per cell, where "
-            f"{Path(path).name} wants {config.cross_attention_dim} and {VAE_FACTORS[stage]}; give {PARTS_WANTED[stage]}."
+            f"{parts} has a text encoder of {width} channels and a VAE of {factor} x {factor} pixels per cell, but "
+            f"{Path(path).name} wants {config.cross_attention_dim} and {VAE_FACTORS[stage]}; "
+            f"give {PARTS_WANTED[stage]}."
         )
     if dtype is None:
         dtype = torch.float16 if torch.device(device or "cpu").type == "cuda" else torch.float32
@@ -109,7 +110,7 @@ def _open(
 
 
 def _filled(state: dict[str, Tensor], unet: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Move checked tensors into a U-Net on the meta device; ``state`` is emptied, so that nothing is in memory twice."""
+    """Move checked tensors into a U-Net on the meta device; empties ``state``, so that nothing is in memory twice."""
     copies = {}
     for name in list(state):
         copies[name] = state.pop(name).to(dtype, copy=True)

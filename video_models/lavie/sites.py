@@ -1,4 +1,4 @@
-"""Where the attention calls of LaVie's U-Nets stand: what each layer knows of the clip and of its own place."""
+"""Where the attention calls of LaVie's U-Nets stand: what each layer knows of the clip and of its place."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ from .upscaler_layers import TemporalModule, TransformerPlaces, UpscalerTransfor
 
 
 class UpscalerUNet(LevelledUNet):
-    """Denoiser of the latents of a large film, beside the small film.
+    """Denoiser of the latents of a large video, beside the small video.
 
     Args:
         config: all sizes.

@@ -41,7 +41,7 @@ class TransformerPlaces:
     def of_model(cls, config: UpscalerConfig) -> list[TransformerPlaces]:
         """Every transformer of a U-Net in the order of its forward pass."""
         transformers = transformer_places(config)
-        # The middle block's first attention always looks at its own frame.
+        # The middle block's first attention always looks at the same frame.
         text_only = [place.name != "mid.0" and config.only_cross_attention[place.level] for place in transformers]
         total, text_totals = len(transformers), len(transformers) + sum(text_only)
         places, selves, texts = [], 0, 0
@@ -57,7 +57,7 @@ class TransformerPlaces:
 
 
 class TemporalResNet(nn.Module):
-    """Two convolutions over time alone, with norms over the whole clip and, where asked, the time embedding."""
+    """Two convolutions over time alone, with norms over the whole clip and, if wanted, the time embedding."""
 
     def __init__(
         self,

@@ -4,10 +4,10 @@ there.
 Every two-dimensional convolution is followed by a gated causal one over time; Stable Diffusion's U-Net, which has no
 attention over time, gets one as the last part of every transformer block. In all models the self-attention of every
 frame then looks at the first frame. Beside these layers the queries of self-attention are tuned, and attention over
-time where a model has its own. Source of the method: Wu et al., "LAMP: Learn
-A Motion Pattern for Few-Shot-Based Video Generation" (arXiv 2310.10769), sections 3.3 and 3.4.
+time where a model has it. Source of the method: Wu et al., "LAMP: Learn A Motion Pattern for Few-Shot-Based Video
+Generation" (arXiv 2310.10769), sections 3.3 and 3.4.
 
-A file holds new layers' tensors by the names they get in the U-Net and, for tuned tensors of the model's own, what is
+A file holds new layers' tensors by the names they get in the U-Net and, for tuned tensors of the model itself, what is
 added to them, named by the layer and ``diff`` (weight) or ``diff_b`` (bias), as in ComfyUI's LoRA files; all names
 begin with ``diffusion_model.``.
 """
@@ -100,7 +100,7 @@ def new_layers(
 
 
 def changed_parameters(unet: LaVieUNet) -> dict[str, str]:
-    """The U-Net's own parameters that LAMP tunes, queries of self-attention and attention over time: their names in it,
+    """The U-Net's parameters that LAMP tunes, queries of self-attention and attention over time: their names in it,
     each with that of the difference in a file.
     """
     names = []
@@ -157,8 +157,8 @@ def check_tensors(unet: LaVieUNet, tensors: Mapping[str, Tensor], path: str) -> 
     """Make sure that a file's tensors are those that LAMP has for a U-Net.
 
     Args:
-        unet: that they shall go into.
-        tensors: by the names that this module's text tells.
+        unet: that they are for.
+        tensors: by the names that this module's docstring gives.
         path: of the file, for the error.
 
     Raises:
@@ -175,8 +175,8 @@ def check_tensors(unet: LaVieUNet, tensors: Mapping[str, Tensor], path: str) -> 
     for name, shape in expected.items():
         if tensors[name].shape != shape:
             raise ValueError(
-                f"{path}: {name} has shape {tuple(tensors[name].shape)} where this model wants {tuple(shape)}; load the "
-                "model that it was tuned on."
+                f"{path}: {name} has shape {tuple(tensors[name].shape)} where this model wants {tuple(shape)}; "
+                "load the model that it was tuned on."
             )
         if not bool(tensors[name].isfinite().all()):
             raise ValueError(f"{path}: {name} holds NaN or infinite values; copy the file again or tune anew.")
@@ -184,7 +184,7 @@ def check_tensors(unet: LaVieUNet, tensors: Mapping[str, Tensor], path: str) -> 
 
 def expected_shapes(unet: LaVieUNet) -> dict[str, torch.Size]:
     """Name and shape of every tensor that a file for a U-Net holds."""
-    own = dict(unet.named_parameters())
+    parameters = dict(unet.named_parameters())
     shapes = {
         f"{PREFIX}{place}.{name}": parameter.shape
         for place, layer in new_layers(unet, device="meta").items()
@@ -192,7 +192,7 @@ def expected_shapes(unet: LaVieUNet) -> dict[str, torch.Size]:
         if not isinstance(layer, nn.LayerNorm)
         for name, parameter in layer.named_parameters()
     }
-    return {**shapes, **{written: own[name].shape for name, written in changed_parameters(unet).items()}}
+    return {**shapes, **{written: parameters[name].shape for name, written in changed_parameters(unet).items()}}
 
 
 def key_source_places(unet: LaVieUNet) -> list[str]:
@@ -257,7 +257,7 @@ def _reset_norm(norm: nn.Module) -> None:
 
 
 def _uniform(tensor: Tensor, fan_in: int, generator: torch.Generator) -> None:
-    """The usual start of a linear layer."""
+    """The usual initialisation of a linear layer."""
     bound = fan_in**-0.5
     with torch.no_grad():
         tensor.uniform_(-bound, bound, generator=generator)

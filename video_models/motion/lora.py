@@ -39,7 +39,7 @@ def lora_updates(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def with_lora(network: Network, tensors: Mapping[str, Tensor], strength: float = 1.0, path: str = "LoRA") -> Network:
-    """A network of its own with the updates in its weights; everything else is the given one's.
+    """A new network with the updates in its weights; everything else is shared with the given one.
 
     Args:
         network: to update; stays as it is.

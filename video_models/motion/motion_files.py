@@ -1,6 +1,6 @@
-"""Motion files: what motion tuning makes, with all that is needed to use it; and how a stand-alone model gets it.
+"""Motion files: the result of motion tuning, with all that is needed to use it, and loading one into a model.
 
-A file is safetensors. Its tensors are named as ComfyUI's own LoRA loader reads them (``diffusion_model.<module>.``);
+A file is safetensors. Its tensors are named as ComfyUI's LoRA loader reads them (``diffusion_model.<module>.``);
 its header's key ``mask_guided_video.motion`` holds the rest as JSON.
 """
 
@@ -29,11 +29,11 @@ KINDS = ("lora", "lamp")
 
 @dataclass(frozen=True)
 class MotionInfo:
-    """What a motion file says of itself.
+    """The header of a motion file.
 
     Attributes:
         kind: ``lora`` or ``lamp``.
-        base_name: the model it was tuned on, for people.
+        base_name: the model it was tuned on, for display.
         base_hash: of that model's tensors, see :func:`base_hash`.
         base_tensors: names of those tensors in the U-Net.
         frames: length of the clips.
@@ -42,8 +42,8 @@ class MotionInfo:
         phrases: words of it that name the objects.
         background_phrase: words of it that name the background.
         mode: of the masks in training; empty where there were none.
-        constants: of the mode, where they differ from its own.
-        key_source: frames whose keys self-attention read; empty for the mode's own.
+        constants: of the mode, where they differ from its defaults.
+        key_source: frames whose keys self-attention read; empty for the mode's default.
         first_frame: how often the first frame was given clean, 0..1.
         steps, seed: of the run.
         details: of the kind: rank, modules and so on.
@@ -99,16 +99,16 @@ def read_motion(path: str | Path) -> MotionFile:
     """Read and check a motion file.
 
     Raises:
-        FileNotFoundError: when there is no such file.
-        RuntimeError: when it is cut short or no weight file at all.
-        ValueError: when it is no motion file, of a newer version, or without tensors.
+        FileNotFoundError: when the file does not exist.
+        RuntimeError: when it is cut short or not a weight file at all.
+        ValueError: when it is not a motion file, of a newer version, or without tensors.
     """
     path = Path(path)
     tensors, text = read_state(path), read_metadata(path).get(METADATA_KEY)
     if text is None:
         raise ValueError(
-            f"{path.name} is no motion file: its header lacks {METADATA_KEY}; choose one that Train Motion made (other "
-            "LoRA files belong to ComfyUI's own LoRA loader)."
+            f"{path.name} is not a motion file: its header lacks {METADATA_KEY}; "
+            "choose one that Train Motion made (other LoRA files belong to ComfyUI's LoRA loader)."
         )
     try:
         values = json.loads(text)
@@ -128,7 +128,7 @@ def read_motion(path: str | Path) -> MotionFile:
 
 
 def base_hash(state: Mapping[str, Tensor], names: Sequence[str]) -> str:
-    """The hash that tells base models from one another: of the named tensors, in half precision.
+    """The hash that distinguishes base models: of the named tensors, in half precision.
 
     Args:
         state: of a U-Net.

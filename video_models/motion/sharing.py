@@ -1,4 +1,4 @@
-"""Copies of networks that take no memory of their own."""
+"""Copies of networks that take no extra memory."""
 
 from __future__ import annotations
 
@@ -11,6 +11,6 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def sharing_copy(network: Network) -> Network:
-    """A network of its own with the given one's parameters and buffers: modules put into it stay out of that."""
+    """A new network that shares parameters and buffers with the given one; modules put into it stay out of that one."""
     shared = {id(value): value for value in (*network.parameters(), *network.buffers())}
     return copy.deepcopy(network, shared)

@@ -11,12 +11,12 @@ from torch.nn import functional
 
 @dataclass(frozen=True, eq=False)
 class BackgroundLock:
-    """Latents that the film keeps wherever the mask is 0.
+    """Latents that the clip keeps wherever the mask is 0.
 
     After every step to noise level t the sampler sets ``x <- M * x + (1 - M) * noised(latents, t)``.
 
     Attributes:
-        latents: clean latents of the film to keep, [1 or B, C, T, h, w].
+        latents: clean latents of the clip to keep, [1 or B, C, T, h, w].
         mask: M in 0..1, [1 or B, 1, T or 1, h, w]; 1 = free to change, 0 = locked.
 
     Raises:

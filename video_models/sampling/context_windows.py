@@ -1,7 +1,7 @@
-"""Overlapping windows over the frames of a clip, and how what a model says of each becomes one whole.
+"""Overlapping windows over the frames of a clip, and how a model's predictions for them are joined.
 
 The windows and weights are those of ComfyUI's ``standard_static`` schedule with ``pyramid`` fusing, so that a clip
-comes out alike here and there.
+comes out the same in both.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def context_windows(frames: int, length: int, overlap: int) -> list[ContextWindo
 
     Args:
         frames: of the clip, 1 or more.
-        length: frames of a window, 1 or more; a clip that is no longer is one window.
+        length: frames of a window, 1 or more; a clip of at most this length is one window.
         overlap: frames that a window shares with the next, 0 to ``length`` - 1; the last two may share more.
 
     Raises:
@@ -54,7 +54,7 @@ def pyramid_weights(length: int) -> Tensor:
 
 
 def blend_windows(windows: Sequence[ContextWindow], predict: Callable[[ContextWindow], Tensor]) -> Tensor:
-    """Ask for every window and average where windows meet.
+    """Predict every window and average where windows overlap.
 
     Args:
         windows: of one clip, together covering it.

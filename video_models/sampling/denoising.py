@@ -33,7 +33,7 @@ class Conditions:
         cfg: classifier-free guidance; at 1 the negative prompt is not computed.
         patches: attention patches, outermost first.
         channels: further input channels [1 or B, C', T, h, w], behind those of the latents; the same at every step.
-        class_label: the noise level that an upscaler is told.
+        class_label: the noise level for an upscaler.
         window: frames that the U-Net sees at once; 0 is the whole clip.
         overlap: frames that neighbouring windows share.
     """
@@ -74,7 +74,7 @@ def sample_latents(
         start_percent: 0..1; above 0 the part of the schedule before it is skipped and ``latents`` are noised.
         latents: clean latents to start from; needed for a later start.
         background_lock: keeps the surroundings as they were, after every step.
-        first_frame: a clean frame that the model is given in place of its first one, and the film begins with. Context
+        first_frame: a clean frame that the model is given in place of its first one, and the clip begins with. Context
             windows see it where they hold the beginning of the clip.
         callback: called after every step with (step, total, denoised latents); may raise to cancel.
 

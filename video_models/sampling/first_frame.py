@@ -1,4 +1,4 @@
-"""The first frame of a clip is given: it is clean at every call of the model, and in the result."""
+"""A given first frame of a clip: clean at every call of the model, and in the result."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class FirstFrame:
 
     Attributes:
         latents: clean and scaled as the model sees them, [1 or B, C, 1, h, w].
-        match_statistics: whether the other frames take mean and spread of the first one on the way, see
+        match_statistics: whether the other frames take mean and spread of the first one in between, see
             ``latent_statistics.match_after_step``.
         switch: from which part of the steps on (0..1) they do; before it, they only take those of the second frame.
 
@@ -46,21 +46,21 @@ class FirstFrame:
             raise ValueError(f"the first frame's switch is {self.switch}; choose 0 to 1.")
 
     def check_film(self, size: Sequence[int]) -> None:
-        """Compare with the size [B, C, T, h, w] of the latents of a film.
+        """Compare with the size [B, C, T, h, w] of the latents of a clip.
 
         Raises:
             ValueError: another size or batch.
         """
         batch, *frame = (size[0], size[1], *size[3:])
-        own_batch, *own = (self.latents.shape[0], self.latents.shape[1], *self.latents.shape[3:])
-        if own != frame:
+        given_batch, *given = (self.latents.shape[0], self.latents.shape[1], *self.latents.shape[3:])
+        if given != frame:
             raise ValueError(
-                f"the first frame has latents of {_words(own)} but the film of {_words(frame)}; make both of the same "
-                "size, with the same VAE."
+                f"the first frame has latents of {_words(given)} but the video of {_words(frame)}; "
+                "make both of the same size, with the same VAE."
             )
-        if own_batch not in (1, batch):
+        if given_batch not in (1, batch):
             raise ValueError(
-                f"there are {own_batch} first frames for {batch} films; give one for all of them, or one for each."
+                f"there are {given_batch} first frames for {batch} videos; give one for all of them, or one for each."
             )
 
     def placed(self, film: Tensor) -> Tensor:

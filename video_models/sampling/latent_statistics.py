@@ -1,4 +1,4 @@
-"""Frames of a clip take mean and spread from one another, as LAMP has it between the steps of sampling (AdaIN)."""
+"""Frames of a clip take mean and spread from one another between sampling steps, as in LAMP (AdaIN)."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def match_after_step(latents: Tensor, first: Tensor, step: int, steps: int, swit
 
     Source: LAMP (arXiv 2310.10769), AdaIN after every step of sampling.
     """
-    own, second, later = latents[:, :, :1], latents[:, :, 1:2], latents[:, :, 2:]
+    start, second, later = latents[:, :, :1], latents[:, :, 1:2], latents[:, :, 2:]
     if second.shape[2] == 0:
         return latents.clone()
     if step / steps > switch:
@@ -57,7 +57,7 @@ def match_after_step(latents: Tensor, first: Tensor, step: int, steps: int, swit
     rest = torch.cat([second, later], dim=2)
     if step == steps - 1:
         rest = take_statistics(rest, first)
-    return torch.cat([own, rest], dim=2)
+    return torch.cat([start, rest], dim=2)
 
 
 def _statistics(latents: Tensor) -> tuple[Tensor, Tensor]:

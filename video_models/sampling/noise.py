@@ -1,7 +1,7 @@
 """Starting noise for video latents: plain, FreeNoise, SpecMix and shared between frames.
 
 All modes draw from one CPU generator seeded by the caller, so the same seed gives the same noise on every machine;
-``plain`` draws exactly what ComfyUI's own samplers draw for the same seed and size.
+``plain`` draws exactly what ComfyUI's samplers draw for the same seed and size.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ RESCHEDULED = "mask_guided_video_rescheduled"
 
 
 def mark_rescheduled(noise: Tensor, rescheduled: bool = True) -> Tensor:
-    """Say of noise, on the tensor itself, whether its frames are rescheduled, so that nobody shuffles them once more."""
+    """Mark a noise tensor as rescheduled or not, so that its frames are not shuffled again."""
     setattr(noise, RESCHEDULED, rescheduled)
     return noise
 
 
 def is_rescheduled(noise: Tensor) -> bool:
-    """Whether ``mark_rescheduled`` was said of this very tensor."""
+    """Whether ``mark_rescheduled`` marked this very tensor."""
     return getattr(noise, RESCHEDULED, False)
 
 
@@ -119,7 +119,7 @@ def share_first_frame(
     shared = first if source is None else source.to(noise)
     if shared.shape[1:] != first.shape[1:] or shared.shape[0] not in (1, first.shape[0]):
         raise ValueError(
-            f"what the frames shall share has shape {tuple(shared.shape)} but a frame of the noise "
+            f"what the frames are to share has shape {tuple(shared.shape)} but a frame of the noise "
             f"{tuple(first.shape)}; make both of the same size."
         )
     if keep_variance:

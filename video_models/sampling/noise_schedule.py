@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class NoiseSchedule(Protocol):
-    """What a model's config says of its schedule."""
+    """The schedule in a model's config."""
 
     @property
     def num_train_timesteps(self) -> int:
@@ -44,7 +44,7 @@ def alphas_cumprod(config: NoiseSchedule) -> Tensor:
 
 def square_root_alphas_cumprod(config: NoiseSchedule) -> Tensor:
     """As ``alphas_cumprod`` where the betas' square roots are linear, as in Stable Diffusion: the small frames that an
-    upscaler is given are noised by it, whatever schedule its own latents have.
+    upscaler is given are noised by it, whatever schedule its latents have.
     """
     ends = config.beta_start**0.5, config.beta_end**0.5
     betas = torch.linspace(*ends, config.num_train_timesteps, dtype=torch.float64) ** 2

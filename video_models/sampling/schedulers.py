@@ -16,8 +16,8 @@ SAMPLERS = ("ddim", "euler")
 def make_scheduler(sampler: str, config: NoiseSchedule, steps: int) -> Any:
     """A diffusers scheduler with its timesteps set: 1, 1 + 1000 // steps, ... from the highest down.
 
-    The last step ends in clean latents, as in ComfyUI; diffusers' own default for LaVie ends at alpha_bar[0]. All
-    stages of LaVie are sampled so; its own interpolation takes 999 to 0 in equal steps, which differs by little.
+    The last step ends in clean latents, as in ComfyUI; diffusers' default for LaVie ends at alpha_bar[0]. All
+    stages of LaVie are sampled so; LaVie's interpolation script takes 999 to 0 in equal steps, which differs by little.
 
     Raises:
         ValueError: an unknown sampler.

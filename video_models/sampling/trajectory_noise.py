@@ -1,8 +1,8 @@
 """Starting noise that already moves along a path: the same piece of noise in the object's box of every frame.
 
-Low frequencies of the starting noise decide where things come to be. One random piece per object is copied into its box
-of each frame; the low frequencies of that film of noise are kept and all others come from fresh noise. It acts before
-any attention does and goes with every mode of guidance.
+Low frequencies of the starting noise decide where things appear. One random piece per object is copied into its box
+of each frame; the low frequencies of that noise video are kept and all others come from fresh noise. It acts before
+any attention does and works with every mode of guidance.
 
 Source: FreeTraj (arXiv 2406.16863), noise initialisation, and its code (arthur-qiu/FreeTraj).
 """
@@ -29,7 +29,7 @@ def butterworth_weights(
     spatial_cutoff: float = SPATIAL_CUTOFF,
     temporal_cutoff: float = TEMPORAL_CUTOFF,
 ) -> Tensor:
-    """How much of each frequency of a film passes, float64 [T, h, w] in the order of an FFT: 1 at the constant.
+    """How much of each frequency of a video passes, float64 [T, h, w] in the order of an FFT: 1 at the constant.
 
     ``1 / (1 + (d / spatial_cutoff)^(2 * order))`` with ``d^2 = (spatial_cutoff / temporal_cutoff * n_t)^2 + n_h^2 +
     n_w^2`` for frequencies n in -1..1, where 1 is half a turn per frame or cell.
@@ -54,7 +54,7 @@ def butterworth_weights(
 
 
 def mix_low_frequencies(low: Tensor, high: Tensor, weights: Tensor) -> Tensor:
-    """Low frequencies of one film of noise and high ones of another.
+    """Low frequencies of one noise video and high ones of another.
 
     The two are weighted by w and 1 - w as published, so that frequencies at the cut-off lose up to half of their
     variance.

@@ -1,6 +1,6 @@
-"""Text encoder and VAE inside Stable Diffusion checkpoint files: their names there, and the sizes that shapes tell.
+"""Text encoder and VAE inside Stable Diffusion checkpoint files: their names there, and the sizes that shapes give.
 
-Files of the original form keep both under prefixes of their own: ``cond_stage_model`` (CLIP as transformers names it in
+Files of the original form keep both under separate prefixes: ``cond_stage_model`` (CLIP as transformers names it in
 Stable Diffusion 1, as OpenCLIP does in 2 and in its x4 upscaler) and ``first_stage_model``. Source of the names:
 CompVis/stable-diffusion, Stability-AI/stablediffusion, huggingface/diffusers.
 """
@@ -17,7 +17,7 @@ VAE_PREFIX = "first_stage_model."
 # The second is that of files written by Stability's later code.
 OPENCLIP_PREFIXES = ("cond_stage_model.model.", "conditioner.embedders.0.model.")
 CLIP_PREFIXES = ("cond_stage_model.transformer.text_model.", "cond_stage_model.transformer.")
-# Scale of the latents, which no tensor tells: Stable Diffusion's VAE makes one cell of 8 x 8 pixels, the upscaler's of
+# Scale of the latents, not in the tensors: Stable Diffusion's VAE makes one cell of 8 x 8 pixels, the upscaler's of
 # 4 x 4.
 LATENT_SCALES = {8: 0.18215, 4: 0.08333}
 HEAD_CHANNELS = 64
@@ -99,7 +99,7 @@ def vae_config(state: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def latent_scale(widths: tuple[int, ...] | list[int]) -> float:
-    """Scale of the latents of a VAE with so many levels, where its config does not say."""
+    """Scale of the latents of a VAE with this many levels, where its config does not say."""
     return LATENT_SCALES.get(2 ** (len(widths) - 1), LATENT_SCALES[8])
 
 

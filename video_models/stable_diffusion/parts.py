@@ -74,7 +74,7 @@ def load_parts(path: str | Path, tokenizer: str | Path | None = None) -> StableD
 
 
 def _file_encoder(state: Mapping[str, Tensor], path: Path) -> tuple[nn.Module, str | None]:
-    """The text encoder of a checkpoint, and its padding token where that is not the tokenizer's own."""
+    """The text encoder of a checkpoint, and its padding token where that is not the tokenizer's."""
 
     def under(prefixes: tuple[str, ...]) -> dict[str, Tensor]:
         return next((part for part in (names.without_prefix(state, prefix) for prefix in prefixes) if part), {})
@@ -83,7 +83,8 @@ def _file_encoder(state: Mapping[str, Tensor], path: Path) -> tuple[nn.Module, s
     if not openclip and not found:
         raise ValueError(
             f"{path.name} holds no text encoder of Stable Diffusion 1 or 2 (nothing under {names.CLIP_PREFIXES[1]} or "
-            f"{names.OPENCLIP_PREFIXES[0]}); choose a full checkpoint, or a folder with text_encoder, vae and tokenizer."
+            f"{names.OPENCLIP_PREFIXES[0]}); choose a full checkpoint, "
+            "or a folder with text_encoder, vae and tokenizer."
         )
     try:
         if openclip:
@@ -131,7 +132,7 @@ def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
     """What the config in a folder of diffusers' or transformers' layout says.
 
     Raises:
-        FileNotFoundError: when there is none.
+        FileNotFoundError: when it is missing.
         RuntimeError: when it cannot be read.
     """
     path = folder / name
@@ -143,7 +144,7 @@ def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise RuntimeError(f"{path} is no valid configuration ({error}); copy the folder again.") from error
+        raise RuntimeError(f"{path} is not a valid configuration ({error}); copy the folder again.") from error
     if not isinstance(config, dict):
         raise RuntimeError(f"{path} holds a {type(config).__name__} instead of named values; copy the folder again.")
     return config
@@ -170,7 +171,7 @@ def _build_encoder(state: Mapping[str, Tensor], config: Mapping[str, Any], path:
             encoder = CLIPTextModel(CLIPTextConfig.from_dict(kept))
     except (TypeError, ValueError, ArithmeticError) as error:
         raise RuntimeError(
-            f"the config of the text encoder in {path} is no CLIP's ({error}); copy it again."
+            f"the config of the text encoder in {path} is not CLIP's ({error}); copy it again."
         ) from error
     # The package has renamed them once.
     prefix = "text_model." if any(name.startswith("text_model.") for name in encoder.state_dict()) else ""
@@ -191,7 +192,7 @@ def _build_vae(state: Mapping[str, Tensor], config: Mapping[str, Any], path: Pat
             vae = AutoencoderKL.from_config(dict(config))
     except (TypeError, ValueError, ArithmeticError) as error:
         raise RuntimeError(
-            f"the config of the VAE in {path} is no AutoencoderKL's ({error}); copy it again."
+            f"the config of the VAE in {path} is not AutoencoderKL's ({error}); copy it again."
         ) from error
     return load_checked(vae, state, path)
 
@@ -217,8 +218,8 @@ def _load_tokenizer(folder: Path | None, padding: str | None) -> Any:
             raise RuntimeError(f"the tokenizer in {folder} cannot be read ({error}); copy the folder again.") from error
         raise ValueError(
             "there is no tokenizer beside the text encoder, nor one of Stable Diffusion 1 in transformers' local cache "
-            f"({CACHED_TOKENIZER}); name a folder with vocab.json and merges.txt, as the tokenizer folder of any Stable "
-            "Diffusion in diffusers' layout, or comfy/sd1_tokenizer of a ComfyUI."
+            f"({CACHED_TOKENIZER}); name a folder with vocab.json and merges.txt, such as "
+            "the tokenizer folder of any Stable Diffusion in diffusers' layout, or comfy/sd1_tokenizer of a ComfyUI."
         ) from error
     if padding is not None:
         tokenizer.pad_token = padding

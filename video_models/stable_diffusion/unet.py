@@ -18,7 +18,7 @@ from .parts import VAE_FILES, find_weights, read_config
 # A tensor that Stable Diffusion 1 has under either naming; those of 2 and XL have it too, or nothing there.
 DIFFUSERS_KEY = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.weight"
 ORIGINAL_KEY = "input_blocks.1.1.transformer_blocks.0.attn1.to_q.weight"
-# What its files do not tell: betas whose square roots are linear (CompVis/stable-diffusion, configs/stable-diffusion).
+# What its files do not say: betas whose square roots are linear (CompVis/stable-diffusion, configs/stable-diffusion).
 SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 _OUTSIDE = {
@@ -48,7 +48,7 @@ def picture_unet_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         state: its tensors without prefix, in the original's naming or in diffusers'.
 
     Raises:
-        ValueError: it is no U-Net of Stable Diffusion 1.
+        ValueError: it is not a U-Net of Stable Diffusion 1.
     """
     _check_generation(state)
     if DIFFUSERS_KEY in state:
@@ -57,8 +57,8 @@ def picture_unet_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     first_smaller = min((int(found[1]) for name in state if (found := _SMALLER.match(name))), default=0)
     if first_smaller < 2:
         raise ValueError(
-            "the U-Net has no blocks that halve height and width, so it is none of Stable Diffusion's; get the complete "
-            "file again."
+            "the U-Net has no blocks that halve height and width, so it is not Stable Diffusion's; "
+            "get the complete file again."
         )
     return {_renamed(name, layers=first_smaller - 1): value for name, value in state.items()}
 
@@ -71,7 +71,7 @@ def unet_file(folder: Path) -> Path:
     """The U-Net's weights in a folder in diffusers' layout.
 
     Raises:
-        FileNotFoundError: when there are none.
+        FileNotFoundError: when they are missing.
     """
     return find_weights(folder / "unet", VAE_FILES)
 
@@ -83,7 +83,7 @@ def folder_sizes(folder: Path) -> dict[str, Any]:
         folder: that the weights lie in.
 
     Returns:
-        Fields of ``LaVieConfig``; none where it is no such folder.
+        Fields of ``LaVieConfig``; empty where it is not such a folder.
 
     Raises:
         RuntimeError: ``config.json`` cannot be read.
@@ -109,8 +109,8 @@ def _check_generation(state: Mapping[str, Tensor]) -> None:
     narrow = [name for name in state if name.endswith("proj_in.weight") and state[name].ndim == 2]
     if later or narrow:
         raise ValueError(
-            f"the U-Net has {(later or narrow)[0]} as Stable Diffusion 2 or XL has it; only Stable Diffusion 1.x can be "
-            "opened as a video model, so choose one of those."
+            f"the U-Net has {(later or narrow)[0]} as Stable Diffusion 2 or XL has it; "
+            "only Stable Diffusion 1.x can be opened as a video model, so choose one of those."
         )
 
 

@@ -194,5 +194,5 @@ def test_previews_and_bad_frames_of_the_hosts_maker(tiny_folder: Path) -> None:
     previews: list[Tensor] = []
     maker.sample(noise, *prompts, steps=2, first_frame=first, callback=lambda *step: previews.append(step[2]))
     assert len(previews) == 2 and all(torch.equal(preview[:, :, :1], first.latents) for preview in previews)
-    with pytest.raises(ValueError, match="9 x 8 cells but the film of 4 channels and 8 x 8"):
+    with pytest.raises(ValueError, match="9 x 8 cells but the video of 4 channels and 8 x 8"):
         maker.sample(noise, *prompts, steps=2, first_frame=FirstFrame(torch.ones(1, 4, 1, 8, 9)))

@@ -308,7 +308,7 @@ def test_missing_and_broken_files_are_named(tiny_folder, tmp_path):
         load_lavie_file(broken)
     vae_file = next((tiny_folder / "vae").glob("*.safetensors"))
     shutil.copy(vae_file, tmp_path / "vae.safetensors")
-    with pytest.raises(ValueError, match="vae.safetensors.*none of LaVie's U-Nets"):
+    with pytest.raises(ValueError, match="vae.safetensors.*not one of LaVie's U-Nets"):
         load_lavie_file(tmp_path / "vae.safetensors")
 
 

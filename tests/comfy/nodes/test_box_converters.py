@@ -213,7 +213,7 @@ class TestFromSEGS:
         broken = self.segs()
         for message, segs, values in (
             ("SEGS is a str", "segs", {}),
-            ("SEGS are for frame 4 but the film has 3", self.segs(), {"frame": 4, "image": torch.rand(3, 24, 32, 3)}),
+            ("SEGS are for frame 4 but the video has 3", self.segs(), {"frame": 4, "image": torch.rand(3, 24, 32, 3)}),
             ("without cropped_image", ((24, 32), [object()]), {}),
             ("region and mask must be of one size", ((8, 8), broken[1]), {}),
             ("the confidence of a SEG is", self.segs(float("nan")), {}),

@@ -139,9 +139,9 @@ def test_names_outside_of_the_output_folder_are_refused(native, folders, name):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"rounds": 3}, "there are 7 masks, no whole number of rounds: 3 rounds of 4 frames take 10"),
+        ({"rounds": 3}, "there are 7 masks, not a whole number of rounds: 3 rounds of 4 frames take 10"),
         ({"width": 48}, "the masks are 32 x 32 pixels but the film 48 x 32"),
-        ({"width": 34}, "width is 34, no multiple of 4"),
+        ({"width": 34}, "width is 34, not a multiple of 4"),
         ({"name": ".."}, "give one, such as video/zebra"),
         ({"chosen": guide(phrases=("blue ball",))}, "blue ball"),
         ({"first_image": torch.zeros(1, 16, 64, 3)}, "the first image is 64 x 16 pixels"),

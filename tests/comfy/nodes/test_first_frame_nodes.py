@@ -224,7 +224,7 @@ def test_values_that_only_show_with_the_film(nodes: Any) -> None:
     with pytest.raises(ValueError, match="16 channels; encode the picture"):
         generated(share(nodes, "first_frame", model=wan, first_frame={"samples": torch.zeros(1, 4, 1, 24, 24)}))
     frame = {"samples": torch.zeros(1, 16, 1, 8, 8)}
-    with pytest.raises(ValueError, match="8 x 8 cells but the film of 16 channels and 9 x 8 cells"):
+    with pytest.raises(ValueError, match="8 x 8 cells but the video of 16 channels and 9 x 8 cells"):
         generated(share(nodes, "first_frame", model=wan, first_frame=frame), (1, 16, 3, 8, 9))
 
 

@@ -122,7 +122,7 @@ def test_modes_without_text_encoder(native) -> None:
         ({"constants": "gama=3"}, "mode dmg has no constant 'gama'; it has start_percent"),
         ({"constants": "beta=much"}, "constant beta is 'much'"),
         ({"end_percent": 0.2, "start_percent": 0.3}, "start_percent 0.3 and end_percent 0.2"),
-        ({"frame_strength": "soon: 1"}, "is no number at a frame"),
+        ({"frame_strength": "soon: 1"}, "is not a number at a frame"),
         ({"frame_strength": "0: 11"}, "frame_strength is 11"),
         ({"phrases": "red ball, blue ball"}, "a mask is one region but there are 2 phrases"),
         ({"phrases": ""}, "the background phrase 'sand' is given without phrases"),

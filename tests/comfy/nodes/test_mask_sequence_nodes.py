@@ -79,7 +79,11 @@ class TestPathMasks:
 
     @pytest.mark.parametrize(
         ("values", "message"),
-        [({"paths": "["}, "no JSON"), ({"boxes": [[]] * 3}, "3 frames and the clip has 8"), ({"paths": "[1]"}, "is 1")],
+        [
+            ({"paths": "["}, "not JSON"),
+            ({"boxes": [[]] * 3}, "3 frames and the clip has 8"),
+            ({"paths": "[1]"}, "is 1"),
+        ],
     )
     def test_bad_input_is_named(self, values, message):
         with pytest.raises(ValueError, match=message):
@@ -179,7 +183,7 @@ class TestMaskMetrics:
         folder_paths.filename_list_cache.pop("clip_vision", None)
         assert clip_folders() == ["tiny"]
         tracks = path_masks().args[0]
-        with pytest.raises(ValueError, match="no folder of a CLIP model"):
+        with pytest.raises(ValueError, match="not a folder of a CLIP model"):
             metrics(image=self.film(), tracks=tracks, found=tracks, clip_model="tiny")
 
     @pytest.mark.parametrize(
@@ -189,7 +193,7 @@ class TestMaskMetrics:
             ({"found": None}, "nothing says where the objects are"),
             ({"phrases": "a, b"}, "2 phrases .* and 1 objects"),
             ({"image": torch.ones(8, 64, 128, 3)}, "64 x 64 pixels but the film 128 x 64: they would be distorted"),
-            ({"image": torch.ones(5, 64, 64, 3)}, "8 frames and the film has 5"),
+            ({"image": torch.ones(5, 64, 64, 3)}, "8 frames and the video has 5"),
             ({"reference": torch.ones(5, 64, 64, 3)}, "8 frames and the reference 5"),
             ({"reference": torch.ones(8, 32, 64, 3)}, "64 pixels in height and the reference 32"),
             ({"tracks": Tracks.from_masks(torch.zeros(1, 8, 64, 64)), "found": Tracks.empty(8, 64, 64)}, "no mask to"),

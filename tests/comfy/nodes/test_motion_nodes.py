@@ -184,7 +184,7 @@ def test_files_that_hold_no_motion(native, folders):
 
     (folders / "loras").mkdir()
     save_file({"diffusion_model.x.lora_A.weight": torch.zeros(1, 1)}, folders / "loras" / "other.safetensors")
-    with pytest.raises(ValueError, match="other.safetensors is no motion file"):
+    with pytest.raises(ValueError, match="other.safetensors is not a motion file"):
         load(native[0], "other.safetensors")
 
 

@@ -472,13 +472,13 @@ class TestFamilies:
         shutil.copy(root / "toybox" / "segmenter" / "model.safetensors", folders / "grounding-dino" / "sam.safetensors")
         with pytest.raises(ValueError, match="type 'grounding-dino'; choose .*sam2_video"):
             self.load("detector")
-        with pytest.raises(ValueError, match="is no SAM, SAM-HQ or SAM 2 file"):
+        with pytest.raises(ValueError, match="is not a SAM, SAM-HQ or SAM 2 file"):
             self.load("detector.safetensors")
         from mask_guided_video.nodes.detection import LoadGroundingDINO
 
         with pytest.raises(ValueError, match="type 'sam'; choose .*grounding-dino"):
             LoadGroundingDINO.execute("segmenter")
-        with pytest.raises(ValueError, match="is no GroundingDINO file"):
+        with pytest.raises(ValueError, match="is not a GroundingDINO file"):
             LoadGroundingDINO.execute("sam.safetensors")
 
     @pytest.mark.parametrize("name", ["broken.pth", "broken.safetensors"])
@@ -488,7 +488,7 @@ class TestFamilies:
         for folder in ("sams", "grounding-dino"):
             (folders / folder / name).write_bytes(b"not a model")
         for load in (self.load, LoadGroundingDINO.execute):
-            with pytest.raises(RuntimeError, match=f"{name} (cannot be read|is no weight file).*copy it again"):
+            with pytest.raises(RuntimeError, match=f"{name} (cannot be read|is not a weight file).*copy it again"):
                 load(name)
 
 

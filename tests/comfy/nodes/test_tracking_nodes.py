@@ -258,7 +258,7 @@ class TestTrackMasks:
         broken[3] = float("nan")
         for message, values in {
             "there are no boxes, mask, points, prompts or phrases": {},
-            "a prompt is for frame 9 but the film has 8 frames": {"prompts": late},
+            "a prompt is for frame 9 but the video has 8 frames": {"prompts": late},
             "lies outside the picture of 64 x 64": {"prompts": wide},
             "prompt_frame is 8 but the video has 8 frames": {"points": '[{"x": 1, "y": 1}]', "prompt_frame": 8},
             "point .70, 5. in frame 0 lies outside": {"points": '[{"x": 70, "y": 5}]'},

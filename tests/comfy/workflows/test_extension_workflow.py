@@ -122,4 +122,4 @@ def test_a_named_film_gains_rounds(host, prompt, first_run):
 def test_masks_of_another_length_are_named(host, prompt):
     wrong = copy.deepcopy(prompt)
     inputs_of(wrong, "MGV_PathMasks").update(frames=9)
-    assert "there are 9 masks, no whole number of rounds: 2 rounds of 4 frames take 7" in host.run(wrong).error
+    assert "there are 9 masks, not a whole number of rounds: 2 rounds of 4 frames take 7" in host.run(wrong).error

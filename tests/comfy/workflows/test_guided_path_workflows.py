@@ -182,7 +182,7 @@ class TestToybox:
         run = plain_server.run(changed(toybox_prompt, "MGV_PathMasks", frames=5))
         assert "5" in run.error and "8" in run.error, run.error
         run = plain_server.run(changed(toybox_prompt, "MGV_PathMasks", paths='[{"label": "red ball"}]'))
-        assert "object 1 of the path has no list" in run.error
+        assert "object 1 of the path lacks a list" in run.error
 
 
 def small_prompt(name, info, to_prompt):

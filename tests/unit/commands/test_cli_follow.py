@@ -78,7 +78,7 @@ def test_wrong_input_is_one_sentence_and_leaves_nothing(cli, film, tmp_path, cap
 
 def test_a_folder_of_pictures_is_told_from_a_film(cli, tmp_path, capsys):
     assert cli.main(["follow", str(tmp_path), "--object", "red ball", "--out", str(tmp_path / "out"), "--quiet"]) == 2
-    assert "is a folder; give a film file" in capsys.readouterr().err
+    assert "is a folder; give a video file" in capsys.readouterr().err
 
 
 def test_a_detector_with_broken_weights_is_one_sentence(cli, film, root, tmp_path, capsys):

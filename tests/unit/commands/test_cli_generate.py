@@ -91,7 +91,7 @@ def test_prompts_over_time_come_from_a_file(cli, tiny, tmp_path):
 def test_a_schedule_that_is_no_text_is_named(cli, tiny, tmp_path, capsys):
     (tmp_path / "film.txt").write_bytes(b"0: \xff\xfe")
     assert cli.main(arguments(tmp_path / "out", schedule=tmp_path / "film.txt")) == 2
-    assert "is no UTF-8 text" in capsys.readouterr().err
+    assert "is not UTF-8 text" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_a_schedule_that_is_no_text_is_named(cli, tiny, tmp_path, capsys):
     [
         ({"prompt": " "}, "the prompt is empty"),
         ({"frames": "0"}, "frames is 0"),
-        ({"height": "33"}, "height is 33, no multiple of 2"),
+        ({"height": "33"}, "height is 33, not a multiple of 2"),
         ({"free_long": "fast"}, "technique is 'fast'; choose one of freelong"),
         ({"noise": "pink"}, "noise is 'pink'"),
         ({"window": "0"}, "window is 0"),

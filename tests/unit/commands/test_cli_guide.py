@@ -110,7 +110,7 @@ def test_a_cancelled_run_goes_on(cli, tmp_path, path, capsys, monkeypatch):
         ({"path": True, "object": "blue"}, "blue"),
         ({"path": True, "first_image": "nowhere.png"}, "there is no picture"),
         ({"path": True, "motion": "nowhere.safetensors"}, "nowhere.safetensors"),
-        ({"path": True, "frame_strength": "fast"}, "'fast' is no number at a frame"),
+        ({"path": True, "frame_strength": "fast"}, "'fast' is not a number at a frame"),
         ({"path": True, "prompt": "a blue ball"}, "red ball"),
     ],
 )

@@ -55,9 +55,9 @@ def test_refine_on_a_lavie_file(cli, places, tmp_path, capsys):
         (("parts",), {}, "lavie_base.pt holds LaVie's U-Net only.*--parts PATH"),
         (("model",), {}, "the set 'toybox' has its own text encoder and VAE"),
         ((), {"model": "interpolation"}, "lavie_interpolation.pt is LaVie's interpolation model.*base model is wanted"),
-        ((), {"parts": "masks"}, "mask.npy is no weight file"),
+        ((), {"parts": "masks"}, "mask.npy is not a weight file"),
         ((), {"tokenizer": "."}, "holds no tokenizer"),
-        ((), {"height": 20}, "height is 20, no multiple of 8"),
+        ((), {"height": 20}, "height is 20, not a multiple of 8"),
     ],
 )
 def test_what_does_not_go_together_is_one_line(cli, places, tmp_path, capsys, left_out, changes, message):

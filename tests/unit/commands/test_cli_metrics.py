@@ -100,17 +100,17 @@ def test_nothing_found_is_a_result(cli, folder):
     [
         (["--masks", "short.npy", "--object", "ball"], "masks for 5 frames and film.mp4 has 8"),
         (["--masks", "masks.npy", "--object", "a", "--object", "b"], "masks for 1 objects and 2 phrases"),
-        (["--masks", "masks.npy"], "no phrase to look for"),
+        (["--masks", "masks.npy"], "lacks a phrase to look for"),
         (["--masks", "nowhere.npy", "--object", "ball"], "no mask file"),
         (["--masks", "empty", "--object", "ball"], "holds no .png files"),
         (
             ["--masks", "tall.npy", "--object", "ball"],
-            "masks of tall.npy are 64 x 128 pixels but the film film.mp4 64 x 64",
+            "masks of tall.npy are 64 x 128 pixels but the video film.mp4 64 x 64",
         ),
         (["--masks", "masks.npy", "--object", "."], "phrase '.' names nothing"),
         (["--path", "nowhere.json"], "cannot be read"),
         (["--path", "path.json", "--object", "a", "--object", "b"], "1 objects and there are 2 phrases"),
-        (["--masks", "masks.npy", "--object", "ball", "--clip", "empty"], "no folder of a CLIP model"),
+        (["--masks", "masks.npy", "--object", "ball", "--clip", "empty"], "not a folder of a CLIP model"),
         (["--masks", "masks.npy", "--object", "ball", "--reference", "broken.mp4"], "broken.mp4"),
         (["--masks", "masks.npy", "--object", "ball", "--detect-every", "0"], "every is 0"),
         (["--masks", "none.npy", "--object", "ball"], "(0, 8, 64, 64)"),
@@ -142,7 +142,7 @@ class TestFolders:
     def test_another_number(self, films):
         masks = films.parent / "masks"
         (masks / "a.npy").write_bytes(b"")
-        with pytest.raises(ValueError, match="2 films and 1 entries for masks"):
+        with pytest.raises(ValueError, match="2 videos and 1 entries for masks"):
             match_clips(films, masks)
 
     def test_another_name(self, films):
@@ -160,7 +160,7 @@ class TestFolders:
     def test_a_file_for_a_folder_and_a_folder_without_films(self, films):
         with pytest.raises(ValueError, match="give a folder with one entry for each"):
             match_clips(films, films / "a.mp4")
-        with pytest.raises(ValueError, match="holds no films"):
+        with pytest.raises(ValueError, match="holds no videos"):
             match_clips(films.parent / "masks")
 
     def test_an_unreadable_film_is_named_before_anything_runs(self, cli, folder, capsys):

@@ -53,7 +53,7 @@ def test_bbox_is_read_as_it_is_said_to_be(boxes, sides, nesting, expected):
         ([(1, 2, 3)], "xywh", "every_frame", "four finite numbers"),
         ([(1, 2, 3, math.nan)], "xywh", "every_frame", "four finite numbers"),
         ([[(1, 2, 3, 4)], [(1, 2, 3, 4)]], "xywh", "every_frame", "choose the nesting"),
-        ([(1, 2, 3, 4)] * 3, "xywh", "one_per_frame", "boxes for 3 frames and the film has 2"),
+        ([(1, 2, 3, 4)] * 3, "xywh", "one_per_frame", "boxes for 3 frames and the video has 2"),
         ("box", "xywh", "every_frame", "holds a str"),
         ([{"x": 1}], "xywh", "every_frame", "holds a dict"),
         ([(1, 2, 3, 4)], "yxyx", "every_frame", "sides is 'yxyx'"),
@@ -136,7 +136,7 @@ def test_a_film_is_one_seg_per_object_with_a_mask_per_frame():
     assert seg.crop_region == seg.bbox == [10, 5, 40, 20] and seg.cropped_mask.shape == (3, 15, 30)
     assert torch.equal(masks_of_segs(segs), masks[:1])
     assert from_segs(segs, 3, 40, 60) == [[Box(10, 5, 10, 10, "ball", 0.5)], [], [Box(30, 10, 10, 10, "ball", 0.5)]]
-    with pytest.raises(ValueError, match="3 frames and the film has 4"):
+    with pytest.raises(ValueError, match="3 frames and the video has 4"):
         from_segs(segs, 4, 40, 60)
     with pytest.raises(ValueError, match="1 labels"):
         film_to_segs(masks, ["ball"], [0.5, 0.5], 40, 60)

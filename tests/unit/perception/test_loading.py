@@ -82,9 +82,9 @@ def contents(kind, folder):
         ("cut old", RuntimeError, "cut short"),
         ("cut old early", RuntimeError, "cut short"),
         ("cut safetensors", RuntimeError, "cut short"),
-        ("text", RuntimeError, "no weight file"),
+        ("text", RuntimeError, "not a weight file"),
         ("zeros", RuntimeError, "cannot be read"),
-        ("noise", RuntimeError, "no weight file|cannot be read"),
+        ("noise", RuntimeError, "not a weight file|cannot be read"),
         ("code", ValueError, "holds code or objects"),
         ("namespace", ValueError, r"objects \(argparse.Namespace\)"),
         ("pickle", ValueError, "holds code or objects"),
@@ -158,7 +158,7 @@ def test_names_to_ignore_may_be_missing_or_left_over():
 @pytest.mark.parametrize("text", ["", "{", "[1, 2]", '"sam"', "<html>"])
 def test_a_broken_configuration_is_named(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
-    with pytest.raises(ValueError, match="no valid configuration"):
+    with pytest.raises(ValueError, match="not a valid configuration"):
         model_type_of(tmp_path)
 
 
@@ -233,7 +233,7 @@ def test_a_configuration_of_nonsense_is_named(model_folder, change):
 
     path = model_folder / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
-    with pytest.raises(RuntimeError, match=r"config\.json describes no such model") as caught:
+    with pytest.raises(RuntimeError, match=r"config\.json does not describe this model") as caught:
         load_model_folder(BertModel, model_folder, "bert", torch.float32)
     assert "\n" not in str(caught.value)
 

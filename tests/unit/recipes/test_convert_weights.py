@@ -132,9 +132,9 @@ def test_cut_short_incomplete_and_foreign_files_are_refused_before_writing(base)
     with pytest.raises(ValueError, match=r"lavie_base.pt: the U-Net file lacks 1 tensors \(first: conv_out.bias\)"):
         convert_weights(path)
     save_file({"conv_in.weight": torch.zeros(3)}, path)
-    with pytest.raises(ValueError, match="none of LaVie's U-Nets"):
+    with pytest.raises(ValueError, match="not one of LaVie's U-Nets"):
         convert_weights(path)
-    with pytest.raises(FileNotFoundError, match="no file"):
+    with pytest.raises(FileNotFoundError, match="not a file"):
         convert_weights(path.with_name("absent.pt"))
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
 

@@ -40,11 +40,11 @@ def test_clips_are_paired_and_have_their_words(tmp_path):
 @pytest.mark.parametrize(
     ("count", "change", "message"),
     [
-        (1, lambda videos, masks: None, "holds 1 film .* from which no motion can be told"),
+        (1, lambda videos, masks: None, "holds 1 video .* too few to tell motion"),
         (0, lambda videos, masks: None, "holds 0 films"),
-        (2, lambda videos, masks: (masks / "clip1.npy").unlink(), "2 films and 1 masks, .*: clip1; give"),
-        (2, lambda videos, masks: np.save(masks / "more.npy", np.ones((2, 2))), "2 films and 3 masks, .*: more; give"),
-        (2, lambda videos, masks: (videos / "clip0.txt").write_bytes(b"\xff\xfe\xff"), "clip0.txt.* is no text"),
+        (2, lambda videos, masks: (masks / "clip1.npy").unlink(), "2 videos and 1 masks, .*: clip1; give"),
+        (2, lambda videos, masks: np.save(masks / "more.npy", np.ones((2, 2))), "2 videos and 3 masks, .*: more; give"),
+        (2, lambda videos, masks: (videos / "clip0.txt").write_bytes(b"\xff\xfe\xff"), "clip0.txt.* is not text"),
     ],
 )
 def test_wrong_folders(tmp_path, count, change, message):
@@ -56,7 +56,7 @@ def test_wrong_folders(tmp_path, count, change, message):
 
 def test_missing_folder_and_missing_words(tmp_path):
     videos, masks = write_clips(tmp_path)
-    with pytest.raises(ValueError, match="there is no folder .*nowhere.* of films"):
+    with pytest.raises(ValueError, match="there is no folder .*nowhere.* of videos"):
         find_clips(tmp_path / "nowhere", masks, SETTINGS)
     with pytest.raises(ValueError, match="'clip0' has no prompt"):
         find_clips(videos, masks, MotionSettings())
@@ -102,7 +102,7 @@ def test_clips_that_cannot_be_used(tmp_path, tiny_video_model):
         odd = MotionSettings(prompt="a ball", width=15)
         load_clips(find_clips(videos, None, odd), tiny_video_model, odd)
     (videos / "clip1.mp4").write_bytes((videos / "clip1.mp4").read_bytes()[:200])
-    with pytest.raises(ValueError, match="clip1.mp4.* cannot be read as a film"):
+    with pytest.raises(ValueError, match="clip1.mp4.* cannot be read as a video"):
         load_clips(find_clips(videos, masks, SETTINGS), tiny_video_model, SETTINGS)
 
 

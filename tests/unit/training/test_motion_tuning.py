@@ -163,7 +163,7 @@ def test_wrong_architectures(tiny_video_model):
         make_architecture("lora", rank=0)
     with pytest.raises(ValueError, match="no layers that fit modules nothing"):
         LoraArchitecture(modules=("nothing",)).prepare(tiny_video_model.unet)
-    with pytest.raises(ValueError, match="is no pattern"):
+    with pytest.raises(ValueError, match="is not a pattern"):
         LoraArchitecture(modules=("(",))
 
 

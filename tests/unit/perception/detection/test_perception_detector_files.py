@@ -52,7 +52,7 @@ def test_a_file_with_code_in_it_runs_nothing(tmp_path):
             write(content, path)
         else:
             path.write_bytes(pickle.dumps(content))
-        with pytest.raises((ValueError, RuntimeError), match=rf"{name} (holds code|is no weight file)"):
+        with pytest.raises((ValueError, RuntimeError), match=rf"{name} (holds code|is not a weight file)"):
             open_detector(path)
     assert not harmed.exists()
 
@@ -61,10 +61,10 @@ def test_files_of_another_family(tmp_path):
     from safetensors.torch import save_file
 
     save_file({"model.diffusion_model.weight": torch.zeros(2)}, tmp_path / "video.safetensors")
-    with pytest.raises(ValueError, match=r"no GroundingDINO file .*model\.diffusion_model\.weight"):
+    with pytest.raises(ValueError, match=r"not a GroundingDINO file .*model\.diffusion_model\.weight"):
         open_detector(tmp_path / "video.safetensors")
     torch.save({"image_encoder.blocks.0.attn.qkv.weight": torch.zeros(2)}, tmp_path / "sam.pth")
-    with pytest.raises(ValueError, match="no GroundingDINO file"):
+    with pytest.raises(ValueError, match="not a GroundingDINO file"):
         open_detector(tmp_path / "sam.pth")
     torch.save([torch.zeros(1)], tmp_path / "list.pth")
     with pytest.raises(ValueError, match="holds a list"):

@@ -156,7 +156,7 @@ def test_vocabularies_of_both_formats_read_alike_and_broken_ones_say_so(tmp_path
     with pytest.raises(RuntimeError, match="cannot be read"):
         original.load_tokenizer(path.parent)
     (tmp_path / "plain" / "vocab.txt").write_text("red\nball\n")
-    with pytest.raises(RuntimeError, match="no vocabulary of BERT"):
+    with pytest.raises(RuntimeError, match="not a vocabulary of BERT"):
         original.load_tokenizer(tmp_path / "plain")
     (tmp_path / "plain" / "vocab.txt").write_text("\n".join([*WORDS, *map(str, range(99))]))
     with pytest.raises(RuntimeError, match="113 words and .* knows 40"):

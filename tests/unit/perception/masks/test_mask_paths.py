@@ -88,7 +88,7 @@ def test_values_as_text():
 
 @pytest.mark.parametrize("text", ["0: 1, x", "0 1", "a: 1", "0: nan", "1, 2", "-1: 3", "1.5: 2", "0: __import__('os')"])
 def test_wrong_values_are_refused(text):
-    with pytest.raises(ValueError, match="no number at a frame"):
+    with pytest.raises(ValueError, match="not a number at a frame"):
         parse_values(text, 4)
 
 
@@ -169,11 +169,11 @@ def _with(**changes):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("[", "no JSON"),
-        ("[" * 100_000, "no JSON"),
+        ("[", "not JSON"),
+        ("[" * 100_000, "not JSON"),
         ("3", "is int"),
         ("[3]", "object 1 of the path is 3"),
-        (json.dumps([{"keyframes": []}]), "no list of 1 to"),
+        (json.dumps([{"keyframes": []}]), "lacks a list of 1 to"),
         (json.dumps([{}] * (MAX_OBJECTS + 1)), f"{MAX_OBJECTS + 1} objects"),
         (" " * 1_000_001 + "x", "1000002 characters"),
         (_with(colour="red"), "'colour'"),
@@ -192,7 +192,7 @@ def _with(**changes):
         (_with(keyframe={"x": 10**400}), "x is 1000"),
         (_with(keyframe={"x": 64}), r"at \(64, 0.5\)"),
         (_with(keyframe={"width": 0}), "0 x 0.5"),
-        (_with(keyframe={"width": None}), "must say both"),
+        (_with(keyframe={"width": None}), "must give both"),
         (_with(keyframe={"height": 11}), "0.5 x 11"),
         (_with(keyframe={"z": 1}), "'z'"),
         ('[{"keyframes": [{"frame": 0, "x": NaN, "y": 0, "width": 1, "height": 1}]}]', "x is nan"),

@@ -86,7 +86,7 @@ def test_only_the_frames_that_are_asked_for_are_drawn():
     assert draw_masks(frames, tracks, chosen=[]).shape == (0, 256, 256, 3)
     boxes = [[Box(1, 1, 9, 9)]] * 5
     assert torch.equal(draw_boxes(frames, boxes, chosen=[4]), draw_boxes(frames, boxes)[[4]])
-    with pytest.raises(ValueError, match="frame 5 is to be drawn; the film has the frames 0 to 4"):
+    with pytest.raises(ValueError, match="frame 5 is to be drawn; the video has the frames 0 to 4"):
         draw_masks(frames, tracks, chosen=[5])
 
 

@@ -100,7 +100,7 @@ def test_tensors_that_do_not_fit_are_named(model, change, message):
 
 
 def test_an_unknown_size_is_told(model):
-    with pytest.raises(ValueError, match=r"width 8 with \[1, 1, 2, 1\] blocks is no published SAM 2"):
+    with pytest.raises(ValueError, match=r"width 8 with \[1, 1, 2, 1\] blocks is not a published SAM 2"):
         sam2.load_state(to_original(model.state_dict()), "odd.pt")
 
 

@@ -140,5 +140,5 @@ def test_the_small_encoder_that_is_not_supported_is_named(original):
 
 
 def test_weights_of_something_else_are_refused():
-    with pytest.raises(ValueError, match=r"other\.pth: these are no SAM weights \(first names: conv\.weight\)"):
+    with pytest.raises(ValueError, match=r"other\.pth: these are not SAM weights \(first names: conv\.weight\)"):
         sam.load_state({"conv.weight": torch.zeros(1)}, "other.pth")

@@ -272,7 +272,7 @@ def test_wrong_input_is_refused(sam_tracker):
     frames = torch.rand(2, 64, 64, 3)
     with pytest.raises(ValueError, match="detections for 1 frames and 2 frames"):
         sam_tracker.track(frames, [[]])
-    with pytest.raises(ValueError, match="frame 5 but the film has 2"):
+    with pytest.raises(ValueError, match="frame 5 but the video has 2"):
         sam_tracker.track(frames, prompts=[ObjectPrompt(5, box=Box(1, 1, 5, 5))])
     frames[1, 3, 3, 0] = float("nan")
     with pytest.raises(ValueError, match="frame 1 holds NaN"):

@@ -241,7 +241,7 @@ def test_sound_and_folders_are_no_films(tmp_path):
         container.mux(stream.encode())
     with pytest.raises(ValueError, match="no pictures in it, only sound"):
         read_film(tmp_path / "sound.mp4")
-    with pytest.raises(ValueError, match="is a folder; give a film file"):
+    with pytest.raises(ValueError, match="is a folder; give a video file"):
         read_film(tmp_path)
     with pytest.raises(ValueError, match="is a folder; give a file"):
         read_picture(tmp_path)

@@ -84,7 +84,7 @@ def test_missing_folder_and_rate(tmp_path):
 
 
 def test_unreadable_films(tmp_path):
-    with pytest.raises(ValueError, match="no film"):
+    with pytest.raises(ValueError, match="no video"):
         read_film(tmp_path / "none.mp4")
     (tmp_path / "broken.mp4").write_bytes(b"not a film")
     with pytest.raises(ValueError, match="cannot be read"):

@@ -29,7 +29,7 @@ def test_other_sizes_are_resized_by_area():
 @pytest.mark.parametrize(
     ("masks", "message"),
     [
-        (torch.zeros(3, 8, 8), "3 masks and the film has 5 frames"),
+        (torch.zeros(3, 8, 8), "3 masks and the video has 5 frames"),
         (torch.zeros(2, 5, 8, 8), "2 objects and 1 phrases"),
         (torch.full((1, 8, 8), float("nan")), "NaN"),
         (torch.full((1, 8, 8), 3.0), "from 3 to 3"),

@@ -44,8 +44,8 @@ def test_names_are_read_as_written(masks):
     ("text", "message"),
     [
         ("[", "cannot be read"),
-        ('{"a": 1}', "holds no list of texts"),
-        ("[1, 2]", "holds no list of texts"),
+        ('{"a": 1}', "does not hold a list of texts"),
+        ("[1, 2]", "does not hold a list of texts"),
         ('["a"]', "masks.names.json names 1 objects and masks.npy holds 2"),
     ],
 )

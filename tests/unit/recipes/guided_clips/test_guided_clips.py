@@ -247,7 +247,7 @@ class TestResuming:
 
         (tmp_path / ROUNDS).mkdir()
         save_file({"frames": torch.zeros(1)}, tmp_path / ROUNDS / "round_0001.safetensors")
-        with pytest.raises(ValueError, match=r"round_0001.safetensors' is no round of guided clips"):
+        with pytest.raises(ValueError, match=r"round_0001.safetensors' is not a round of guided clips"):
             guided_clips(model, settings(), masks[:, :N], tmp_path)
 
     def test_a_full_disk_leaves_the_finished_rounds(self, model, masks, tmp_path, whole):

@@ -57,7 +57,7 @@ def test_the_object_that_jumps_is_named():
         (
             torch.zeros(1, 6, 2, 2),
             3,
-            r"there are 6 masks, no whole number of rounds: 3 rounds of 3 frames take 7 .* or 9",
+            r"there are 6 masks, not a whole number of rounds: 3 rounds of 3 frames take 7 .* or 9",
         ),
         (torch.zeros(1, 6, 2, 2), 1, "there are 6 masks and the clip has 3 frames"),
         (torch.zeros(1, 0, 2, 2), 1, "none of them 0"),

@@ -117,7 +117,7 @@ def test_strength_0_and_short_films_are_bit_identical(model, tmp_path, values):
     for technique in ("freelong", "none"):
         result = long_video(model, settings(technique=technique, **values), tmp_path)
         prints.append(result.report["films"][0]["sha256"])
-        assert any("FreeLong rests" in note for note in result.report["notes"]) == (
+        assert any("FreeLong does not act" in note for note in result.report["notes"]) == (
             technique == "freelong" and "strength" not in values
         )
     assert prints[0] == prints[1]
@@ -164,7 +164,7 @@ def test_prompts_over_time(model, tmp_path):
 
 def test_a_prompt_beside_a_schedule_is_used_or_refused(model, upscaler, tmp_path):
     chosen = settings(schedule=SCHEDULE, **FEW)
-    with pytest.raises(ValueError, match="there is a prompt .* beside a schedule, .*; leave one of both out"):
+    with pytest.raises(ValueError, match="there is a prompt .* beside a schedule, .*; leave one of the two out"):
         long_video(model, chosen, tmp_path)
     assert not list(tmp_path.iterdir())
     notes = long_video(model, chosen, tmp_path, upscaler=upscaler).report["notes"]
@@ -271,7 +271,7 @@ def test_bad_input_is_named_before_any_work(model, interpolator, tmp_path):
     for values, message in (
         ({"frames": 1}, "nothing in between to fill in"),
         ({"height": 33}, "height is 33"),
-        ({"schedule": "0: a red ball\n12: a blue ball"}, "begins at frame 12 but the film has frames 0 to 11"),
+        ({"schedule": "0: a red ball\n12: a blue ball"}, "begins at frame 12 but the video has frames 0 to 11"),
     ):
         with pytest.raises(ValueError, match=message):
             long_video(model, settings(**values), tmp_path, interpolator, progress=never)

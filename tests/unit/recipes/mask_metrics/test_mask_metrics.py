@@ -86,9 +86,9 @@ class TestMasks:
         assert report["iou"] == 1
 
     def test_lengths_that_do_not_fit(self):
-        with pytest.raises(ValueError, match="wanted masks for 3 frames and the film has 2"):
+        with pytest.raises(ValueError, match="wanted masks for 3 frames and the video has 2"):
             measure_masks(film(), tracks(square(3)), tracks(square(2)))
-        with pytest.raises(ValueError, match="found masks for 5 frames and the film has 2"):
+        with pytest.raises(ValueError, match="found masks for 5 frames and the video has 2"):
             measure_masks(film(), tracks(square(2)), tracks(square(5)))
 
 
@@ -215,7 +215,7 @@ class TestClip:
         assert load_clip(clip_folder).score(self.film(2), "red ball " * 200)["text_alignment"] is not None
 
     def test_bad_folders_are_named(self, clip_folder, tmp_path):
-        with pytest.raises(ValueError, match="no folder of a CLIP model"):
+        with pytest.raises(ValueError, match="not a folder of a CLIP model"):
             load_clip(tmp_path / "missing")
         (tmp_path / "config.json").write_text('{"model_type": "bert"}')
         with pytest.raises(ValueError, match="kind 'bert'"):

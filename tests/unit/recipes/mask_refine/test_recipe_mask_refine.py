@@ -131,7 +131,7 @@ def test_regeneration_modes(tiny_video_model):
     assert torch.equal(films["same_noise"].second, films["same_noise"].first)
     assert not torch.equal(films["fresh"].second, films["fresh"].first)
     assert not torch.equal(films["refine"].second, films["refine"].first)
-    assert any("noise of its own" in note for note in films["fresh"].report["notes"])
+    assert any("has its own noise" in note for note in films["fresh"].report["notes"])
     still = run(tiny_video_model, dataclasses.replace(FAST, regenerate="refine", refine_strength=0.0))
     assert torch.equal(still.first, still.second)
 
@@ -181,8 +181,8 @@ def test_wrong_input_ends_before_the_first_film(tiny_video_model):
     started = []
     cases = [
         (dataclasses.replace(FAST, phrases=("blue square",)), None, "'blue square' does not occur"),
-        (FAST, torch.zeros(3, 16, 16), "3 masks and the film has 4 frames"),
-        (dataclasses.replace(FAST, height=17), None, "height is 17, no multiple of 2 as this model needs; take 16"),
+        (FAST, torch.zeros(3, 16, 16), "3 masks and the video has 4 frames"),
+        (dataclasses.replace(FAST, height=17), None, "height is 17, not a multiple of 2 as this model needs; take 16"),
     ]
     for settings, masks, message in cases:
         with pytest.raises(ValueError, match=message):

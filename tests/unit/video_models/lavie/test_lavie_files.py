@@ -91,7 +91,7 @@ def test_wrappers_and_prefixes_are_taken_off(full, stage, wrap, prefix):
 
 
 def test_other_files_are_refused():
-    with pytest.raises(ValueError, match="holds 1 entries but neither .* none of LaVie"):
+    with pytest.raises(ValueError, match="holds 1 entries but neither .* not one of LaVie"):
         unet_state({"conv_in.weight": torch.zeros(1)})
 
 
@@ -99,8 +99,8 @@ def test_other_files_are_refused():
     ("stage", "channels", "message"),
     [
         # Models that others made of LaVie's, or that have its names.
-        ("base", 9, "names of LaVie's base model but takes 9 input channels where that takes 4"),
-        ("interpolation", 4, "interpolation model but takes 4 input channels where that takes 8"),
+        ("base", 9, "names of LaVie's base model but takes 9 input channels instead of 4"),
+        ("interpolation", 4, "interpolation model but takes 4 input channels instead of 8"),
     ],
 )
 def test_models_with_the_names_but_other_inputs_are_refused(stage, channels, message):

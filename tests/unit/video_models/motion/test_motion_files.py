@@ -129,7 +129,7 @@ def test_the_hash_does_not_depend_on_how_weights_are_held(tiny_video_model):
 
 def test_files_that_are_no_motion(tmp_path, tuned):
     save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
-    with pytest.raises(ValueError, match="other.safetensors is no motion file"):
+    with pytest.raises(ValueError, match="other.safetensors is not a motion file"):
         read_motion(tmp_path / "other.safetensors")
     for metadata, message in (
         ("no json", "header that cannot be read"),

@@ -174,7 +174,7 @@ def test_a_film_of_one_frame_is_the_first_frame(network: LaVieUNet) -> None:
         (torch.zeros(1, 4, 2, 4, 6), r"shape \(1, 4, 2, 4, 6\); give one frame"),
         (torch.zeros(4, 4, 6), r"shape \(4, 4, 6\); give one frame"),
         (torch.full((1, 4, 1, 4, 6), math.nan), "NaN or infinite"),
-        (torch.zeros(1, 4, 1, 4, 7), "4 channels and 7 x 4 cells but the film of 4 channels and 6 x 4 cells"),
+        (torch.zeros(1, 4, 1, 4, 7), "4 channels and 7 x 4 cells but the video of 4 channels and 6 x 4 cells"),
         (torch.zeros(1, 16, 1, 4, 6), "16 channels"),
         (torch.zeros(3, 4, 1, 4, 6), "3 first frames for 1 films"),
     ],
