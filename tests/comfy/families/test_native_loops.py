@@ -158,7 +158,7 @@ def test_original_and_patched_model_are_as_before(name: str, end: str) -> None:
         failing = guided.clone()
         with pytest.raises(Stop):
             sample(model, fail_at_call(failing, 3))
-    assert patch._plans == {} and patch._pyramid._levels == {}
+    assert patch._plans == {} and patch._pyramids == {}
     assert torch.equal(sample(model, guided), good)
     assert torch.equal(sample(model), plain)
     assert repr(model.patcher.model_options) == options

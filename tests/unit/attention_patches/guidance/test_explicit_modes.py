@@ -573,7 +573,7 @@ def test_the_peak_is_that_of_the_guided_rows_of_a_sample() -> None:
     v, seen = torch.eye(2).expand(6, 1, 2, 2), {}
 
     def look(probabilities: Tensor, part: EditPart) -> Tensor:
-        seen.update(zip(part.groups.tolist(), part.peak.flatten().tolist(), strict=True))
+        seen.update(zip(part.groups.tolist(), part.peaks.flatten().tolist(), strict=True))
         return probabilities
 
     rows = RowSet.of([0, 1, 3, 4])
