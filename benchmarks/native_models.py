@@ -188,8 +188,8 @@ def model_peaks(bench: Bench, recorder: cases.Recorder) -> dict[str, Any]:
         patches = [] if name == "plain" else [cases.guide_patch(name, bench.masks, True)]
         ready = {"model": 0, "attention": 0}
         if name == "dense":
-            own = patches[0].bias(largest, qkv[0].new_empty(shape), keys)
-            ready["attention"] = own.numel() * own.element_size()
+            bias = patches[0].bias(largest, qkv[0].new_empty(shape), keys)
+            ready["attention"] = bias.numel() * bias.element_size()
             for site, size, length in recorder.found.values():
                 if patches[0].acts_at(site):
                     patches[0].bias(site, qkv[0].new_empty(size), length)
@@ -294,8 +294,8 @@ def shares(peaks: Mapping[str, Any]) -> dict[str, Any]:
     """Extra memory over plain, in bytes and as a share of the dense bias."""
     found: dict[str, Any] = {}
     for scope, bias in peaks["dense_bias"].items():
-        own = peaks[scope]
-        extra = {name: value - own["plain"] for name, value in own.items() if name != "plain"}
+        scoped = peaks[scope]
+        extra = {name: value - scoped["plain"] for name, value in scoped.items() if name != "plain"}
         found[scope] = {"extra": extra, "share": {name: round(value / bias, 4) for name, value in extra.items()}}
     return found
 

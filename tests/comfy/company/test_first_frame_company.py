@@ -190,8 +190,8 @@ def test_values_that_are_not_finite(models: Callable[[str], TinyModel]) -> None:
     ("name", "frame", "message"),
     [
         ("toybox", (1, 4, 1, 8, 7), "7 x 8 cells but the video of 4 channels and 6 x 8 cells"),
-        ("toybox", (3, 4, 1, 8, 6), "3 first frames for 1 films"),
-        ("wan", (2, 16, 1, 8, 12), "2 first frames for 1 films"),
+        ("toybox", (3, 4, 1, 8, 6), "3 first frames for 1 videos"),
+        ("wan", (2, 16, 1, 8, 12), "2 first frames for 1 videos"),
         ("svd", (1, 4, 9, 12), "12 x 9 cells but the video of 4 channels and 12 x 8"),
     ],
 )

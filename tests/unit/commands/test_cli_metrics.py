@@ -149,7 +149,7 @@ class TestFolders:
         masks = films.parent / "masks"
         for name in ("a.npy", "c.npy"):
             (masks / name).write_bytes(b"")
-        with pytest.raises(ValueError, match=r"film b.gif has no entry .* name it b"):
+        with pytest.raises(ValueError, match=r"video b.gif has no entry .* name it b"):
             match_clips(films, masks)
 
     def test_one_name_twice(self, films):

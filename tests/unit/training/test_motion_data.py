@@ -41,7 +41,7 @@ def test_clips_are_paired_and_have_their_words(tmp_path):
     ("count", "change", "message"),
     [
         (1, lambda videos, masks: None, "holds 1 video .* too few to tell motion"),
-        (0, lambda videos, masks: None, "holds 0 films"),
+        (0, lambda videos, masks: None, "holds 0 videos"),
         (2, lambda videos, masks: (masks / "clip1.npy").unlink(), "2 videos and 1 masks, .*: clip1; give"),
         (2, lambda videos, masks: np.save(masks / "more.npy", np.ones((2, 2))), "2 videos and 3 masks, .*: more; give"),
         (2, lambda videos, masks: (videos / "clip0.txt").write_bytes(b"\xff\xfe\xff"), "clip0.txt.* is not text"),

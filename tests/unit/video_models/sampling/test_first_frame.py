@@ -176,7 +176,7 @@ def test_a_film_of_one_frame_is_the_first_frame(network: LaVieUNet) -> None:
         (torch.full((1, 4, 1, 4, 6), math.nan), "NaN or infinite"),
         (torch.zeros(1, 4, 1, 4, 7), "4 channels and 7 x 4 cells but the video of 4 channels and 6 x 4 cells"),
         (torch.zeros(1, 16, 1, 4, 6), "16 channels"),
-        (torch.zeros(3, 4, 1, 4, 6), "3 first frames for 1 films"),
+        (torch.zeros(3, 4, 1, 4, 6), "3 first frames for 1 videos"),
     ],
 )
 def test_frames_that_do_not_fit_are_refused_before_any_work(network: LaVieUNet, frame: Tensor, message: str) -> None:
