@@ -11,11 +11,12 @@ from torch import Tensor
 from ..attention_patches.frame_keys import KeySource
 from ..attention_patches.guidance.guide import Guide as MaskGuide
 from ..attention_patches.guidance.modes.mode import MAX_STRENGTH
-from ..attention_patches.guidance.modes.registry import MODES, make_mode, mode_constants, read_constants
+from ..attention_patches.guidance.modes.registry import MODES, make_mode, mode_constants
 from ..attention_patches.site import GuidedRows
 from ..backbones.registry import require_supported
 from ..host.prompts.prompt_tokens import token_spans
 from ..perception.masks.keyframes import parse_values
+from ..recipes.given.constants import read_constants
 from .support.cache_weight import weighed
 from .support.guide_regions import guide_report, named_regions
 from .support.inputs import (

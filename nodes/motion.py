@@ -15,9 +15,10 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..attention_patches.frame_keys import KeySource
-from ..attention_patches.guidance.modes.registry import MODES, read_constants
+from ..attention_patches.guidance.modes.registry import MODES
 from ..host.motion.motion_files import apply_motion, trainable_unet
 from ..host.sampling.comfy_video_model import ComfyVideoModel
+from ..recipes.given.constants import read_constants
 from ..training.motion.architectures import ARCHITECTURES, MODULE_SETS, make_architecture
 from ..training.motion.data import find_clips
 from ..training.motion.report import loss_curve

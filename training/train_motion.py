@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..attention_patches.guidance.modes.registry import read_constants
+from ..recipes.given.constants import read_constants
 from ..recipes.given.paths import given_path
 from ..recipes.model_sets import check_device, load_models
 from ..video_models.motion.motion_files import write_motion

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...attention_patches.guidance.guide import Guide
-from ...attention_patches.guidance.modes.registry import make_mode, read_constants
+from ...attention_patches.guidance.modes.registry import make_mode
 from ...perception.phrases import plain_phrase
 from ...video_models.sampling.noise import share_first_frame
 from ..checked_settings import (
@@ -23,6 +23,7 @@ from ..checked_settings import (
     film_size,
 )
 from ..films.files import RATES
+from ..given.constants import read_constants
 from ..protocols import Geometry, SamplerName
 
 Overlap = Literal["drop", "keep"]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...attention_patches.guidance.guide import Guide
-from ...attention_patches.guidance.modes.registry import mode_at, mode_constants, read_constants
+from ...attention_patches.guidance.modes.registry import mode_at, mode_constants
 from ...attention_patches.site import GuidedRows
 from ...perception.phrases import phrase_key, plain_phrase
 from ..checked_settings import (
@@ -22,6 +22,7 @@ from ..checked_settings import (
     check_ranges,
     film_size,
 )
+from ..given.constants import read_constants
 from ..protocols import Geometry, SamplerName
 
 RegenerateMode = Literal["fresh", "same_noise", "refine"]

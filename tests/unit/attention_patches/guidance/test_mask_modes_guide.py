@@ -17,7 +17,6 @@ from mask_guided_video.attention_patches.guidance.modes.registry import (
     PLAIN,
     make_mode,
     mode_constants,
-    read_constants,
 )
 from mask_guided_video.attention_patches.guidance.patch import GuidePatch, guide_patches
 from mask_guided_video.attention_patches.guidance.regions import pool_space
@@ -32,6 +31,7 @@ from mask_guided_video.attention_patches.site import (
 )
 from mask_guided_video.attention_patches.stack import PatchStack
 from mask_guided_video.prompt_text.token_places import NOT_OF_PROMPT, locate_phrases
+from mask_guided_video.recipes.given.constants import read_constants
 
 FRAMES, SIDE, TOKENS = 3, 4, 6
 SPANS = TextSpans(("ball",), ((2,),), TOKENS, ordinary=(1, 2, 3, 4), background=(4,))
