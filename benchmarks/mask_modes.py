@@ -39,7 +39,7 @@ PROMPTS_PER_MOTION = 5
 SEEDS_PER_PROMPT = 3
 UNGUIDED = "none"
 LOCKED = " + first frame"
-# The mask rule for self-attention with the first frame's keys, off by default (see README).
+# The mask rule for self-attention with the first frame's keys, off by default (see docs/measured.md).
 SELF_ATTENTION = {"gamma_self": 8.0, "self_end_percent": 0.4, "keys": "first_self"}
 VARIANTS: dict[str, tuple[str, dict[str, Any], bool]] = {
     # name: mode, constants that differ from the published ones, whether the background is named
