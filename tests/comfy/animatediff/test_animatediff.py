@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,7 @@ def test_windows_equal_the_masks_sliced_by_hand(model: TinyModel, evolved: Evolv
         def __call__(self, attend: Any, q: Tensor, k: Tensor, v: Tensor, site: AttentionSite) -> Tensor:
             out = super().__call__(attend, q, k, v, site)
             by_hand = GuidePatch(plain_guide(masks()[:, list(site.frames)], **settings), self.text_spans)
-            own = AttentionSite(**{**vars(site), "frames": tuple(range(len(site.frames))), "clip_frames": WINDOW})
+            own = replace(site, frames=tuple(range(len(site.frames))), clip_frames=WINDOW)
             torch.testing.assert_close(out, by_hand(attend, q, k, v, own))
             found.setdefault(site.frames, []).append(out)
             return out

@@ -190,4 +190,4 @@ def test_pictures_without_a_motion_model_are_named(model: TinyModel, caplog: pyt
     with caplog.at_level(logging.WARNING):
         plain = step(model)
         assert torch.equal(step(model, lengthen(model.patcher, FreeLong(4))), plain)
-    assert sum("no motion module in this model" in record.message for record in caplog.records) == 1
+    assert sum("this model has no motion module" in record.message for record in caplog.records) == 1
