@@ -229,7 +229,7 @@ def test_unconditional_rows_are_left_alone_to_the_bit(folded: str) -> None:
         ({"source": "last"}, "source is 'last'; choose one of self, first, first_prev, first_self, first_prev_self"),
         ({"source": "first", "rows": "all"}, "rows is 'all'; choose one of conditional, both"),
         ({"source": "first", "start_percent": 0.6, "end_percent": 0.5}, "start_percent 0.6 and end_percent 0.5 are no"),
-        ({"source": "first", "end_percent": 1.5}, "end_percent 1.5 are no part of the schedule"),
+        ({"source": "first", "end_percent": 1.5}, "end_percent 1.5 are not a part of the schedule"),
         ({"source": "first", "blocks": " , "}, "blocks is ' , '; write 'all' or"),
     ],
 )
