@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .kernels.torch_attention import repeat_heads
+from .site import CallSize
 
 # The call names of ComfyUI's attention functions after ``func``, in their positional order.
 POSITIONAL = ("q", "k", "v", "heads", "mask", "attn_precision", "skip_reshape", "skip_output_reshape")
@@ -64,6 +65,11 @@ class AttentionCall:
     def lengths(self) -> tuple[int, int]:
         """Lengths of the query and of the key sequence."""
         return self.q.shape[-2], self.k.shape[-2]
+
+    @property
+    def size(self) -> CallSize:
+        """What tells this call from others of its block."""
+        return CallSize(*self.lengths, self.heads * self.head_dim)
 
     @property
     def head_dim(self) -> int:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .errors import GuideError
-from .guidance.regions import latent_frame_groups
+from .latent_time import LatentTime, latent_frame_groups
 
 # Masks whose width and height relate to each other otherwise than the film's by more than this belong to another film.
 MAX_STRETCH = 1.25
@@ -118,17 +118,17 @@ def check_shape(name: str, size: Sequence[int], film_size: Sequence[int], film: 
         )
 
 
-def check_film(masks: Tensor, clip_frames: int, height: int, width: int, time_factor: int | None = None) -> None:
+def check_film(masks: Tensor, clip_frames: int, height: int, width: int, latent_time: LatentTime | None = None) -> None:
     """Compare masks [R, F, H, W] with the clip that is about to be sampled.
 
     Args:
         masks: of a guide.
         clip_frames: frames of the whole clip as the model counts them.
         height, width: of its latents; only their ratio counts.
-        time_factor: see ``AttentionSite``.
+        latent_time: see ``AttentionSite``.
 
     Raises:
         GuideError: the masks' frames do not fit, or their pictures have quite another shape.
     """
-    latent_frame_groups(masks.shape[1], clip_frames, time_factor)
+    latent_frame_groups(masks.shape[1], clip_frames, latent_time)
     check_shape("the masks are", masks.shape[2:], (height, width), "film's latents")

@@ -210,7 +210,7 @@ class FreeLongPatch(AttentionPatch):
 
     def check_run(self, run: Run) -> None:
         """Say so when the clip is too short for FreeLong to do anything."""
-        if 0.0 < self.settings.strength and run.clip_frames <= self.settings.window:
+        if 0.0 < self.settings.strength and run.token_frames <= self.settings.window:
             logger.info(
                 "the clip has %d latent frames, no more than the window of %d: FreeLong leaves it as it is.",
                 run.clip_frames,

@@ -14,6 +14,7 @@ from typing import Any, TypeAlias, TypeVar, get_args
 from torch import Tensor
 
 from .checks import block_patterns, check_choice, check_percents, matches_block
+from .latent_time import PICTURES, LatentTime
 from .site import CONDITIONAL, AttentionSite, GuidedRows
 
 # What a patch remembers: grids x kinds of a model times its context windows; all is dropped when there is more.
@@ -63,7 +64,7 @@ class Run:
     Attributes:
         clip_frames: frames of the whole clip as the model counts them; 0 when unknown.
         height, width: of its latents; only their ratio counts.
-        time_factor: see ``AttentionSite``.
+        latent_time: see ``AttentionSite``.
         prompts: for each positive prompt, by its name, how many tokens its text has.
         progress: of each step, as in ``AttentionSite``; empty when unknown.
     """
@@ -71,9 +72,14 @@ class Run:
     clip_frames: int
     height: int
     width: int
-    time_factor: int | None = None
+    latent_time: LatentTime | None = None
     prompts: Mapping[str, int] = field(default_factory=dict)
     progress: Sequence[float] = ()
+
+    @property
+    def token_frames(self) -> int:
+        """Frames of tokens of the whole clip: fewer than its latent frames where a token covers several."""
+        return (self.latent_time or PICTURES).token_frames(self.clip_frames)
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from .errors import GuideError
-from .guidance.regions import latent_frame_groups
 from .kernels.rows import RowSet, bias_part, empty_result
+from .latent_time import PICTURES, LatentTime, latent_frame_groups
 from .patch import Attend, AttentionPatch, Run, check_site
 from .site import CONDITIONAL, AttentionSite, Span, chunk_site
 
@@ -64,12 +64,12 @@ class PromptSchedule:
         first = sum(self.lengths[:prompt])
         return slice(first, first + self.lengths[prompt])
 
-    def weights(self, clip_frames: int, time_factor: int | None = None) -> Tensor:
+    def weights(self, clip_frames: int, latent_time: LatentTime | None = None) -> Tensor:
         """How much of each prompt each frame gets.
 
         Args:
             clip_frames: (latent) frames of the whole clip.
-            time_factor: see ``AttentionSite``. A latent frame has the mean of the frames that it stands for.
+            latent_time: see ``AttentionSite``. A latent frame has the mean of the frames that it stands for.
 
         Returns:
             float64 [clip_frames, prompts] in 0..1 that add up to 1 in every frame.
@@ -77,15 +77,15 @@ class PromptSchedule:
         Raises:
             GuideError: a prompt begins after the end of the film.
         """
-        factor = time_factor or 1
-        film_frames = factor * (clip_frames - 1) + 1
+        time = latent_time or PICTURES
+        film_frames = time.pixel_frames(clip_frames)
         if self.starts[-1] >= film_frames:
             raise GuideError(
                 f"a prompt begins at frame {self.starts[-1]} but the film has {film_frames} frames, 0 to "
                 f"{film_frames - 1}; make the film longer, or let the prompt begin earlier."
             )
         weights = frame_weights(self.starts, self.overlap, film_frames)
-        groups = latent_frame_groups(film_frames, clip_frames, factor)
+        groups = latent_frame_groups(film_frames, clip_frames, time)
         return torch.stack([weights[group.start : group.stop].mean(dim=0) for group in groups])
 
 
@@ -156,7 +156,7 @@ class PromptSchedulePatch(AttentionPatch):
         Raises:
             GuideError: a prompt begins after the end of the clip, or the joined text is not among the prompts.
         """
-        self.schedule.weights(run.clip_frames, run.time_factor)
+        self.schedule.weights(run.clip_frames, run.latent_time)
         count, names = len(self.schedule.starts), self.schedule.prompts
         if count > 1 and run.prompts and names is not None and not names & set(run.prompts):
             raise GuideError(
@@ -205,7 +205,7 @@ class PromptSchedulePatch(AttentionPatch):
     def _write(self, attend: Attend, q: Tensor, k: Tensor, v: Tensor, site: AttentionSite, out: Tensor) -> None:
         """Write the attention of one chunk's rows into ``out`` [rows, heads, Lq, dv]."""
         out.zero_()
-        key = (site.frames, site.clip_frames, site.time_factor, q.device)
+        key = (site.frames, site.clip_frames, site.latent_time, q.device)
         for part in self.planned(self._parts, *key):
             span = self.schedule.span(part.prompt)
             keys, values = (_rows_of(tensor, site, part.index)[:, :, span] for tensor in (k, v))
@@ -215,26 +215,26 @@ class PromptSchedulePatch(AttentionPatch):
             _add(out, result, site, part)
 
     def _parts(
-        self, frames: tuple[int, ...], clip_frames: int, time_factor: int | None, device: torch.device
+        self, frames: tuple[int, ...], clip_frames: int, latent_time: LatentTime | None, device: torch.device
     ) -> tuple[PromptPart, ...]:
-        return tuple(prompt_parts(self.schedule, frames, clip_frames, time_factor, device))
+        return tuple(prompt_parts(self.schedule, frames, clip_frames, latent_time, device))
 
 
 def prompt_parts(
     schedule: PromptSchedule,
     frames: Sequence[int],
     clip_frames: int,
-    time_factor: int | None,
+    latent_time: LatentTime | None,
     device: torch.device | str,
 ) -> Iterator[PromptPart]:
     """Say for each prompt which frames of a call it holds for; prompts of other frames are left out.
 
     Args:
         schedule: of the whole clip.
-        frames, clip_frames, time_factor: see ``AttentionSite``.
+        frames, clip_frames, latent_time: see ``AttentionSite``.
         device: of the weights.
     """
-    weights = schedule.weights(clip_frames, time_factor)[list(frames)]
+    weights = schedule.weights(clip_frames, latent_time)[list(frames)]
     for prompt, column in enumerate(weights.T):
         places = tuple(int(place) for place in column.nonzero())
         if places:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, NamedTuple, TypeAlias
 
+from .latent_time import LatentTime
+
 AttentionKind = Literal["self", "cross", "temporal", "joint"]
 FoldedAxis = Literal["none", "frames", "positions"]
 # Batch rows that a patch may change: those of the positive prompt alone, or those of the negative one too.
@@ -88,8 +90,8 @@ class AttentionSite:
         sigma: noise level, in the model's own units.
         extent: (rows, columns) of the grid that the picture fills, as (7.5, 13) of (8, 13) cells where the size of the
             latents is not a multiple of the patch and the model pads; None when it fills all.
-        time_factor: pixel frames per latent frame of the model's autoencoder, where the first frame stands alone; None
-            when unknown: then the numbers of masks and frames decide.
+        latent_time: how many frames of the video each latent frame covers; None when unknown: then the numbers of masks
+            and frames decide. Where a token covers several latent frames, ``frames`` names the first of them.
         query_frames: index in the whole clip of the frames whose video tokens are queries, where a patch lets some
             frames meet others; ``grid`` and ``frames`` then count those of the keys. None where they are the same.
         key_video: the part of the key sequence that holds video tokens; None where it is ``video``.
@@ -115,7 +117,7 @@ class AttentionSite:
     progress: float
     sigma: float
     extent: tuple[float, float] | None = None
-    time_factor: int | None = None
+    latent_time: LatentTime | None = None
     query_frames: tuple[int, ...] | None = None
     key_video: Span | None = None
     text_part: tuple[int, int] | None = None
@@ -154,7 +156,14 @@ def chunk_site(site: AttentionSite, chunk: int) -> AttentionSite:
     )
 
 
-# Called with the lengths of the query and the key sequence of each attention call and its ``transformer_options``, in
-# the order in which a model makes them; returns where that call stands, or None where nothing is known of it and it
-# is left alone.
-SiteFinder: TypeAlias = Callable[[int, int, Mapping[str, Any]], AttentionSite | None]
+class CallSize(NamedTuple):
+    """Lengths of the query and the key sequence of an attention call, and channels of all heads of a query together."""
+
+    queries: int
+    keys: int
+    width: int
+
+
+# Called with the size of each attention call and its ``transformer_options``, in the order in which a model makes them;
+# returns where that call stands, or None where nothing is known of it and it is left alone.
+SiteFinder: TypeAlias = Callable[[CallSize, Mapping[str, Any]], AttentionSite | None]

@@ -265,7 +265,7 @@ class PatchStack:
 
     def _find(self, finder: SiteFinder, call: AttentionCall, options: Mapping[str, Any]) -> AttentionSite | None:
         """Ask where a call stands; None too when its batch is not the one that the model was called with."""
-        site = finder(*call.lengths, options)
+        site = finder(call.size, options)
         if site is None or call.q.shape[0] == site.rows.total:
             return site
         if site.kind not in self._warned:

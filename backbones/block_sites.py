@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 
 import torch
 
-from ..attention_patches.site import SITE_KEY, AttentionSite
+from ..attention_patches.site import SITE_KEY, AttentionSite, CallSize
 from .family import BlockPlace, Family, ModelCall, places
 
 BlockKey: TypeAlias = tuple[str, int]
@@ -35,16 +35,23 @@ class ExpectedCall:
         queries, keys: lengths of its sequences.
         site: where it stands; None for calls that are left alone, as those with image tokens.
         block: the number that the host gives the block, in a sequence of several blocks.
+        width: channels of all heads of a query, where a block makes calls of several widths; None is any.
     """
 
     queries: int
     keys: int
     site: AttentionSite | None
     block: int | None = None
+    width: int | None = None
+
+    def is_like(self, size: CallSize) -> bool:
+        """Say whether a call of this size may be this one."""
+        same_width = self.width is None or self.width == size.width
+        return same_width and (self.queries, self.keys) == (size.queries, size.keys)
 
 
 class SiteSequence:
-    """Finds sites by the order and the lengths of the calls that a block makes.
+    """Finds sites by the order and the sizes of the calls that a block makes.
 
     Both are needed: text may be as long as the video, and another pack may leave a call out. Where the calls of several
     blocks are expected and the host says which one is running, only that block's are considered: another pack may leave
@@ -62,16 +69,16 @@ class SiteSequence:
         for kind in {wanted.site.kind for wanted in expected if wanted.site is not None}:
             call.expected(kind)
 
-    def __call__(self, queries: int, keys: int, options: Mapping[str, Any]) -> AttentionSite | None:
-        """Return the site of a call with these lengths, or None when it is none of the expected ones.
+    def __call__(self, size: CallSize, options: Mapping[str, Any]) -> AttentionSite | None:
+        """Return the site of a call of this size, or None when it is none of the expected ones.
 
         Args:
-            queries, keys: lengths of the sequences of the call.
+            size: of the call.
             options: ``transformer_options`` of the call; some hosts say in ``block_index`` which block is running.
         """
         for index in self._indices(options.get("block_index")):
             call = self._expected[index]
-            if (call.queries, call.keys) == (queries, keys):
+            if call.is_like(size):
                 self._next = index + 1
                 if call.site is not None:
                     self._found(call.site.kind)

@@ -16,6 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..attention_patches.latent_time import LatentTime
 from ..attention_patches.site import AttentionKind, AttentionSite, BatchRows, FoldedAxis, Span
 from ..prompt_text.token_places import NOT_OF_PROMPT
 
@@ -52,8 +53,8 @@ class ModelCall:
     """One call of a diffusion model, as the host makes it.
 
     Attributes:
-        latents: size of the latents in flight, [B, C, T, h, w] or [B * T, C, h, w]; a context window has a part of the
-            clip only.
+        latents: size of the video latents in flight, [B, C, T, h, w] or [B * T, C, h, w]; a context window has a part
+            of the clip only.
         text_length: tokens of the text in flight, 0 without any.
         extras: the model's further inputs by name (``clip_fea``, ``keyframe_idxs`` ...).
         chunks: conditional (0) or unconditional (1), per chunk of the batch.
@@ -96,7 +97,7 @@ class Family(ABC):
 
     Attributes:
         name: for messages and tables.
-        time_factor: pixel frames per latent frame, the first one alone; 1 where each picture is a latent frame.
+        latent_time: how many frames of the video each latent frame covers.
         trained_frames: latent frames of the clips that most models of the family were trained on; ``native_frames``
             looks at the model itself.
         frame_axis: of the latents: 2 in [B, C, T, h, w], 0 in [B * T, C, h, w].
@@ -106,17 +107,19 @@ class Family(ABC):
         block_list: name of the list of blocks in the network.
         parts: names of all submodules that a network of the family may have at its top. A network with others is a
             model of another making, whose tokens may stand elsewhere; empty where ``fits`` knows it otherwise.
+        reads_weights: whether parentheses in a prompt are weights to its text encoder, and not words.
         joint_text: whether text and video attend to each other in one sequence; else cross-attention reads the text.
     """
 
     name: str
-    time_factor: int
+    latent_time: LatentTime
     trained_frames: int
     frame_axis: int = 2
     encoders: tuple[str, ...] = ()
     finds_sites: bool = True
     block_list: str = "blocks"
     parts: frozenset[str] = frozenset()
+    reads_weights: bool = True
     joint_text: bool = False
 
     def fits(self, network: Any) -> bool:
@@ -220,8 +223,12 @@ class Family(ABC):
             progress=call.progress,
             sigma=call.sigma,
             extent=grid.filled,
-            time_factor=self.time_factor,
+            latent_time=self.latent_time,
         )
+
+    def text_rows(self, length: int) -> int:
+        """How many rows of text the blocks see of a text embedding of a length; more, where a model adds its own."""
+        return length
 
     def text_ids(self, tokens: Mapping[str, Any], length: int = 0) -> list[int]:
         """Token ids of the text sequence as the model sees it; see ``flat_ids``.

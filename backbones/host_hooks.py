@@ -25,6 +25,7 @@ from ..attention_patches.stack import PatchStack
 from ..video_models.sampling.window_frames import CALL_FRAMES_KEY, window_frames
 from .block_sites import BlockMarkers
 from .family import Family, ModelCall, text_tokens
+from .nested_latents import SHAPES_KEY, video_size
 from .override_chain import STACKS_KEY, OverrideChain, hung_stacks
 from .window_runs import check_window_call, kept_pictures_note, pictures_beside, prepare_windows
 
@@ -153,20 +154,21 @@ def _run(executor: Any, family: Family, network: Any, noise: Tensor, *args: Any,
     guider = executor.class_obj
     extras = film_extras(guider.conds)
     leading_frames = family.leading_frames(network, extras)
-    film_frames = family.film_frames(network, noise.shape, extras) - leading_frames
+    size = video_size(noise, kwargs.get(SHAPES_KEY))
+    film_frames = family.film_frames(network, size, extras) - leading_frames
     facts = RunFacts(film_frames, prompt_names(guider.conds), leading_frames)
     options = guider.model_options.setdefault("transformer_options", {})
     options[RUN_KEY] = facts
     prepare_windows(guider.model_options, noise)
     positive = [cond for cond in guider.conds.get("positive") or () if cond.get("uuid") in facts.prompts]
-    lengths = {facts.prompts[cond["uuid"]]: cond["cross_attn"].shape[1] for cond in positive}
+    lengths = {facts.prompts[cond["uuid"]]: family.text_rows(cond["cross_attn"].shape[1]) for cond in positive}
     sampler = args[1] if len(args) > 1 else kwargs.get("sampler")
     sigmas = args[2] if len(args) > 2 else kwargs.get("sigmas")
     problem = family.sampler_problem(network, sampler)
     if problem:
         raise ModelNotSupported(problem)
     progress = _steps(facts, guider.model_patcher.get_model_object("model_sampling"), sigmas)
-    about = Run(film_frames, noise.shape[-2], noise.shape[-1], family.time_factor, lengths, progress)
+    about = Run(film_frames, size[-2], size[-1], family.latent_time, lengths, progress)
     for stack in options.get(STACKS_KEY, ()):
         for patch in stack.patches:
             patch.check_run(about)
@@ -211,7 +213,8 @@ def _call_model(
     chunks = tuple(options.get("cond_or_uncond") or (0,))
     extras = {**kwargs, "control": control}
     sigma = float(t.flatten()[0])
-    per_chunk = (x.shape[0] // len(chunks), *x.shape[1:]) if family.frame_axis == 0 else tuple(x.shape)
+    size = video_size(x, extras.get(SHAPES_KEY))
+    per_chunk = (size[0] // len(chunks), *size[1:]) if family.frame_axis == 0 else size
     film_frames = family.film_frames(network, per_chunk, extras)
     check_window_call(executor.class_obj, x, len(chunks), options, extras)
     pictures = pictures_beside(film_frames, c_concat, extras)
@@ -221,7 +224,7 @@ def _call_model(
     leading_frames, frames = split_frames(window_frames(options, film_frames, pictures), facts.leading_frames)
     clip_frames = facts.film_frames or max(frames, default=0) + 1
     call = ModelCall(
-        latents=tuple(x.shape),
+        latents=size,
         text_length=text_tokens(c_crossattn),
         extras=extras,
         chunks=chunks,

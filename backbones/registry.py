@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..attention_patches.errors import ModelNotSupported
+from ..attention_patches.latent_time import LatentTime, causal
 from ..attention_patches.patch import Patch
 from .families.cogvideox import CogVideoX
 from .families.cosmos import Cosmos, CosmosPredict2
@@ -40,6 +41,16 @@ def diffusion_model(model: Any) -> Any:
 def family_of(network: Any) -> Family | None:
     """The family of a diffusion model, or None when its attention calls are not known."""
     return next((family for family in FAMILIES if family.fits(network)), None)
+
+
+def latent_time_of(model: Any) -> LatentTime | None:
+    """How a ComfyUI model counts time: as its family says, else as the host does; None where neither is known."""
+    family = family_of(diffusion_model(model))
+    if family is not None:
+        return family.latent_time
+    # Older hosts say nothing, and 1 is also said of video models that nobody has looked at.
+    factor = getattr(model.get_model_object("latent_format"), "temporal_downscale_ratio", 1)
+    return causal(factor) if factor > 1 else None
 
 
 def supported_models(families: Iterable[Family] = FAMILIES) -> str:

@@ -254,7 +254,7 @@ class DenseBias:
             from mask_guided_video.attention_patches.guidance.regions import MaskPyramid
 
             pyramid = MaskPyramid(self.guide.masks, self.guide.mode.hard)
-            size = (*site.grid[1:], site.clip_frames, site.extent, site.time_factor)
+            size = (*site.grid[1:], site.clip_frames, site.extent, site.latent_time)
             member = pyramid.regions(*size).objects[0].flatten(1)
             folded = {"none": member.flatten()[None], "frames": member, "positions": member.T}[site.rows.folded]
             bias = torch.zeros(len(folded), 1, q.shape[2], keys, dtype=q.dtype, device=q.device)

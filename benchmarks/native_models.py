@@ -224,6 +224,7 @@ def one_attention(stack: Any, qkv: Sequence[Tensor], heads: int, site: Any, kern
 
 def film_site(grid: tuple[int, int, int]) -> Any:
     """The site of Wan's self-attention."""
+    from mask_guided_video.attention_patches.latent_time import causal
     from mask_guided_video.attention_patches.site import AttentionSite, BatchRows, Span
 
     return AttentionSite(
@@ -240,7 +241,7 @@ def film_site(grid: tuple[int, int, int]) -> Any:
         rows=BatchRows(),
         progress=PROGRESS,
         sigma=1.0,
-        time_factor=4,
+        latent_time=causal(4),
     )
 
 

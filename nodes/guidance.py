@@ -268,4 +268,5 @@ class PreviewGuide(io.ComfyNode):
         family, network = require_supported(model)
         samples = checked_latents(latent, dimensions=4 if family.frame_axis == 0 else 5)
         grids = family.grids(network, samples.shape, {})
-        return io.NodeOutput(guide_pictures(guide, grids, family.time_factor, size))
+        frames = family.film_frames(network, samples.shape, {})
+        return io.NodeOutput(guide_pictures(guide, grids, family.latent_time, frames, size))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from comfy_api.latest import io
 from torch import Tensor
 
 from ..attention_patches.checks import check_shape
 from ..attention_patches.guidance.regions import pool_time
+from ..attention_patches.latent_time import LatentTime
+from ..backbones.nested_latents import with_video, zeros_like
+from ..backbones.registry import latent_time_of
 from ..host.sampling.comfy_sampling import SamplerSettings, checked_latents, sample_film
 from ..video_models.sampling.background_lock import lock_mask
 from .support.inputs import decimal_input, masks_of
@@ -91,10 +93,13 @@ class Regenerate(io.ComfyNode):
         if mode not in MODES:
             raise ValueError(f"mode is {mode!r}; choose one of {', '.join(MODES)}.")
         samples = checked_latents(latent)
-        start = {**latent, "samples": samples if mode == "refine" or background_lock else torch.zeros_like(samples)}
+        kept = mode == "refine" or background_lock
+        start = {**latent, "samples": latent["samples"] if kept else zeros_like(latent["samples"])}
         start.pop("noise_mask", None)
         if background_lock:
-            start["noise_mask"] = free_region(mask, samples, lock_grow, lock_blur)
+            # Sound is of what stays.
+            region = free_region(mask, samples, lock_grow, lock_blur, latent_time_of(model))
+            start["noise_mask"] = with_video(zeros_like(latent["samples"]), region)
         if mode != "same_noise":
             noise = SeededVideoNoise(seed, "plain", 16, 4, 0.0)
         settings = SamplerSettings(steps, cfg, sampler_name, scheduler, strength if mode == "refine" else 1.0)
@@ -132,7 +137,9 @@ def _lock_inputs() -> list[io.Input]:
     ]
 
 
-def free_region(mask: Tensor | None, samples: Tensor, grow: int, blur: int) -> Tensor:
+def free_region(
+    mask: Tensor | None, samples: Tensor, grow: int, blur: int, latent_time: LatentTime | None = None
+) -> Tensor:
     """Where a locked video may change: [1, 1, T, h, w].
 
     Raises:
@@ -145,4 +152,4 @@ def free_region(mask: Tensor | None, samples: Tensor, grow: int, blur: int) -> T
         raise ValueError("background_lock is on but the mask is empty: nothing could change; turn the lock off.")
     frames, height, width = samples.shape[2:]
     check_shape("the masks are", masks.shape[1:], (height, width), "video's latents")
-    return lock_mask(pool_time(masks[None], frames)[0], height, width, grow, blur)
+    return lock_mask(pool_time(masks[None], frames, latent_time=latent_time)[0], height, width, grow, blur)

@@ -9,10 +9,11 @@ from typing import Any
 import comfy.model_management as management
 import folder_paths
 import torch
+from comfy.sample import prepare_noise
 from comfy.samplers import KSampler
 from comfy_api.latest import io
-from torch import Tensor
 
+from ..backbones.nested_latents import is_nested, with_video
 from ..host.models.loading import load_lavie_file, load_native_toybox
 from ..host.sampling.comfy_sampling import SamplerSettings, sample_film
 from ..perception.mask_stack import too_large
@@ -36,14 +37,20 @@ class SeededVideoNoise:
     stride: int
     shared: float
 
-    def generate_noise(self, input_latent: dict[str, Any]) -> Tensor:
+    def generate_noise(self, input_latent: dict[str, Any]) -> Any:
         """Noise of the latent's size, on the CPU. ``batch_index`` picks samples of a larger batch."""
-        size = tuple(input_latent["samples"].shape)
+        samples = input_latent["samples"]
+        size = tuple(samples.shape)
         indices = input_latent.get("batch_index")
         if indices is not None:
             size = (max(indices) + 1, *size[1:])
         noise = video_noise(size, self.seed, self.mode, window=self.window, stride=self.stride, shared=self.shared)
-        return noise if indices is None else mark_rescheduled(noise[list(indices)], is_rescheduled(noise))
+        if indices is not None:
+            noise = mark_rescheduled(noise[list(indices)], is_rescheduled(noise))
+        if not is_nested(samples):
+            return noise
+        # Sound is drawn as core draws it: on from where the video's noise ended.
+        return mark_rescheduled(with_video(prepare_noise(samples, self.seed, indices), noise), is_rescheduled(noise))
 
 
 class LoadVideoModel(io.ComfyNode):

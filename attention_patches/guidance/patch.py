@@ -14,6 +14,7 @@ from torch import Tensor
 from ..checks import check_film
 from ..errors import GuideError
 from ..frame_keys import FirstFrameKeys, FirstFrameKeysPatch
+from ..latent_time import latent_frame_groups
 from ..patch import Attend, AttentionPatch, Run, check_site, chosen_chunks
 from ..site import CONDITIONAL, AttentionSite, Span, chunk_site
 from .boxes import box_masks, mask_boxes
@@ -21,7 +22,7 @@ from .call import CallTensors, ModeCall
 from .guide import Guide
 from .modes.mode import MaskMode
 from .plan import Plan, make_plan
-from .regions import MaskPyramid, Regions, latent_frame_groups, pool_time
+from .regions import MaskPyramid, Regions, pool_time
 from .text_spans import TextSpans
 
 logger = logging.getLogger(__name__)
@@ -101,7 +102,7 @@ class GuidePatch(AttentionPatch):
         """
         if not self.guide.is_active:
             return
-        check_film(self.guide.masks, run.clip_frames, run.height, run.width, run.time_factor)
+        check_film(self.guide.masks, run.clip_frames, run.height, run.width, run.latent_time)
         if self.text_spans is not None and self.guide.mode.uses_words:
             _check_text(self.text_spans, run)
         for sentence in idle_steps(self.guide, run.progress):
@@ -235,21 +236,21 @@ class GuidePatch(AttentionPatch):
             self._pyramids[filled] = pyramid
         height, width = site.grid[1:]
         return self._pyramids[filled].regions(
-            height, width, site.clip_frames, site.extent, site.time_factor, site.level
+            height, width, site.clip_frames, site.extent, site.latent_time, site.level
         )
 
     def _boxes(self, site: AttentionSite) -> Tensor:
         """Boxes of the whole clip, [R, clip frames, 4]."""
-        key = (site.clip_frames, site.time_factor)
+        key = (site.clip_frames, site.latent_time)
         if key not in self._clip_boxes:
-            masks = pool_time(self.guide.masks, site.clip_frames, self.guide.time_pooling, site.time_factor)
+            masks = pool_time(self.guide.masks, site.clip_frames, self.guide.time_pooling, site.latent_time)
             self._clip_boxes[key] = mask_boxes(masks)
         return self._clip_boxes[key]
 
     def _frame_strength(self, site: AttentionSite, frames: Sequence[int]) -> Tensor:
         """Strength of the guide in some frames of the clip: the mean of what the pixel frames of each have."""
         values = torch.tensor(self.guide.frame_strength or (1.0,))
-        groups = latent_frame_groups(len(values), site.clip_frames, site.time_factor)
+        groups = latent_frame_groups(len(values), site.clip_frames, site.latent_time)
         clip = torch.stack([values[group.start : group.stop].mean() for group in groups])
         return self.guide.strength * clip[list(frames)]
 

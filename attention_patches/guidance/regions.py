@@ -11,14 +11,13 @@ from torch import Tensor
 from torch.nn.functional import adaptive_max_pool2d, interpolate, pad
 
 from ..errors import GuideError
+from ..latent_time import LatentTime, latent_frame_groups
 
 TimePooling = Literal["max", "mean", "min", "first", "last"]
 MaskRule = Literal["area", "strided", "nearest", "bilinear_gt0", "maxpool"]
 
 # A cell belongs to an object when the object covers at least this part of it.
 FOREGROUND = 0.5
-# Pixel frames per latent frame of the causal video autoencoders in use; the first frame stands alone.
-CAUSAL_FACTORS = (2, 4, 6, 8, 16)
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,45 +63,9 @@ class Regions:
         return Regions(self.objects[:, index], self.present[:, index])
 
 
-def latent_frame_groups(mask_frames: int, clip_frames: int, time_factor: int | None = None) -> list[range]:
-    """Say which mask frames each frame of the clip covers.
-
-    Equal counts match one to one and a single mask serves every frame. Otherwise the masks are pixel frames of a
-    causal video autoencoder with factor k: latent frame 0 covers pixel frame 0, latent frame j covers pixel frames
-    k * (j - 1) + 1 to k * j.
-
-    Args:
-        mask_frames: number of masks.
-        clip_frames: number of (latent) frames of the whole clip.
-        time_factor: k of the model in use; None tries all that are in use.
-
-    Raises:
-        GuideError: the counts fit in none of these ways; the message names those that do.
-    """
-    if mask_frames == clip_frames:
-        return [range(frame, frame + 1) for frame in range(clip_frames)]
-    if mask_frames == 1:
-        return [range(1)] * clip_frames
-    factors = CAUSAL_FACTORS if time_factor is None else (time_factor,)
-    for factor in factors:
-        if mask_frames == factor * (clip_frames - 1) + 1:
-            later = [range(factor * (frame - 1) + 1, factor * frame + 1) for frame in range(1, clip_frames)]
-            return [range(1), *later]
-    if time_factor is None:
-        fitting = ", ".join(str(factor * (clip_frames - 1) + 1) for factor in CAUSAL_FACTORS[1:4])
-        raise GuideError(
-            f"{mask_frames} mask frames do not fit a clip of {clip_frames} frames; give 1 or {clip_frames} masks, or "
-            f"as many as the pixel frames of a causal video autoencoder ({fitting} at factors 4, 6, 8)."
-        )
-    pixels = time_factor * (clip_frames - 1) + 1
-    valid = " or ".join(str(count) for count in sorted({1, clip_frames, pixels}))
-    counts = f"a clip of {clip_frames} frames"
-    if time_factor > 1:
-        counts = f"a clip of {clip_frames} latent frames ({pixels} frames of film, always {time_factor} * n + 1)"
-    raise GuideError(f"{mask_frames} mask frames do not fit {counts}; give {valid} masks.")
-
-
-def pool_time(masks: Tensor, clip_frames: int, pooling: TimePooling = "max", time_factor: int | None = None) -> Tensor:
+def pool_time(
+    masks: Tensor, clip_frames: int, pooling: TimePooling = "max", latent_time: LatentTime | None = None
+) -> Tensor:
     """Bring masks [R, F, H, W] to the frames of the clip, [R, clip_frames, H, W].
 
     Args:
@@ -110,14 +73,14 @@ def pool_time(masks: Tensor, clip_frames: int, pooling: TimePooling = "max", tim
         clip_frames: frames of the whole clip as the model counts them.
         pooling: how the pixel frames of one latent frame become one: their ``max`` (union), ``mean``, ``min``,
             ``first`` or ``last``.
-        time_factor: see ``latent_frame_groups``.
+        latent_time: see ``latent_frame_groups``.
 
     Raises:
         GuideError: an unknown pooling, or frame counts that do not fit (see ``latent_frame_groups``).
     """
     if pooling not in get_args(TimePooling):
         raise GuideError(f"time pooling is {pooling!r}; choose one of {', '.join(get_args(TimePooling))}.")
-    groups = latent_frame_groups(masks.shape[1], clip_frames, time_factor)
+    groups = latent_frame_groups(masks.shape[1], clip_frames, latent_time)
     pooled = []
     for group in groups:
         frames = masks[:, group.start : group.stop]
@@ -269,7 +232,7 @@ class MaskPyramid:
         width: int,
         clip_frames: int,
         extent: tuple[float, float] | None = None,
-        time_factor: int | None = None,
+        latent_time: LatentTime | None = None,
         level: int = 0,
     ) -> Regions:
         """Return the regions of the whole clip on a grid of ``height`` x ``width`` cells.
@@ -277,15 +240,15 @@ class MaskPyramid:
         Args:
             height, width: of the grid.
             clip_frames: frames of the whole clip as the model counts them.
-            extent, time_factor, level: see ``AttentionSite``.
+            extent, latent_time, level: see ``AttentionSite``.
 
         Raises:
             GuideError: the masks' frames do not fit the clip (see ``latent_frame_groups``).
         """
-        key = (height, width, clip_frames, extent, time_factor, level)
+        key = (height, width, clip_frames, extent, latent_time, level)
         found = self._levels.get(key)
         if found is None:
-            masks = pool_time(self.masks, clip_frames, self.time_pooling, time_factor)
+            masks = pool_time(self.masks, clip_frames, self.time_pooling, latent_time)
             pooled, present = guard_thin_objects(self._pool(masks, height, width, extent, level), masks)
             objects = split_overlaps(pooled, self.hard) if self.apart else self._overlapping(pooled)
             # An object that later ones cover completely is in the frame no more.

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from ...attention_patches.free_long import FreeLongPatch
-from ...attention_patches.site import SITE_KEY, AttentionSite, Span
+from ...attention_patches.site import SITE_KEY, AttentionSite, CallSize, Span
 from ...attention_patches.stack import Override, PatchStack
 from ..family import BlockPlace, Family, ModelCall, has_parts
 from ..override_chain import STACKS_KEY
@@ -204,11 +204,11 @@ class MotionSites:
             return function
         frames = site.grid[0]
 
-        def find(queries: int, keys: int, options: Mapping[str, Any]) -> AttentionSite | None:
-            if (queries, keys) != (frames, frames):
+        def find(size: CallSize, options: Mapping[str, Any]) -> AttentionSite | None:
+            if (size.queries, size.keys) != (frames, frames):
                 call.note(
-                    f"motion modules see {queries} of {frames} frames at a time (view options of AnimateDiff-Evolved), "
-                    "so FreeLong and guidance have no effect in them; take the view options out."
+                    f"motion modules see {size.queries} of {frames} frames at a time (view options of "
+                    "AnimateDiff-Evolved), so FreeLong and guidance have no effect in them; take the view options out."
                 )
                 return None
             call.found(site.kind)

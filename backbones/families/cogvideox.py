@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ...attention_patches.latent_time import causal
 from ...attention_patches.site import SITE_KEY, Span
 from ..block_sites import BlockMarkers, ExpectedCall, SiteSequence
 from ..family import Family, ModelCall, TokenGrid, children, has_parts, patched_grid, places
@@ -21,7 +22,7 @@ class CogVideoX(Family):
     """CogVideoX 1.0, text- and image-to-video."""
 
     name = "CogVideoX 1.0"
-    time_factor = 4
+    latent_time = causal(4)
     trained_frames = 13
     encoders = ("t5xxl",)
     joint_text = True

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ...attention_patches.latent_time import causal
 from ...attention_patches.site import SITE_KEY, Span
 from ..block_sites import BlockMarkers, ExpectedCall, SiteSequence
 from ..family import Family, ModelCall, TokenGrid, children, has_parts, patched_grid, places
@@ -20,7 +21,7 @@ class Cosmos(Family):
     """Cosmos 1 (autoencoder with factor 8)."""
 
     name = "Cosmos"
-    time_factor = 8
+    latent_time = causal(8)
     trained_frames = 16
     encoders = ("t5xxl",)
     parts = frozenset(
@@ -67,7 +68,7 @@ class CosmosPredict2(Cosmos):
     """Cosmos Predict2 (Wan's autoencoder, with factor 4)."""
 
     name = "Cosmos Predict2"
-    time_factor = 4
+    latent_time = causal(4)
     trained_frames = 24
 
     @staticmethod

@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ...attention_patches.latent_time import causal
 from ...attention_patches.site import Span
 from ...prompt_text.token_places import NOT_OF_PROMPT
 from ..block_sites import BlockKey, ExpectedCall, MarkedFamily, SiteSequence
@@ -32,7 +33,7 @@ class HunyuanVideo(MarkedFamily):
     """HunyuanVideo's text- and image-to-video transformers."""
 
     name = "HunyuanVideo"
-    time_factor = 4
+    latent_time = causal(4)
     trained_frames = 33
     encoders = ("llama",)
     joint_text = True

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ...attention_patches.latent_time import PICTURES
 from ...video_models.lavie.sites import transformer_places
 from ...video_models.lavie.unet import LaVieUNet
 from ...video_models.lavie.upscaler import UpscalerUNet
@@ -15,7 +16,7 @@ class LaVie(Family):
     """LaVie's base model, interpolation model and upscaler: self-attention per frame and over time, cross-attention."""
 
     name = "LaVie"
-    time_factor = 1
+    latent_time = PICTURES
     trained_frames = 16
     encoders = ("t5", "l", "h")
     finds_sites = False

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ...attention_patches.latent_time import causal
 from ...attention_patches.site import Span
 from ..block_sites import ExpectedCall, MarkedFamily, SiteSequence
 from ..family import BlockPlace, ModelCall, TokenGrid, children, has_parts, patched_grid
@@ -21,7 +22,7 @@ class LTXVideo(MarkedFamily):
     """LTX-Video 0.9 transformers."""
 
     name = "LTX-Video"
-    time_factor = 8
+    latent_time = causal(8)
     trained_frames = 16
     encoders = ("t5xxl",)
     block_list = "transformer_blocks"

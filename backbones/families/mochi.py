@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ...attention_patches.latent_time import causal
 from ...attention_patches.site import Span
 from ..block_sites import ExpectedCall, MarkedFamily, SiteSequence
 from ..family import BlockPlace, ModelCall, TokenGrid, children, has_parts, patched_grid
@@ -19,7 +20,7 @@ class Mochi(MarkedFamily):
     """Mochi 1."""
 
     name = "Mochi"
-    time_factor = 6
+    latent_time = causal(6)
     trained_frames = 28
     encoders = ("t5xxl",)
     joint_text = True

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...attention_patches.site import SITE_KEY, AttentionSite, Span
+from ...attention_patches.latent_time import PICTURES
+from ...attention_patches.site import SITE_KEY, AttentionSite, CallSize, Span
 from ..family import Family, ModelCall, TokenGrid, has_parts, places
 from ..unet_blocks import HostBlock, unet_blocks, unet_grid
 from .animatediff import LAYERS_KEY, MotionSites, motion_block_names, note_still_film
@@ -72,7 +73,7 @@ class StableDiffusion(Family):
     """Stable Diffusion 1.5 and SDXL, plain or under AnimateDiff."""
 
     name = "SD1.5 / SDXL"
-    time_factor = 1
+    latent_time = PICTURES
     trained_frames = 16
     frame_axis = 0
     encoders: tuple[str, ...] = ("l", "g")
@@ -144,9 +145,9 @@ class UNetSites:
     def __deepcopy__(self, memo: dict[int, Any]) -> UNetSites:
         return self
 
-    def __call__(self, queries: int, keys: int, options: Mapping[str, Any]) -> AttentionSite | None:
+    def __call__(self, size: CallSize, options: Mapping[str, Any]) -> AttentionSite | None:
         """Return the announced site if the call has its lengths; once, for other packs add calls of their own."""
-        if self._announced is None or self._announced[0] != (queries, keys):
+        if self._announced is None or self._announced[0] != (size.queries, size.keys):
             return None
         site, self._announced = self._announced[1], None
         self._call.found(site.kind)

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from ...attention_patches.latent_time import causal
 from ...attention_patches.site import Span
 from ..block_sites import ExpectedCall, MarkedFamily, SiteSequence
 from ..family import BlockPlace, ModelCall, TokenGrid, children, has_parts, patched_grid
@@ -31,7 +32,7 @@ class Wan(MarkedFamily):
     """The Wan transformers whose blocks ComfyUI lets packs wrap."""
 
     name = "Wan 2.1 / 2.2"
-    time_factor = 4
+    latent_time = causal(4)
     trained_frames = 21
     encoders = ("umt5xxl",)
     parts = frozenset(

@@ -63,21 +63,25 @@ def _located(
     clip: Any, family: Family, ids: Sequence[int], prompt: str, phrases: Sequence[str], background_phrase: str = ""
 ) -> TextSpans:
     """Where phrases stand among the token ids of a prompt."""
-    parts = plain_parts(prompt)
-    *words, background = ("".join(plain_parts(phrase)) for phrase in (*phrases, background_phrase))
+    take_apart = plain_parts if family.reads_weights else _whole
+    parts = take_apart(prompt)
+    *words, background = ("".join(take_apart(phrase)) for phrase in (*phrases, background_phrase))
+    # The model sees rows of its own after those of the text.
+    ids = [*ids, *[NOT_OF_PROMPT] * (family.text_rows(len(ids)) - len(ids))]
 
     def read(text: str) -> list[int]:
         found = family.text_ids(clip.tokenize(text, return_word_ids=True))
         return [token for token in found if token != NOT_OF_PROMPT]
 
     def as_beginning(text: str) -> list[int]:
-        return read(_escape(text))
+        return read(_escape(text) if family.reads_weights else text)
 
     def as_weighted(text: str) -> list[int]:
         # Weighted texts are tokenized apart from what stands before them, a template's words too.
         return read(f"({_escape(text)}:1.0)")
 
-    spans = locate_phrases(ids, parts, (as_beginning, as_weighted), words, background)
+    tokenizers = (as_beginning, as_weighted) if family.reads_weights else (as_beginning,)
+    spans = locate_phrases(ids, parts, tokenizers, words, background)
     return replace(spans, phrases=tuple(phrases))
 
 
@@ -134,6 +138,11 @@ def plain_parts(prompt: str) -> list[str]:
     from comfy.sd1_clip import escape_important, token_weights, unescape_important
 
     return [unescape_important(text) for text, _ in token_weights(escape_important(prompt), 1.0)]
+
+
+def _whole(text: str) -> list[str]:
+    """A text as one part, for encoders that know no weights."""
+    return [text]
 
 
 def _escape(text: str) -> str:

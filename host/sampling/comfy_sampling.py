@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
+from ...backbones.nested_latents import is_nested, video_of, with_video
 from ...backbones.window_runs import shuffle_once
 from ...video_models.sampling.noise import is_rescheduled
 
@@ -32,7 +33,7 @@ class SamplerSettings:
 
 
 def checked_latents(latent: dict[str, Any], name: str = "latent", dimensions: int = 5) -> Tensor:
-    """The samples of a LATENT of video.
+    """The samples of a LATENT of video; the video where it has sound beside it.
 
     Args:
         latent: ComfyUI's dict.
@@ -42,7 +43,7 @@ def checked_latents(latent: dict[str, Any], name: str = "latent", dimensions: in
     Raises:
         ValueError: if they have another number of dimensions, or are not finite.
     """
-    samples = latent["samples"]
+    samples = video_of(latent["samples"])
     if samples.ndim != dimensions:
         wanted = {
             5: "video latents [batch, channels, frames, height, width], for example from Video Noise",
@@ -76,17 +77,18 @@ def sample_film(
     import comfy.utils
     import latent_preview
 
-    samples = comfy.sample.fix_empty_latent_channels(model, checked_latents(latent))
+    video = comfy.sample.fix_empty_latent_channels(model, checked_latents(latent))
+    samples = with_video(latent["samples"], video)
     result = {**latent, "samples": samples}
     start = noise.generate_noise(result)
-    if start.shape != samples.shape:
+    if is_nested(start) != is_nested(samples) or start.shape != samples.shape:
         raise ValueError(
             f"the noise has shape {tuple(start.shape)} but the latent {tuple(samples.shape)}; connect noise and latent "
             "of the same Video Noise node."
         )
     mask = latent.get("noise_mask")
     if mask is not None:
-        mask = latent_mask(mask, samples.shape)
+        mask = with_video(mask, latent_mask(video_of(mask), video.shape))
     if is_rescheduled(start):
         model = model.clone()
         shuffle_once(model.model_options, start)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ...backbones.host_hooks import film_extras
+from ...backbones.nested_latents import SHAPES_KEY, Shapes, video_in, with_video_in
 from ...backbones.registry import diffusion_model, family_of
 from ...backbones.window_runs import pictures_beside, prepare_windows
 from ...video_models.sampling.first_frame import FirstFrame
@@ -90,17 +91,18 @@ def install_first_frame_lock(model: Any, first_frame: FirstFrame, raw: Tensor | 
         executor: Any, noise: Tensor, latents: Tensor, sampler: Any, sigmas: Tensor, *args: Any, **kwargs: Any
     ) -> Any:
         guider = executor.class_obj
-        first_frame.check_film(as_film(noise).shape)
+        shapes = kwargs.get(SHAPES_KEY)
+        first_frame.check_film(as_film(video_in(noise, shapes)).shape)
         place = _place(guider)
         prepare_windows(guider.model_options, noise)
-        _lay(guider.model_options, first_frame, place)
+        _lay(guider.model_options, first_frame, place, shapes)
         # An empty latent stays as it is: the host takes one of zeros for none at all.
         if latents is not None and bool(latents.any()):
-            latents = _placed(latents, kept, place)
+            latents = with_video_in(latents, _placed(video_in(latents, shapes), kept, place), shapes)
         # With noise left over, the result is not a video yet. (Some samplers write into the levels.)
         finished = float(sigmas[-1]) == 0.0
         result = executor(noise, latents, sampler, sigmas, *args, **kwargs)
-        return _placed(result, kept, place) if finished else result
+        return with_video_in(result, _placed(video_in(result, shapes), kept, place), shapes) if finished else result
 
     locked.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, LOCK_KEY)
     locked.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, LOCK_KEY, run)
@@ -126,8 +128,15 @@ def _place(guider: Any) -> int:
     return family.leading_frames(network, film_extras(guider.conds))
 
 
-def _lay(model_options: dict[str, Any], first_frame: FirstFrame, place: int) -> None:
-    """Write into the options of one run what its calls of the model and its predictions go through."""
+def _lay(model_options: dict[str, Any], first_frame: FirstFrame, place: int, shapes: Shapes | None) -> None:
+    """Write into the options of one run what its calls of the model and its predictions go through.
+
+    Args:
+        model_options: of the run; changed in place.
+        first_frame: that is to be kept.
+        place: of it among the latents' frames.
+        shapes: of the streams of the run's latents, where these are in one pack.
+    """
     from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 
     def call_model(
@@ -141,20 +150,24 @@ def _lay(model_options: dict[str, Any], first_frame: FirstFrame, place: int) -> 
         **kwargs: Any,
     ) -> Tensor:
         options = transformer_options or {}
-        frames = x.shape[2] if x.ndim == 5 else x.shape[0] // _chunks(options)
+        own = kwargs.get(SHAPES_KEY)
+        video = video_in(x, own)
+        frames = video.shape[2] if video.ndim == 5 else video.shape[0] // _chunks(options)
         names = window_frames(options, frames, pictures_beside(frames, c_concat, kwargs))
         places = [here for here, name in enumerate(names) if name == place]
-        given = _clean_input(executor.class_obj.model_sampling, x, t, options, first_frame.latents, places)
+        sampling = executor.class_obj.model_sampling
+        given = with_video_in(x, _clean_input(sampling, video, t, options, first_frame.latents, places), own)
         return executor(given, t, c_concat, c_crossattn, control, options, **kwargs).to(x.dtype)
 
     def prediction(args: Mapping[str, Any]) -> Tensor:
         denoised = args["denoised"]
-        film = as_film(denoised)
+        film = as_film(video_in(denoised, shapes))
         video = film[:, :, place:]
         if first_frame.match_statistics:
             sigmas = args["model_options"]["transformer_options"]["sample_sigmas"]
             video = first_frame.matched(video, *_step(sigmas, args["sigma"]))
-        return like_latents(torch.cat([film[:, :, :place], first_frame.placed(video)], dim=2), denoised)
+        kept = torch.cat([film[:, :, :place], first_frame.placed(video)], dim=2)
+        return with_video_in(denoised, like_latents(kept, video_in(denoised, shapes)), shapes)
 
     options = model_options.setdefault("transformer_options", {})
     options[FIRST_PLACE_KEY] = place

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ...attention_patches.checks import check_shape
-from ...backbones.registry import diffusion_model, family_of
+from ...backbones.nested_latents import video_of, with_video
+from ...backbones.registry import latent_time_of
 from ...video_models.sampling.first_frame import FirstFrame
 from ...video_models.sampling.noise import is_rescheduled, mark_rescheduled, plain_noise, share_first_frame
 from ...video_models.sampling.trajectory_noise import SPATIAL_CUTOFF, TEMPORAL_CUTOFF, trajectory_noise
@@ -60,8 +61,8 @@ class SharedNoise:
         """Of the noise that this one is made of."""
         return self.noise.seed
 
-    def generate_noise(self, input_latent: dict[str, Any]) -> Tensor:
-        """Noise of the latent's size, on the CPU.
+    def generate_noise(self, input_latent: dict[str, Any]) -> Any:
+        """Noise of the latent's size, on the CPU; sound beside a video keeps its own.
 
         Args:
             input_latent: LATENT with [B, C, T, h, w] or, where the batch is the video, [T, C, h, w].
@@ -70,8 +71,9 @@ class SharedNoise:
             ValueError: masks that do not fit the video, in length or in shape.
         """
         given = self.noise.generate_noise(input_latent)
-        shared = self._shared(as_film(given))
-        return mark_rescheduled(like_latents(shared, given), is_rescheduled(given))
+        video = video_of(given)
+        shared = like_latents(self._shared(as_film(video)), video)
+        return mark_rescheduled(with_video(given, shared), is_rescheduled(given))
 
     def _shared(self, film: Tensor) -> Tensor:
         if self.mode == "freetraj":
@@ -84,14 +86,13 @@ class SharedNoise:
         generator = torch.Generator("cpu").manual_seed(self.seed)
         # The same seed has most likely drawn the video's noise: go on where that ended.
         plain_noise(tuple(film.shape), generator)
-        family = None if self.model is None else family_of(diffusion_model(self.model))
         return trajectory_noise(
             film,
             self.masks,
             generator,
             spatial_cutoff=self.spatial_cutoff,
             temporal_cutoff=self.temporal_cutoff,
-            time_factor=None if family is None else family.time_factor,
+            latent_time=None if self.model is None else latent_time_of(self.model),
         )
 
     def _noised_first_frame(self, noise: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ...attention_patches.guidance.guide import Guide
+from ...attention_patches.latent_time import LatentTime
 from ...backbones.family import TokenGrid
 
 # Far apart, also for most colour-blind eyes (Okabe and Ito).
@@ -23,17 +24,20 @@ BACKGROUND_COLOUR = (0.10, 0.10, 0.13)
 BORDER_COLOUR = (0.32, 0.32, 0.36)
 
 
-def guide_pictures(guide: Guide, grids: Sequence[TokenGrid], time_factor: int, size: int) -> Tensor:
+def guide_pictures(
+    guide: Guide, grids: Sequence[TokenGrid], latent_time: LatentTime, clip_frames: int, size: int
+) -> Tensor:
     """Token regions of every frame and level.
 
     Args:
         guide: its masks are pooled as attention will pool them.
         grids: the model's, finest first.
-        time_factor: of the model's autoencoder.
+        latent_time: of the model.
+        clip_frames: latent frames of the clip.
         size: height of the pictures in pixels.
 
     Returns:
-        float [frames, size, W, 3] in 0..1, one picture per latent frame, levels side by side.
+        float [frames, size, W, 3] in 0..1, one picture per frame of tokens, levels side by side.
 
     Raises:
         ValueError: the masks' frames do not fit the clip.
@@ -45,7 +49,8 @@ def guide_pictures(guide: Guide, grids: Sequence[TokenGrid], time_factor: int, s
     for grid in grids:
         shares = torch.zeros(0, frames, grid.rows, grid.columns)
         if guide.masks.shape[0]:
-            shares = pyramid.regions(grid.rows, grid.columns, frames, grid.filled, time_factor, grid.level).objects
+            place = (grid.rows, grid.columns, clip_frames, grid.filled, latent_time, grid.level)
+            shares = pyramid.regions(*place).take(range(0, clip_frames, latent_time.span)).objects
         parts += [_enlarge(_colour(shares, frames, grid.rows, grid.columns), size), gap]
     return torch.cat(parts[:-1], dim=2).contiguous()
 

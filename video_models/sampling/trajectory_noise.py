@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ...attention_patches.checks import checked_masks
 from ...attention_patches.guidance.regions import FOREGROUND, guard_thin_objects, pool_area, pool_time
+from ...attention_patches.latent_time import LatentTime
 
 # The published filter: order of the Butterworth, and where it is down to one half, as a part of the highest frequency.
 ORDER = 4
@@ -71,13 +72,13 @@ def mix_low_frequencies(low: Tensor, high: Tensor, weights: Tensor) -> Tensor:
     return (high.double() + torch.fft.ifftn(difference, dim=(-3, -2, -1)).real).float()
 
 
-def object_boxes(masks: Tensor, frames: int, height: int, width: int, time_factor: int | None = None) -> Tensor:
+def object_boxes(masks: Tensor, frames: int, height: int, width: int, latent_time: LatentTime | None = None) -> Tensor:
     """Boxes around the objects on a grid of cells, long [R, frames, 4].
 
     Args:
         masks: [R, F, H, W] in 0..1; F as in ``latent_frame_groups``.
         frames, height, width: of the latents.
-        time_factor: see ``AttentionSite``.
+        latent_time: see ``AttentionSite``.
 
     Returns:
         First row, last row + 1, first column, last column + 1; all 0 where an object is not in a frame.
@@ -85,7 +86,7 @@ def object_boxes(masks: Tensor, frames: int, height: int, width: int, time_facto
     Raises:
         ValueError: the masks' frames do not fit those of the latents.
     """
-    masks = pool_time(masks, frames, "max", time_factor)
+    masks = pool_time(masks, frames, "max", latent_time)
     pooled, present = guard_thin_objects(pool_area(masks, height, width), masks)
     inside = (pooled >= FOREGROUND) & present[..., None, None]
     edges = []
@@ -105,7 +106,7 @@ def trajectory_noise(
     order: int = ORDER,
     spatial_cutoff: float = SPATIAL_CUTOFF,
     temporal_cutoff: float = TEMPORAL_CUTOFF,
-    time_factor: int | None = None,
+    latent_time: LatentTime | None = None,
 ) -> Tensor:
     """FreeTraj: starting noise whose low frequencies follow the objects.
 
@@ -116,7 +117,7 @@ def trajectory_noise(
             edge of the picture show the other part of its piece; where two overlap, the later object's is seen.
         generator: CPU generator; draws one piece per object and then the fresh noise.
         order, spatial_cutoff, temporal_cutoff: see ``butterworth_weights``.
-        time_factor: see ``AttentionSite``.
+        latent_time: see ``AttentionSite``.
 
     Returns:
         New tensor of the same shape and type; ``noise`` itself where no mask holds an object.
@@ -130,7 +131,7 @@ def trajectory_noise(
         )
     batch, channels, *size = noise.shape
     weights = butterworth_weights(tuple(size), order, spatial_cutoff, temporal_cutoff)
-    boxes = object_boxes(checked_masks(masks), *size, time_factor)
+    boxes = object_boxes(checked_masks(masks), *size, latent_time)
     if not bool(boxes.any()):
         return noise
     moving = noise.detach().to("cpu", torch.float32, copy=True)

@@ -21,6 +21,7 @@ from mask_guided_video.attention_patches.guidance.call import CallTensors
 from mask_guided_video.attention_patches.guidance.patch import GuidePatch
 from mask_guided_video.attention_patches.kernels.explicit import explicit_attention
 from mask_guided_video.attention_patches.kernels.torch_attention import attention, torch_attention
+from mask_guided_video.attention_patches.latent_time import PICTURES
 from mask_guided_video.attention_patches.patch import Attend, Patch, Run
 from mask_guided_video.attention_patches.site import SITE_KEY, AttentionSite, BatchRows, Span
 from mask_guided_video.attention_patches.spectral_blend import band_cutoffs, gaussian_weights
@@ -483,8 +484,8 @@ def test_bad_settings_are_named(settings: dict[str, Any], message: str) -> None:
 def test_short_clips_are_named_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     patch = FreeLongPatch(FreeLong(window=8))
     with caplog.at_level("INFO"):
-        patch.check_run(Run(9, 4, 4, 1))
-        FreeLongPatch(FreeLong(window=8, strength=0.0)).check_run(Run(8, 4, 4, 1))
+        patch.check_run(Run(9, 4, 4, PICTURES))
+        FreeLongPatch(FreeLong(window=8, strength=0.0)).check_run(Run(8, 4, 4, PICTURES))
         assert not caplog.records
-        patch.check_run(Run(8, 4, 4, 1))
+        patch.check_run(Run(8, 4, 4, PICTURES))
     assert "8 latent frames, no more than the window of 8" in caplog.text

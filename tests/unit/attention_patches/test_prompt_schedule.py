@@ -18,6 +18,7 @@ from mask_guided_video.attention_patches.free_long import FreeLong, FreeLongPatc
 from mask_guided_video.attention_patches.guidance.patch import GuidePatch
 from mask_guided_video.attention_patches.guidance.text_spans import TextSpans
 from mask_guided_video.attention_patches.kernels.torch_attention import attention
+from mask_guided_video.attention_patches.latent_time import causal
 from mask_guided_video.attention_patches.patch import Patch, Run
 from mask_guided_video.attention_patches.prompt_schedule import PromptSchedule, PromptSchedulePatch, frame_weights
 from mask_guided_video.attention_patches.site import AttentionSite, BatchRows
@@ -58,7 +59,7 @@ def direct(schedule: PromptSchedule, site: AttentionSite, qkv: Sequence[Tensor],
         logits[..., schedule.span(prompt)].softmax(dim=3) @ v[:, :, schedule.span(prompt)]
         for prompt in range(len(schedule.starts))
     ]
-    clip = schedule.weights(site.clip_frames, site.time_factor)
+    clip = schedule.weights(site.clip_frames, site.latent_time)
     group, cells = site.rows.samples * site.rows.folded_size, site.grid[1] * site.grid[2]
     for row in range(q.shape[0]):
         if site.rows.chunks[row // group] != 0:
@@ -104,7 +105,7 @@ def test_weights_add_up_to_one(starts: tuple[int, ...], overlap: int) -> None:
 
 def test_latent_frames_have_the_mean_of_their_frames() -> None:
     # 13 frames: 0; 1 to 4; 5 to 8; 9 to 12. The second prompt holds in frames 7 to 12.
-    weights = PromptSchedule((0, 7), (2, 2)).weights(4, time_factor=4)
+    weights = PromptSchedule((0, 7), (2, 2)).weights(4, latent_time=causal(4))
     assert weights[:, 1].tolist() == [0.0, 0.0, 0.5, 1.0]
 
 
@@ -113,7 +114,7 @@ def test_a_prompt_after_the_end_of_the_film() -> None:
         PromptSchedule((0, 7), (2, 2)).weights(7)
     assert PromptSchedule((0, 6), (2, 2)).weights(7)[6].tolist() == [0.0, 1.0]
     with pytest.raises(ValueError, match="begins at frame 9 but the film has 9 frames"):
-        PromptSchedulePatch(PromptSchedule((0, 9), (2, 2))).check_run(Run(3, 8, 8, 4))
+        PromptSchedulePatch(PromptSchedule((0, 9), (2, 2))).check_run(Run(3, 8, 8, causal(4)))
 
 
 @pytest.mark.parametrize(
@@ -140,7 +141,7 @@ SITES = {
     "frames in the sequence": ({"folded": "none"}, 0),
     "two samples": ({"folded": "none", "samples": 2}, 0),
     "reference before, guides after": ({"folded": "none", "before": 4, "samples": 2}, 5),
-    "latent frames": ({"folded": "none", "time_factor": 4}, 0),
+    "latent frames": ({"folded": "none", "latent_time": causal(4)}, 0),
     "context window": ({"frames": (3, 4, 5, 6), "grid": (4, 2, 3), "clip_frames": 10}, 0),
     "window over the end": ({"folded": "none", "frames": (8, 9, 0, 1), "grid": (4, 2, 3), "clip_frames": 10}, 0),
     "window over the end, one row per frame": ({"frames": (6, 9, 0, 5), "grid": (4, 2, 3), "clip_frames": 10}, 0),

@@ -21,8 +21,9 @@ from mask_guided_video.attention_patches.attention_call import AttentionCall
 from mask_guided_video.attention_patches.kernels import torch_attention as functional
 from mask_guided_video.attention_patches.kernels.exact import agrees, replacing_kernel
 from mask_guided_video.attention_patches.kernels.torch_attention import attention, torch_attention
+from mask_guided_video.attention_patches.latent_time import causal
 from mask_guided_video.attention_patches.patch import Attend, AttentionPatch, Run
-from mask_guided_video.attention_patches.site import SITE_KEY, AttentionSite, BatchRows, Span
+from mask_guided_video.attention_patches.site import SITE_KEY, AttentionSite, BatchRows, CallSize, Span
 from mask_guided_video.attention_patches.stack import PatchStack
 
 SITE = AttentionSite(
@@ -267,7 +268,7 @@ def test_what_is_planned_belongs_to_its_arguments() -> None:
     assert moved.layout == SITE.layout and patch.planned(make, moved.layout, 1) == 1
     changes = {
         **{"kind": "joint", "level": 1, "grid": (2, 1, 3), "frames": (1,), "clip_frames": 2, "video": Span(1, 6)},
-        **{"text": Span(0, 1), "rows": BatchRows((0, 1)), "extent": (1.5, 3.0), "time_factor": 4},
+        **{"text": Span(0, 1), "rows": BatchRows((0, 1)), "extent": (1.5, 3.0), "latent_time": causal(4)},
         **{"query_frames": (0,), "key_video": Span(0, 3), "text_part": (0, 4), "key_frames": ((0,),)},
     }
     left_out = {"block", "index", "total", "progress", "sigma"}
@@ -435,7 +436,7 @@ def test_containers_reach_the_kernel_that_frees_them(place: str) -> None:
         stack = stack.chain(freeing.override)
     if place == "behind another stack":
         stack = PatchStack([Recorder()]).chain(stack.override)
-    for site in (None, lambda queries, keys, options: None):
+    for site in (None, lambda size, options: None):
         containers = [Container(tensor) for tensor in two_keys()]
         given = {"skip_reshape": True, "transformer_options": options(stack, site)}
         out = stack.override.container_function(*containers, 1, **given)
@@ -449,16 +450,16 @@ def test_guided_calls_in_containers_are_guided(place: str) -> None:
     stack = PatchStack([favour_second_key], host=freeing.function)
     stack = stack if place == "host" else stack.chain(freeing.override)
     containers = [Container(tensor) for tensor in two_keys()]
-    asked: list[tuple[int, int]] = []
+    asked: list[CallSize] = []
 
-    def finder(queries: int, keys: int, options: dict[str, Any]) -> AttentionSite:
-        asked.append((queries, keys))
+    def finder(size: CallSize, options: dict[str, Any]) -> AttentionSite:
+        asked.append(size)
         return SITE_OF_ONE_ROW
 
     given = {"skip_reshape": True, "transformer_options": options(stack, finder)}
     out = stack.override.container_function(*containers, 1, **given)
     torch.testing.assert_close(out, torch.full((1, 1, 4), 12 / 13))
-    assert asked == [(1, 2)] and all(container.tensor is None for container in containers)
+    assert asked == [(1, 2, 4)] and all(container.tensor is None for container in containers)
 
 
 def test_without_a_kernel_for_containers_the_host_takes_the_tensors_out() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from mask_guided_video.attention_patches.site import SITE_KEY, AttentionSite, BatchRows, Span
+from mask_guided_video.attention_patches.site import SITE_KEY, AttentionSite, BatchRows, CallSize, Span
 from mask_guided_video.backbones.block_sites import BlockMarkers, ExpectedCall, SiteSequence
 from mask_guided_video.backbones.families.ltx import LTXVideo
 from mask_guided_video.backbones.families.unet import unet_grid, unet_transformers
@@ -63,22 +63,31 @@ def sequence(*expected: ExpectedCall) -> tuple[SiteSequence, list[str]]:
 
 def test_calls_are_told_apart_by_order_where_lengths_are_equal() -> None:
     sites, found = sequence(ExpectedCall(6, 6, SITE), ExpectedCall(6, 6, CROSS))
-    assert sites(6, 6, {}) is SITE and sites(6, 6, {}) is CROSS
-    assert sites(6, 6, {}) is None and len(found) == 2
+    assert sites(CallSize(6, 6, 8), {}) is SITE and sites(CallSize(6, 6, 8), {}) is CROSS
+    assert sites(CallSize(6, 6, 8), {}) is None and len(found) == 2
+
+
+def test_calls_are_told_apart_by_width_where_a_block_has_several() -> None:
+    wide, narrow = ExpectedCall(6, 6, SITE, width=8), ExpectedCall(6, 6, None, width=4)
+    sites, _ = sequence(narrow, wide)
+    # The first one is left out.
+    assert sites(CallSize(6, 6, 8), {}) is SITE
+    sites, _ = sequence(wide, narrow)
+    assert sites(CallSize(6, 6, 4), {}) is None and sites(CallSize(6, 6, 8), {}) is None
 
 
 def test_a_call_that_is_left_out_is_passed_over() -> None:
     sites, _ = sequence(ExpectedCall(6, 6, SITE), ExpectedCall(6, 9, None), ExpectedCall(6, 4, CROSS))
-    assert sites(6, 4, {}) is CROSS
+    assert sites(CallSize(6, 4, 8), {}) is CROSS
     # What is passed over does not come back.
-    assert sites(6, 6, {}) is None
+    assert sites(CallSize(6, 6, 8), {}) is None
 
 
 def test_calls_of_other_lengths_and_calls_left_alone_are_no_sites() -> None:
     sites, found = sequence(ExpectedCall(6, 9, None), ExpectedCall(6, 4, CROSS))
-    assert sites(5, 9, {}) is None and sites(6, 9, {}) is None and sites(4, 6, {}) is None
+    assert all(sites(CallSize(*lengths, 8), {}) is None for lengths in ((5, 9), (6, 9), (4, 6)))
     assert not found
-    assert sites(6, 4, {}) is CROSS and found == ["cross"]
+    assert sites(CallSize(6, 4, 8), {}) is CROSS and found == ["cross"]
 
 
 def test_calls_of_the_running_block_where_the_host_names_it() -> None:
@@ -88,7 +97,7 @@ def test_calls_of_the_running_block_where_the_host_names_it() -> None:
     sites, _ = sequence(*(ExpectedCall(6, keys[site.kind], site, site.index) for site in numbered))
 
     def found(block: int, kind: str) -> tuple[int, str] | None:
-        site = sites(6, keys[kind], {"block_index": block})
+        site = sites(CallSize(6, keys[kind], 8), {"block_index": block})
         return None if site is None else (site.index, site.kind)
 
     # One block runs twice, the next one not at all, in the last one self-attention is left out.
@@ -136,7 +145,7 @@ def test_a_marked_block_finds_a_sequence_of_its_own() -> None:
     BlockMarkers().hang(options, makers(made))
     assert run_block(options, seen) == {"img": 2} and run_block(options, seen) == {"img": 2}
     assert made == [1, 1] and seen[0] is not seen[1]
-    assert seen[0](6, 6, {}) is SITE and seen[1](6, 6, {}) is SITE
+    assert all(sites(CallSize(6, 6, 8), {}) is SITE for sites in seen[:2])
     # The options of the call stay free of the block's.
     assert SITE_KEY not in options
 

@@ -6,8 +6,8 @@ import attention_calls
 import pytest
 import torch
 
-from mask_guided_video.attention_patches.guidance.regions import latent_frame_groups
 from mask_guided_video.attention_patches.kernels.torch_attention import torch_attention
+from mask_guided_video.attention_patches.latent_time import PICTURES, causal, latent_frame_groups
 from mask_guided_video.attention_patches.site import CONDITIONAL, SITE_KEY
 from mask_guided_video.attention_patches.stack import PatchStack
 
@@ -21,7 +21,7 @@ def benchmark(open_benchmark):
 
 
 def make_site(kind, folded="none"):
-    place = {"block": "block.0", "total": 1, "level": 0, "sigma": 1.0, "time_factor": 4}
+    place = {"block": "block.0", "total": 1, "level": 0, "sigma": 1.0, "latent_time": causal(4)}
     return attention_calls.make_site(kind, folded, GRID, text_tokens=TEXT, chunks=(CONDITIONAL,), **place)
 
 
@@ -66,7 +66,8 @@ def test_every_size_has_every_family_and_masks_that_fit(benchmark):
     for case in (case for sizes in benchmark.cases.SIZES.values() for case in sizes):
         frames = case.latents[2] if len(case.latents) == 5 else case.latents[0]
         factor = {"wan": 4, "ltx": 8, "hunyuan": 4, "mochi": 6, "sd15": 1, "svd": 1}[case.family]
-        assert len(latent_frame_groups(case.pixels[0], frames, factor)) == frames
+        time = causal(factor) if factor > 1 else PICTURES
+        assert len(latent_frame_groups(case.pixels[0], frames, time)) == frames
     assert benchmark.film_site(benchmark.WAN_FILM["grid"]).video.stop == 32760
 
 

@@ -22,6 +22,7 @@ from mask_guided_video.attention_patches.guidance.patch import GuidePatch, guide
 from mask_guided_video.attention_patches.guidance.regions import pool_space
 from mask_guided_video.attention_patches.guidance.text_spans import TextSpans
 from mask_guided_video.attention_patches.kernels.torch_attention import attention
+from mask_guided_video.attention_patches.latent_time import causal
 from mask_guided_video.attention_patches.patch import Run
 from mask_guided_video.attention_patches.site import (
     CONDITIONAL,
@@ -182,7 +183,7 @@ def test_published_blocks_of_a_unet_are_all_of_a_transformer() -> None:
 def test_strength_of_latent_frames_is_the_mean_of_their_frames() -> None:
     told = guide(given=masks(9), frame_strength=(1, 2, 2, 4, 4, 0, 0, 0, 0), strength=0.5)
     patch = guide_patches(told, SPANS)[-1]
-    assert patch._frame_strength(site("self", "none", time_factor=4), (0, 1, 2)).tolist() == [0.5, 1.5, 0.0]
+    assert patch._frame_strength(site("self", "none", latent_time=causal(4)), (0, 1, 2)).tolist() == [0.5, 1.5, 0.0]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ from mask_guided_video.attention_patches.guidance.regions import (
     MaskPyramid,
     area_weights,
     guard_thin_objects,
-    latent_frame_groups,
     pool_area,
     pool_time,
     split_overlaps,
@@ -32,20 +31,6 @@ def test_area_weights_of_sizes_that_do_not_divide() -> None:
     torch.testing.assert_close(area_weights(2, 3), torch.tensor([[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]]))
     for source, target in ((37, 5), (5, 37), (64, 16), (1, 4), (90, 45)):
         torch.testing.assert_close(area_weights(source, target).sum(dim=1), torch.ones(target))
-
-
-def test_frame_groups() -> None:
-    assert [list(group) for group in latent_frame_groups(3, 3)] == [[0], [1], [2]]
-    assert [list(group) for group in latent_frame_groups(1, 3)] == [[0], [0], [0]]
-    assert [list(group) for group in latent_frame_groups(9, 3)] == [[0], [1, 2, 3, 4], [5, 6, 7, 8]]
-    assert [list(group) for group in latent_frame_groups(17, 3)] == [[0], list(range(1, 9)), list(range(9, 17))]
-    assert latent_frame_groups(81, 21)[-1] == range(77, 81)
-
-
-@pytest.mark.parametrize(("masks", "clip"), [(8, 16), (16, 8), (80, 21), (16, 4), (5, 1), (2, 3)])
-def test_frames_that_do_not_fit_are_an_error_with_both_numbers(masks: int, clip: int) -> None:
-    with pytest.raises(ValueError, match=rf"{masks} mask frames do not fit a clip of {clip} frames; give 1 or {clip} "):
-        latent_frame_groups(masks, clip)
 
 
 def test_time_pooling_modes() -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from mask_guided_video.attention_patches.latent_time import causal
 from mask_guided_video.video_models.sampling.trajectory_noise import (
     butterworth_weights,
     mix_low_frequencies,
@@ -74,7 +75,12 @@ def test_boxes_follow_the_masks() -> None:
     assert boxes[0, 0].tolist() == [4, 10, 1, 7] and boxes[0, 7].tolist() == [4, 10, 8, 14]
     assert boxes[0, 3].tolist() == [0, 0, 0, 0]
     # Pixel frames of a causal autoencoder: the union of the four that a latent frame covers.
-    assert object_boxes(moving_box(9), 3, 16, 16, 4)[0].tolist() == [[4, 10, 1, 7], [4, 10, 2, 11], [4, 10, 6, 15]]
+    boxes = object_boxes(moving_box(9), 3, 16, 16, causal(4))
+    assert boxes[0].tolist() == [
+        [4, 10, 1, 7],
+        [4, 10, 2, 11],
+        [4, 10, 6, 15],
+    ]
 
 
 def test_the_pieces_of_all_frames_are_alike_at_low_frequencies() -> None:
