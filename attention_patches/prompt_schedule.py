@@ -86,7 +86,7 @@ class PromptSchedule:
             )
         weights = frame_weights(self.starts, self.overlap, film_frames)
         groups = latent_frame_groups(film_frames, clip_frames, time)
-        return torch.stack([weights[group.start : group.stop].mean(dim=0) for group in groups])
+        return torch.stack([weights[list(group)].mean(dim=0) for group in groups])
 
 
 def check_starts(starts: Sequence[int]) -> None:

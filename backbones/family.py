@@ -98,8 +98,8 @@ class Family(ABC):
     Attributes:
         name: for messages and tables.
         latent_time: how many frames of the video each latent frame covers.
-        trained_frames: latent frames of the clips that most models of the family were trained on; ``native_frames``
-            looks at the model itself.
+        trained_frames: frames of tokens of the clips that most models of the family were trained on;
+            ``native_frames`` looks at the model itself.
         frame_axis: of the latents: 2 in [B, C, T, h, w], 0 in [B * T, C, h, w].
         encoders: names under which ComfyUI's tokenizer returns the tokens that make the model's text sequence, most
             wanted first; empty for models without text.
@@ -158,7 +158,7 @@ class Family(ABC):
         """
 
     def native_frames(self, network: Any) -> int:
-        """How many latent frames the clips had that a model was trained on."""
+        """How many frames of tokens the clips had that a model was trained on."""
         return self.trained_frames
 
     def film_frames(self, network: Any, latents: Sequence[int], extras: Mapping[str, Any]) -> int:
@@ -215,7 +215,8 @@ class Family(ABC):
             total=place.total,
             level=grid.level,
             grid=(grid.frames, grid.rows, grid.columns),
-            frames=call.frames,
+            # A token that covers several latent frames bears the number of the first.
+            frames=call.frames[:: self.latent_time.span],
             clip_frames=call.clip_frames,
             video=video,
             text=text,
@@ -223,7 +224,7 @@ class Family(ABC):
             progress=call.progress,
             sigma=call.sigma,
             extent=grid.filled,
-            latent_time=self.latent_time,
+            latent_time=self.latent_time.of_call(call.frames, call.clip_frames),
         )
 
     def text_rows(self, length: int) -> int:

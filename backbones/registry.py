@@ -8,7 +8,7 @@ from typing import Any
 from ..attention_patches.errors import ModelNotSupported
 from ..attention_patches.latent_time import LatentTime, causal
 from ..attention_patches.patch import Patch
-from .families.cogvideox import CogVideoX
+from .families.cogvideox import CogVideoX, CogVideoX15
 from .families.cosmos import Cosmos, CosmosPredict2
 from .families.hunyuan_video import HunyuanVideo
 from .families.lavie import LaVie
@@ -26,6 +26,7 @@ FAMILIES: tuple[Family, ...] = (
     HunyuanVideo(),
     Mochi(),
     CogVideoX(),
+    CogVideoX15(),
     Cosmos(),
     CosmosPredict2(),
     StableVideoDiffusion(),

@@ -226,7 +226,7 @@ def checked_settings(
     native = window or family.native_frames(network)
     scales = parsed_bands(bands) if variant == FREE_LONG_BANDS else ()
     settings = FreeLongSettings(window=native, bands=scales, blocks=blocks, **others)
-    pixel_frames = family.latent_time.pixel_frames(native)
+    pixel_frames = family.latent_time.pixel_frames(native * family.latent_time.span)
     logger.info("%s: windows of %d latent frames (%d frames of %s).", variant, native, pixel_frames, family.name)
     return settings
 

@@ -251,7 +251,7 @@ class GuidePatch(AttentionPatch):
         """Strength of the guide in some frames of the clip: the mean of what the pixel frames of each have."""
         values = torch.tensor(self.guide.frame_strength or (1.0,))
         groups = latent_frame_groups(len(values), site.clip_frames, site.latent_time)
-        clip = torch.stack([values[group.start : group.stop].mean() for group in groups])
+        clip = torch.stack([values[list(group)].mean() for group in groups])
         return self.guide.strength * clip[list(frames)]
 
 

@@ -1,8 +1,8 @@
 """CogVideoX: joint attention of text and video, the text's tokens first.
 
 The network has no hook around its blocks, but makes one joint call in each of them, in order: so one sequence serves
-the whole pass. CogVideoX 1.5 makes one token of two latent frames, which no frame of the masks answers to; it is not
-supported.
+the whole pass. In CogVideoX 1.5, and VOID which is made from it, a token covers two latent frames; the last one of an
+odd number is filled up with the first frame, which nobody sees.
 
 Source: Comfy-Org/ComfyUI, comfy/ldm/cogvideo/model.py.
 """
@@ -37,10 +37,11 @@ class CogVideoX(Family):
             return False
         if not has_parts(network.patch_embed, "text_proj", "proj") or not has_parts(blocks[0], "q", "k", "v", "norm2"):
             return False
-        return getattr(network, "patch_size_t", None) in (None, 1)
+        return (getattr(network, "patch_size_t", None) or 1) == self.latent_time.span
 
     def grids(self, network: Any, latents: Sequence[int], extras: Mapping[str, Any]) -> list[TokenGrid]:
-        return [patched_grid(latents, (network.patch_size, network.patch_size))]
+        frames = self.latent_time.token_frames(latents[2])
+        return [patched_grid(latents, (network.patch_size, network.patch_size), frames)]
 
     def prepare(self, network: Any, call: ModelCall, options: dict[str, Any], markers: BlockMarkers) -> None:
         grid = self.grids(network, call.latents, call.extras)[0]
@@ -50,3 +51,11 @@ class CogVideoX(Family):
             self.site(call, grid, "joint", place, video=video, text=text) for place in places(self.block_names(network))
         ]
         options[SITE_KEY] = SiteSequence([ExpectedCall(length, length, site) for site in sites], call)
+
+
+class CogVideoX15(CogVideoX):
+    """CogVideoX 1.5 and VOID, which removes objects."""
+
+    name = "CogVideoX 1.5 / VOID"
+    latent_time = causal(4, span=2)
+    trained_frames = 11

@@ -11,9 +11,8 @@ from native_models import TinyModel, sample
 from tiny_cogvideox import FRAMES, SPANS, cogvideox, guide_of, reference
 
 from mask_guided_video.attention_patches.guidance import plan as guidance_plan
-from mask_guided_video.attention_patches.guidance.patch import GuidePatch
 from mask_guided_video.backbones.families.cogvideox import CogVideoX
-from mask_guided_video.backbones.registry import install_patches, require_supported
+from mask_guided_video.backbones.registry import require_supported
 
 pytestmark = [pytest.mark.comfy, pytest.mark.usefixtures("as_in_a_node")]
 
@@ -89,11 +88,3 @@ def test_the_family_is_known_by_its_parts(model: TinyModel) -> None:
     assert isinstance(family, CogVideoX) and family.block_names(network) == ["block.0", "block.1"]
     (grid,) = family.grids(network, (1, 16, FRAMES, 7, 11), {})
     assert (grid.frames, grid.rows, grid.columns, grid.filled) == (FRAMES, 4, 6, (3.5, 5.5))
-
-
-def test_tokens_of_two_latent_frames_are_refused() -> None:
-    """CogVideoX 1.5."""
-    model = cogvideox()
-    model.patcher.model.diffusion_model.patch_size_t = 2
-    with pytest.raises(ValueError, match="model not supported: .*CogVideoX 1.0"):
-        install_patches(model.patcher, [GuidePatch(guide_of("separate"))])

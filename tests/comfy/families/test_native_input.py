@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.comfy, pytest.mark.usefixtures("as_in_a_node")]
 
 FAMILIES = sorted(BUILDERS)
 # Pixel frames of the tiny films by their causal factor, and all counts that may be given.
-VALID = {name: sorted({1, calls.frames, 1 + calls.factor * (calls.frames - 1)}) for name, calls in CALLS.items()}
+VALID = {name: sorted({1, calls.latents, 1 + calls.factor * (calls.latents - 1)}) for name, calls in CALLS.items()}
 
 
 def refused(model: TinyModel, guided: Any, message: str, **settings: Any) -> None:
@@ -43,17 +43,17 @@ def test_masks_of_another_length_are_told_the_valid_ones(name: str) -> None:
     masks = masks_of(model)[:, :1].expand(-1, wrong, -1, -1)
     guided = patched(model, guide_of(name, "separate", masks=masks), None)
     valid = " or ".join(map(str, VALID[name]))
-    refused(model, guided, rf"{wrong} mask frames do not fit .*{CALLS[name].frames}.*give {valid} masks")
+    refused(model, guided, rf"{wrong} mask frames do not fit .*{CALLS[name].latents}.*give {valid} masks")
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("kind", ["one mask", "latent frames"])
 def test_all_valid_lengths_are_taken(name: str, kind: str) -> None:
     model, calls = tiny(name), CALLS[name]
-    all_frames = latent_frames(masks_of(model), calls.frames, calls.factor)
+    all_frames = latent_frames(masks_of(model), calls.latents, calls.factor)
     masks = all_frames if kind == "latent frames" else masks_of(model)[:, :1]
     found = first_predictions(model, patched(model, guide_of(name, "focus", masks=masks), None))
-    by_pixels = all_frames if kind == "latent frames" else masks.expand(-1, calls.frames, -1, -1)
+    by_pixels = all_frames if kind == "latent frames" else masks.expand(-1, calls.latents, -1, -1)
     expected = guide_of(name, "focus", masks=masks_of(model) if kind == "latent frames" else by_pixels)
     assert relative(found["positive"], first_predictions(model, patched(model, expected, None))["positive"]) < 1e-5
 
@@ -110,7 +110,8 @@ def test_every_tiny_model_is_known(name: str) -> None:
         "ltx": "LTX",
         "hunyuan": "Hunyuan",
         "mochi": "Mochi",
-        "cogvideox": "CogVideoX",
+        "cogvideox": "CogVideoX 1.0",
+        "cogvideox15": "CogVideoX 1.5",
         "cosmos": "Cosmos",
         "svd": "Stable Video",
     }

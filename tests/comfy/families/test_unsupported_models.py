@@ -11,7 +11,7 @@ import pytest
 import torch
 from guides import plain_guide
 from native_guides import guide_of, masks_of, patched, relative
-from native_models import COGVIDEOX, HUNYUAN, LTX, PREDICT2, WAN, WAN_LATENTS, TinyModel, build, sample, tiny
+from native_models import HUNYUAN, LTX, PREDICT2, WAN, WAN_LATENTS, TinyModel, build, sample, tiny
 
 from mask_guided_video.attention_patches.free_long import FreeLong, FreeLongPatch
 from mask_guided_video.attention_patches.guidance.patch import GuidePatch
@@ -93,10 +93,6 @@ UNSUPPORTED: dict[str, tuple[Callable[[], Any], str]] = {
     "HunyuanVideo 1.5": (
         partial(build, "HunyuanVideo15", HUNYUAN15),
         r"HunyuanVideo \(.*: cond_type_embedding, vision_in",
-    ),
-    "CogVideoX 1.5": (
-        partial(build, "CogVideoX_T2V", {**COGVIDEOX, "patch_size_t": 2}),
-        "CogVideoXTransformer3DModel;",
     ),
     "Anima": (
         partial(build, "Anima", {**PREDICT2, "in_channels": 16, "crossattn_emb_channels": 1024}),

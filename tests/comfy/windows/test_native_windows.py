@@ -72,7 +72,7 @@ def test_core_windows_are_guided_by_their_part_of_the_masks(name: str, schedule:
     assert len(found) >= 3 and found.keys() == plain.keys()
     # Windows that loop go on at the beginning; all but those that begin there have an anchor.
     assert loops == any(list(window) != sorted(window) for window in found)
-    assert any(len(window) == CALLS[name].frames + 1 for window in found) == (name not in NO_ANCHOR)
+    assert any(len(window) == CALLS[name].latents + 1 for window in found) == (name not in NO_ANCHOR)
     for window, predictions in found.items():
         compare(predictions, by_hand(name, window, noise))
         assert relative(predictions["positive"], plain[window]["positive"]) > CLEAR

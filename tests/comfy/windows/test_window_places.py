@@ -18,6 +18,7 @@ from native_models import BUILDERS, TinyModel, sample, tiny
 from torch import Tensor
 from window_films import with_film
 
+from mask_guided_video.attention_patches.latent_time import PICTURES
 from mask_guided_video.attention_patches.patch import Attend
 from mask_guided_video.attention_patches.site import AttentionSite
 from mask_guided_video.backbones.registry import install_patches
@@ -83,7 +84,11 @@ def said_and_seen(
     plain = unchanged or first_calls(model, patcher, noise)
     for (site, before), (_, after) in zip(plain, first_calls(model, patcher, changed), strict=True):
         seen = [place for place in range(len(before)) if not torch.equal(before[place], after[place])]
-        said = [place for place, name in enumerate(site.frames) if name == film_frame]
+        time = site.latent_time or PICTURES
+        said = [place for place, name in enumerate(site.frames) if film_frame in time.token(name, site.clip_frames)]
+        if time.span > 1 and film_frame == site.frames[0]:
+            # It fills up the last token of an odd number of latent frames, too.
+            seen = [place for place in seen if place in said or place < len(site.frames) - 1]
         assert said == seen
         found += bool(seen)
     return found

@@ -16,7 +16,7 @@ NO_ANCHOR = {"svd"}
 
 def film_frames(name: str) -> int:
     """Latent frames of a film of three windows that share one frame each."""
-    return 3 * CALLS[name].frames - 2
+    return 3 * CALLS[name].latents - 2
 
 
 def windowed(patcher: Any, name: str, schedule: str, loops: bool = False, **settings: Any) -> Any:
@@ -27,7 +27,7 @@ def windowed(patcher: Any, name: str, schedule: str, loops: bool = False, **sett
     patcher.model_options["context_handler"] = windows.IndexListContextHandler(
         context_schedule=windows.get_matching_context_schedule(schedule),
         fuse_method=windows.get_matching_fuse_method("pyramid"),
-        context_length=CALLS[name].frames,
+        context_length=CALLS[name].latents,
         context_overlap=1,
         context_stride=1,
         closed_loop=loops,

@@ -48,6 +48,7 @@ class Calls:
         per_frame: whether each frame is a row of the batch of its own.
         text_first: whether a joint sequence begins with the text; else it ends with it.
         leading: how many of the latents' first frames are not of the film.
+        clip: latent frames of the film where a token covers two of them; ``frames`` are then those of the tokens.
 
     ``test_token_places`` measures that this is where the tokens stand.
     """
@@ -62,6 +63,17 @@ class Calls:
     per_frame: bool = False
     text_first: bool = False
     leading: int = 0
+    clip: int = 0
+
+    @property
+    def latents(self) -> int:
+        """Latent frames of the film."""
+        return self.clip or self.frames
+
+    @property
+    def span(self) -> int:
+        """Latent frames of a token."""
+        return 2 if self.clip else 1
 
     def video_start(self, kind: str) -> int:
         """First token of the film in the sequence of a kind of call."""
@@ -129,6 +141,9 @@ CALLS: dict[str, Calls] = {
     "hunyuan_reference": Calls("-0 -0 J0 J0 J0", 3, WAN_GRID, 4, before=24, text_first=True),
     "cogvideox": Calls("J0 J0", 3, WAN_GRID, 4, text_first=True),
     "cogvideox_image": Calls("J0 J0", 3, WAN_GRID, 4, text_first=True),
+    # A token covers two latent frames; the last one of an odd film is filled up.
+    "cogvideox15": Calls("J0 J0", 2, WAN_GRID, 4, text_first=True, clip=4),
+    "cogvideox15_odd": Calls("J0 J0", 2, WAN_GRID, 4, text_first=True, clip=3),
     # The three tokens of padding at the end are cut off.
     "mochi": Calls("J0 J0", 3, WAN_GRID, 6, text=TEXT - 3),
     "cosmos": Calls("S0 C0 S0 C0", 3, WAN_GRID, 8),
@@ -147,13 +162,16 @@ CALLS: dict[str, Calls] = {
 # --- masks to tokens --------------------------------------------------------------------------------------------------
 
 
-def latent_frames(masks: Tensor, frames: int, factor: int, pooling: str = "max") -> Tensor:
-    """Pixel frames [R, F, H, W] to latent frames [R, frames, H, W]: frame 0 alone, then ``factor`` at a time."""
+def latent_frames(masks: Tensor, frames: int, factor: int, pooling: str = "max", span: int = 1) -> Tensor:
+    """Pixel frames [R, F, H, W] to latent frames [R, frames, H, W]: frame 0 alone, then ``factor`` at a time.
+
+    With ``span`` 2 to pairs of latent frames, which a token covers.
+    """
     if masks.shape[1] == 1:
-        return masks.repeat(1, frames, 1, 1)
-    if masks.shape[1] == frames:
+        return masks.repeat(1, -(-frames // span), 1, 1)
+    if masks.shape[1] == frames and span == 1:
         return masks
-    assert masks.shape[1] == 1 + factor * (frames - 1)
+    assert masks.shape[1] in (frames, 1 + factor * (frames - 1))
     pool = {
         "max": lambda part: part.max(dim=1).values,
         "mean": lambda part: part.mean(dim=1),
@@ -161,8 +179,9 @@ def latent_frames(masks: Tensor, frames: int, factor: int, pooling: str = "max")
         "first": lambda part: part[:, 0],
         "last": lambda part: part[:, -1],
     }[pooling]
-    parts = [masks[:, :1], *masks[:, 1:].split(factor, dim=1)]
-    return torch.stack([pool(part) for part in parts], dim=1)
+    parts = [masks[:, :1], *masks[:, 1:].split(1 if masks.shape[1] == frames else factor, dim=1)]
+    joined = [torch.cat(parts[first : first + span], dim=1) for first in range(0, frames, span)]
+    return torch.stack([pool(part) for part in joined], dim=1)
 
 
 def token_means(masks: Tensor, latents: tuple[int, int], grid: tuple[int, int, int]) -> Tensor:
@@ -181,7 +200,7 @@ def token_means(masks: Tensor, latents: tuple[int, int], grid: tuple[int, int, i
 
 def objects_in_tokens(guide: Guide, calls: Calls, latents: tuple[int, int], level: int) -> tuple[Tensor, Tensor]:
     """Shares of each object [R, T, rows, columns], and whether it is in a frame at all [R, T]."""
-    masks = latent_frames(guide.masks, calls.frames, calls.factor, guide.time_pooling)
+    masks = latent_frames(guide.masks, calls.latents, calls.factor, guide.time_pooling, calls.span)
     shares = token_means(masks, latents, calls.grids[level])
     present = torch.zeros(shares.shape[:2], dtype=torch.bool)
     for index in range(shares.shape[0]):

@@ -39,7 +39,7 @@ def suits(mode: str, model: TinyModel) -> bool:
 def moving_masks(model: TinyModel, frames: int | None = None) -> Tensor:
     """Two objects [2, F, H, W] in pixel frames that move apart; none is in the last latent frame."""
     factor = CALLS[model.name].factor if model.name in CALLS else 1
-    frames = frames or (CALLS[model.name].frames if model.name in CALLS else model.latents[2])
+    frames = frames or (CALLS[model.name].latents if model.name in CALLS else model.latents[2])
     height, width = (SCALE * size for size in model.latents[-2:])
     count = 1 + factor * (frames - 1)
     masks = torch.zeros(2, count, height, width)

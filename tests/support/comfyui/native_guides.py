@@ -41,7 +41,7 @@ def masks_of(model: TinyModel, frames: int | None = None) -> Tensor:
     """
     calls = CALLS[model.name]
     height, width = (SCALE * size for size in model.latents[-2:])
-    count = 1 + calls.factor * ((frames or calls.frames) - 1)
+    count = 1 + calls.factor * ((frames or calls.latents) - 1)
     masks = torch.zeros(2, count, height, width)
     for frame in range(count - calls.factor):
         left = width * (2 + frame % 5) // 12

@@ -190,6 +190,20 @@ def cogvideox_image() -> TinyModel:
     return TinyModel("cogvideox_image", make, (1, 16, 3, 8, 12), 32, extras=extras)
 
 
+def cogvideox15() -> TinyModel:
+    """CogVideoX 1.5: a token covers two latent frames."""
+    make = partial(build_cogvideox, "CogVideoX_T2V", patch_size_t=2, use_rotary_positional_embeddings=True)
+    return TinyModel("cogvideox15", make, (1, 16, 4, 8, 12), 32)
+
+
+def cogvideox15_odd() -> TinyModel:
+    """VOID, whose latents have further channels, with an odd number of latent frames: core fills them up."""
+    settings = {"patch_size_t": 2, "in_channels": 48, "use_rotary_positional_embeddings": True}
+    extras = {"concat_latent_image": torch.randn(1, 32, 3, 8, 12, generator=torch.Generator().manual_seed(6))}
+    make = partial(build_cogvideox, "CogVideoX_Inpaint", **settings)
+    return TinyModel("cogvideox15_odd", make, (1, 16, 3, 8, 12), 32, extras=extras)
+
+
 def cosmos() -> TinyModel:
     config = {
         "max_img_h": 240,
@@ -340,6 +354,8 @@ BUILDERS: dict[str, Callable[[], TinyModel]] = {
     "mochi": mochi,
     "cogvideox": cogvideox,
     "cogvideox_image": cogvideox_image,
+    "cogvideox15": cogvideox15,
+    "cogvideox15_odd": cogvideox15_odd,
     "cosmos": cosmos,
     "cosmos_predict2": cosmos_predict2,
     "sd15": sd15,

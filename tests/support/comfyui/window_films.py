@@ -15,6 +15,7 @@ from torch import Tensor
 # Conditions with frames: their size, and the axis of the frames; -1 is where it goes.
 CONDITIONS: dict[str, dict[str, tuple[int, ...]]] = {
     "cogvideox_image": {"concat_latent_image": (1, 16, -1, 8, 12)},
+    "cogvideox15_odd": {"concat_latent_image": (1, 32, -1, 8, 12)},
     "wan_image": {"concat_latent_image": (1, 16, -1, 8, 12), "concat_mask": (1, 4, -1, 8, 12)},
     "wan_camera": {"concat_latent_image": (1, 16, -1, 8, 12), "camera_conditions": (1, 24, -1, 64, 96)},
     "wan_vace": {"vace_frames": (1, 32, -1, 8, 12)},
@@ -54,7 +55,9 @@ def film_part(name: str, window: Sequence[int]) -> tuple[list[int], Calls]:
     """Which frames of the film stand in a window of latent frames, and the attention calls of a film of just these."""
     leading = CALLS[name].leading
     here = [frame - leading for frame in window if frame >= leading]
-    calls = replace(CALLS[name], frames=len(here))
+    calls = replace(CALLS[name], frames=-(-len(here) // CALLS[name].span))
+    if calls.clip:
+        calls = replace(calls, clip=len(here))
     if name in POSE_TOKENS:
         calls = replace(calls, after=POSE_TOKENS[name] * len(here))
     if leading and len(here) == len(window):

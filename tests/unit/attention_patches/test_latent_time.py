@@ -46,6 +46,17 @@ def test_tokens_of_two_latent_frames_cover_the_frames_of_both() -> None:
     assert [PAIRS.token_frames(count) for count in (1, 2, 3, 4)] == [1, 1, 2, 2]
 
 
+def test_tokens_that_context_windows_tear() -> None:
+    # Frames 3, 4 and 0 of a clip that loops: the last token is frame 0 alone.
+    time = PAIRS.of_call((3, 4, 0), 5)
+    assert time.torn == ((0,),)
+    assert groups(5, 5, time)[0] == [0]
+    assert PAIRS.of_call((4, 0, 1), 5).torn == ((4, 0), (1,))
+    assert groups(5, 5, PAIRS.of_call((4, 0, 1), 5)) == [[0, 1], [1], [2, 3], [3, 4], [4, 0]]
+    # A clip as a whole tears nothing, though its last token covers one frame.
+    assert PAIRS.of_call(range(5), 5) == PAIRS
+
+
 def test_what_compresses_time() -> None:
     assert not PICTURES.compresses
     assert causal(4).compresses
