@@ -107,6 +107,10 @@ class GuidePatch(AttentionPatch):
             _check_text(self.text_spans, run)
         for sentence in idle_steps(self.guide, run.progress):
             logger.warning(sentence)
+        first, last, share = guided_steps(self.guide, run.progress)
+        if share:
+            steps = (self.guide.mode.name, first, last, len(run.progress), 100.0 * share)
+            logger.info("mode %s guides steps %d to %d of %d: %.0f %% of the schedule.", *steps)
 
     def acts_at(self, site: AttentionSite) -> bool:
         """Say whether this call is guided at all: kind, schedule, block, rows and words."""
@@ -270,6 +274,27 @@ def idle_steps(guide: Guide, progress: Sequence[float]) -> list[str]:
         f"none of the {len(progress)} steps of this run lies (the first is at {progress[0]:.3f}, the last at "
         f"{progress[-1]:.3f}): it does nothing here; widen its schedule or take more steps."
     ]
+
+
+def guided_steps(guide: Guide, progress: Sequence[float]) -> tuple[int, int, float]:
+    """Which steps of a run a guide acts in, and for how much of the schedule that is.
+
+    A step is guided or it is not, and it leads to the next one: the fewer steps there are, the more of the schedule a
+    guided one covers, whatever the end of the guide.
+
+    Args:
+        guide: that may ask for nothing.
+        progress: of each step, as in ``AttentionSite``; ascending.
+
+    Returns:
+        Number of the first and of the last guided step, from 1, and the part of the schedule from the one to the end of
+        the other, 0..1; all 0 where no step is guided.
+    """
+    inside = [at for at, place in enumerate(progress) if guide.is_active and guide.mode.scope.is_during(place)]
+    if not inside:
+        return 0, 0, 0.0
+    borders = [*progress, 1.0]
+    return inside[0] + 1, inside[-1] + 1, borders[inside[-1] + 1] - borders[inside[0]]
 
 
 def _check_text(spans: TextSpans, run: Run) -> None:

@@ -10,7 +10,7 @@ from guides import plain_guide
 from mask_guided_video.attention_patches.checks import check_blocks, check_shape
 from mask_guided_video.attention_patches.guidance.guide import Guide
 from mask_guided_video.attention_patches.guidance.modes.registry import make_mode
-from mask_guided_video.attention_patches.guidance.patch import guide_patches, idle_steps
+from mask_guided_video.attention_patches.guidance.patch import guide_patches, guided_steps, idle_steps
 from mask_guided_video.attention_patches.patch import Run
 from mask_guided_video.perception.frames import Film
 from mask_guided_video.perception.prompts import ObjectPrompt, fit_prompt
@@ -146,3 +146,13 @@ def test_the_masks_of_an_object_without_words_act(tiny_video_model, tmp_path):
         result = guided_clips(tiny_video_model, settings, masks[: len(phrases)], tmp_path, fresh=True)
         films[phrases] = result.report["film"]["sha256"]
     assert len(set(films.values())) == 2
+
+
+def test_guided_steps_cover_the_schedule_up_to_the_next_step():
+    four = [0.0, 0.25, 0.5, 0.75]
+    assert guided_steps(guide(start_percent=0.0, end_percent=0.52), four) == (1, 3, 0.75)
+    # An end of 4 % is a quarter of the schedule where there are four steps.
+    assert guided_steps(guide(start_percent=0.0, end_percent=0.04), four) == (1, 1, 0.25)
+    assert guided_steps(guide(start_percent=0.6, end_percent=1.0), four) == (4, 4, 0.25)
+    assert guided_steps(guide(), [0.0, 0.6]) == guided_steps(guide(strength=0.0), four) == (0, 0, 0.0)
+    assert guided_steps(guide(), []) == (0, 0, 0.0)

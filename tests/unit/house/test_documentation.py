@@ -7,8 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
-from mask_guided_video.attention_patches.guidance.modes.registry import MODES
+from mask_guided_video.attention_patches.guidance.guide import Guide
+from mask_guided_video.attention_patches.guidance.modes.registry import MODES, make_mode
+from mask_guided_video.attention_patches.guidance.patch import guided_steps
 
 ROOT = Path(__file__).resolve().parent.parent.parent.parent
 README, CONTRIBUTING, MODES_PAGE = ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "docs" / "modes.md"
@@ -152,3 +155,15 @@ def test_what_the_readme_shows_is_published():
 def test_animation_is_small():
     sizes = {name(path): path.stat().st_size for path in (ROOT / "media").glob("*.gif")}
     assert sizes and max(sizes.values()) <= MAX_ANIMATION_BYTES, sizes
+
+
+def test_steps_that_modes_guide_are_those_of_their_windows() -> None:
+    told: dict[str, list[str]] = {}
+    for first, *steps in rows(FEW_STEPS_PAGE)[2:]:
+        told.update({mode: steps for mode in re.findall(r"`(\w+)`", first)})
+    assert told.keys() == MODES.keys()
+    for mode, steps in told.items():
+        guide = Guide(torch.ones(1, 1, 4, 4), make_mode(mode))
+        for count, said in zip((4, 8, 25), steps, strict=True):
+            first, last, _ = guided_steps(guide, [step / count for step in range(count)])
+            assert said == (f"{first}" if first == last else f"{first} to {last}"), (mode, count)
