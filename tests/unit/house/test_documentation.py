@@ -15,6 +15,7 @@ from mask_guided_video.attention_patches.guidance.patch import guided_steps
 
 ROOT = Path(__file__).resolve().parent.parent.parent.parent
 README, CONTRIBUTING, MODES_PAGE = ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "docs" / "modes.md"
+FEW_STEPS_PAGE = ROOT / "docs" / "few_steps.md"
 NODES_PAGE = ROOT / "docs" / "nodes.md"
 PAGES = [README, CONTRIBUTING, *sorted((ROOT / "docs").glob("*.md"))]
 MAX_README_BYTES = 8192
