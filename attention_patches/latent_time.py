@@ -75,6 +75,8 @@ def causal(factor: int, span: int = 1) -> LatentTime:
 
 # Every picture is a latent frame.
 PICTURES = LatentTime()
+# MiniMax H3's autoencoder: 17 frames at a time, the first of each alone.
+CHUNKS_OF_17 = LatentTime((), (1, 4, 4, 4, 4))
 
 
 def latent_frame_groups(mask_frames: int, clip_frames: int, time: LatentTime | None = None) -> list[Sequence[int]]:

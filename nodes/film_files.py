@@ -13,6 +13,7 @@ from comfy_api.input_impl import VideoFromFile
 from comfy_api.latest import io, ui
 from torch import Tensor
 
+from ..backbones.nested_latents import video_of
 from ..host.sampling.film_decoding import FRAMES_PER_PART, OVERLAP, decode_parts, decoded_frames
 from ..recipes.films.files import to_bytes, write_pictures
 from .support.file_names import FILM, prefix_problem, save_path
@@ -91,7 +92,7 @@ class SaveLongVideo(io.ComfyNode):
         overlap: int,
         crf: int,
     ) -> io.NodeOutput:
-        films = films_of(samples["samples"])
+        films = films_of(video_of(samples["samples"]))
         counts = [decoded_frames(vae, latents) for latents in films]
         paths, subfolder = new_paths(filename_prefix, films[0], vae, len(films))
         report, total = progress(sum(counts)), sum(counts)

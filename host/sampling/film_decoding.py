@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ...attention_patches.latent_time import CAUSAL_FACTORS, CHUNKS_OF_17, PICTURES, LatentTime, causal
+
 # Video frames that a VAE decodes at once by default, and those that two slices share.
 FRAMES_PER_PART = 32
 OVERLAP = 12
+# Latent frames that tell the VAEs in use apart by the frames that they make of them.
+COUNTS = (2, 7)
 
 
 def decode_parts(
@@ -41,13 +46,8 @@ def decode_parts(
     if overlap < 0:
         raise ValueError(f"overlap is {overlap}; choose 0 or more frames.")
     clip = _clip(vae, latents)
-    factor = time_factor(vae)
-    shared = math.ceil(overlap / factor) if mixes_frames(vae) else 0
-    if factor > 1:
-        shared = max(shared, 1)
-    # A slice holds at least one latent frame that the one before did not.
-    length = max(shared + 1, (frames_per_part - 1) // factor + 1)
-    return _faded(vae, clip, factor, length, shared)
+    slices = _slices(video_time(vae), clip.shape[2], frames_per_part, overlap if mixes_frames(vae) else 0)
+    return _faded(vae, clip, slices)
 
 
 def decoded_frames(vae: Any, latents: Tensor) -> int:
@@ -58,6 +58,27 @@ def decoded_frames(vae: Any, latents: Tensor) -> int:
     """
     latent_frames = _clip(vae, latents).shape[2]
     return vae.upscale_ratio[0](latent_frames) if isinstance(vae.upscale_ratio, tuple) else latent_frames
+
+
+def video_time(vae: Any) -> LatentTime:
+    """How many frames of a video each latent frame of a VAE stands for.
+
+    Raises:
+        ValueError: a VAE that counts time in a way that nobody knows.
+    """
+    ratio = vae.upscale_ratio
+    if not isinstance(ratio, tuple):
+        return PICTURES
+    # A number that tells all of these apart.
+    frames = [ratio[0](count) for count in COUNTS]
+    times = (PICTURES, *map(causal, CAUSAL_FACTORS), CHUNKS_OF_17)
+    found = next((time for time in times if [time.pixel_frames(count) for count in COUNTS] == frames), None)
+    if found is None:
+        raise ValueError(
+            f"this VAE makes {frames[0]} and {frames[1]} frames of {COUNTS[0]} and {COUNTS[1]} latent frames, which is "
+            "no way of counting time that is known here; use VAE Decode and core's Save Video."
+        )
+    return found
 
 
 def time_factor(vae: Any) -> int:
@@ -106,24 +127,43 @@ def _decode(vae: Any, clip: Tensor) -> Tensor:
     return pictures if in_batch else pictures[0]
 
 
-def _faded(vae: Any, clip: Tensor, factor: int, length: int, shared: int) -> Iterator[Tensor]:
-    """Slices of ``length`` latent frames, ``shared`` of them with the slice before."""
+class _Slices(NamedTuple):
+    """How a clip is cut: latent frames of a slice, those shared with the next one, frames that a slice is ahead."""
+
+    length: int
+    shared: int
+    frames: int
+
+
+def _slices(time: LatentTime, latent_frames: int, frames_per_part: int, overlap: int) -> _Slices:
+    """Cut a clip so that each slice is a clip of its own to the VAE: it begins with a cycle of the VAE's time."""
+    cycle, in_cycle = len(time.cycle), sum(time.cycle)
+    # The first frame after a cut stands alone, as the first one of the clip does.
+    shared = max(math.ceil(overlap * cycle / in_cycle), int(time.compresses))
+    shared += (latent_frames - shared) % cycle
+    # A slice holds at least one cycle that the one before did not.
+    fitting = next(count for count in itertools.count(1) if time.pixel_frames(count + 1) > frames_per_part)
+    ahead = max((fitting - shared) // cycle, 1)
+    return _Slices(shared + cycle * ahead, shared, in_cycle * ahead)
+
+
+def _faded(vae: Any, clip: Tensor, slices: _Slices) -> Iterator[Tensor]:
+    """The slices of a clip, each one fading into the next."""
     from comfy.model_management import throw_exception_if_processing_interrupted
 
     total = clip.shape[2]
     start, tail = 0, None
     while True:
         throw_exception_if_processing_interrupted()
-        end = min(start + length, total)
+        end = min(start + slices.length, total)
         frames = _decode(vae, clip[:, :, start:end])
         if tail is not None:
             frames = torch.cat([_crossfade(tail, frames[: len(tail)]), frames[len(tail) :]])
         if end == total:
             yield frames
             return
-        # The first latent frame of a slice gives one frame, the last of those it stands for.
-        following = end - shared
-        kept = min(factor * (following - start), len(frames))
+        following = end - slices.shared
+        kept = min(slices.frames, len(frames))
         # A copy, so that the rest of the slice is free while the next one is decoded.
         tail = frames[kept:].clone() if kept < len(frames) else None
         yield frames[:kept]

@@ -78,6 +78,35 @@ def test_frames_come_in_order_and_once(family, factor, frames_per_part):
     torch.testing.assert_close(film, whole)
 
 
+@pytest.mark.parametrize(("frames_per_part", "overlap"), [(1, 0), (22, 0), (40, 5), (40, 12), (1000, 12)])
+def test_slices_of_chunks_begin_where_chunks_do(frames_per_part, overlap):
+    """MiniMax H3's autoencoder makes 17 frames of 5 latent frames; a clip has 5 of 2 more."""
+    vae = make_vae("wan")
+    vae.upscale_ratio = (lambda count: max(1, (count - 2) // 5 * 17 + 5), 16, 16)
+    starts = []
+
+    def decode(latents):
+        number = latents[0, 0, :, 0, 0].tolist()
+        starts.append(int(number[0]))
+        assert number[0] % 5 == 0 and len(number) % 5 == 2
+        frames = [17 * first / 5 + frame for first in number[:-2:5] for frame in range(17)]
+        return torch.tensor([*frames, *(17 * number[-2] / 5 + frame for frame in range(5))]).view(1, -1, 1, 1, 1)
+
+    vae.decode = decode
+    latents = torch.arange(37.0).view(1, 1, -1, 1, 1).expand(1, 16, -1, 1, 1)
+    film = torch.cat(list(decode_parts(vae, latents, frames_per_part, overlap)))
+    assert decoded_frames(vae, latents) == 124
+    torch.testing.assert_close(film.flatten(), torch.arange(124.0))
+    assert starts == sorted(set(starts))
+
+
+def test_unknown_ways_of_counting_time_are_named():
+    vae = make_vae("wan")
+    vae.upscale_ratio = (lambda count: 3 * count, 8, 8)
+    with pytest.raises(ValueError, match="makes 6 and 21 frames of 2 and 7 latent frames"):
+        decode_parts(vae, torch.zeros(1, 16, 3, 2, 2))
+
+
 @pytest.mark.parametrize("overlap", [8, 12])
 def test_more_overlap_is_nearer_to_one_call(overlap):
     vae = wan_vae()
