@@ -12,8 +12,9 @@ that is added at the same attention calls (``dense``). The mask covers 30 % of t
 
 Calls alternate, and each ratio is the median of the ratios to the plain call of the same turn. Tables are made in the
 first call of a run and measured by themselves. Extra memory is the peak of a call, tables included, less that of the
-plain call; it is also measured around one attention call, since elsewhere in a block more may be in use. Last comes one
-self-attention of Wan 1.3B at 832 x 480 x 81 (32,760 tokens), on a CPU with one of its 12 heads.
+plain call; it is also measured around one attention call, since elsewhere in a block more may be in use. Last come
+single calls of whole clips, on a CPU with one head: self-attention of Wan 1.3B at 832 x 480 x 81 (``film``, 32,760
+tokens) and of LTX-2 at 768 x 512 x 121 (6,144), joint attention of MiniMax H3 at 1344 x 768 x 124 (37,966).
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import native_cases as cases
 import torch
@@ -40,7 +41,48 @@ if TYPE_CHECKING:
 
 REPEATS = 5
 PROGRESS = 0.1
-WAN_FILM = {"grid": (21, 30, 52), "heads": 12, "head_dim": 128, "pixels": (81, 480, 832)}
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One attention call of a whole clip of a model.
+
+    Attributes:
+        kind: of attention.
+        grid: frames, rows and columns of its video tokens.
+        heads, head_dim: of the model.
+        pixels: frames, height and width of its masks.
+        text, sound: tokens before the video's in a joint sequence.
+    """
+
+    kind: Literal["self", "joint"]
+    grid: tuple[int, int, int]
+    heads: int
+    head_dim: int
+    pixels: tuple[int, int, int]
+    text: int = 0
+    sound: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """Of the sequence."""
+        frames, rows, columns = self.grid
+        return self.text + self.sound + frames * rows * columns
+
+
+CLIPS = {
+    # Wan 1.3B at 832 x 480 x 81.
+    "film": Clip("self", (21, 30, 52), 12, 128, (81, 480, 832)),
+    # MiniMax H3 at 1344 x 768 x 124 with sound.
+    "h3": Clip("joint", (37, 24, 42), 56, 128, (124, 768, 1344), text=256, sound=414),
+    # LTX-2 at 768 x 512 x 121.
+    "ltx2": Clip("self", (16, 16, 24), 32, 128, (121, 512, 768)),
+}
+QUICK_CLIPS = {
+    "film": replace(CLIPS["film"], grid=(6, 15, 26), pixels=(21, 240, 416)),
+    "h3": replace(CLIPS["h3"], grid=(7, 12, 21), pixels=(22, 192, 336), text=64, sound=80),
+    "ltx2": replace(CLIPS["ltx2"], grid=(4, 16, 24), pixels=(25, 512, 768)),
+}
 LONG_VARIANTS = ("plain", "channels", "partition", "dense")
 
 
@@ -222,44 +264,39 @@ def one_attention(stack: Any, qkv: Sequence[Tensor], heads: int, site: Any, kern
 # --- one attention call of a whole clip -------------------------------------------------------------------------------
 
 
-def film_site(grid: tuple[int, int, int]) -> Any:
-    """The site of Wan's self-attention."""
-    from mask_guided_video.attention_patches.latent_time import causal
+def clip_site(clip: Clip) -> Any:
+    """The site of the call, in the first block; masks tell by their number how the model counts time."""
+    from mask_guided_video.attention_patches.latent_time import CHUNKS_OF_17, causal
     from mask_guided_video.attention_patches.site import AttentionSite, BatchRows, Span
 
+    times = (causal(4), causal(8), CHUNKS_OF_17)
     return AttentionSite(
-        kind="self",
+        kind=clip.kind,
         block="block.0",
         index=0,
         total=30,
         level=0,
-        grid=grid,
-        frames=tuple(range(grid[0])),
-        clip_frames=grid[0],
-        video=Span(0, grid[0] * grid[1] * grid[2]),
-        text=None,
+        grid=clip.grid,
+        frames=tuple(range(clip.grid[0])),
+        clip_frames=clip.grid[0],
+        video=Span(clip.text + clip.sound, clip.tokens),
+        text=Span(0, clip.text) if clip.kind == "joint" else None,
         rows=BatchRows(),
         progress=PROGRESS,
         sigma=1.0,
-        latent_time=causal(4),
+        latent_time=next(time for time in times if time.pixel_frames(clip.grid[0]) == clip.pixels[0]),
     )
 
 
-def film_size(quick: bool) -> dict[str, Any]:
-    """Grid, heads and pixels of the clip; small ones for ``quick``."""
-    return {**WAN_FILM, "grid": (6, 15, 26), "pixels": (21, 240, 416)} if quick else WAN_FILM
-
-
-def measure_film(device: str, quick: bool) -> dict[str, Any]:
+def measure_clip(clip: Clip, device: str) -> dict[str, Any]:
     """Time, tables and exactness of one attention call with as many tokens as a clip has."""
     from mask_guided_video.attention_patches.stack import PatchStack
 
-    size = film_size(quick)
-    site, masks = film_site(size["grid"]), cases.film_masks(size["pixels"])
-    heads, tokens = 1 if device == "cpu" else size["heads"], site.video.stop
-    qkv = random_qkv((1, tokens, heads * size["head_dim"]), device, cases.data_type(device))
+    site, masks = clip_site(clip), cases.film_masks(clip.pixels)
+    heads, tokens = 1 if device == "cpu" else clip.heads, clip.tokens
+    qkv = random_qkv((1, tokens, heads * clip.head_dim), device, cases.data_type(device))
     recorder = cases.Recorder()
-    recorder.found["self", 0] = (site, (1, heads, tokens, size["head_dim"]), tokens)
+    recorder.found[clip.kind, 0] = (site, (1, heads, tokens, clip.head_dim), tokens)
     tables = measure_tables(recorder, masks, ("channels", "focus_fg", "partition"), device)
     stacks = {name: PatchStack([cases.guide_patch(name, masks, False)]) for name in LONG_VARIANTS[1:]}
     stacks["plain"] = PatchStack([])
@@ -272,19 +309,18 @@ def measure_film(device: str, quick: bool) -> dict[str, Any]:
     return {"tokens": tokens, "heads": heads, "timed": timed, "tables": tables, "compared": compared}
 
 
-def film_peaks(device: str, quick: bool) -> dict[str, Any]:
+def clip_peaks(clip: Clip, device: str) -> dict[str, Any]:
     """Extra memory of that call with all heads in bfloat16; on a CPU with no work done by the kernel, to save time."""
     from mask_guided_video.attention_patches.stack import PatchStack
 
-    size = film_size(quick)
-    site, masks = film_site(size["grid"]), cases.film_masks(size["pixels"])
-    tokens = site.video.stop
-    qkv = random_qkv((1, tokens, size["heads"] * size["head_dim"]), device, torch.bfloat16)
+    site, masks = clip_site(clip), cases.film_masks(clip.pixels)
+    tokens = clip.tokens
+    qkv = random_qkv((1, tokens, clip.heads * clip.head_dim), device, torch.bfloat16)
     found: dict[str, Any] = {"attention": {}, "dense_bias": {"attention": tokens * tokens * 2}}
     kernel = empty_kernel if device == "cpu" else None
     for name in ("plain", "channels", "focus_fg", "partition"):
         stack = PatchStack([] if name == "plain" else [cases.guide_patch(name, masks, False)])
-        found["attention"][name] = peak_bytes(one_attention(stack, qkv, size["heads"], site, kernel), device)
+        found["attention"][name] = peak_bytes(one_attention(stack, qkv, clip.heads, site, kernel), device)
     return found
 
 
@@ -323,14 +359,14 @@ def run_case(case: cases.Case, device: str) -> dict[str, Any]:
     return entry
 
 
-def run_film(device: str, quick: bool) -> dict[str, Any]:
+def run_clip(name: str, clip: Clip, device: str) -> dict[str, Any]:
     """Measure one attention call of a whole clip."""
     before = load_average()
-    entry = measure_film(device, quick)
+    entry = measure_clip(clip, device)
     entry["load"] = [before, load_average()]
     sys.stdout.write(f"one attention call of a clip, {entry['heads']} heads\n")
-    show("film", entry)
-    entry["peak_bytes"] = film_peaks(device, quick)
+    show(name, entry)
+    entry["peak_bytes"] = clip_peaks(clip, device)
     show_memory(entry["peak_bytes"])
     return entry
 
@@ -375,8 +411,9 @@ def run(device: str, families: Sequence[str], quick: bool) -> Iterator[tuple[str
     for case in cases.SIZES["quick" if quick else device]:
         if not families or case.family in families:
             yield case.family, run_case(case, device)
-    if not families or "film" in families:
-        yield "film", run_film(device, quick)
+    for name, clip in (QUICK_CLIPS if quick else CLIPS).items():
+        if not families or name in families:
+            yield name, run_clip(name, clip, device)
 
 
 def merged(path: Path, machine: Mapping[str, Any], measured: Mapping[str, Any]) -> dict[str, Any]:
@@ -391,7 +428,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="What attention guidance adds to a call of ComfyUI's video models.")
     names = [case.family for case in cases.SIZES["cuda"]]
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
-    parser.add_argument("--families", nargs="+", default=[], choices=[*names, "film"], help="default: all")
+    parser.add_argument("--families", nargs="+", default=[], choices=[*names, *CLIPS], help="default: all")
     parser.add_argument("--quick", action="store_true", help="small sizes, and nothing is written")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves torch's choice")
     options = parser.parse_args(arguments)

@@ -68,7 +68,9 @@ def test_every_size_has_every_family_and_masks_that_fit(benchmark):
         factor = {"wan": 4, "ltx": 8, "hunyuan": 4, "mochi": 6, "sd15": 1, "svd": 1}[case.family]
         time = causal(factor) if factor > 1 else PICTURES
         assert len(latent_frame_groups(case.pixels[0], frames, time)) == frames
-    assert benchmark.film_site(benchmark.WAN_FILM["grid"]).video.stop == 32760
+    assert benchmark.clip_site(benchmark.CLIPS["film"]).video == (0, 32760)
+    assert benchmark.clip_site(benchmark.CLIPS["h3"]).video == (670, 37966)
+    assert {benchmark.clip_site(clip).video.stop for clip in benchmark.QUICK_CLIPS.values()} == {2340, 1908, 1536}
 
 
 def test_peak_is_the_most_at_a_time(benchmark):
