@@ -241,6 +241,14 @@ class Family(ABC):
         Raises:
             ValueError: the tokens are those of another family's text encoder.
         """
+        return self.all_text_ids(tokens)
+
+    def unseen_beginning(self, prompt: str) -> str:
+        """The beginning of a prompt that the model's blocks never see, whatever words are in it; usually empty."""
+        return ""
+
+    def all_text_ids(self, tokens: Mapping[str, Any]) -> list[int]:
+        """Token ids that the family's text encoder reads, in one row; arguments and errors as ``text_ids``."""
         name = next((name for name in self.encoders if name in tokens), None)
         if name is None:
             wanted = " or ".join(self.encoders) or "no text at all"

@@ -11,6 +11,8 @@ from ..attention_patches.patch import Patch
 from .families.cogvideox import CogVideoX
 from .families.cosmos import Cosmos, CosmosPredict2
 from .families.hunyuan_video import HunyuanVideo
+from .families.hunyuan_video_15 import HunyuanVideo15
+from .families.kandinsky5 import Kandinsky5
 from .families.lavie import LaVie
 from .families.ltx import LTXVideo
 from .families.mochi import Mochi
@@ -24,10 +26,12 @@ FAMILIES: tuple[Family, ...] = (
     Wan(),
     LTXVideo(),
     HunyuanVideo(),
+    HunyuanVideo15(),
     Mochi(),
     CogVideoX(),
     Cosmos(),
     CosmosPredict2(),
+    Kandinsky5(),
     StableVideoDiffusion(),
     StableDiffusion(),
 )
