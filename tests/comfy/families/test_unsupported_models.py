@@ -11,7 +11,7 @@ import pytest
 import torch
 from guides import plain_guide
 from native_guides import guide_of, masks_of, patched, relative
-from native_models import COGVIDEOX, HUNYUAN, LTX, PREDICT2, WAN, WAN_LATENTS, TinyModel, build, sample, tiny
+from native_models import COGVIDEOX, LTX, PREDICT2, WAN, WAN_LATENTS, TinyModel, build, sample, tiny
 
 from mask_guided_video.attention_patches.free_long import FreeLong, FreeLongPatch
 from mask_guided_video.attention_patches.guidance.patch import GuidePatch
@@ -27,30 +27,6 @@ WITH_SOUND = {
     "connector_num_attention_heads": 2,
     "connector_attention_head_dim": 16,
     "connector_num_layers": 1,
-}
-HUNYUAN15 = {
-    **HUNYUAN,
-    "in_channels": 65,
-    "out_channels": 32,
-    "patch_size": [1, 1, 1],
-    "vec_in_dim": None,
-    "depth": 2,
-    "depth_single_blocks": 0,
-    "guidance_embed": False,
-    "byt5": True,
-    "use_cond_type_embedding": True,
-    "vision_in_dim": 1152,
-}
-KANDINSKY = {
-    "in_text_dim": 32,
-    "in_text_dim2": 8,
-    "time_dim": 32,
-    "model_dim": 64,
-    "ff_dim": 64,
-    "visual_embed_dim": 132,
-    "num_text_blocks": 2,
-    "num_visual_blocks": 2,
-    "axes_dims": (8, 12, 12),
 }
 FLUX = {
     "image_model": "flux",
@@ -90,10 +66,6 @@ UNSUPPORTED: dict[str, tuple[Callable[[], Any], str]] = {
         partial(build, "LTXAV", WITH_SOUND),
         r"LTXAVModel \(built like LTX-Video, .*: audio_adaln_single, .* more",
     ),
-    "HunyuanVideo 1.5": (
-        partial(build, "HunyuanVideo15", HUNYUAN15),
-        r"HunyuanVideo \(.*: cond_type_embedding, vision_in",
-    ),
     "CogVideoX 1.5": (
         partial(build, "CogVideoX_T2V", {**COGVIDEOX, "patch_size_t": 2}),
         "CogVideoXTransformer3DModel;",
@@ -102,7 +74,6 @@ UNSUPPORTED: dict[str, tuple[Callable[[], Any], str]] = {
         partial(build, "Anima", {**PREDICT2, "in_channels": 16, "crossattn_emb_channels": 1024}),
         r"Anima \(built like Cosmos Predict2, .*: llm_adapter",
     ),
-    "Kandinsky 5": (partial(build, "Kandinsky5", KANDINSKY), "Kandinsky5;"),
     "MiniMax H3": (partial(build, "MiniMaxH3", MINIMAX), "MiniMaxH3Model;"),
 }
 

@@ -8,6 +8,7 @@ from functools import cache, partial
 from typing import Any
 
 import torch
+from native_qwen_models import QWEN_BUILDERS
 from native_wan_models import (
     WAN,
     WAN_LATENTS,
@@ -342,6 +343,7 @@ BUILDERS: dict[str, Callable[[], TinyModel]] = {
     "cogvideox_image": cogvideox_image,
     "cosmos": cosmos,
     "cosmos_predict2": cosmos_predict2,
+    **QWEN_BUILDERS,
     "sd15": sd15,
     "sd15_odd": sd15_odd,
     "sdxl": sdxl,
