@@ -20,6 +20,7 @@ from .families.unet import StableDiffusion, StableVideoDiffusion
 from .families.wan import Wan
 from .family import Family
 from .host_hooks import hang_patches
+from .picture_models import picture_model
 
 FAMILIES: tuple[Family, ...] = (
     LaVie(),
@@ -66,14 +67,15 @@ def require_supported(model: Any) -> tuple[Family, Any]:
     """The family of a ComfyUI model and its network.
 
     Raises:
-        ModelNotSupported: ``model not supported: <class>`` with what is supported.
+        ModelNotSupported: ``model not supported: <class>`` with what is supported; of picture models their name.
     """
     network = diffusion_model(model)
     family = family_of(network)
     if family is None:
+        picture = picture_model(model.model)
+        what = f"{picture} makes pictures, not videos" if picture else f"{type(network).__name__}{_near_miss(network)}"
         raise ModelNotSupported(
-            f"model not supported: {type(network).__name__}{_near_miss(network)}; attention guidance reaches "
-            f"{supported_models()}: connect one of those."
+            f"model not supported: {what}; attention guidance reaches {supported_models()}: connect one of those."
         )
     return family, network
 
