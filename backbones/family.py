@@ -108,6 +108,7 @@ class Family(ABC):
         parts: names of all submodules that a network of the family may have at its top. A network with others is a
             model of another making, whose tokens may stand elsewhere; empty where ``fits`` knows it otherwise.
         reads_weights: whether parentheses in a prompt are weights to its text encoder, and not words.
+        drops_padding: whether nodes may leave the end of a text away that is of no word, since it is padding.
         joint_text: whether text and video attend to each other in one sequence; else cross-attention reads the text.
     """
 
@@ -120,6 +121,7 @@ class Family(ABC):
     block_list: str = "blocks"
     parts: frozenset[str] = frozenset()
     reads_weights: bool = True
+    drops_padding: bool = True
     joint_text: bool = False
 
     def fits(self, network: Any) -> bool:

@@ -24,6 +24,7 @@ class HunyuanVideo15(HunyuanVideo):
     trained_frames = 31
     encoders = (QWEN,)
     reads_weights = False
+    drops_padding = False
     parts = HunyuanVideo.parts | {"vision_in", "cond_type_embedding"}
 
     def resembles(self, network: Any) -> bool:

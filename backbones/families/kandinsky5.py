@@ -31,6 +31,7 @@ class Kandinsky5(Family):
     trained_frames = 31
     encoders = (QWEN,)
     reads_weights = False
+    drops_padding = False
     block_list = "visual_transformer_blocks"
     parts = frozenset(
         "time_embeddings text_embeddings pooled_text_embeddings visual_embeddings text_transformer_blocks "

@@ -172,8 +172,10 @@ def _fitting_ids(family: Family, tokens: Any, embedding: Tensor) -> list[int] | 
     length = embedding.shape[1]
     ids = family.text_ids(tokens, length)
     if length <= len(ids):
-        # Padding may have been left away.
-        return ids[:length] if all(token == NOT_OF_PROMPT for token in ids[length:]) else None
+        # Padding may have been left away, but not the end of a template.
+        cut = ids[length:]
+        fits = not cut or (family.drops_padding and all(token == NOT_OF_PROMPT for token in cut))
+        return ids[:length] if fits else None
     if length % len(ids):
         return None
     # Repeated, not concatenated with another prompt of the same length.
