@@ -17,8 +17,8 @@ from typing import Any, TypeAlias
 
 import torch
 
-from ..attention_patches.site import SITE_KEY, AttentionSite, CallSize
-from .family import BlockPlace, Family, ModelCall, places
+from ..attention_patches.site import SITE_KEY, AttentionKind, AttentionSite, CallSize, Span
+from .family import BlockPlace, Family, ModelCall, TokenGrid, places
 
 BlockKey: TypeAlias = tuple[str, int]
 # Where the sequences of the model call in flight are in ``transformer_options``.
@@ -92,6 +92,28 @@ class SiteSequence:
             return range(self._next, len(self._expected))
         # Past its own calls, or not yet at them, a block begins with its first one.
         return range(self._next if own[0] <= self._next <= own[-1] else own[0], own[-1] + 1)
+
+
+def calls_of_blocks(
+    family: Family, call: ModelCall, grid: TokenGrid, blocks: Sequence[tuple[str, Sequence[AttentionKind]]]
+) -> list[ExpectedCall]:
+    """The calls of all blocks of a network in which the video is alone in its sequence, and the text in its own.
+
+    Args:
+        family: of the network.
+        call: of it.
+        grid: of the video tokens.
+        blocks: for each block, in their order, its name and the kinds of its calls: ``self`` and ``cross``.
+    """
+    video, text = Span(0, grid.tokens), Span(0, call.text_length)
+    expected: list[ExpectedCall] = []
+    numbered = zip(places([name for name, _ in blocks]), blocks, strict=True)
+    for number, (place, (_, kinds)) in enumerate(numbered):
+        for kind in kinds:
+            cross = kind == "cross"
+            site = family.site(call, grid, kind, place, video=video, text=text if cross else None)
+            expected.append(ExpectedCall(grid.tokens, text.stop if cross else grid.tokens, site, number))
+    return expected
 
 
 # Makes the sequence of a block from the arguments that the block is called with.

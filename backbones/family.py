@@ -108,6 +108,7 @@ class Family(ABC):
         parts: names of all submodules that a network of the family may have at its top. A network with others is a
             model of another making, whose tokens may stand elsewhere; empty where ``fits`` knows it otherwise.
         reads_weights: whether parentheses in a prompt are weights to its text encoder, and not words.
+        drops_padding: whether nodes may leave the end of a text away that is of no word, since it is padding.
         joint_text: whether text and video attend to each other in one sequence; else cross-attention reads the text.
     """
 
@@ -120,6 +121,7 @@ class Family(ABC):
     block_list: str = "blocks"
     parts: frozenset[str] = frozenset()
     reads_weights: bool = True
+    drops_padding: bool = True
     joint_text: bool = False
 
     def fits(self, network: Any) -> bool:
@@ -242,6 +244,14 @@ class Family(ABC):
         Raises:
             ValueError: the tokens are those of another family's text encoder.
         """
+        return self.all_text_ids(tokens)
+
+    def unseen_beginning(self, prompt: str) -> str:
+        """The beginning of a prompt that the model's blocks never see, whatever words are in it; usually empty."""
+        return ""
+
+    def all_text_ids(self, tokens: Mapping[str, Any]) -> list[int]:
+        """Token ids that the family's text encoder reads, in one row; arguments and errors as ``text_ids``."""
         name = next((name for name in self.encoders if name in tokens), None)
         if name is None:
             wanted = " or ".join(self.encoders) or "no text at all"

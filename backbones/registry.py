@@ -11,6 +11,8 @@ from ..attention_patches.patch import Patch
 from .families.cogvideox import CogVideoX, CogVideoX15
 from .families.cosmos import Cosmos, CosmosPredict2
 from .families.hunyuan_video import HunyuanVideo
+from .families.hunyuan_video_15 import HunyuanVideo15
+from .families.kandinsky5 import Kandinsky5
 from .families.lavie import LaVie
 from .families.ltx import LTXVideo
 from .families.mochi import Mochi
@@ -18,17 +20,20 @@ from .families.unet import StableDiffusion, StableVideoDiffusion
 from .families.wan import Wan
 from .family import Family
 from .host_hooks import hang_patches
+from .picture_models import picture_model
 
 FAMILIES: tuple[Family, ...] = (
     LaVie(),
     Wan(),
     LTXVideo(),
     HunyuanVideo(),
+    HunyuanVideo15(),
     Mochi(),
     CogVideoX(),
     CogVideoX15(),
     Cosmos(),
     CosmosPredict2(),
+    Kandinsky5(),
     StableVideoDiffusion(),
     StableDiffusion(),
 )
@@ -63,14 +68,15 @@ def require_supported(model: Any) -> tuple[Family, Any]:
     """The family of a ComfyUI model and its network.
 
     Raises:
-        ModelNotSupported: ``model not supported: <class>`` with what is supported.
+        ModelNotSupported: ``model not supported: <class>`` with what is supported; of picture models their name.
     """
     network = diffusion_model(model)
     family = family_of(network)
     if family is None:
+        picture = picture_model(model.model)
+        what = f"{picture} makes pictures, not videos" if picture else f"{type(network).__name__}{_near_miss(network)}"
         raise ModelNotSupported(
-            f"model not supported: {type(network).__name__}{_near_miss(network)}; attention guidance reaches "
-            f"{supported_models()}: connect one of those."
+            f"model not supported: {what}; attention guidance reaches {supported_models()}: connect one of those."
         )
     return family, network
 

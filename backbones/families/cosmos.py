@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...attention_patches.latent_time import causal
-from ...attention_patches.site import SITE_KEY, Span
-from ..block_sites import BlockMarkers, ExpectedCall, SiteSequence
-from ..family import Family, ModelCall, TokenGrid, children, has_parts, patched_grid, places
+from ...attention_patches.site import SITE_KEY, AttentionKind
+from ..block_sites import BlockMarkers, SiteSequence, calls_of_blocks
+from ..family import Family, ModelCall, TokenGrid, children, has_parts, patched_grid
 
 
 class Cosmos(Family):
@@ -38,18 +38,9 @@ class Cosmos(Family):
 
     def prepare(self, network: Any, call: ModelCall, options: dict[str, Any], markers: BlockMarkers) -> None:
         grid = self.grids(network, call.latents, call.extras)[0]
-        video, text = Span(0, grid.tokens), Span(0, call.text_length)
-        expected: list[ExpectedCall] = []
-        blocks = zip(places(self.block_names(network)), children(network, "blocks"), strict=True)
-        for number, (place, block) in enumerate(blocks):
-            for kind in self._kinds(block):
-                if kind == "self":
-                    site = self.site(call, grid, "self", place, video=video)
-                    expected.append(ExpectedCall(grid.tokens, grid.tokens, site, number))
-                else:
-                    site = self.site(call, grid, "cross", place, video=video, text=text)
-                    expected.append(ExpectedCall(grid.tokens, call.text_length, site, number))
-        options[SITE_KEY] = SiteSequence(expected, call)
+        kinds = [self._kinds(block) for block in children(network, "blocks")]
+        blocks = list(zip(self.block_names(network), kinds, strict=True))
+        options[SITE_KEY] = SiteSequence(calls_of_blocks(self, call, grid, blocks), call)
 
     @staticmethod
     def _fits_block(block: Any) -> bool:
@@ -58,9 +49,9 @@ class Cosmos(Family):
         )
 
     @staticmethod
-    def _kinds(block: Any) -> list[str]:
+    def _kinds(block: Any) -> list[AttentionKind]:
         """``self`` and ``cross`` in the order in which a block makes them."""
-        kinds = {"full_attn": "self", "fa": "self", "cross_attn": "cross", "ca": "cross"}
+        kinds: dict[str, AttentionKind] = {"full_attn": "self", "fa": "self", "cross_attn": "cross", "ca": "cross"}
         return [kinds[part.block_type] for part in children(block, "blocks") if part.block_type in kinds]
 
 
@@ -76,5 +67,5 @@ class CosmosPredict2(Cosmos):
         return has_parts(block, "self_attn", "cross_attn", "layer_norm_self_attn")
 
     @staticmethod
-    def _kinds(block: Any) -> list[str]:
+    def _kinds(block: Any) -> list[AttentionKind]:
         return ["self", "cross"]

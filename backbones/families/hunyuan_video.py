@@ -44,10 +44,8 @@ class HunyuanVideo(MarkedFamily):
     )
 
     def resembles(self, network: Any) -> bool:
-        if not children(network, "double_blocks") or not has_parts(network, "txt_in", "img_in"):
-            return False
-        # The picture models of the same making have patches without time.
-        return hasattr(network.txt_in, "individual_token_refiner") and len(network.patch_size) == 3
+        # The picture models of the same making, and 1.5, read no pooled text.
+        return is_video_network(network) and has_parts(network, "vector_in")
 
     def grids(self, network: Any, latents: Sequence[int], extras: Mapping[str, Any]) -> list[TokenGrid]:
         return [patched_grid(latents, network.patch_size)]
@@ -61,10 +59,14 @@ class HunyuanVideo(MarkedFamily):
         grid = self.grids(network, call.latents, call.extras)[0]
         # Single blocks get text and video as one.
         length = args["img"].shape[1] + (args["txt"].shape[1] if "txt" in args else 0)
-        # Further text (glyphs) may follow the prompt's.
-        video, text = Span(length - grid.tokens, length), Span(0, call.text_length)
-        site = self.site(call, grid, "joint", place, video=video, text=text)
+        video = Span(length - grid.tokens, length)
+        site = self.site(call, grid, "joint", place, video=video, text=self.text_place(call, args))
         return SiteSequence([ExpectedCall(length, length, site)], call)
+
+    def text_place(self, call: ModelCall, args: Mapping[str, Any]) -> Span:
+        """Where the prompt's text is in the sequence of a block; arguments as ``sequence``."""
+        # Further text (glyphs) may follow the prompt's.
+        return Span(0, call.text_length)
 
     def text_ids(self, tokens: Mapping[str, Any], length: int = 0) -> list[int]:
         """As ``Family.text_ids``; the encoder drops its instructions before the user's words and what follows.
@@ -72,11 +74,18 @@ class HunyuanVideo(MarkedFamily):
         In image-to-video the encoder puts the tokens of a picture before the user's words; how many there are follows
         from ``length``.
         """
-        ids = super().text_ids(tokens, length)
+        ids = self.all_text_ids(tokens)
         start, stop = user_turn(ids)
         kept = [NOT_OF_PROMPT if token in TEMPLATE_TOKENS else token for token in ids[start:stop]]
         picture = length - len(kept)
         return [NOT_OF_PROMPT] * picture + kept if picture in PICTURE_LENGTHS else kept
+
+
+def is_video_network(network: Any) -> bool:
+    """Say whether a network is one of HunyuanVideo's; picture models of the same making have patches without time."""
+    if not children(network, "double_blocks") or not has_parts(network, "txt_in", "img_in"):
+        return False
+    return hasattr(network.txt_in, "individual_token_refiner") and len(network.patch_size) == 3
 
 
 def user_turn(ids: Sequence[int]) -> tuple[int, int | None]:

@@ -64,13 +64,14 @@ def _located(
 ) -> TextSpans:
     """Where phrases stand among the token ids of a prompt."""
     take_apart = plain_parts if family.reads_weights else _whole
-    parts = take_apart(prompt)
+    unseen = family.unseen_beginning(prompt)
+    parts = take_apart(prompt[len(unseen) :])
     *words, background = ("".join(take_apart(phrase)) for phrase in (*phrases, background_phrase))
     # The model sees rows of its own after those of the text.
     ids = [*ids, *[NOT_OF_PROMPT] * (family.text_rows(len(ids)) - len(ids))]
 
     def read(text: str) -> list[int]:
-        found = family.text_ids(clip.tokenize(text, return_word_ids=True))
+        found = family.text_ids(clip.tokenize(unseen + text, return_word_ids=True))
         return [token for token in found if token != NOT_OF_PROMPT]
 
     def as_beginning(text: str) -> list[int]:
@@ -171,8 +172,10 @@ def _fitting_ids(family: Family, tokens: Any, embedding: Tensor) -> list[int] | 
     length = embedding.shape[1]
     ids = family.text_ids(tokens, length)
     if length <= len(ids):
-        # Padding may have been left away.
-        return ids[:length] if all(token == NOT_OF_PROMPT for token in ids[length:]) else None
+        # Padding may have been left away, but not the end of a template.
+        cut = ids[length:]
+        fits = not cut or (family.drops_padding and all(token == NOT_OF_PROMPT for token in cut))
+        return ids[:length] if fits else None
     if length % len(ids):
         return None
     # Repeated, not concatenated with another prompt of the same length.

@@ -104,8 +104,7 @@ class WholeFilm(DenseReference):
         """[L, L] of one film, with all that is in its sequence."""
         calls, level = self.calls, int(call[1])
         size = calls.grids[level][0] * calls.grids[level][1]
-        text = calls.text if call[0] == "J" else 0
-        length = calls.before + calls.frames * size + calls.after + text
+        length = calls.length(call[0], level)
         start = calls.video_start(call[0])
         out = torch.zeros(length, length)
         for frame in range(calls.frames):

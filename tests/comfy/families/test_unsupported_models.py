@@ -11,11 +11,14 @@ import pytest
 import torch
 from guides import plain_guide
 from native_guides import guide_of, masks_of, patched, relative
-from native_models import HUNYUAN, LTX, PREDICT2, WAN, WAN_LATENTS, TinyModel, build, sample, tiny
+from native_models import LTX, PREDICT2, WAN, WAN_LATENTS, TinyModel, build, sample, tiny
+from native_qwen_models import HUNYUAN15, KANDINSKY
 
+from mask_guided_video.attention_patches.errors import ModelNotSupported
 from mask_guided_video.attention_patches.free_long import FreeLong, FreeLongPatch
 from mask_guided_video.attention_patches.guidance.patch import GuidePatch
-from mask_guided_video.backbones.registry import install_patches, require_supported
+from mask_guided_video.backbones.picture_models import PICTURE_MODELS
+from mask_guided_video.backbones.registry import family_of, install_patches, require_supported
 
 pytestmark = [pytest.mark.comfy, pytest.mark.usefixtures("as_in_a_node")]
 
@@ -27,30 +30,6 @@ WITH_SOUND = {
     "connector_num_attention_heads": 2,
     "connector_attention_head_dim": 16,
     "connector_num_layers": 1,
-}
-HUNYUAN15 = {
-    **HUNYUAN,
-    "in_channels": 65,
-    "out_channels": 32,
-    "patch_size": [1, 1, 1],
-    "vec_in_dim": None,
-    "depth": 2,
-    "depth_single_blocks": 0,
-    "guidance_embed": False,
-    "byt5": True,
-    "use_cond_type_embedding": True,
-    "vision_in_dim": 1152,
-}
-KANDINSKY = {
-    "in_text_dim": 32,
-    "in_text_dim2": 8,
-    "time_dim": 32,
-    "model_dim": 64,
-    "ff_dim": 64,
-    "visual_embed_dim": 132,
-    "num_text_blocks": 2,
-    "num_visual_blocks": 2,
-    "axes_dims": (8, 12, 12),
 }
 FLUX = {
     "image_model": "flux",
@@ -83,22 +62,75 @@ MINIMAX = {
     "time_embed_dim": 32,
     "rope_inv_freq_len": 16,
 }
+HUNYUAN_IMAGE = {
+    **HUNYUAN15,
+    "in_channels": 16,
+    "out_channels": 16,
+    "patch_size": [2, 2],
+    "depth": 1,
+    "depth_single_blocks": 1,
+    "axes_dim": [12, 12],
+    "meanflow": True,
+    "use_cond_type_embedding": False,
+    "vision_in_dim": None,
+}
+JOY_IMAGE = {
+    "hidden_size": 64,
+    "num_attention_heads": 2,
+    "text_dim": 32,
+    "num_layers": 1,
+    "rope_dim_list": [8, 12, 12],
+}
+QWEN_IMAGE = {
+    "num_layers": 1,
+    "attention_head_dim": 32,
+    "num_attention_heads": 2,
+    "joint_attention_dim": 32,
+    "axes_dims_rope": (8, 12, 12),
+}
+KREA = {
+    "features": 96,
+    "tdim": 32,
+    "txtdim": 32,
+    "heads": 2,
+    "kvheads": 1,
+    "layers": 1,
+    "txtlayers": 1,
+    "txtheads": 2,
+    "txtkvheads": 2,
+}
+BOOGU = {
+    "hidden_size": 96,
+    "num_layers": 2,
+    "num_double_stream_layers": 1,
+    "num_refiner_layers": 1,
+    "num_attention_heads": 2,
+    "num_kv_heads": 1,
+    "axes_dim_rope": (16, 16, 16),
+    "instruction_feat_dim": 32,
+}
+# Picture models, most of them with networks or latents like those of video models: how they are built, and their names.
+PICTURES: dict[str, tuple[dict[str, Any], str]] = {
+    "Anima": ({**PREDICT2, "in_channels": 16, "crossattn_emb_channels": 1024}, "Anima"),
+    "Boogu": (BOOGU, "Boogu"),
+    "Flux": (FLUX, "Flux"),
+    "HunyuanImage21": (HUNYUAN_IMAGE, "HunyuanImage 2.1"),
+    "HunyuanImage21Refiner": (
+        {**HUNYUAN_IMAGE, "patch_size": [1, 1, 1], "axes_dim": [4, 10, 10], "byt5": False},
+        "The refiner of HunyuanImage 2.1",
+    ),
+    "JoyImage": (JOY_IMAGE, "JoyImage"),
+    "Kandinsky5Image": ({**KANDINSKY, "visual_embed_dim": 64}, "Kandinsky 5 Image"),
+    "Krea2": (KREA, "Krea 2"),
+    "LongCatImage": ({**FLUX, "vec_in_dim": None, "guidance_embed": False}, "LongCat-Image"),
+    "QwenImage": (QWEN_IMAGE, "Qwen-Image"),
+}
 # What is built, and what the message names: the class, and the family that it resembles with what tells it apart.
 UNSUPPORTED: dict[str, tuple[Callable[[], Any], str]] = {
-    "Flux": (partial(build, "Flux", FLUX), "Flux;"),
     "LTX-2": (
         partial(build, "LTXAV", WITH_SOUND),
         r"LTXAVModel \(built like LTX-Video, .*: audio_adaln_single, .* more",
     ),
-    "HunyuanVideo 1.5": (
-        partial(build, "HunyuanVideo15", HUNYUAN15),
-        r"HunyuanVideo \(.*: cond_type_embedding, vision_in",
-    ),
-    "Anima": (
-        partial(build, "Anima", {**PREDICT2, "in_channels": 16, "crossattn_emb_channels": 1024}),
-        r"Anima \(built like Cosmos Predict2, .*: llm_adapter",
-    ),
-    "Kandinsky 5": (partial(build, "Kandinsky5", KANDINSKY), "Kandinsky5;"),
     "MiniMax H3": (partial(build, "MiniMaxH3", MINIMAX), "MiniMaxH3Model;"),
 }
 
@@ -108,6 +140,33 @@ def test_other_models_are_refused_by_name(name: str) -> None:
     make, named = UNSUPPORTED[name]
     with pytest.raises(ValueError, match=f"model not supported: {named}.*attention guidance reaches .*Wan 2.1 / 2.2"):
         install_patches(make(), [GuidePatch(plain_guide(torch.ones(1, 1, 8, 8)))])
+
+
+@pytest.mark.parametrize("config", sorted(PICTURES))
+def test_picture_models_are_refused_by_their_names(config: str) -> None:
+    settings, named = PICTURES[config]
+    patcher = build(config, settings)
+    with pytest.raises(
+        ModelNotSupported, match=f"model not supported: {named} makes pictures, not videos; attention guidance reaches"
+    ):
+        require_supported(patcher)
+    # Nor is the network alone taken for that of a video model.
+    assert family_of(patcher.model.diffusion_model) is None
+
+
+def test_all_picture_models_are_classes_of_the_host() -> None:
+    import comfy.model_base
+
+    # Older hosts have fewer.
+    absent = {name for name in PICTURE_MODELS if not hasattr(comfy.model_base, name)}
+    assert absent <= {"Boogu", "Ideogram4", "JoyImage", "Krea2", "MageFlow"}
+
+
+def test_a_part_that_nobody_knows_is_enough_in_1_5() -> None:
+    patcher = build("HunyuanVideo15", HUNYUAN15)
+    patcher.model.diffusion_model.add_module("sound_in", torch.nn.Linear(1, 1))
+    with pytest.raises(ModelNotSupported, match=r"HunyuanVideo \(built like HunyuanVideo 1.5, .*: sound_in\)"):
+        require_supported(patcher)
 
 
 def test_a_part_that_nobody_knows_is_enough() -> None:

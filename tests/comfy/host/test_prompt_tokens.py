@@ -7,6 +7,7 @@ import json
 
 import pytest
 import torch
+from prompt_encoders import IndexEncoder, NoEncoder, clip_of, ids_of, said
 
 from mask_guided_video.backbones.families.cosmos import Cosmos
 from mask_guided_video.backbones.families.hunyuan_video import HunyuanVideo
@@ -36,16 +37,6 @@ LLAMA_SPECIALS = {
     "<image>": 128257,
     "<pad>": 128258,
 }
-
-
-def clip_of(tokenizer):
-    """A real CLIP of which only the tokenizer is there."""
-    import comfy.sd
-
-    clip = comfy.sd.CLIP(no_init=True)
-    clip.tokenizer = tokenizer
-    clip.tokenizer_options = {}
-    return clip
 
 
 @pytest.fixture(scope="module", params=["l", "sdxl", "g"])
@@ -154,26 +145,6 @@ def hunyuan_clip(comfy_folder, tmp_path_factory):
     return clip, clip.tokenizer.llama.tokenizer.decode
 
 
-class IndexEncoder(torch.nn.Module):
-    """Stands for Llama: each token's output is its number in the list, each token of a picture's a negative one."""
-
-    def encode_token_weights(self, chunks):
-        assert len(chunks) == 1
-        numbers = []
-        for at, entry in enumerate(chunks[0]):
-            picture = isinstance(entry[0], dict)
-            numbers += [-1 - row for row in range(len(entry[0]["data"]))] if picture else [at]
-        output = torch.tensor(numbers, dtype=torch.float32)[None, :, None]
-        return output, None, {"attention_mask": torch.ones(1, len(numbers))}
-
-
-class NoEncoder(torch.nn.Module):
-    """Stands for CLIP, whose output HunyuanVideo's blocks do not read as text."""
-
-    def encode_token_weights(self, chunks):
-        return torch.zeros(1, 77, 1), torch.zeros(1, 1)
-
-
 def hunyuan_context(tokens):
     """What HunyuanVideo's real encoder keeps of these tokens: for each place their number, negative for a picture."""
     from comfy.text_encoders.hunyuan_video import HunyuanVideoClipModel
@@ -182,23 +153,6 @@ def hunyuan_context(tokens):
     torch.nn.Module.__init__(encoder)
     encoder.llama, encoder.clip_l = IndexEncoder(), NoEncoder()
     return encoder.encode_token_weights(tokens)[0]
-
-
-def ids_of(clip, prompt, key):
-    """Every id of every chunk in a row, None for vectors; not by the code under test."""
-    entries = [entry for chunk in clip.tokenize(prompt)[key] for entry in chunk]
-    return [None if torch.is_tensor(entry[0]) else entry[0] for entry in entries]
-
-
-def said(ids, decode, positions):
-    """The words of the tokens at some places, each run of places apart."""
-    runs = []
-    for position in positions:
-        if runs and runs[-1][-1] == position - 1:
-            runs[-1].append(position)
-        else:
-            runs.append([position])
-    return [decode([ids[position] for position in run]).strip() for run in runs]
 
 
 FAMILY = StableDiffusion()

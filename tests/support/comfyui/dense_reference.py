@@ -49,6 +49,7 @@ class Calls:
         text_first: whether a joint sequence begins with the text; else it ends with it.
         leading: how many of the latents' first frames are not of the film.
         clip: latent frames of the film where a token covers two of them; ``frames`` are then those of the tokens.
+        before_text: tokens of pictures and glyphs that stand before a joint sequence's text.
 
     ``test_token_places`` measures that this is where the tokens stand.
     """
@@ -64,6 +65,7 @@ class Calls:
     text_first: bool = False
     leading: int = 0
     clip: int = 0
+    before_text: int = 0
 
     @property
     def latents(self) -> int:
@@ -77,12 +79,18 @@ class Calls:
 
     def video_start(self, kind: str) -> int:
         """First token of the film in the sequence of a kind of call."""
-        return self.before + (self.text if kind == "J" and self.text_first else 0)
+        return self.before + (self.before_text + self.text if kind == "J" and self.text_first else 0)
 
     def text_start(self, level: int) -> int:
         """First token of the text in a joint sequence."""
         rows, columns, _ = self.grids[level]
-        return 0 if self.text_first else self.before + self.frames * rows * columns + self.after
+        return self.before_text if self.text_first else self.before + self.frames * rows * columns + self.after
+
+    def length(self, kind: str, level: int) -> int:
+        """Tokens of the sequence that the film is in."""
+        rows, columns, _ = self.grids[level]
+        film = self.before + self.frames * rows * columns + self.after
+        return film + (self.before_text + self.text if kind == "J" else 0)
 
     @property
     def each(self) -> list[str]:
@@ -97,6 +105,9 @@ class Calls:
 
 WAN_BLOCKS = "S0 C0 S0 C0"
 WAN_GRID = ((4, 6, 2),)
+# A token for each latent cell.
+ONE_CELL = ((4, 6, 1),)
+HUNYUAN15_BLOCKS = "-0 -0 J0 J0"
 # The film's queries, those of the guide, the text.
 LTX_SPLIT = "S0< -0 C0 S0< -0 C0"
 UNET_GRIDS = ((8, 12, 1), (4, 6, 2), (2, 3, 4))
@@ -139,6 +150,18 @@ CALLS: dict[str, Calls] = {
     "hunyuan": Calls("-0 -0 J0 J0 J0", 3, WAN_GRID, 4, text_first=True),
     "hunyuan_masked": Calls("-0 -0 J0 J0 J0", 3, WAN_GRID, 4, text_first=True),
     "hunyuan_reference": Calls("-0 -0 J0 J0 J0", 3, WAN_GRID, 4, before=24, text_first=True),
+    # Two calls of the text refiner, two double blocks; a picture's 9 tokens and 7 of glyphs.
+    "hunyuan15": Calls(HUNYUAN15_BLOCKS, 3, ONE_CELL, 4, text_first=True),
+    "hunyuan15_masked": Calls(HUNYUAN15_BLOCKS, 3, ONE_CELL, 4, text_first=True),
+    "hunyuan15_vision": Calls(HUNYUAN15_BLOCKS, 3, ONE_CELL, 4, text_first=True, before_text=9),
+    "hunyuan15_glyphs": Calls(HUNYUAN15_BLOCKS, 3, ONE_CELL, 4, text_first=True, before_text=7),
+    "hunyuan15_image": Calls(HUNYUAN15_BLOCKS, 3, ONE_CELL, 4, text_first=True, before_text=16),
+    "hunyuan15_reference": Calls(HUNYUAN15_BLOCKS, 3, ONE_CELL, 4, before=24, text_first=True, before_text=9),
+    "hunyuan15_sr": Calls(HUNYUAN15_BLOCKS, 3, ONE_CELL, 4, text_first=True, before_text=7),
+    # Two blocks of the text, two of the film.
+    "kandinsky5": Calls("-0 -0 S0 C0 S0 C0", 3, WAN_GRID, 4),
+    "kandinsky5_pro": Calls("-0 -0 S0 C0 S0 C0", 3, WAN_GRID, 4),
+    "kandinsky5_image": Calls("-0 -0 S0 C0 S0 C0", 3, WAN_GRID, 4),
     "cogvideox": Calls("J0 J0", 3, WAN_GRID, 4, text_first=True),
     "cogvideox_image": Calls("J0 J0", 3, WAN_GRID, 4, text_first=True),
     # A token covers two latent frames; the last one of an odd film is filled up.
@@ -323,13 +346,13 @@ class DenseGuide:
             if kind == "C":
                 return to_words.view(*shape, calls.text)
             return torch.stack([by_frame[frame, :, frame] for frame in range(shape[0])])
-        start, length = calls.video_start(kind), calls.before + tokens + calls.after
+        start, length = calls.video_start(kind), calls.length(kind, level)
         queries = slice(start, start + tokens)
         if kind == "C":
             out = torch.zeros(1, length, calls.text)
             out[0, queries] = to_words
             return out
-        out = torch.zeros(1, *[length + (calls.text if kind == "J" else 0)] * 2)
+        out = torch.zeros(1, length, length)
         out[0, queries, queries] = among
         if kind == "J":
             text = calls.text_start(level)

@@ -18,6 +18,8 @@ QUICK = {
     "ltx": "latent frames of eight pictures, and a mask of the text",
     "ltx_weak_guide": "film and guide picture ask apart",
     "hunyuan": "joint attention, the text before the film",
+    "hunyuan15_image": "joint attention, a picture and glyphs before the text",
+    "kandinsky5_image": "one sequence for the whole pass, a picture laid over the first frame",
     "mochi": "joint attention, the text behind the film",
     "cosmos": "no hook around its blocks",
     "sd15": "frames in the batch, and grids of several levels",

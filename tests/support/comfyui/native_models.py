@@ -8,6 +8,7 @@ from functools import cache, partial
 from typing import Any
 
 import torch
+from native_qwen_models import QWEN_BUILDERS
 from native_wan_models import (
     WAN,
     WAN_LATENTS,
@@ -358,6 +359,7 @@ BUILDERS: dict[str, Callable[[], TinyModel]] = {
     "cogvideox15_odd": cogvideox15_odd,
     "cosmos": cosmos,
     "cosmos_predict2": cosmos_predict2,
+    **QWEN_BUILDERS,
     "sd15": sd15,
     "sd15_odd": sd15_odd,
     "sdxl": sdxl,

@@ -21,6 +21,8 @@ from mask_guided_video.attention_patches.site import AttentionSite
 from mask_guided_video.backbones.registry import install_patches
 
 OVERRIDE = "optimized_attention_override"
+# Kandinsky 5's given picture.
+LAID_OVER = "time_dim_replace"
 # (latent frame, row, column) of a latent cell.
 Cell: TypeAlias = tuple[int, int, int]
 # (row of the batch, token); None where a call does not have it.
@@ -90,6 +92,10 @@ def see(model: TinyModel) -> list[SeenCall]:
         def hear(latents: Tensor, text: Tensor | None) -> list[tuple[AttentionSite | None, Tensor, Tensor]]:
             recorder.heard = []
             changed = dict(args["c"]) if text is None else {**args["c"], "c_crossattn": text}
+            laid = changed.get(LAID_OVER)
+            if laid is not None:
+                # The network lays it over the latents' first frames, and a change there with it.
+                changed[LAID_OVER] = laid + (latents - args["input"])[:, :, : laid.shape[2]]
             apply_model(latents, args["timestep"], **changed)
             return recorder.heard
 

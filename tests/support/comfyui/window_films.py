@@ -16,6 +16,10 @@ from torch import Tensor
 CONDITIONS: dict[str, dict[str, tuple[int, ...]]] = {
     "cogvideox_image": {"concat_latent_image": (1, 16, -1, 8, 12)},
     "cogvideox15_odd": {"concat_latent_image": (1, 32, -1, 8, 12)},
+    "hunyuan15_vision": {"concat_latent_image": (1, 32, -1, 4, 6), "concat_mask": (1, 1, -1, 4, 6)},
+    "hunyuan15_image": {"concat_latent_image": (1, 32, -1, 4, 6), "concat_mask": (1, 1, -1, 4, 6)},
+    "hunyuan15_sr": {"concat_latent_image": (1, 66, -1, 4, 6)},
+    "kandinsky5_image": {"concat_mask": (1, 1, -1, 8, 12)},
     "wan_image": {"concat_latent_image": (1, 16, -1, 8, 12), "concat_mask": (1, 4, -1, 8, 12)},
     "wan_camera": {"concat_latent_image": (1, 16, -1, 8, 12), "camera_conditions": (1, 24, -1, 64, 96)},
     "wan_vace": {"vace_frames": (1, 32, -1, 8, 12)},
@@ -33,6 +37,8 @@ CONDITIONS: dict[str, dict[str, tuple[int, ...]]] = {
 }
 # How many frames more these have than the latents; their part of a window is the beginning.
 MORE_FRAMES = {("wan_animate2", "pose_video_latent"): -1, ("wan_scail2", "ref_mask_28ch"): 2}
+# The network lays the first frame's picture over the first frame of every window.
+LAID_OVER = {"kandinsky5_image"}
 # Tokens of a pose film behind the film, for each frame.
 POSE_TOKENS = {"wan_scail": 6, "wan_scail2": 6}
 
@@ -55,6 +61,8 @@ def film_part(name: str, window: Sequence[int]) -> tuple[list[int], Calls]:
     """Which frames of the film stand in a window of latent frames, and the attention calls of a film of just these."""
     leading = CALLS[name].leading
     here = [frame - leading for frame in window if frame >= leading]
+    if name in LAID_OVER:
+        here[0] = 0
     calls = replace(CALLS[name], frames=-(-len(here) // CALLS[name].span))
     if calls.clip:
         calls = replace(calls, clip=len(here))
