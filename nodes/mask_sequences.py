@@ -21,6 +21,7 @@ from .support.cache_weight import weighed
 from .support.host import progress
 from .support.inputs import decimal_input
 from .support.mask_output import union_of
+from .support.object_inputs import given_objects, objects_input
 from .support.types import CATEGORY, BoundingBox, Tracks
 
 logger = logging.getLogger(__name__)
@@ -190,14 +191,12 @@ class MaskSequence(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls, paths: str, tracks: TrackedObjects | None = None, mask: Tensor | None = None, **settings: Any
-    ) -> io.NodeOutput:
+    def execute(cls, paths: str, tracks: Any = None, mask: Tensor | None = None, **settings: Any) -> io.NodeOutput:
         if (tracks is None) == (mask is None):
             given = "both" if mask is not None else "neither"
             raise ValueError(f"{given} of tracks and mask is connected; connect exactly one of them.")
         wanted = SequenceSettings(paths=parse_paths(paths), **settings)
-        made = make_sequence(track_of_mask(mask) if tracks is None else tracks, wanted, progress())
+        made = make_sequence(track_of_mask(mask) if tracks is None else given_objects(tracks), wanted, progress())
         report = sequence_report(made)
         logger.info(report)
         return io.NodeOutput(weighed(made), union_of(made), report)
@@ -205,7 +204,7 @@ class MaskSequence(io.ComfyNode):
 
 def _sequence_inputs() -> list[io.Input]:
     return [
-        Tracks.Input("tracks", optional=True, tooltip="Objects with masks; they stay apart."),
+        objects_input("tracks", "Objects with masks; they stay apart.", optional=True),
         io.Mask.Input(
             "mask", optional=True, tooltip="Instead of tracks: one object, one mask per frame or a single one."
         ),

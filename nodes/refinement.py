@@ -13,6 +13,7 @@ from .support.cache_weight import weighed
 from .support.host import progress
 from .support.inputs import decimal_input, keep_on_disk_input
 from .support.mask_output import temporary_folder, union_of
+from .support.object_inputs import given_objects, objects_input
 from .support.types import CATEGORY, Tracks
 
 
@@ -31,7 +32,7 @@ class RefineMasks(io.ComfyNode):
                 "by object, or on a MASK."
             ),
             inputs=[
-                Tracks.Input("tracks", optional=True, tooltip="From Track Masks; comes back refined."),
+                objects_input("tracks", "From Track Masks; comes back refined.", optional=True),
                 io.Mask.Input("mask", optional=True, tooltip="Instead of tracks: one mask per frame."),
                 *_time_and_outline_inputs(),
                 *_later_inputs(),
@@ -55,8 +56,7 @@ class RefineMasks(io.ComfyNode):
             given = "both" if mask is not None else "neither"
             raise ValueError(f"{given} of tracks and mask is connected; connect exactly one of them.")
         wanted = RefinementSettings(**settings)
-        if tracks is None:
-            tracks = track_of_mask(mask)
+        tracks = track_of_mask(mask) if tracks is None else given_objects(tracks)
         folder = temporary_folder() if keep_on_disk else None
         refined = refine_tracks(tracks, wanted, image, folder, progress())
         return io.NodeOutput(weighed(refined), union_of(refined))

@@ -13,6 +13,7 @@ from ..attention_patches.guidance.regions import pool_time
 from ..host.sampling.comfy_sampling import SamplerSettings, checked_latents, sample_film
 from ..video_models.sampling.background_lock import lock_mask
 from .support.inputs import decimal_input, masks_of
+from .support.object_inputs import given_mask, mask_or_objects_input
 from .support.types import CATEGORY, SEED_RANGE
 from .video import SeededVideoNoise, sampling_inputs
 
@@ -86,7 +87,7 @@ class Regenerate(io.ComfyNode):
         background_lock: bool,
         lock_grow: int,
         lock_blur: int,
-        mask: Tensor | None = None,
+        mask: Any = None,
     ) -> io.NodeOutput:
         if mode not in MODES:
             raise ValueError(f"mode is {mode!r}; choose one of {', '.join(MODES)}.")
@@ -94,7 +95,7 @@ class Regenerate(io.ComfyNode):
         start = {**latent, "samples": samples if mode == "refine" or background_lock else torch.zeros_like(samples)}
         start.pop("noise_mask", None)
         if background_lock:
-            start["noise_mask"] = free_region(mask, samples, lock_grow, lock_blur)
+            start["noise_mask"] = free_region(given_mask(mask), samples, lock_grow, lock_blur)
         if mode != "same_noise":
             noise = SeededVideoNoise(seed, "plain", 16, 4, 0.0)
         settings = SamplerSettings(steps, cfg, sampler_name, scheduler, strength if mode == "refine" else 1.0)
@@ -110,10 +111,8 @@ def _lock_inputs() -> list[io.Input]:
             default=False,
             tooltip="On: outside of the mask the video keeps the first video's latents. Needs mask.",
         ),
-        io.Mask.Input(
-            "mask",
-            optional=True,
-            tooltip="What may change when the background is locked: one mask per frame, or one for all.",
+        mask_or_objects_input(
+            "mask", "What may change when the background is locked: one mask per frame, or one for all."
         ),
         io.Int.Input(
             "lock_grow",

@@ -31,6 +31,10 @@ def link_type(name: str) -> Any:
 # Core's dict form of boxes, one list per frame.
 BoundingBox = link_type("BOUNDING_BOX")
 Tracks = link_type("MGV_TRACKS")
+# What core's SAM 3 tracker gives.
+TrackData = link_type("SAM3_TRACK_DATA")
+# Core's points over time: track_path [frames, points, 2] and track_visibility.
+PointTracks = link_type("TRACKS")
 # A tuple of ObjectPrompt.
 Prompts = link_type("MGV_PROMPTS")
 # Tuples of four numbers, xywh or xyxy as the pack that makes them likes; converted at the border, never guessed.

@@ -107,6 +107,19 @@ ODD_BBOX = (
     "1, 2, 3, 4",
     [1, [2]],
 )
+# What is wrong in core's SAM 3 track data.
+ODD_TRACK_DATA = (
+    {"n_frames": 77},
+    {"packed_masks": None, "n_frames": 0},
+    {"packed_masks": None, "n_frames": "x"},
+    {"orig_size": (0, 8)},
+    {"orig_size": "48"},
+    {"orig_size": None},
+    {"scores": [float("nan")] * 2},
+    {"scores": 3},
+    {"packed_masks": torch.zeros(3, 3)},
+    {"packed_masks": torch.zeros(0, 1, 1, 1, dtype=torch.uint8)},
+)
 ODD_SEGS = (((0, 0), []), ((8, 8), None), None, ((8, 8), [3]), [((8, 8), [])], ((-4, 8), []), ((10**9, 10**9), []))
 
 
@@ -170,6 +183,7 @@ class Call:
             "IMAGE": self.image, "MASK": self.mask, "LATENT": self.latent, "NOISE": self.noise,
             "CONDITIONING": self.conditioning, "MGV_TRACKS": self.tracks, "MGV_GUIDE": self.guide,
             "MGV_PROMPTS": self.prompts, "BOUNDING_BOX": self.boxes, "BBOX": self.bbox, "SEGS": self.segs,
+            "SAM3_TRACK_DATA": self.track_data,
             "MODEL": lambda: self.stage.model, "CLIP": lambda: self.stage.clip, "VAE": lambda: self.stage.vae,
             "MGV_DETECTOR": lambda: self.parts.detector, "MGV_SEGMENTER": lambda: self.parts.segmenter,
         }  # fmt: skip
@@ -209,7 +223,7 @@ class Call:
 
     def value(self, entry: Any) -> Any:
         """Something that the host would let through for an input."""
-        kind = entry.io_type
+        kind = self.chance.choice(entry.get_io_type().split(","))
         if kind in self.makers:
             return self.makers[kind]()
         if entry.id == "download":
@@ -290,6 +304,15 @@ class Call:
             masks = masks * self.random(count, frames, height, width)
         masks[:, :: self.chance.choice((1, 2, 5))] *= self.chance.choice((0.0, 1.0))
         return Tracks.from_masks(masks, tuple(("red ball", "blue square", "")[:count]))
+
+    def track_data(self) -> Any:
+        frames, height, width = self.sized()
+        packed = self.random(frames, self.chance.choice((0, 1, 2)), 9, 2).mul(255).to(torch.uint8)
+        scores = [0.5] * packed.shape[1]
+        data = {"packed_masks": packed, "n_frames": frames, "scores": scores, "orig_size": (height, width)}
+        if self.likely(0.2):
+            data |= {"packed_masks": None, "scores": []}
+        return data if self.tame or self.likely(0.6) else {**data, **self.chance.choice(ODD_TRACK_DATA)}
 
     def guide(self) -> Any:
         from mask_guided_video.nodes.guidance import MaskToAttentionBias
