@@ -6,6 +6,7 @@ import logging
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from einops import rearrange
@@ -48,6 +49,13 @@ def guide_patches(guide: Guide, text_spans: TextSpans | None = None) -> tuple[At
     chosen = guide.key_source is not None
     keys = FirstFrameKeys(guide.keys, blocks=guide.mode.blocks, rows=guide.mode.rows, whole_clips=chosen)
     return (FirstFrameKeysPatch(keys), patch)
+
+
+class Moment(NamedTuple):
+    """What plans must know of the schedule: the mode's phase, and the factor on the guide's strength."""
+
+    phase: Hashable
+    factor: float
 
 
 class GuidePatch(AttentionPatch):
@@ -110,7 +118,7 @@ class GuidePatch(AttentionPatch):
     def acts_at(self, site: AttentionSite) -> bool:
         """Say whether this call is guided at all: kind, schedule, block, rows and words."""
         mode = self.guide.mode
-        if not self._is_active or not mode.acts_at(site):
+        if not self._is_active or not mode.acts_at(site) or self.guide.factor_at(site.progress) == 0.0:
             return False
         if site.kind == "cross":
             return bool(self._chunks_with_words(site, chosen_chunks(site, mode.cross_rows)))
@@ -142,8 +150,8 @@ class GuidePatch(AttentionPatch):
 
     def _guide(self, attend: Attend, q: Tensor, k: Tensor, v: Tensor, site: AttentionSite) -> Tensor:
         check_site(q, site)
-        phase, tensors = self.guide.mode.phase(site), CallTensors.of(q, k)
-        plan = self.planned(self._make_plan, site.layout, phase, tensors, attend.last)
+        moment = Moment(self.guide.mode.phase(site), self.guide.factor_at(site.progress))
+        plan = self.planned(self._make_plan, site.layout, moment, CallTensors.of(q, k), attend.last)
         return plan.run(attend, q, k, v, site)
 
     def _joins_frames(self, attend: Attend, site: AttentionSite) -> bool:
@@ -176,7 +184,7 @@ class GuidePatch(AttentionPatch):
             out[kept + rows.start] = found[kept]
         return out
 
-    def _make_plan(self, layout: AttentionSite, phase: Hashable, tensors: CallTensors, last: bool) -> Plan:
+    def _make_plan(self, layout: AttentionSite, moment: Moment, tensors: CallTensors, last: bool) -> Plan:
         """Ask the mode what to do for each share of the chunks: those whose words are known, and the others."""
         mode = self.guide.mode
         with_words = self._chunks_with_words(layout, chosen_chunks(layout, mode.cross_rows))
@@ -190,7 +198,7 @@ class GuidePatch(AttentionPatch):
         for chunks, knows_words in shares:
             if not chunks:
                 continue
-            call = self._call(layout, phase, tensors, knows_words, filled=False)
+            call = self._call(layout, moment, tensors, knows_words, filled=False)
             found, edit = mode.tables(call), mode.edit(call)
             if found is not None:
                 tables.append((chunks, found))
@@ -199,7 +207,7 @@ class GuidePatch(AttentionPatch):
         return make_plan(tables, layout.rows, tensors, last, edits)
 
     def _call(
-        self, layout: AttentionSite, phase: Hashable, tensors: CallTensors, knows_words: bool, filled: bool
+        self, layout: AttentionSite, moment: Moment, tensors: CallTensors, knows_words: bool, filled: bool
     ) -> ModeCall:
         query_frames = layout.frames if layout.query_frames is None else layout.query_frames
         clip, boxes = self._regions(layout, filled), self._boxes(layout)
@@ -208,7 +216,7 @@ class GuidePatch(AttentionPatch):
             spans = self.text_spans.in_part(len(layout.text_keys(tensors.keys)), layout.text_part)
         return ModeCall(
             site=layout,
-            phase=phase,
+            phase=moment.phase,
             regions=clip.take(layout.frames),
             query_regions=clip.take(query_frames),
             lengths=(tensors.queries, tensors.keys),
@@ -216,10 +224,10 @@ class GuidePatch(AttentionPatch):
             ordinary=() if spans is None else spans.ordinary,
             background=() if spans is None else spans.background,
             begin=() if spans is None else spans.begin,
-            frame_strength=self._frame_strength(layout, query_frames),
+            frame_strength=moment.factor * self._frame_strength(layout, query_frames),
             boxes=boxes[:, list(layout.frames)],
             query_boxes=boxes[:, list(query_frames)],
-            boxes_filled=partial(self._call, layout, phase, tensors, knows_words, True),
+            boxes_filled=partial(self._call, layout, moment, tensors, knows_words, True),
             device=tensors.device,
         )
 
@@ -262,8 +270,15 @@ def idle_steps(guide: Guide, progress: Sequence[float]) -> list[str]:
         progress: of each step, as in ``AttentionSite``.
     """
     scope = guide.mode.scope
-    if not guide.is_active or not progress or any(map(scope.is_during, progress)):
+    if not guide.is_active or not progress or any(map(guide.factor_at, progress)):
         return []
+    if any(map(scope.is_during, progress)):
+        return [
+            f"the strength curve of mode {guide.mode.name} is 0 at each of the {len(progress)} steps of this run (the "
+            f"first is at {progress[0]:.3f}, the last at {progress[-1]:.3f}) in the part of the schedule from "
+            f"{scope.start_percent:g} to {scope.end_percent:g}: it does nothing here; raise the curve, or widen the "
+            "mode's schedule."
+        ]
     return [
         f"mode {guide.mode.name} acts from {scope.start_percent:g} to {scope.end_percent:g} of the schedule, where "
         f"none of the {len(progress)} steps of this run lies (the first is at {progress[0]:.3f}, the last at "
