@@ -103,7 +103,9 @@ def regions_of_mask(mask: Tensor, phrases: Sequence[str]) -> NamedRegions:
 def guide_report(guide: Guide, notes: Sequence[str] = ()) -> str:
     """One line per region, or the plain statement that there is none; then notes."""
     if not guide.is_active:
-        reason = "strength is 0" if bool((guide.masks >= FOREGROUND).any()) else "no object in any frame"
+        flat = guide.strength_curve is not None and guide.strength_curve.highest == 0.0
+        resting = "the strength curve is 0 everywhere" if flat and guide.strength > 0.0 else "strength is 0"
+        reason = resting if bool((guide.masks >= FOREGROUND).any()) else "no object in any frame"
         return f"{reason}: the video runs unguided."
     lines = []
     for index, region in enumerate(guide.masks):

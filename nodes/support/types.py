@@ -35,6 +35,8 @@ Tracks = link_type("MGV_TRACKS")
 TrackData = link_type("SAM3_TRACK_DATA")
 # Core's points over time: track_path [frames, points, 2] and track_visibility.
 PointTracks = link_type("TRACKS")
+# Core's curve (``comfy_api.input.CurveInput``).
+Curve = link_type("CURVE")
 # A tuple of ObjectPrompt.
 Prompts = link_type("MGV_PROMPTS")
 # Tuples of four numbers, xywh or xyxy as the pack that makes them likes; converted at the border, never guessed.

@@ -120,6 +120,15 @@ ODD_TRACK_DATA = (
     {"packed_masks": torch.zeros(3, 3)},
     {"packed_masks": torch.zeros(0, 1, 1, 1, dtype=torch.uint8)},
 )
+# And in its points over time.
+ODD_POINTS = (
+    {"track_path": None},
+    {"track_path": torch.zeros(2, 2)},
+    {"track_path": torch.full((2, 1, 2), float("inf"))},
+    {"track_visibility": torch.zeros(3, 1)},
+    {"track_visibility": "all"},
+    {"track_visibility": None},
+)
 ODD_SEGS = (((0, 0), []), ((8, 8), None), None, ((8, 8), [3]), [((8, 8), [])], ((-4, 8), []), ((10**9, 10**9), []))
 
 
@@ -183,7 +192,7 @@ class Call:
             "IMAGE": self.image, "MASK": self.mask, "LATENT": self.latent, "NOISE": self.noise,
             "CONDITIONING": self.conditioning, "MGV_TRACKS": self.tracks, "MGV_GUIDE": self.guide,
             "MGV_PROMPTS": self.prompts, "BOUNDING_BOX": self.boxes, "BBOX": self.bbox, "SEGS": self.segs,
-            "SAM3_TRACK_DATA": self.track_data,
+            "SAM3_TRACK_DATA": self.track_data, "TRACKS": self.points_over_time, "CURVE": self.curve,
             "MODEL": lambda: self.stage.model, "CLIP": lambda: self.stage.clip, "VAE": lambda: self.stage.vae,
             "MGV_DETECTOR": lambda: self.parts.detector, "MGV_SEGMENTER": lambda: self.parts.segmenter,
         }  # fmt: skip
@@ -313,6 +322,23 @@ class Call:
         if self.likely(0.2):
             data |= {"packed_masks": None, "scores": []}
         return data if self.tame or self.likely(0.6) else {**data, **self.chance.choice(ODD_TRACK_DATA)}
+
+    def points_over_time(self) -> Any:
+        frames, height, width = self.sized()
+        count = self.chance.choice((1, 1, 2, 3, 70))
+        places = self.random(frames, count, 2) * torch.tensor([width * 1.2, height * 1.2])
+        data = {"track_path": places, "track_visibility": self.random(frames, count) > 0.3}
+        return data if self.tame or self.likely(0.6) else {**data, **self.chance.choice(ODD_POINTS)}
+
+    def curve(self) -> Any:
+        from comfy_api.input import CurveInput
+
+        count = self.chance.choice((1, 2, 2, 5))
+        points = sorted((self.chance.random(), self.chance.random()) for _ in range(count))
+        kind = self.chance.choice(("linear", "monotone_cubic"))
+        if not self.tame and self.likely(0.3):
+            return self.chance.choice(({}, "curve", [(0, 1), (1, -3)], [(0.2, float("nan"))], [], [(2, 1)], [(1,)]))
+        return CurveInput.from_raw({"points": points, "interpolation": kind})
 
     def guide(self) -> Any:
         from mask_guided_video.nodes.guidance import MaskToAttentionBias
