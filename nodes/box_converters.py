@@ -27,7 +27,7 @@ from ..perception.mask_shapes import box_of_mask
 from ..perception.tracks import Tracks as TrackedObjects
 from .support.inputs import decimal_input
 from .support.mask_output import new_masks
-from .support.object_inputs import given_objects, objects_input
+from .support.object_inputs import boxes_input, given_objects, objects_input
 from .support.types import CATEGORY, BoundingBox, PlainBoxes, Segments
 
 WHOLE_FILM = -1
@@ -48,7 +48,7 @@ class BoxesToBBOX(io.ComfyNode):
             category=f"{CATEGORY}/converters",
             description="Turns bounding boxes with label and score into the plain numbers that other packs take.",
             inputs=[
-                BoundingBox.Input("boxes", tooltip="From Detect Objects or Split Tracks: one list per frame, or one."),
+                boxes_input("From Detect Objects or Split Tracks: one list per frame, or one.", optional=False),
                 io.Combo.Input("format", options=list(SIDES), default="xywh", tooltip=FORMAT_TOOLTIP),
                 io.Combo.Input(
                     "nesting",
@@ -132,7 +132,7 @@ class ToSEGS(io.ComfyNode):
             description="Turns objects or boxes into SEGS, which Impact Pack's detailers and filters work on.",
             inputs=[
                 objects_input("tracks", "Objects with their masks.", optional=True),
-                BoundingBox.Input("boxes", optional=True, tooltip="Instead of tracks; the boxes are then the masks."),
+                boxes_input("Instead of tracks; the boxes are then the masks."),
                 io.Image.Input(
                     "image", optional=True, tooltip="The video; its crops go along. Boxes need it for their size."
                 ),

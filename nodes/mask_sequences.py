@@ -22,9 +22,9 @@ from .support.cache_weight import weighed
 from .support.host import progress
 from .support.inputs import decimal_input
 from .support.mask_output import union_of
-from .support.object_inputs import given_objects, objects_input
+from .support.object_inputs import boxes_input, given_objects, objects_input
 from .support.point_inputs import point_inputs, point_paths
-from .support.types import CATEGORY, BoundingBox, Tracks
+from .support.types import CATEGORY, Tracks
 
 logger = logging.getLogger(__name__)
 
@@ -147,11 +147,10 @@ def _film_inputs() -> list[io.Input]:
 
 def _box_inputs() -> list[io.Input]:
     return [
-        BoundingBox.Input(
-            "boxes",
-            optional=True,
-            tooltip="More objects: a list of boxes per frame, in pixels of width and height. Boxes of one label are "
-            "one object; it moves through the frames that have none.",
+        boxes_input(
+            "More objects: a list of boxes per frame, in pixels of width and height. Boxes of one label are one "
+            "object, which moves through the frames that have none; boxes without a label that are drawn once for all "
+            "frames are an object each."
         ),
         io.Combo.Input(
             "box_shape",

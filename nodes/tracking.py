@@ -19,9 +19,9 @@ from .support.cache_weight import weighed
 from .support.host import load_helper, progress
 from .support.inputs import decimal_input, film_input, keep_on_disk_input, masks_of, phrase_list
 from .support.mask_output import PREVIEW_BYTES, PREVIEW_LIMIT, temporary_folder, union_of
+from .support.object_inputs import boxes_input
 from .support.types import (
     CATEGORY,
-    BoundingBox,
     HelperModel,
     Prompts,
     SegmenterType,
@@ -127,7 +127,7 @@ class TrackMasks(io.ComfyNode):
 def _mark_inputs() -> list[io.Input]:
     """What says where the objects are."""
     return [
-        BoundingBox.Input("boxes", optional=True, tooltip="From Detect Objects: one list per frame, or one for all."),
+        boxes_input("From Detect Objects: one list per frame, or one for all."),
         io.Mask.Input(
             "mask",
             optional=True,

@@ -77,6 +77,8 @@ class Box:
     def from_dict(cls, values: Mapping[str, Any]) -> Box:
         """Read the dictionary form; ``label`` and ``score`` may be absent.
 
+        Boxes that are drawn on core's canvas (BOUNDING_BOXES) have no label but ``metadata`` with a description.
+
         Raises:
             ValueError: when a side is missing or not a number, and as the constructor does.
         """
@@ -88,6 +90,8 @@ class Box:
             )
         x, y, width, height = (as_number(values[name], f"{name} of a bounding box") for name in SIDES)
         label, score = values.get("label"), values.get("score")
+        if label is None and isinstance(values.get("metadata"), Mapping):
+            label = values["metadata"].get("desc")
         # Other packs write None for what they do not know.
         confidence = 1.0 if score is None else as_number(score, "score of a bounding box")
         return cls(x, y, width, height, "" if label is None else str(label), confidence)

@@ -11,7 +11,7 @@ from torch import Tensor
 from ...perception.sam3_track_data import tracks_of_track_data
 from ...perception.tracks import Tracks as TrackedObjects
 from .mask_output import union_of
-from .types import TrackData, Tracks
+from .types import BoundingBox, BoundingBoxes, TrackData, Tracks
 
 
 def objects_input(name: str, tooltip: str, optional: bool = False) -> io.Input:
@@ -33,6 +33,13 @@ def mask_or_objects_input(name: str, tooltip: str) -> io.Input:
     told = f"{tooltip} Also tracks, or track_data of core's SAM3 Video Track: all objects together."
     return io.MultiType.Input(
         name, [io.Mask, Tracks, TrackData], optional=True, tooltip=told, extra_dict={"forceInput": True}
+    )
+
+
+def boxes_input(tooltip: str, optional: bool = True) -> io.Input:
+    """Bounding boxes, of a detector or drawn on core's canvas; ``perception.boxes`` reads both."""
+    return io.MultiType.Input(
+        "boxes", [BoundingBox, BoundingBoxes], optional=optional, tooltip=tooltip, extra_dict={"forceInput": True}
     )
 
 

@@ -30,6 +30,8 @@ def link_type(name: str) -> Any:
 
 # Core's dict form of boxes, one list per frame.
 BoundingBox = link_type("BOUNDING_BOX")
+# And that of its canvas: a flat list, with a description of each box.
+BoundingBoxes = link_type("BOUNDING_BOXES")
 Tracks = link_type("MGV_TRACKS")
 # What core's SAM 3 tracker gives.
 TrackData = link_type("SAM3_TRACK_DATA")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import pytest
 import torch
 
@@ -405,3 +407,42 @@ def _guide(**values):
     from mask_guided_video.nodes.guidance import MaskToAttentionBias
 
     return MaskToAttentionBias.execute(**values).args[0]
+
+
+class TestBoxesOfCore:
+    def drawn(self, *boxes):
+        """What core's canvas gives on its wire, from what was drawn."""
+        from comfy_extras.nodes_bounding_boxes import CreateBoundingBoxes
+
+        return CreateBoundingBoxes.execute(64, 64, editor_state=list(boxes)).args[1]
+
+    def path_masks(self, boxes):
+        from mask_guided_video.nodes.mask_sequences import PathMasks
+
+        return PathMasks.execute("", 3, 64, 64, boxes=boxes).args
+
+    def test_each_drawn_box_is_an_object(self):
+        if not _has("comfy_extras.nodes_bounding_boxes"):
+            pytest.skip("this ComfyUI has no canvas for boxes")
+        left = {"x": 4, "y": 8, "width": 16, "height": 12, "metadata": {"type": "obj", "desc": "red ball"}}
+        right = {"x": 40, "y": 8, "width": 8, "height": 8, "metadata": {"type": "obj", "desc": ""}}
+        tracks, mask, _, _ = self.path_masks(self.drawn(left, right))
+        assert len(tracks.ids) == 2 and mask.sum((1, 2)).tolist() == [16 * 12 + 64] * 3
+        assert len(self.path_masks(self.drawn())[0].ids) == 0
+        # With their descriptions, as the canvas itself keeps them.
+        assert self.path_masks([left, right])[0].labels == ("red ball", "")
+
+    def test_every_input_for_boxes_takes_both_forms(self):
+        from mask_guided_video import NODE_CLASS_MAPPINGS
+
+        taking = {
+            (name, entry.id): entry.get_io_type()
+            for name, node in NODE_CLASS_MAPPINGS.items()
+            for entry in node.define_schema().inputs
+            if "BOUNDING_BOX" in entry.get_io_type().split(",")
+        }
+        assert len(taking) == 5 and set(taking.values()) == {"BOUNDING_BOX,BOUNDING_BOXES"}
+
+
+def _has(module):
+    return importlib.util.find_spec(module) is not None

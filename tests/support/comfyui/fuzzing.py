@@ -193,6 +193,7 @@ class Call:
             "CONDITIONING": self.conditioning, "MGV_TRACKS": self.tracks, "MGV_GUIDE": self.guide,
             "MGV_PROMPTS": self.prompts, "BOUNDING_BOX": self.boxes, "BBOX": self.bbox, "SEGS": self.segs,
             "SAM3_TRACK_DATA": self.track_data, "TRACKS": self.points_over_time, "CURVE": self.curve,
+            "BOUNDING_BOXES": self.drawn_boxes,
             "MODEL": lambda: self.stage.model, "CLIP": lambda: self.stage.clip, "VAE": lambda: self.stage.vae,
             "MGV_DETECTOR": lambda: self.parts.detector, "MGV_SEGMENTER": lambda: self.parts.segmenter,
         }  # fmt: skip
@@ -392,6 +393,15 @@ class Call:
     def boxes(self) -> Any:
         nested = [[self.box() for _ in range(self.chance.randrange(3))] for _ in range(self.sized()[0])]
         return nested if self.likely(0.7) else self.box() if self.likely(0.3) else nested[0]
+
+    def drawn_boxes(self) -> Any:
+        described = (
+            {"metadata": {"type": "obj", "desc": self.chance.choice(("red ball", ""))}},
+            {"metadata": None},
+            {},
+        )
+        boxes = [self.box() for _ in range(self.chance.randrange(4))]
+        return [{**box, **self.chance.choice(described)} if isinstance(box, dict) else box for box in boxes]
 
     def bbox(self) -> Any:
         if self.likely(0.3):
