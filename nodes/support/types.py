@@ -39,6 +39,8 @@ TrackData = link_type("SAM3_TRACK_DATA")
 PointTracks = link_type("TRACKS")
 # Core's curve (``comfy_api.input.CurveInput``).
 Curve = link_type("CURVE")
+# A ``ModelPatcher`` around torchvision's RAFT, from core's loader.
+OpticalFlow = link_type("OPTICAL_FLOW")
 # A tuple of ObjectPrompt.
 Prompts = link_type("MGV_PROMPTS")
 # Tuples of four numbers, xywh or xyxy as the pack that makes them likes; converted at the border, never guessed.

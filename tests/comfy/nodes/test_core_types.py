@@ -446,3 +446,60 @@ class TestBoxesOfCore:
 
 def _has(module):
     return importlib.util.find_spec(module) is not None
+
+
+@pytest.fixture(scope="module")
+def raft():
+    """RAFT with random weights, as core's loader hands it on."""
+    import comfy.model_management
+    import comfy.model_patcher
+    from torchvision.models.optical_flow import raft_large
+
+    torch.manual_seed(0)
+    device = comfy.model_management.get_torch_device()
+    return comfy.model_patcher.ModelPatcher(raft_large(weights=None).eval(), device, torch.device("cpu"))
+
+
+class TestOpticalFlowOfCore:
+    def test_pictures_go_in_and_flow_comes_out_as_in_core(self, raft):
+        from comfy_extras.void_noise_warp import RaftOpticalFlow
+
+        from mask_guided_video.nodes.support.flow_models import given_flow
+
+        chance = torch.Generator().manual_seed(1)
+        before, after = (torch.randint(0, 256, (128, 136, 3), generator=chance, dtype=torch.uint8) for _ in range(2))
+        found = given_flow(raft, 128, 136)(before.numpy(), after.numpy())
+        wanted = RaftOpticalFlow(raft.model)(*(one.movedim(-1, 0).float() / 255 for one in (after, before)))
+        assert wanted.abs().max() > 0.1
+        assert torch.allclose(found.shift.movedim(-1, 0), wanted.cpu(), atol=1e-3)
+
+    def test_gaps_are_filled_with_it(self, raft):
+        from mask_guided_video.nodes.refinement import RefineMasks
+
+        masks = two_objects(64, 96).union()
+        masks[1] = 0.0
+        film = torch.rand(4, 64, 96, 3, generator=torch.Generator().manual_seed(2))
+        filled = RefineMasks.execute(mask=masks, image=film, fill_gaps=1, optical_flow=raft).args[1]
+        assert filled[1].sum() > 0 and torch.equal(filled[[0, 2, 3]], masks[[0, 2, 3]])
+        with pytest.raises(ValueError, match="connect the video to image"):
+            RefineMasks.execute(mask=masks, fill_gaps=1, optical_flow=raft)
+        with pytest.raises(ValueError, match="optical_flow is 'raft'; connect core's Load Optical Flow Model"):
+            RefineMasks.execute(mask=masks, image=film, fill_gaps=1, optical_flow="raft")
+
+    def test_objects_are_followed_with_it(self, raft, root):
+        from mask_guided_video.nodes.segmentation_models import LoadSAM
+        from mask_guided_video.nodes.tracking import TrackMasks
+        from mask_guided_video.toybox import world
+
+        if not (root / "toybox" / "segmenter" / "model.safetensors").is_file():
+            pytest.skip("this checkout has no Toybox weights")
+        ball = world.SceneObject("red", "ball", "right", 12.0, (20.0, 18.0), 20.0)
+        clip = torch.from_numpy(world.render(world.Scene("grass", (ball,))).frames)
+        calls = []
+        raft.model.register_forward_pre_hook(lambda module, given: calls.append(given[0].shape))
+        segmenter = LoadSAM.execute("Toybox", "fp32", False).args[0]
+        settings = {"prompt_frame": 0, "max_gap": -1, "extend": -1, "minimum_seen": 1, "max_objects": 0, "soft": False}
+        points = '[{"x": 20, "y": 18}]'
+        tracks = TrackMasks.execute(segmenter, clip[:3], points=points, optical_flow=raft, **settings).args[0]
+        assert tracks.frames == 3 and not tracks.misses[0, 0]
+        assert len(calls) >= 2 and set(calls) == {(1, 3, 128, 128)}
