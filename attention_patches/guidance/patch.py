@@ -6,7 +6,6 @@ import logging
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
 
 import torch
 from einops import rearrange
@@ -49,13 +48,6 @@ def guide_patches(guide: Guide, text_spans: TextSpans | None = None) -> tuple[At
     chosen = guide.key_source is not None
     keys = FirstFrameKeys(guide.keys, blocks=guide.mode.blocks, rows=guide.mode.rows, whole_clips=chosen)
     return (FirstFrameKeysPatch(keys), patch)
-
-
-class Moment(NamedTuple):
-    """What plans must know of the schedule: the mode's phase, and the factor on the guide's strength."""
-
-    phase: Hashable
-    factor: float
 
 
 class GuidePatch(AttentionPatch):
@@ -150,8 +142,8 @@ class GuidePatch(AttentionPatch):
 
     def _guide(self, attend: Attend, q: Tensor, k: Tensor, v: Tensor, site: AttentionSite) -> Tensor:
         check_site(q, site)
-        moment = Moment(self.guide.mode.phase(site), self.guide.factor_at(site.progress))
-        plan = self.planned(self._make_plan, site.layout, moment, CallTensors.of(q, k), attend.last)
+        phase, factor = self.guide.mode.phase(site), self.guide.factor_at(site.progress)
+        plan = self.planned(self._make_plan, site.layout, phase, factor, CallTensors.of(q, k), attend.last)
         return plan.run(attend, q, k, v, site)
 
     def _joins_frames(self, attend: Attend, site: AttentionSite) -> bool:
@@ -184,7 +176,9 @@ class GuidePatch(AttentionPatch):
             out[kept + rows.start] = found[kept]
         return out
 
-    def _make_plan(self, layout: AttentionSite, moment: Moment, tensors: CallTensors, last: bool) -> Plan:
+    def _make_plan(
+        self, layout: AttentionSite, phase: Hashable, factor: float, tensors: CallTensors, last: bool
+    ) -> Plan:
         """Ask the mode what to do for each share of the chunks: those whose words are known, and the others."""
         mode = self.guide.mode
         with_words = self._chunks_with_words(layout, chosen_chunks(layout, mode.cross_rows))
@@ -198,7 +192,7 @@ class GuidePatch(AttentionPatch):
         for chunks, knows_words in shares:
             if not chunks:
                 continue
-            call = self._call(layout, moment, tensors, knows_words, filled=False)
+            call = self._call(layout, phase, tensors, knows_words, filled=False, factor=factor)
             found, edit = mode.tables(call), mode.edit(call)
             if found is not None:
                 tables.append((chunks, found))
@@ -207,7 +201,13 @@ class GuidePatch(AttentionPatch):
         return make_plan(tables, layout.rows, tensors, last, edits)
 
     def _call(
-        self, layout: AttentionSite, moment: Moment, tensors: CallTensors, knows_words: bool, filled: bool
+        self,
+        layout: AttentionSite,
+        phase: Hashable,
+        tensors: CallTensors,
+        knows_words: bool,
+        filled: bool,
+        factor: float = 1.0,
     ) -> ModeCall:
         query_frames = layout.frames if layout.query_frames is None else layout.query_frames
         clip, boxes = self._regions(layout, filled), self._boxes(layout)
@@ -216,7 +216,7 @@ class GuidePatch(AttentionPatch):
             spans = self.text_spans.in_part(len(layout.text_keys(tensors.keys)), layout.text_part)
         return ModeCall(
             site=layout,
-            phase=moment.phase,
+            phase=phase,
             regions=clip.take(layout.frames),
             query_regions=clip.take(query_frames),
             lengths=(tensors.queries, tensors.keys),
@@ -224,10 +224,10 @@ class GuidePatch(AttentionPatch):
             ordinary=() if spans is None else spans.ordinary,
             background=() if spans is None else spans.background,
             begin=() if spans is None else spans.begin,
-            frame_strength=moment.factor * self._frame_strength(layout, query_frames),
+            frame_strength=factor * self._frame_strength(layout, query_frames),
             boxes=boxes[:, list(layout.frames)],
             query_boxes=boxes[:, list(query_frames)],
-            boxes_filled=partial(self._call, layout, moment, tensors, knows_words, True),
+            boxes_filled=partial(self._call, layout, phase, tensors, knows_words, True, factor),
             device=tensors.device,
         )
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import pytest
 import torch
 
@@ -160,10 +158,9 @@ class TestTracksToCore:
         assert torch.equal(masks_of_core(track_data), tracks.union())
 
     def test_core_colours_them(self):
-        from comfy_extras.nodes_scail import _render_colored_masks
-
+        scail = pytest.importorskip("comfy_extras.nodes_scail", reason="this ComfyUI has no SCAIL-2")
         tracks = two_objects()
-        pictures = _render_colored_masks(to_core(tracks)[0]).float()
+        pictures = scail._render_colored_masks(to_core(tracks)[0]).float()
         assert pictures.shape == (4, 36, 52, 3)
         assert torch.equal(pictures.amax(-1), tracks.union())
         # Two objects, two colours.
@@ -412,9 +409,8 @@ def _guide(**values):
 class TestBoxesOfCore:
     def drawn(self, *boxes):
         """What core's canvas gives on its wire, from what was drawn."""
-        from comfy_extras.nodes_bounding_boxes import CreateBoundingBoxes
-
-        return CreateBoundingBoxes.execute(64, 64, editor_state=list(boxes)).args[1]
+        canvas = pytest.importorskip("comfy_extras.nodes_bounding_boxes", reason="this ComfyUI has no canvas for boxes")
+        return canvas.CreateBoundingBoxes.execute(64, 64, editor_state=list(boxes)).args[1]
 
     def path_masks(self, boxes):
         from mask_guided_video.nodes.mask_sequences import PathMasks
@@ -422,8 +418,6 @@ class TestBoxesOfCore:
         return PathMasks.execute("", 3, 64, 64, boxes=boxes).args
 
     def test_each_drawn_box_is_an_object(self):
-        if not _has("comfy_extras.nodes_bounding_boxes"):
-            pytest.skip("this ComfyUI has no canvas for boxes")
         left = {"x": 4, "y": 8, "width": 16, "height": 12, "metadata": {"type": "obj", "desc": "red ball"}}
         right = {"x": 40, "y": 8, "width": 8, "height": 8, "metadata": {"type": "obj", "desc": ""}}
         tracks, mask, _, _ = self.path_masks(self.drawn(left, right))
@@ -442,10 +436,6 @@ class TestBoxesOfCore:
             if "BOUNDING_BOX" in entry.get_io_type().split(",")
         }
         assert len(taking) == 5 and set(taking.values()) == {"BOUNDING_BOX,BOUNDING_BOXES"}
-
-
-def _has(module):
-    return importlib.util.find_spec(module) is not None
 
 
 @pytest.fixture(scope="module")
