@@ -8,10 +8,12 @@ import random
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from fuzzed_core_types import MAKERS
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parent.parent.parent.parent
@@ -107,28 +109,6 @@ ODD_BBOX = (
     "1, 2, 3, 4",
     [1, [2]],
 )
-# What is wrong in core's SAM 3 track data.
-ODD_TRACK_DATA = (
-    {"n_frames": 77},
-    {"packed_masks": None, "n_frames": 0},
-    {"packed_masks": None, "n_frames": "x"},
-    {"orig_size": (0, 8)},
-    {"orig_size": "48"},
-    {"orig_size": None},
-    {"scores": [float("nan")] * 2},
-    {"scores": 3},
-    {"packed_masks": torch.zeros(3, 3)},
-    {"packed_masks": torch.zeros(0, 1, 1, 1, dtype=torch.uint8)},
-)
-# And in its points over time.
-ODD_POINTS = (
-    {"track_path": None},
-    {"track_path": torch.zeros(2, 2)},
-    {"track_path": torch.full((2, 1, 2), float("inf"))},
-    {"track_visibility": torch.zeros(3, 1)},
-    {"track_visibility": "all"},
-    {"track_visibility": None},
-)
 ODD_SEGS = (((0, 0), []), ((8, 8), None), None, ((8, 8), [3]), [((8, 8), [])], ((-4, 8), []), ((10**9, 10**9), []))
 
 
@@ -192,8 +172,7 @@ class Call:
             "IMAGE": self.image, "MASK": self.mask, "LATENT": self.latent, "NOISE": self.noise,
             "CONDITIONING": self.conditioning, "MGV_TRACKS": self.tracks, "MGV_GUIDE": self.guide,
             "MGV_PROMPTS": self.prompts, "BOUNDING_BOX": self.boxes, "BBOX": self.bbox, "SEGS": self.segs,
-            "SAM3_TRACK_DATA": self.track_data, "TRACKS": self.points_over_time, "CURVE": self.curve,
-            "BOUNDING_BOXES": self.drawn_boxes,
+            **{kind: partial(make, self) for kind, make in MAKERS.items()},
             "MODEL": lambda: self.stage.model, "CLIP": lambda: self.stage.clip, "VAE": lambda: self.stage.vae,
             "MGV_DETECTOR": lambda: self.parts.detector, "MGV_SEGMENTER": lambda: self.parts.segmenter,
         }  # fmt: skip
@@ -217,6 +196,9 @@ class Call:
             self.inputs["vae"] = self.parts.vae
         if self.name == "MGV_MaskGuidedExtend":
             self.inputs |= {"width": 32, "height": 32, "frames": 4}
+        if self.name == "MGV_PathMasks" and "points" in self.inputs:
+            self.frames, self.height, self.width = (self.inputs[side] for side in ("frames", "height", "width"))
+            self.inputs["points"] = self.makers["TRACKS"]()
         if self.name == "MGV_MaskMetrics" and "detector" not in self.inputs:
             self.inputs["found"] = self.tracks()
         for node, name in ONE_PICTURE:
@@ -315,32 +297,6 @@ class Call:
         masks[:, :: self.chance.choice((1, 2, 5))] *= self.chance.choice((0.0, 1.0))
         return Tracks.from_masks(masks, tuple(("red ball", "blue square", "")[:count]))
 
-    def track_data(self) -> Any:
-        frames, height, width = self.sized()
-        packed = self.random(frames, self.chance.choice((0, 1, 2)), 9, 2).mul(255).to(torch.uint8)
-        scores = [0.5] * packed.shape[1]
-        data = {"packed_masks": packed, "n_frames": frames, "scores": scores, "orig_size": (height, width)}
-        if self.likely(0.2):
-            data |= {"packed_masks": None, "scores": []}
-        return data if self.tame or self.likely(0.6) else {**data, **self.chance.choice(ODD_TRACK_DATA)}
-
-    def points_over_time(self) -> Any:
-        frames, height, width = self.sized()
-        count = self.chance.choice((1, 1, 2, 3, 70))
-        places = self.random(frames, count, 2) * torch.tensor([width * 1.2, height * 1.2])
-        data = {"track_path": places, "track_visibility": self.random(frames, count) > 0.3}
-        return data if self.tame or self.likely(0.6) else {**data, **self.chance.choice(ODD_POINTS)}
-
-    def curve(self) -> Any:
-        from comfy_api.input import CurveInput
-
-        count = self.chance.choice((1, 2, 2, 5))
-        points = sorted((self.chance.random(), self.chance.random()) for _ in range(count))
-        kind = self.chance.choice(("linear", "monotone_cubic"))
-        if not self.tame and self.likely(0.3):
-            return self.chance.choice(({}, "curve", [(0, 1), (1, -3)], [(0.2, float("nan"))], [], [(2, 1)], [(1,)]))
-        return CurveInput.from_raw({"points": points, "interpolation": kind})
-
     def guide(self) -> Any:
         from mask_guided_video.nodes.guidance import MaskToAttentionBias
         from mask_guided_video.nodes.mask_modes import DynamicMaskGuidance
@@ -393,15 +349,6 @@ class Call:
     def boxes(self) -> Any:
         nested = [[self.box() for _ in range(self.chance.randrange(3))] for _ in range(self.sized()[0])]
         return nested if self.likely(0.7) else self.box() if self.likely(0.3) else nested[0]
-
-    def drawn_boxes(self) -> Any:
-        described = (
-            {"metadata": {"type": "obj", "desc": self.chance.choice(("red ball", ""))}},
-            {"metadata": None},
-            {},
-        )
-        boxes = [self.box() for _ in range(self.chance.randrange(4))]
-        return [{**box, **self.chance.choice(described)} if isinstance(box, dict) else box for box in boxes]
 
     def bbox(self) -> Any:
         if self.likely(0.3):
@@ -491,14 +438,17 @@ def mask_frames(call: Call) -> int | None:
     given = call.inputs
     if call.name == "MGV_PathMasks":
         return given["frames"]
-    frames = [
-        given[name].frames if name == "tracks" else 1 if given[name].ndim == 2 else len(given[name])
-        for name in ("image", "tracks", "mask")
-        if name in given
-    ]
+    frames = [_frames(given[name]) for name in ("image", "tracks", "mask") if name in given]
     if call.name == "MGV_MaskSequence":
         return given["frames"] or frames[0] - given["start"]
     return frames[0] if frames else None
+
+
+def _frames(value: Any) -> int:
+    """Of a film, masks, tracks, or core's track data."""
+    if isinstance(value, dict):
+        return value["n_frames"]
+    return (1 if value.ndim == 2 else len(value)) if isinstance(value, Tensor) else value.frames
 
 
 def call_count(usual: int) -> int:

@@ -104,3 +104,16 @@ def test_a_drawn_box_is_called_by_its_description():
     assert Box.from_dict(drawn) == Box(1, 2, 3, 4, "red ball")
     assert Box.from_dict({**drawn, "label": "cat"}).label == "cat"
     assert Box.from_dict({**drawn, "metadata": None}).label == ""
+
+
+@pytest.mark.parametrize(
+    "boxes,message",
+    [
+        ([None, [{"x": 1, "y": 1, "width": 2, "height": 2}]], "boxes of frame 0 are None; give a list"),
+        ([[], "box"], "boxes of frame 1 are 'box'"),
+        (["box", {"x": 1, "y": 1, "width": 2, "height": 2}], "a bounding box is 'box'; give a dictionary"),
+    ],
+)
+def test_a_frame_without_a_list_is_named(boxes, message):
+    with pytest.raises(ValueError, match=message):
+        as_detections(boxes, len(boxes))
