@@ -15,6 +15,7 @@ if find_spec("comfy_api") is None or find_spec("folder_paths") is None:
 else:
     from .missing_packages import warn_of_missing_packages
     from .nodes.box_converters import BBOXToBoxes, BoxesToBBOX, FromSEGS, ToSEGS
+    from .nodes.core_types import TracksToCore
     from .nodes.detection import DetectObjects, LoadGroundingDINO
     from .nodes.extension import MaskGuidedExtend
     from .nodes.film_files import SaveLongVideo
@@ -62,6 +63,7 @@ else:
         "MGV_BBOXToBoxes": BBOXToBoxes,
         "MGV_ToSEGS": ToSEGS,
         "MGV_FromSEGS": FromSEGS,
+        "MGV_TracksToCore": TracksToCore,
         "MGV_MaskToAttentionBias": MaskToAttentionBias,
         "MGV_PatchAttention": PatchAttention,
         "MGV_PreviewGuide": PreviewGuide,
@@ -103,6 +105,7 @@ else:
         "MGV_BBOXToBoxes": "BBOX to Boxes",
         "MGV_ToSEGS": "To SEGS",
         "MGV_FromSEGS": "From SEGS",
+        "MGV_TracksToCore": "Tracks to Core",
         "MGV_MaskToAttentionBias": "Mask to Attention Bias",
         "MGV_PatchAttention": "Patch Attention",
         "MGV_PreviewGuide": "Preview Guide",

@@ -27,7 +27,8 @@ from ..perception.mask_shapes import box_of_mask
 from ..perception.tracks import Tracks as TrackedObjects
 from .support.inputs import decimal_input
 from .support.mask_output import new_masks
-from .support.types import CATEGORY, BoundingBox, PlainBoxes, Segments, Tracks
+from .support.object_inputs import boxes_input, given_objects, objects_input
+from .support.types import CATEGORY, BoundingBox, PlainBoxes, Segments
 
 WHOLE_FILM = -1
 FORMAT_TOOLTIP = (
@@ -47,7 +48,7 @@ class BoxesToBBOX(io.ComfyNode):
             category=f"{CATEGORY}/converters",
             description="Turns bounding boxes with label and score into the plain numbers that other packs take.",
             inputs=[
-                BoundingBox.Input("boxes", tooltip="From Detect Objects or Split Tracks: one list per frame, or one."),
+                boxes_input("From Detect Objects or Split Tracks: one list per frame, or one.", optional=False),
                 io.Combo.Input("format", options=list(SIDES), default="xywh", tooltip=FORMAT_TOOLTIP),
                 io.Combo.Input(
                     "nesting",
@@ -130,8 +131,8 @@ class ToSEGS(io.ComfyNode):
             category=f"{CATEGORY}/converters",
             description="Turns objects or boxes into SEGS, which Impact Pack's detailers and filters work on.",
             inputs=[
-                Tracks.Input("tracks", optional=True, tooltip="Objects with their masks."),
-                BoundingBox.Input("boxes", optional=True, tooltip="Instead of tracks; the boxes are then the masks."),
+                objects_input("tracks", "Objects with their masks.", optional=True),
+                boxes_input("Instead of tracks; the boxes are then the masks."),
                 io.Image.Input(
                     "image", optional=True, tooltip="The video; its crops go along. Boxes need it for their size."
                 ),
@@ -160,7 +161,7 @@ class ToSEGS(io.ComfyNode):
         cls,
         frame: int,
         crop_factor: float,
-        tracks: TrackedObjects | None = None,
+        tracks: Any = None,
         boxes: Any = None,
         image: Tensor | None = None,
     ) -> io.NodeOutput:
@@ -170,7 +171,7 @@ class ToSEGS(io.ComfyNode):
         film = None if image is None else Film(image)
         if boxes is not None:
             return io.NodeOutput(_segs_of_boxes(boxes, film, frame, crop_factor))
-        return io.NodeOutput(_segs_of_tracks(tracks, film, frame, crop_factor))
+        return io.NodeOutput(_segs_of_tracks(given_objects(tracks), film, frame, crop_factor))
 
 
 class FromSEGS(io.ComfyNode):

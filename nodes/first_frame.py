@@ -17,7 +17,8 @@ from ..video_models.sampling.latent_statistics import SWITCH
 from ..video_models.sampling.trajectory_noise import SPATIAL_CUTOFF, TEMPORAL_CUTOFF
 from .support.host import progress
 from .support.inputs import decimal_input, film_input, float_pictures, frames_of, masks_of
-from .support.types import CATEGORY, Tracks
+from .support.object_inputs import given_objects, objects_input
+from .support.types import CATEGORY
 
 # Between two looks at whether the user cancels.
 FRAMES_AT_ONCE = 16
@@ -158,7 +159,7 @@ class SharedNoise(io.ComfyNode):
                     optional=True,
                     tooltip="first_frame: latents of one frame in the size of the video's.",
                 ),
-                Tracks.Input("tracks", optional=True, tooltip="freetraj: the objects, each with a mask per frame."),
+                objects_input("tracks", "freetraj: the objects, each with a mask per frame.", optional=True),
                 io.Mask.Input(
                     "mask", optional=True, tooltip="freetraj: instead of tracks, one object: one mask per frame."
                 ),
@@ -187,7 +188,7 @@ class SharedNoise(io.ComfyNode):
             raise ValueError("both of tracks and mask are connected; connect one of them.")
         masks = None
         if mode == "freetraj" and tracks is not None:
-            masks = tracks.object_masks()
+            masks = given_objects(tracks).object_masks()
         elif mode == "freetraj" and mask is not None:
             masks = masks_of(mask)[None]
         latents = None if first_frame is None else first_frame["samples"]

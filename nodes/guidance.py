@@ -20,6 +20,7 @@ from ..host.prompts.joined_prompts import check_words
 from ..host.prompts.prompt_tokens import token_spans
 from ..host.sampling.comfy_sampling import checked_latents
 from .support.cache_weight import weighed
+from .support.curves import curve_notes, given_curve, strength_curve_input
 from .support.guide_regions import guide_report, named_regions
 from .support.inputs import (
     blocks_input,
@@ -57,6 +58,7 @@ class MaskToAttentionBias(io.ComfyNode):
                 phrases_of_prompt_input("separate and cross_text use them."),
                 *_rule_inputs(),
                 *_place_inputs(),
+                strength_curve_input(),
             ],
             outputs=[
                 Guide.Output(display_name="guide", tooltip="For Patch Attention and Preview Guide."),
@@ -80,6 +82,7 @@ class MaskToAttentionBias(io.ComfyNode):
         time_pooling: str = "max",
         tracks: Any = None,
         mask: Tensor | None = None,
+        strength_curve: Any = None,
     ) -> io.NodeOutput:
         regions = named_regions(tracks, mask, phrases)
         rule, factor = mode_at(
@@ -92,8 +95,15 @@ class MaskToAttentionBias(io.ComfyNode):
             rows=rows,
             hard=hard,
         )
-        guide = MaskGuide(regions.masks, rule, regions.phrases, strength=factor, time_pooling=time_pooling)
-        report = guide_report(guide, regions.notes)
+        guide = MaskGuide(
+            regions.masks,
+            rule,
+            regions.phrases,
+            strength=factor,
+            time_pooling=time_pooling,
+            strength_curve=given_curve(strength_curve),
+        )
+        report = guide_report(guide, (*regions.notes, *curve_notes(guide)))
         logger.info(report)
         return io.NodeOutput(weighed(guide), report)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import replace
+from typing import Any
 
 import torch
 from comfy_api.latest import io, ui
@@ -25,7 +26,8 @@ from .object_masks import track_of_mask
 from .support.host import load_helper, progress, wrap_helper
 from .support.inputs import decimal_input, phrase_list
 from .support.mask_output import PREVIEW_BYTES, PREVIEW_LIMIT
-from .support.types import CATEGORY, DetectorType, HelperModel, SegmenterType, Tracks
+from .support.object_inputs import given_objects, objects_input
+from .support.types import CATEGORY, DetectorType, HelperModel, SegmenterType
 
 logger = logging.getLogger(__name__)
 
@@ -79,9 +81,9 @@ class MaskMetrics(io.ComfyNode):
         prompt: str,
         clip_model: str,
         box_threshold: float,
-        tracks: TrackedObjects | None = None,
+        tracks: Any = None,
         mask: Tensor | None = None,
-        found: TrackedObjects | None = None,
+        found: Any = None,
         detector: HelperModel | None = None,
         segmenter: HelperModel | None = None,
         reference: Tensor | None = None,
@@ -95,7 +97,7 @@ class MaskMetrics(io.ComfyNode):
             found = looked_for(film, wanted, detector, segmenter, box_threshold)
             known = None if before is None else looked_for(before, wanted, detector, segmenter, box_threshold)
         else:
-            known = None
+            known, found = None, given_objects(found)
         scorer = None if clip_model == NO_MODEL else load_scorer(clip_model)
         values = rounded(film_report(film, wanted, found, prompt, scorer, before, known, progress()))
         if values["iou"] is None:
@@ -113,17 +115,17 @@ class MaskMetrics(io.ComfyNode):
 def _object_inputs() -> list[io.Input]:
     """Where the objects should be, and where they are."""
     return [
-        Tracks.Input(
-            "tracks", optional=True, tooltip="Where the objects should be: the tracks that guided the video. Any size."
+        objects_input(
+            "tracks", "Where the objects should be: the tracks that guided the video. Any size.", optional=True
         ),
         io.Mask.Input(
             "mask", optional=True, tooltip="Instead of tracks: one object, one mask per frame or one for all."
         ),
-        Tracks.Input(
+        objects_input(
             "found",
-            optional=True,
-            tooltip="Where the objects are, from Track Masks on this video. Otherwise connect detector and segmenter, "
+            "Where the objects are, from Track Masks on this video. Otherwise connect detector and segmenter, "
             "which look for them.",
+            optional=True,
         ),
         DetectorType.Input(
             "detector", optional=True, tooltip="From Load GroundingDINO: finds the objects by their phrases."
@@ -166,7 +168,7 @@ def _measure_inputs() -> list[io.Input]:
     ]
 
 
-def wanted_tracks(tracks: TrackedObjects | None, mask: Tensor | None, phrases: list[str]) -> TrackedObjects:
+def wanted_tracks(tracks: Any, mask: Tensor | None, phrases: list[str]) -> TrackedObjects:
     """The masks of the guide that the phrases name, with these as labels; all of them where there are none.
 
     Raises:
@@ -175,7 +177,7 @@ def wanted_tracks(tracks: TrackedObjects | None, mask: Tensor | None, phrases: l
     if (tracks is None) == (mask is None):
         given = "both" if mask is not None else "neither"
         raise ValueError(f"{given} of tracks and mask is connected; connect exactly one of them.")
-    wanted = track_of_mask(mask) if tracks is None else tracks
+    wanted = track_of_mask(mask) if tracks is None else given_objects(tracks)
     if not phrases:
         return wanted
     if len(phrases) > len(wanted.ids):

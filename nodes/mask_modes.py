@@ -18,6 +18,7 @@ from ..host.prompts.prompt_tokens import token_spans
 from ..perception.masks.keyframes import parse_values
 from ..recipes.given.constants import read_constants
 from .support.cache_weight import weighed
+from .support.curves import curve_notes, frame_curve_input, frame_values, given_curve, strength_curve_input
 from .support.guide_regions import guide_report, named_regions
 from .support.inputs import (
     background_phrase_input,
@@ -51,7 +52,7 @@ class DynamicMaskGuidance(io.ComfyNode):
                 "reconstruction: the paper's formulas are not public. The guide is not yet bound to a model: Patch "
                 "Attention does that."
             ),
-            inputs=[*_what(), *_how(), *_when()],
+            inputs=[*_what(), *_how(), *_when(), strength_curve_input(), frame_curve_input()],
             outputs=[
                 Guide.Output(display_name="guide", tooltip="For Patch Attention and Preview Guide."),
                 io.String.Output(
@@ -78,12 +79,15 @@ class DynamicMaskGuidance(io.ComfyNode):
         constants: str,
         tracks: Any = None,
         mask: Tensor | None = None,
+        strength_curve: Any = None,
+        frame_curve: Any = None,
     ) -> io.NodeOutput:
         regions = named_regions(tracks, mask, phrases)
         chosen = {
             **_overrides(start_percent, end_percent, blocks, rows),
             **read_constants(mode, constants),
         }
+        frames = regions.masks.shape[1]
         guide = MaskGuide(
             masks=regions.masks,
             phrases=regions.phrases,
@@ -91,11 +95,12 @@ class DynamicMaskGuidance(io.ComfyNode):
             background_phrase=background_phrase if len(regions.masks) else "",
             mode=make_mode(mode, **chosen),
             strength=strength,
-            frame_strength=parse_values(frame_strength, regions.masks.shape[1]),
+            frame_strength=frame_values(given_curve(frame_curve), parse_values(frame_strength, frames), frames),
             key_source=None if key_source == OWN else key_source,
             time_pooling=time_pooling,
+            strength_curve=given_curve(strength_curve),
         )
-        report = f"{guide_report(guide, regions.notes)}\n{constants_report(guide)}"
+        report = f"{guide_report(guide, (*regions.notes, *curve_notes(guide)))}\n{constants_report(guide)}"
         logger.info(report)
         return io.NodeOutput(weighed(guide), report)
 

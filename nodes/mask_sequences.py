@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from typing import Any
 
 from comfy_api.latest import io, ui
@@ -21,7 +22,9 @@ from .support.cache_weight import weighed
 from .support.host import progress
 from .support.inputs import decimal_input
 from .support.mask_output import union_of
-from .support.types import CATEGORY, BoundingBox, Tracks
+from .support.object_inputs import boxes_input, given_objects, objects_input
+from .support.point_inputs import point_inputs, point_paths
+from .support.types import CATEGORY, Tracks
 
 logger = logging.getLogger(__name__)
 
@@ -70,10 +73,18 @@ class PathMasks(io.ComfyNode):
                     default=example_text(),
                     multiline=True,
                     tooltip=PATH_FORMAT + ' Per object: "label", "shape" (box, ellipse), "curve" (linear, spline, '
-                    'hold), "hidden" ([[first, last]] frames), "keyframes". Empty: the boxes input alone.',
+                    'hold), "hidden" ([[first, last]] frames), "keyframes". Empty: boxes and points alone.',
                 ),
                 *_film_inputs(),
                 *_box_inputs(),
+                *point_inputs("More objects."),
+                io.String.Input(
+                    "point_labels",
+                    default="",
+                    optional=True,
+                    tooltip="What the objects of the points are called, separated by commas: one for each, or one for "
+                    "all. Empty: no label.",
+                ),
             ],
             outputs=[
                 Tracks.Output(
@@ -104,10 +115,15 @@ class PathMasks(io.ComfyNode):
         box_shape: str = "box",
         box_curve: str = "linear",
         image: Tensor | None = None,
+        points: Any = None,
+        point_objects: str = "one_object",
+        point_size: float = 0.0,
+        point_labels: str = "",
     ) -> io.NodeOutput:
         drawn = parse_paths(paths)
         if boxes is not None:
             drawn += paths_of_boxes(as_detections(boxes, frames), height, width, box_shape, box_curve)
+        drawn += point_paths(points, frames, height, width, point_objects, point_size, point_labels, box_shape)
         tracks = path_tracks(drawn, frames, height, width)
         report = sequence_report(tracks)
         logger.info(report)
@@ -131,18 +147,17 @@ def _film_inputs() -> list[io.Input]:
 
 def _box_inputs() -> list[io.Input]:
     return [
-        BoundingBox.Input(
-            "boxes",
-            optional=True,
-            tooltip="More objects: a list of boxes per frame, in pixels of width and height. Boxes of one label are "
-            "one object; it moves through the frames that have none.",
+        boxes_input(
+            "More objects: a list of boxes per frame, in pixels of width and height. Boxes of one label are one "
+            "object, which moves through the frames that have none; boxes without a label that are drawn once for all "
+            "frames are an object each."
         ),
         io.Combo.Input(
             "box_shape",
             options=list(SHAPES),
             default="box",
             optional=True,
-            tooltip="What the objects of the boxes input are: the whole box, or the ellipse in it.",
+            tooltip="What the objects of boxes and points are: the whole box, or the ellipse in it.",
         ),
         io.Combo.Input(
             "box_curve",
@@ -178,6 +193,7 @@ class MaskSequence(io.ComfyNode):
                 *_sequence_inputs(),
                 *_outline_inputs(),
                 *_placing_inputs(),
+                *point_inputs("Instead of paths: masks are placed where the points are."),
             ],
             outputs=[
                 Tracks.Output(display_name="tracks", tooltip="The same objects with the new masks."),
@@ -191,21 +207,51 @@ class MaskSequence(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, paths: str, tracks: TrackedObjects | None = None, mask: Tensor | None = None, **settings: Any
+        cls,
+        paths: str,
+        tracks: Any = None,
+        mask: Tensor | None = None,
+        points: Any = None,
+        point_objects: str = "one_object",
+        point_size: float = 0.0,
+        **settings: Any,
     ) -> io.NodeOutput:
         if (tracks is None) == (mask is None):
             given = "both" if mask is not None else "neither"
             raise ValueError(f"{given} of tracks and mask is connected; connect exactly one of them.")
+        given = track_of_mask(mask) if tracks is None else given_objects(tracks)
         wanted = SequenceSettings(paths=parse_paths(paths), **settings)
-        made = make_sequence(track_of_mask(mask) if tracks is None else tracks, wanted, progress())
+        if points is not None:
+            wanted = _on_points(wanted, given, points, point_objects, point_size)
+        made = make_sequence(given, wanted, progress())
         report = sequence_report(made)
         logger.info(report)
         return io.NodeOutput(weighed(made), union_of(made), report)
 
 
+def _on_points(
+    wanted: SequenceSettings, given: TrackedObjects, points: Any, point_objects: str, point_size: float
+) -> SequenceSettings:
+    """Settings whose paths are those of points.
+
+    Raises:
+        ValueError: there are paths too, masks would be fitted into points of no size, or points that do not fit.
+    """
+    if wanted.paths:
+        raise ValueError("both paths and points say where the masks go; clear paths, or disconnect points.")
+    if wanted.placing != "keep" and point_size == 0.0:
+        raise ValueError(
+            f"placing is {wanted.placing} but point_size is 0, so masks would shrink to the points; choose placing "
+            "keep, or give point_size."
+        )
+    frames = wanted.frames or max(1, given.frames - wanted.start)
+    height, width = wanted.height or given.size[0], wanted.width or given.size[1]
+    return replace(wanted, paths=point_paths(points, frames, height, width, point_objects, point_size))
+
+
 def _sequence_inputs() -> list[io.Input]:
     return [
-        Tracks.Input("tracks", optional=True, tooltip="Objects with masks; they stay apart."),
+        objects_input("tracks", "Objects with masks; they stay apart.", optional=True),
         io.Mask.Input(
             "mask", optional=True, tooltip="Instead of tracks: one object, one mask per frame or a single one."
         ),

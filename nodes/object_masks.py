@@ -14,6 +14,7 @@ from ..perception.mask_stack import MaskStack
 from ..perception.tracks import Tracks as TrackedObjects
 from .support.cache_weight import weighed
 from .support.mask_output import masks_of_object, union_of
+from .support.object_inputs import given_objects, objects_input
 from .support.types import CATEGORY, BoundingBox, Tracks
 
 
@@ -30,7 +31,7 @@ class SplitTracks(io.ComfyNode):
                 "Takes followed objects apart: a MASK batch for every object, and the boxes around them in every "
                 "frame. Nodes that follow run once for every object."
             ),
-            inputs=[Tracks.Input("tracks", tooltip="From Track Masks, Refine Masks or Select Objects.")],
+            inputs=[objects_input("tracks", "From Track Masks, Refine Masks or Select Objects.")],
             outputs=[
                 io.Mask.Output(
                     display_name="masks",
@@ -50,7 +51,8 @@ class SplitTracks(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, tracks: TrackedObjects) -> io.NodeOutput:
+    def execute(cls, tracks: Any) -> io.NodeOutput:
+        tracks = given_objects(tracks)
         boxes = [[box.to_dict() for box in found] for found in boxes_of_tracks(tracks)]
         if not tracks.ids:
             return io.NodeOutput([union_of(tracks)], [""], [0], boxes)
@@ -89,9 +91,7 @@ class MaskToTracks(io.ComfyNode):
                 io.String.Input(
                     "label", default="", tooltip="What the object is called, such as: red ball. May be empty."
                 ),
-                Tracks.Input(
-                    "tracks", optional=True, tooltip="Objects to which this one is added; same frames and size."
-                ),
+                objects_input("tracks", "Objects to which this one is added; same frames and size.", optional=True),
             ],
             outputs=[Tracks.Output(display_name="tracks", tooltip="All objects; this one is the last.")],
         )
@@ -99,7 +99,7 @@ class MaskToTracks(io.ComfyNode):
     @classmethod
     def execute(cls, mask: Tensor, label: str, tracks: Any = None) -> io.NodeOutput:
         added = track_of_mask(mask, " ".join(label.split()))
-        return io.NodeOutput(weighed(added if tracks is None else joined_tracks(tracks, added)))
+        return io.NodeOutput(weighed(added if tracks is None else joined_tracks(given_objects(tracks), added)))
 
 
 def track_of_mask(mask: Tensor, label: str = "") -> TrackedObjects:

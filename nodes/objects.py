@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from comfy_api.latest import io, ui
@@ -21,6 +22,7 @@ from .support.cache_weight import weighed
 from .support.host import progress
 from .support.inputs import decimal_input, film_input
 from .support.mask_output import DRAWN_FILM_BYTES, DRAWN_FILM_LIMIT, union_of
+from .support.object_inputs import given_objects, objects_input
 from .support.types import CATEGORY, Tracks
 
 logger = logging.getLogger(__name__)
@@ -44,7 +46,7 @@ class SelectObjects(io.ComfyNode):
                 "conditions must hold. When no object fits, the masks are empty and the report says so."
             ),
             inputs=[
-                Tracks.Input("tracks", tooltip="From Track Masks or Refine Masks."),
+                objects_input("tracks", "From Track Masks or Refine Masks."),
                 io.String.Input(
                     "labels",
                     default="",
@@ -89,7 +91,7 @@ class SelectObjects(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        tracks: TrackedObjects,
+        tracks: Any,
         labels: str,
         ids: str,
         keep: str,
@@ -99,6 +101,7 @@ class SelectObjects(io.ComfyNode):
         minimum_frames: int,
         invert: bool,
     ) -> io.NodeOutput:
+        tracks = given_objects(tracks)
         choice = Choice(
             tuple(label.lower() for label in listed_parts(labels)),
             parse_numbers(ids),
@@ -232,7 +235,7 @@ class PreviewTracks(io.ComfyNode):
             ),
             inputs=[
                 film_input(),
-                Tracks.Input("tracks", tooltip="From Track Masks, Refine Masks or Select Objects."),
+                objects_input("tracks", "From Track Masks, Refine Masks or Select Objects."),
                 decimal_input("opacity", 0.3, "Of the tint. 0: outlines only; 1: flat colour.", step=0.05),
                 io.Boolean.Input("outline", default=True, tooltip="Draw the edge of every mask."),
                 io.Boolean.Input(
@@ -259,9 +262,9 @@ class PreviewTracks(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, image: Tensor, tracks: TrackedObjects, opacity: float, outline: bool, labels: bool, count: int
+        cls, image: Tensor, tracks: Any, opacity: float, outline: bool, labels: bool, count: int
     ) -> io.NodeOutput:
-        film = Film(image)
+        film, tracks = Film(image), given_objects(tracks)
         if tracks.frames != len(film):
             raise ValueError(
                 f"the tracks have {tracks.frames} frames and the video {len(film)}; connect the video that was tracked."

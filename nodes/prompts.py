@@ -15,8 +15,9 @@ from ..perception.boxes import Box, as_detections
 from ..perception.prompts import ObjectPrompt, Point, fit_prompt, next_identity
 from .support.cache_weight import weighed
 from .support.inputs import masks_of
+from .support.object_inputs import boxes_input
 from .support.prompt_pictures import draw_prompts, picture_of_frame
-from .support.types import CATEGORY, BoundingBox, Prompts
+from .support.types import CATEGORY, Prompts
 
 MAX_POINTS = 256
 MAX_CHARACTERS = 65536
@@ -66,11 +67,7 @@ class TrackPrompt(io.ComfyNode):
                     default="",
                     tooltip="Points that are not on the object, in the same form. Empty: none.",
                 ),
-                BoundingBox.Input(
-                    "boxes",
-                    optional=True,
-                    tooltip="A box around the object in that frame; of several the one with the best score.",
-                ),
+                boxes_input("A box around the object in that frame; of several the one with the best score."),
                 io.Mask.Input(
                     "mask",
                     optional=True,

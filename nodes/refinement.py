@@ -10,9 +10,11 @@ from torch import Tensor
 from ..perception.masks.mask_refinement import RefinementSettings, refine_tracks
 from .object_masks import track_of_mask
 from .support.cache_weight import weighed
+from .support.flow_models import given_flow, optical_flow_input
 from .support.host import progress
 from .support.inputs import decimal_input, keep_on_disk_input
 from .support.mask_output import temporary_folder, union_of
+from .support.object_inputs import given_objects, objects_input
 from .support.types import CATEGORY, Tracks
 
 
@@ -31,7 +33,7 @@ class RefineMasks(io.ComfyNode):
                 "by object, or on a MASK."
             ),
             inputs=[
-                Tracks.Input("tracks", optional=True, tooltip="From Track Masks; comes back refined."),
+                objects_input("tracks", "From Track Masks; comes back refined.", optional=True),
                 io.Mask.Input("mask", optional=True, tooltip="Instead of tracks: one mask per frame."),
                 *_time_and_outline_inputs(),
                 *_later_inputs(),
@@ -49,16 +51,23 @@ class RefineMasks(io.ComfyNode):
         mask: Tensor | None = None,
         image: Tensor | None = None,
         keep_on_disk: bool = False,
+        optical_flow: Any = None,
         **settings: Any,
     ) -> io.NodeOutput:
         if (tracks is None) == (mask is None):
             given = "both" if mask is not None else "neither"
             raise ValueError(f"{given} of tracks and mask is connected; connect exactly one of them.")
         wanted = RefinementSettings(**settings)
-        if tracks is None:
-            tracks = track_of_mask(mask)
+        tracks = track_of_mask(mask) if tracks is None else given_objects(tracks)
         folder = temporary_folder() if keep_on_disk else None
-        refined = refine_tracks(tracks, wanted, image, folder, progress())
+        if optical_flow is not None and wanted.fill_gaps and image is None:
+            raise ValueError(
+                "optical_flow is connected but the video is not, so there is no motion to see; connect the video to "
+                "image, or disconnect optical_flow."
+            )
+        # Motion is looked for at the size of the masks.
+        estimate = given_flow(optical_flow if wanted.fill_gaps else None, *tracks.size)
+        refined = refine_tracks(tracks, wanted, image, folder, progress(), estimate)
         return io.NodeOutput(weighed(refined), union_of(refined))
 
 
@@ -137,4 +146,5 @@ def _later_inputs() -> list[io.Input]:
             tooltip="Pixels by which that box is wider on every side. 0: tight.",
         ),
         keep_on_disk_input("Feathered masks of a long video take a byte a pixel."),
+        optical_flow_input("For fill_gaps with image: how masks are carried into a gap."),
     ]

@@ -15,6 +15,7 @@ from ..backbones.registry import latent_time_of
 from ..host.sampling.comfy_sampling import SamplerSettings, checked_latents, sample_film
 from ..video_models.sampling.background_lock import lock_mask
 from .support.inputs import decimal_input, masks_of
+from .support.object_inputs import given_mask, mask_or_objects_input
 from .support.types import CATEGORY, SEED_RANGE
 from .video import SeededVideoNoise, sampling_inputs
 
@@ -88,7 +89,7 @@ class Regenerate(io.ComfyNode):
         background_lock: bool,
         lock_grow: int,
         lock_blur: int,
-        mask: Tensor | None = None,
+        mask: Any = None,
     ) -> io.NodeOutput:
         if mode not in MODES:
             raise ValueError(f"mode is {mode!r}; choose one of {', '.join(MODES)}.")
@@ -98,7 +99,7 @@ class Regenerate(io.ComfyNode):
         start.pop("noise_mask", None)
         if background_lock:
             # Sound is of what stays.
-            region = free_region(mask, samples, lock_grow, lock_blur, latent_time_of(model))
+            region = free_region(given_mask(mask), samples, lock_grow, lock_blur, latent_time_of(model))
             start["noise_mask"] = with_video(zeros_like(latent["samples"]), region)
         if mode != "same_noise":
             noise = SeededVideoNoise(seed, "plain", 16, 4, 0.0)
@@ -115,10 +116,8 @@ def _lock_inputs() -> list[io.Input]:
             default=False,
             tooltip="On: outside of the mask the video keeps the first video's latents. Needs mask.",
         ),
-        io.Mask.Input(
-            "mask",
-            optional=True,
-            tooltip="What may change when the background is locked: one mask per frame, or one for all.",
+        mask_or_objects_input(
+            "mask", "What may change when the background is locked: one mask per frame, or one for all."
         ),
         io.Int.Input(
             "lock_grow",

@@ -16,12 +16,13 @@ from ..perception.prompts import ObjectPrompt, next_identity
 from ..perception.tracking.track_settings import TrackSettings
 from .prompts import fitting_prompts, parse_points
 from .support.cache_weight import weighed
+from .support.flow_models import given_flow, optical_flow_input
 from .support.host import load_helper, progress
 from .support.inputs import decimal_input, film_input, keep_on_disk_input, masks_of, phrase_list
 from .support.mask_output import PREVIEW_BYTES, PREVIEW_LIMIT, temporary_folder, union_of
+from .support.object_inputs import boxes_input
 from .support.types import (
     CATEGORY,
-    BoundingBox,
     HelperModel,
     Prompts,
     SegmenterType,
@@ -89,6 +90,7 @@ class TrackMasks(io.ComfyNode):
         duplicate_overlap: float = 0.75,
         find_every: int = 8,
         keep_on_disk: bool = False,
+        optical_flow: Any = None,
     ) -> io.NodeOutput:
         film = Film(image)
         words = phrase_list(phrases)
@@ -116,7 +118,10 @@ class TrackMasks(io.ComfyNode):
             folder=temporary_folder() if keep_on_disk else None,
             find_every=find_every,
         )
+        estimate = given_flow(optical_flow, film.height, film.width)
         tracker = load_helper(model, film.height, film.width)
+        if optical_flow is not None:
+            tracker = tracker.by_flow(estimate)
         tracks = tracker.track(film, detections, settings, progress(), prompts=fitting, phrases=words)
         report = "\n".join([tracks.report(), *notes])
         logger.info(report)
@@ -127,7 +132,7 @@ class TrackMasks(io.ComfyNode):
 def _mark_inputs() -> list[io.Input]:
     """What says where the objects are."""
     return [
-        BoundingBox.Input("boxes", optional=True, tooltip="From Detect Objects: one list per frame, or one for all."),
+        boxes_input("From Detect Objects: one list per frame, or one for all."),
         io.Mask.Input(
             "mask",
             optional=True,
@@ -223,6 +228,7 @@ def _later_inputs() -> list[io.Input]:
             tooltip="Look for phrases in every n-th frame. 1: in every one.",
         ),
         keep_on_disk_input("For long videos with many objects: a mask takes a bit a pixel, with soft a byte."),
+        optical_flow_input("How masks are carried to the next frame, for SAM and SAM-HQ, which have no memory."),
     ]
 
 

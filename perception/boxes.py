@@ -77,6 +77,8 @@ class Box:
     def from_dict(cls, values: Mapping[str, Any]) -> Box:
         """Read the dictionary form; ``label`` and ``score`` may be absent.
 
+        Boxes that are drawn on core's canvas (BOUNDING_BOXES) have no label but ``metadata`` with a description.
+
         Raises:
             ValueError: when a side is missing or not a number, and as the constructor does.
         """
@@ -88,6 +90,8 @@ class Box:
             )
         x, y, width, height = (as_number(values[name], f"{name} of a bounding box") for name in SIDES)
         label, score = values.get("label"), values.get("score")
+        if label is None and isinstance(values.get("metadata"), Mapping):
+            label = values["metadata"].get("desc")
         # Other packs write None for what they do not know.
         confidence = 1.0 if score is None else as_number(score, "score of a bounding box")
         return cls(x, y, width, height, "" if label is None else str(label), confidence)
@@ -221,7 +225,7 @@ def as_detections(boxes: Any, frames: int) -> Detections:
         boxes = [boxes]
     if not isinstance(boxes, Sequence) or isinstance(boxes, str):
         raise ValueError(f"bounding boxes are a {type(boxes).__name__}; give a box, a list or a list per frame.")
-    if not any(isinstance(item, Sequence) for item in boxes):
+    if not any(_is_list(item) for item in boxes):
         flat = [_as_box(item) for item in boxes]
         return [list(flat) for _ in range(frames)]
     if len(boxes) == 1:
@@ -230,7 +234,16 @@ def as_detections(boxes: Any, frames: int) -> Detections:
         raise ValueError(
             f"there are bounding boxes for {len(boxes)} frames and the clip has {frames}; give one list per frame."
         )
+    for frame, per_frame in enumerate(boxes):
+        if not _is_list(per_frame):
+            raise ValueError(
+                f"the bounding boxes of frame {frame} are {shown(per_frame)}; give a list, or an empty one."
+            )
     return [[_as_box(item) for item in per_frame] for per_frame in boxes]
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
 
 
 def _as_box(item: Any) -> Box:

@@ -1,13 +1,18 @@
-"""Dense optical flow between two frames (DIS, Kroeger et al., arXiv 1603.03590, as OpenCV has it) and moved masks."""
+"""Dense optical flow between two frames, and masks moved by it.
+
+By DIS (Kroeger et al., arXiv 1603.03590) as OpenCV has it, which needs no weights, or by a network such as RAFT (Teed
+and Deng, arXiv 2003.12039).
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as functional
-from torch import Tensor
+from torch import Tensor, nn
 
 from .answers import check_answer
 
@@ -17,6 +22,8 @@ LEAST_SIDE, MOST_SIDE = 192, 640
 # Where going there and back again ends further away than this share of the way, plus these pixels, something was
 # hidden.
 SLACK_SHARE, SLACK_PIXELS = 0.1, 1.0
+# Networks see pictures whose sides are multiples of 8; RAFT needs 128, and its memory grows with the fourth power.
+NETWORK_STEP, NETWORK_LEAST, NETWORK_MOST = 8, 128, 1024
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +53,63 @@ class Flow:
         return functional.grid_sample(masks[None], grid[None], mode="bilinear", align_corners=False)[0]
 
 
+class FlowEstimator(Protocol):
+    """Says where each pixel of ``frame`` was in ``other``, both uint8 [H, W, 3]."""
+
+    def __call__(self, other: np.ndarray, frame: np.ndarray) -> Flow: ...
+
+
+class FlowNetwork:
+    """A network as a :class:`FlowEstimator`.
+
+    Args:
+        model: takes two pictures, float [1, 3, h, w] in -1..1 with sides that are multiples of 8, and answers with a
+            list whose last entry is [1, 2, h, w]: (x, y) in pixels from each place in the first picture to its place
+            in the second. torchvision's RAFT is one. It runs where its parameters are.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    @staticmethod
+    def picture_size(height: int, width: int) -> tuple[int, int]:
+        """Height and width at which a video of this size is seen."""
+        scale = min(1.0, NETWORK_MOST / max(height, width))
+        sides = (round(side * scale / NETWORK_STEP) * NETWORK_STEP for side in (height, width))
+        tall, wide = (max(side, NETWORK_LEAST) for side in sides)
+        return tall, wide
+
+    @classmethod
+    def working_memory(cls, height: int, width: int) -> int:
+        """Bytes that RAFT takes at once: all pairs of cells of 8 x 8 pixels on four levels, twice."""
+        tall, wide = cls.picture_size(height, width)
+        return int((tall // 8 * (wide // 8)) ** 2 * 4 * 1.33 * 2)
+
+    def __call__(self, other: np.ndarray, frame: np.ndarray) -> Flow:
+        """Flow between two pictures, there and back.
+
+        Raises:
+            BrokenAnswerError: the network answers with numbers that are not finite.
+        """
+        size = self.picture_size(*frame.shape[:2])
+        first, second = (self._prepared(picture, size) for picture in (other, frame))
+        backward, forward = self._field(second, first), self._field(first, second)
+        return _flow_of_fields(backward, forward, *frame.shape[:2])
+
+    def _prepared(self, picture: np.ndarray, size: tuple[int, int]) -> Tensor:
+        weights = next(iter(self.model.parameters()), torch.zeros(()))
+        values = torch.from_numpy(picture).to(weights.device).movedim(-1, 0)[None].float() / 255
+        if values.shape[2:] != size:
+            values = functional.interpolate(values, size, mode="bilinear", antialias=True)
+        return values * 2 - 1
+
+    @torch.no_grad()
+    def _field(self, first: Tensor, second: Tensor) -> np.ndarray:
+        field = self.model(first, second)[-1][0].float().cpu()
+        check_answer("optical flow model", field, way_out="check the frames, and load the model again")
+        return field.movedim(0, -1).contiguous().numpy()
+
+
 def flow_between(other: np.ndarray, frame: np.ndarray) -> Flow:
     """Where each pixel of ``frame`` was in ``other``.
 
@@ -64,8 +128,15 @@ def flow_between(other: np.ndarray, frame: np.ndarray) -> Flow:
     search = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     backward = search.calc(second, first, None)
     forward = search.calc(first, second, None)
+    return _flow_of_fields(backward, forward, height, width)
+
+
+def _flow_of_fields(backward: np.ndarray, forward: np.ndarray, height: int, width: int) -> Flow:
+    """Flow at the size of the frames, of the ways back and there: [h, w, 2] at a size of their own."""
+    import cv2
+
     known = _agree(backward, forward)
-    scale = np.array([width / size[0], height / size[1]], dtype=np.float32)
+    scale = np.array([width / backward.shape[1], height / backward.shape[0]], dtype=np.float32)
     shift = cv2.resize(backward, (width, height), interpolation=cv2.INTER_LINEAR) * scale
     known = cv2.resize(known.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST)
     check_answer("optical flow", torch.from_numpy(shift), way_out="check the frames, and install OpenCV again")

@@ -13,6 +13,7 @@ from ..errors import GuideError
 from ..site import KeySource
 from .modes.mode import MAX_STRENGTH, MaskMode
 from .regions import FOREGROUND, MaskPyramid, TimePooling
+from .strength_curve import StrengthCurve
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +42,8 @@ class Guide:
             motion by it; None is the mode's own choice for models that attend frame by frame, and leaves transformers
             alone.
         time_pooling: how the pixel frames of one latent frame become one: max, mean, min, first or last.
+        strength_curve: factors on ``strength`` over the schedule, inside the mode's part of it; where one is 0 the
+            step is not guided. None is 1 everywhere.
 
     Raises:
         GuideError: a value out of its range, masks of the wrong shape or not finite, or numbers that do not match.
@@ -54,6 +57,7 @@ class Guide:
     frame_strength: tuple[float, ...] = ()
     key_source: KeySource | None = None
     time_pooling: TimePooling = "max"
+    strength_curve: StrengthCurve | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "masks", checked_masks(self.masks))
@@ -83,7 +87,14 @@ class Guide:
     def is_active(self) -> bool:
         """Whether the guide asks for anything at all."""
         strong = self.strength > 0.0 and (not self.frame_strength or max(self.frame_strength) > 0.0)
+        strong = strong and (self.strength_curve is None or self.strength_curve.highest > 0.0)
         return strong and bool((self.masks >= FOREGROUND).any())
+
+    def factor_at(self, progress: float) -> float:
+        """The factor on ``strength`` at a part of the schedule, 0 where the guide rests."""
+        if not self.mode.scope.is_during(progress):
+            return 0.0
+        return 1.0 if self.strength_curve is None else self.strength_curve.at(progress)
 
     @property
     def own_strength(self) -> float:

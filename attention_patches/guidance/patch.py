@@ -115,7 +115,7 @@ class GuidePatch(AttentionPatch):
     def acts_at(self, site: AttentionSite) -> bool:
         """Say whether this call is guided at all: kind, schedule, block, rows and words."""
         mode = self.guide.mode
-        if not self._is_active or not mode.acts_at(site):
+        if not self._is_active or not mode.acts_at(site) or self.guide.factor_at(site.progress) == 0.0:
             return False
         if site.kind == "cross":
             return bool(self._chunks_with_words(site, chosen_chunks(site, mode.cross_rows)))
@@ -147,8 +147,8 @@ class GuidePatch(AttentionPatch):
 
     def _guide(self, attend: Attend, q: Tensor, k: Tensor, v: Tensor, site: AttentionSite) -> Tensor:
         check_site(q, site)
-        phase, tensors = self.guide.mode.phase(site), CallTensors.of(q, k)
-        plan = self.planned(self._make_plan, site.layout, phase, tensors, attend.last)
+        phase, factor = self.guide.mode.phase(site), self.guide.factor_at(site.progress)
+        plan = self.planned(self._make_plan, site.layout, phase, factor, CallTensors.of(q, k), attend.last)
         return plan.run(attend, q, k, v, site)
 
     def _joins_frames(self, attend: Attend, site: AttentionSite) -> bool:
@@ -181,7 +181,9 @@ class GuidePatch(AttentionPatch):
             out[kept + rows.start] = found[kept]
         return out
 
-    def _make_plan(self, layout: AttentionSite, phase: Hashable, tensors: CallTensors, last: bool) -> Plan:
+    def _make_plan(
+        self, layout: AttentionSite, phase: Hashable, factor: float, tensors: CallTensors, last: bool
+    ) -> Plan:
         """Ask the mode what to do for each share of the chunks: those whose words are known, and the others."""
         mode = self.guide.mode
         with_words = self._chunks_with_words(layout, chosen_chunks(layout, mode.cross_rows))
@@ -195,7 +197,7 @@ class GuidePatch(AttentionPatch):
         for chunks, knows_words in shares:
             if not chunks:
                 continue
-            call = self._call(layout, phase, tensors, knows_words, filled=False)
+            call = self._call(layout, phase, tensors, knows_words, filled=False, factor=factor)
             found, edit = mode.tables(call), mode.edit(call)
             if found is not None:
                 tables.append((chunks, found))
@@ -204,7 +206,13 @@ class GuidePatch(AttentionPatch):
         return make_plan(tables, layout.rows, tensors, last, edits)
 
     def _call(
-        self, layout: AttentionSite, phase: Hashable, tensors: CallTensors, knows_words: bool, filled: bool
+        self,
+        layout: AttentionSite,
+        phase: Hashable,
+        tensors: CallTensors,
+        knows_words: bool,
+        filled: bool,
+        factor: float = 1.0,
     ) -> ModeCall:
         query_frames = layout.frames if layout.query_frames is None else layout.query_frames
         clip, boxes = self._regions(layout, filled), self._boxes(layout)
@@ -221,10 +229,10 @@ class GuidePatch(AttentionPatch):
             ordinary=() if spans is None else spans.ordinary,
             background=() if spans is None else spans.background,
             begin=() if spans is None else spans.begin,
-            frame_strength=self._frame_strength(layout, query_frames),
+            frame_strength=factor * self._frame_strength(layout, query_frames),
             boxes=boxes[:, list(layout.frames)],
             query_boxes=boxes[:, list(query_frames)],
-            boxes_filled=partial(self._call, layout, phase, tensors, knows_words, True),
+            boxes_filled=partial(self._call, layout, phase, tensors, knows_words, True, factor),
             device=tensors.device,
         )
 
@@ -267,8 +275,15 @@ def idle_steps(guide: Guide, progress: Sequence[float]) -> list[str]:
         progress: of each step, as in ``AttentionSite``.
     """
     scope = guide.mode.scope
-    if not guide.is_active or not progress or any(map(scope.is_during, progress)):
+    if not guide.is_active or not progress or any(map(guide.factor_at, progress)):
         return []
+    if any(map(scope.is_during, progress)):
+        return [
+            f"the strength curve of mode {guide.mode.name} is 0 at each of the {len(progress)} steps of this run (the "
+            f"first is at {progress[0]:.3f}, the last at {progress[-1]:.3f}) in the part of the schedule from "
+            f"{scope.start_percent:g} to {scope.end_percent:g}: it does nothing here; raise the curve, or widen the "
+            "mode's schedule."
+        ]
     return [
         f"mode {guide.mode.name} acts from {scope.start_percent:g} to {scope.end_percent:g} of the schedule, where "
         f"none of the {len(progress)} steps of this run lies (the first is at {progress[0]:.3f}, the last at "
@@ -290,7 +305,7 @@ def guided_steps(guide: Guide, progress: Sequence[float]) -> tuple[int, int, flo
         Number of the first and of the last guided step, from 1, and the part of the schedule from the one to the end of
         the other, 0..1; all 0 where no step is guided.
     """
-    inside = [at for at, place in enumerate(progress) if guide.is_active and guide.mode.scope.is_during(place)]
+    inside = [at for at, place in enumerate(progress) if guide.is_active and guide.factor_at(place)]
     if not inside:
         return 0, 0, 0.0
     borders = [*progress, 1.0]

@@ -13,6 +13,7 @@ from ...attention_patches.guidance.guide import Guide
 from ...attention_patches.guidance.regions import FOREGROUND
 from ...perception.phrases import bind_phrases, phrase_key
 from .inputs import masks_of, phrase_list
+from .object_inputs import given_objects
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +41,9 @@ def named_regions(tracks: Any, mask: Tensor | None, phrases: str) -> NamedRegion
         given = "both" if mask is not None else "neither"
         raise ValueError(f"{given} of tracks and mask is connected; connect exactly one of them.")
     wanted = phrase_list(phrases)
-    return regions_of_tracks(tracks, wanted) if tracks is not None else regions_of_mask(masks_of(mask), wanted)
+    if tracks is None:
+        return regions_of_mask(masks_of(mask), wanted)
+    return regions_of_tracks(given_objects(tracks), wanted)
 
 
 def regions_of_tracks(tracks: Any, phrases: Sequence[str]) -> NamedRegions:
@@ -100,7 +103,9 @@ def regions_of_mask(mask: Tensor, phrases: Sequence[str]) -> NamedRegions:
 def guide_report(guide: Guide, notes: Sequence[str] = ()) -> str:
     """One line per region, or the plain statement that there is none; then notes."""
     if not guide.is_active:
-        reason = "strength is 0" if bool((guide.masks >= FOREGROUND).any()) else "no object in any frame"
+        flat = guide.strength_curve is not None and guide.strength_curve.highest == 0.0
+        resting = "the strength curve is 0 everywhere" if flat and guide.strength > 0.0 else "strength is 0"
+        reason = resting if bool((guide.masks >= FOREGROUND).any()) else "no object in any frame"
         return f"{reason}: the video runs unguided."
     lines = []
     for index, region in enumerate(guide.masks):

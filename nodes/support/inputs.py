@@ -13,7 +13,8 @@ from ...attention_patches.guidance.regions import TimePooling
 from ...backbones.family import Family
 from ...backbones.registry import FAMILIES, supported_models
 from ...perception.phrases import split_phrases
-from .types import Guide, Tracks
+from .object_inputs import objects_input
+from .types import Guide
 
 
 def decimal_input(
@@ -78,7 +79,7 @@ def guided_region_inputs(tracks: str) -> list[io.Input]:
         tracks: what they are and where they come from.
     """
     return [
-        Tracks.Input("tracks", optional=True, tooltip=f"{tracks}. Those with the same label become one region."),
+        objects_input("tracks", f"{tracks}. Those with the same label become one region.", optional=True),
         io.Mask.Input(
             "mask",
             optional=True,

@@ -30,7 +30,17 @@ def link_type(name: str) -> Any:
 
 # Core's dict form of boxes, one list per frame.
 BoundingBox = link_type("BOUNDING_BOX")
+# And that of its canvas: a flat list, with a description of each box.
+BoundingBoxes = link_type("BOUNDING_BOXES")
 Tracks = link_type("MGV_TRACKS")
+# What core's SAM 3 tracker gives.
+TrackData = link_type("SAM3_TRACK_DATA")
+# Core's points over time: track_path [frames, points, 2] and track_visibility.
+PointTracks = link_type("TRACKS")
+# Core's curve (``comfy_api.input.CurveInput``).
+Curve = link_type("CURVE")
+# A ``ModelPatcher`` around torchvision's RAFT, from core's loader.
+OpticalFlow = link_type("OPTICAL_FLOW")
 # A tuple of ObjectPrompt.
 Prompts = link_type("MGV_PROMPTS")
 # Tuples of four numbers, xywh or xyxy as the pack that makes them likes; converted at the border, never guessed.

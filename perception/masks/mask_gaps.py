@@ -12,7 +12,7 @@ from ..boxes import interpolate_box
 from ..frames import Film
 from ..mask_shapes import box_of_mask, moved_shape
 from ..mask_stack import MaskStack
-from ..optical_flow import flow_between
+from ..optical_flow import FlowEstimator, flow_between
 from .mask_films import MaskFilm, Tick
 from .mask_morphology import full_value, inside, signed_distance
 
@@ -21,7 +21,9 @@ from .mask_morphology import full_value, inside, signed_distance
 LEAST_BELIEF = 0.5
 
 
-def fill_gaps(film: MaskFilm, longest: int, pictures: Film | None, tick: Tick) -> None:
+def fill_gaps(
+    film: MaskFilm, longest: int, pictures: Film | None, tick: Tick, estimate: FlowEstimator = flow_between
+) -> None:
     """Fill runs of at most ``longest`` empty frames between others, in place.
 
     With pictures the shapes before and after a gap are carried into it by optical flow, each as far as the flow is
@@ -33,6 +35,7 @@ def fill_gaps(film: MaskFilm, longest: int, pictures: Film | None, tick: Tick) -
         longest: frames; 0 fills nothing.
         pictures: as many as there are masks, of any size.
         tick: called after every step of the flow.
+        estimate: makes the flow.
     """
     known = [frame for frame in range(len(film)) if inside(film.read(frame)).any()] if longest else []
     for first, second in zip(known, known[1:], strict=False):
@@ -40,7 +43,7 @@ def fill_gaps(film: MaskFilm, longest: int, pictures: Film | None, tick: Tick) -
             continue
         filled = {first, second}
         if pictures is not None:
-            for frame, mask in _flow_filled(film, first, second, pictures, tick):
+            for frame, mask in _flow_filled(film, first, second, pictures, tick, estimate):
                 film.write(frame, mask)
                 filled.add(frame)
         ends = sorted(filled)
@@ -62,12 +65,12 @@ def _move_between(film: MaskFilm, first: int, second: int) -> None:
 
 
 def _flow_filled(
-    film: MaskFilm, first: int, second: int, pictures: Film, tick: Tick
+    film: MaskFilm, first: int, second: int, pictures: Film, tick: Tick, estimate: FlowEstimator
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Frames of a gap that the flow reaches, with their masks."""
     sources = {frame: film.read(frame) for frame in (first, second)}
-    forward = _carried(sources[first], inside(sources[second]), range(first, second + 1), pictures, tick)
-    backward = _carried(sources[second], inside(sources[first]), range(second, first - 1, -1), pictures, tick)
+    forward = _carried(sources[first], inside(sources[second]), range(first, second + 1), pictures, tick, estimate)
+    backward = _carried(sources[second], inside(sources[first]), range(second, first - 1, -1), pictures, tick, estimate)
     for frame in range(first + 1, second):
         way = (frame - first) / (second - first)
         beliefs = [forward.belief(frame, way), backward.belief(frame, 1 - way)]
@@ -112,7 +115,9 @@ class _Carried:
         return self.found.get(frame, 0.0) * (1 - way)
 
 
-def _carried(source: np.ndarray, goal: np.ndarray, frames: range, pictures: Film, tick: Tick) -> _Carried:
+def _carried(
+    source: np.ndarray, goal: np.ndarray, frames: range, pictures: Film, tick: Tick, estimate: FlowEstimator
+) -> _Carried:
     """Carry a shape from the first of some frames to the last.
 
     The way of every pixel back to the first frame is followed and the shape looked up there once, so that it does not
@@ -129,7 +134,7 @@ def _carried(source: np.ndarray, goal: np.ndarray, frames: range, pictures: Film
     before = _picture(pictures, frames[0], height, width)
     for place, frame in enumerate(frames[1:], start=1):
         after = _picture(pictures, frame, height, width)
-        flow = flow_between(before, after)
+        flow = estimate(before, after)
         shift = flow.shift.numpy()
         step = x + shift[..., 0], y + shift[..., 1]
         from_x = cv2.remap(from_x, *step, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)

@@ -201,7 +201,8 @@ def paths_of_boxes(
     """Paths through given boxes, an object for each label; frames without a box of that label lie in between.
 
     Args:
-        detections: one list of boxes per frame, in pixels; of one label the best counts.
+        detections: one list of boxes per frame, in pixels; of one label the best counts. Boxes without a label that are
+            the same in every frame were drawn once for all of them: each is an object.
         height: of the picture in pixels.
         width: of the picture in pixels.
         shape: see :class:`ObjectPath`.
@@ -210,6 +211,11 @@ def paths_of_boxes(
     Raises:
         ValueError: too many labels, or a box out of range.
     """
+    still = [box for box in detections[0] if not box.label] if detections else []
+    if len(still) > 1 and all(boxes == detections[0] for boxes in detections):
+        named = [[box for box in boxes if box.label] for boxes in detections]
+        drawn = [path for box in still for path in paths_of_boxes([[box]], height, width, shape, curve)]
+        return (*paths_of_boxes(named, height, width, shape, curve), *drawn)
     keyframes: dict[str, list[Keyframe]] = {}
     for frame, boxes in enumerate(detections):
         for label in dict.fromkeys(box.label for box in boxes):

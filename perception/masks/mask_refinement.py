@@ -13,6 +13,7 @@ from torch import Tensor
 from ..boxes import Progress
 from ..frames import Film
 from ..mask_stack import MaskStack
+from ..optical_flow import FlowEstimator, flow_between
 from ..tracks import Tracks
 from .mask_films import MaskFilm, StackFilm, TensorFilm, hysteresis, temporal_median
 from .mask_gaps import fill_gaps
@@ -149,6 +150,7 @@ def refine_tracks(
     frames: Tensor | Film | None = None,
     folder: str | Path | None = None,
     progress: Progress | None = None,
+    estimate: FlowEstimator = flow_between,
 ) -> Tracks:
     """Refine the masks of every object; identities, scores and misses stay (a filled mask is not a sighting).
 
@@ -161,6 +163,7 @@ def refine_tracks(
         frames: the T frames that the masks belong to, as :class:`Film` takes them, of any size; only for filling gaps.
         folder: where to keep the new masks in files instead of memory, see :class:`MaskStack`.
         progress: called with (done, total) after every frame of every pass; may raise to cancel.
+        estimate: makes the flow by which gaps are filled.
 
     Raises:
         ValueError: for a different number of frames and masks.
@@ -177,13 +180,19 @@ def refine_tracks(
         for frame in range(tracks.frames):
             stack.write(film.number, frame, tracks.masks[number, frame])
             counter.step()
-        _refine(film, settings, pictures, counter)
+        _refine(film, settings, pictures, counter, estimate)
     return replace(tracks, masks=stack)
 
 
-def _refine(film: MaskFilm, settings: RefinementSettings, pictures: Film | None, counter: _Counter) -> None:
+def _refine(
+    film: MaskFilm,
+    settings: RefinementSettings,
+    pictures: Film | None,
+    counter: _Counter,
+    estimate: FlowEstimator = flow_between,
+) -> None:
     if settings.fill_gaps > 0:
-        fill_gaps(film, settings.fill_gaps, pictures, counter.wait)
+        fill_gaps(film, settings.fill_gaps, pictures, counter.wait, estimate)
         counter.step(len(film))
     if settings.median_frames > 1:
         temporal_median(film, settings.median_frames, counter.step)

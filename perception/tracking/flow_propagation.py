@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..boxes import Box
 from ..frames import Film
 from ..mask_shapes import box_of_mask, mask_iou
-from ..optical_flow import flow_between
+from ..optical_flow import FlowEstimator, flow_between
 from ..prompts import ObjectPrompt
 from ..propagation import SegmentedFilm, Segmenter, Sighting
 from .appearance import colour_places, histogram, likeness
@@ -48,12 +48,14 @@ class FlowModel:
 
     Args:
         segmenter: makes masks in single frames.
+        estimate: makes the flow that carries them on.
     """
 
     corrected_by_boxes = True
 
-    def __init__(self, segmenter: Segmenter) -> None:
+    def __init__(self, segmenter: Segmenter, estimate: FlowEstimator = flow_between) -> None:
         self.segmenter = segmenter
+        self.estimate = estimate
 
     @property
     def model(self) -> nn.Module:
@@ -62,7 +64,7 @@ class FlowModel:
 
     def follow(self, film: Film, reverse: bool = False) -> FlowPropagator:
         """Start following in a video; both directions are alike."""
-        return FlowPropagator(film, self.segmenter.open(film))
+        return FlowPropagator(film, self.segmenter.open(film), self.estimate)
 
 
 @dataclass
@@ -96,10 +98,11 @@ class FlowPropagator:
     Args:
         film: video to follow in.
         pictures: the same video as the segmenter encodes it.
+        estimate: makes the flow.
     """
 
-    def __init__(self, film: Film, pictures: SegmentedFilm) -> None:
-        self.film, self.pictures = film, pictures
+    def __init__(self, film: Film, pictures: SegmentedFilm, estimate: FlowEstimator = flow_between) -> None:
+        self.film, self.pictures, self.estimate = film, pictures, estimate
         self._objects: dict[int, _Followed] = {}
         self._frame: int | None = None
         self._picture: np.ndarray | None = None
@@ -117,7 +120,7 @@ class FlowPropagator:
         seen = [identity for identity, item in self._objects.items() if item.mask.any()]
         found: dict[int, Sighting] = {}
         if seen:
-            flow = flow_between(picture_before, self._picture)
+            flow = self.estimate(picture_before, self._picture)
             carried = flow.carry(torch.stack([self._objects[identity].mask for identity in seen]).float() / 255)
             shares = self._share(seen, carried, flow.known, before)
             found.update(self._outline(frame, seen, shares))

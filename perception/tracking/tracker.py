@@ -9,10 +9,12 @@ from torch import Tensor, nn
 
 from ..boxes import Box, Detections, Progress, clamp_box
 from ..frames import Film
+from ..optical_flow import FlowEstimator
 from ..prompts import ObjectPrompt, fit_prompt, prompt_of_box
 from ..propagation import PropagationModel
 from ..tracks import Tracks
 from .evidence import Evidence
+from .flow_propagation import FlowModel
 from .track_settings import TrackSettings
 from .visits import FilmVisit
 
@@ -36,6 +38,19 @@ class ObjectTracker:
     def takes_text(self) -> bool:
         """Whether the model finds objects by words itself."""
         return getattr(self.propagation, "takes_text", False)
+
+    def by_flow(self, estimate: FlowEstimator) -> ObjectTracker:
+        """The same tracker whose masks are carried on by another optical flow.
+
+        Raises:
+            ValueError: the model carries them by its memory, not by flow.
+        """
+        if not isinstance(self.propagation, FlowModel):
+            raise ValueError(
+                f"this model ({type(self.model).__name__}) follows objects by its memory, so optical flow is of no use "
+                "to it; disconnect optical_flow, or load a model for single pictures (SAM, SAM-HQ)."
+            )
+        return ObjectTracker(FlowModel(self.propagation.segmenter, estimate))
 
     def track(
         self,

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...attention_patches.guidance.guide import Guide
 from ...attention_patches.guidance.modes.registry import make_mode
+from ...attention_patches.guidance.strength_curve import StrengthCurve
 from ...perception.phrases import plain_phrase
 from ...video_models.sampling.noise import share_first_frame
 from ..checked_settings import (
@@ -73,6 +74,7 @@ class GuidedClipsSettings:
         match_statistics: later frames take mean and deviation of the first one's latents between steps (LAMP).
         shared_noise: 0..1, part of the first frame's noise that all others hold; 0 is independent noise, LAMP 0.2.
         frames_per_second: of the video.
+        strength_curve: factors on ``strength`` over the schedule of every round, or None.
 
     Raises:
         ValueError: naming the value and what is allowed.
@@ -104,6 +106,7 @@ class GuidedClipsSettings:
     match_statistics: bool = False
     shared_noise: float = 0.0
     frames_per_second: float = 8.0
+    strength_curve: StrengthCurve | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.phrases, str):
@@ -159,6 +162,7 @@ class GuidedClipsSettings:
             frame_strength=guide.frame_strength,
             key_source=guide.key_source,
             time_pooling=guide.time_pooling,
+            strength_curve=guide.strength_curve,
             **values,
         )
 
@@ -190,6 +194,7 @@ class GuidedClipsSettings:
             frame_strength=frame_strength,
             key_source=self.key_source,
             time_pooling=self.time_pooling,
+            strength_curve=self.strength_curve,
         )
 
     def starting_noise(self, noise: Tensor) -> Tensor:
@@ -198,7 +203,11 @@ class GuidedClipsSettings:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return asdict(self)
+        values = asdict(self)
+        if self.strength_curve is None:
+            # Rounds on disk from before there were curves are the same rounds.
+            del values["strength_curve"]
+        return values
 
     def round_settings(self) -> dict[str, Any]:
         """The settings that decide the pixels of each round, as plain JSON values."""

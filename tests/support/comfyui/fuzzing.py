@@ -8,10 +8,12 @@ import random
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from fuzzed_core_types import MAKERS
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parent.parent.parent.parent
@@ -170,6 +172,7 @@ class Call:
             "IMAGE": self.image, "MASK": self.mask, "LATENT": self.latent, "NOISE": self.noise,
             "CONDITIONING": self.conditioning, "MGV_TRACKS": self.tracks, "MGV_GUIDE": self.guide,
             "MGV_PROMPTS": self.prompts, "BOUNDING_BOX": self.boxes, "BBOX": self.bbox, "SEGS": self.segs,
+            **{kind: partial(make, self) for kind, make in MAKERS.items()},
             "MODEL": lambda: self.stage.model, "CLIP": lambda: self.stage.clip, "VAE": lambda: self.stage.vae,
             "MGV_DETECTOR": lambda: self.parts.detector, "MGV_SEGMENTER": lambda: self.parts.segmenter,
         }  # fmt: skip
@@ -193,6 +196,9 @@ class Call:
             self.inputs["vae"] = self.parts.vae
         if self.name == "MGV_MaskGuidedExtend":
             self.inputs |= {"width": 32, "height": 32, "frames": 4}
+        if self.name == "MGV_PathMasks" and "points" in self.inputs:
+            self.frames, self.height, self.width = (self.inputs[side] for side in ("frames", "height", "width"))
+            self.inputs["points"] = self.makers["TRACKS"]()
         if self.name == "MGV_MaskMetrics" and "detector" not in self.inputs:
             self.inputs["found"] = self.tracks()
         for node, name in ONE_PICTURE:
@@ -209,7 +215,7 @@ class Call:
 
     def value(self, entry: Any) -> Any:
         """Something that the host would let through for an input."""
-        kind = entry.io_type
+        kind = self.chance.choice(entry.get_io_type().split(","))
         if kind in self.makers:
             return self.makers[kind]()
         if entry.id == "download":
@@ -432,14 +438,17 @@ def mask_frames(call: Call) -> int | None:
     given = call.inputs
     if call.name == "MGV_PathMasks":
         return given["frames"]
-    frames = [
-        given[name].frames if name == "tracks" else 1 if given[name].ndim == 2 else len(given[name])
-        for name in ("image", "tracks", "mask")
-        if name in given
-    ]
+    frames = [_frames(given[name]) for name in ("image", "tracks", "mask") if name in given]
     if call.name == "MGV_MaskSequence":
         return given["frames"] or frames[0] - given["start"]
     return frames[0] if frames else None
+
+
+def _frames(value: Any) -> int:
+    """Of a film, masks, tracks, or core's track data."""
+    if isinstance(value, dict):
+        return value["n_frames"]
+    return (1 if value.ndim == 2 else len(value)) if isinstance(value, Tensor) else value.frames
 
 
 def call_count(usual: int) -> int:

@@ -97,3 +97,23 @@ def test_what_is_no_number_is_named(values, message):
 def test_keys_of_several_kinds_are_listed():
     with pytest.raises(ValueError, match=r"has the keys \['1', 'x'\] and lacks y, width, height"):
         as_detections({1: 2, "x": 3}, 1)
+
+
+def test_a_drawn_box_is_called_by_its_description():
+    drawn = {"x": 1, "y": 2, "width": 3, "height": 4, "metadata": {"type": "obj", "desc": "red ball"}}
+    assert Box.from_dict(drawn) == Box(1, 2, 3, 4, "red ball")
+    assert Box.from_dict({**drawn, "label": "cat"}).label == "cat"
+    assert Box.from_dict({**drawn, "metadata": None}).label == ""
+
+
+@pytest.mark.parametrize(
+    "boxes,message",
+    [
+        ([None, [{"x": 1, "y": 1, "width": 2, "height": 2}]], "boxes of frame 0 are None; give a list"),
+        ([[], "box"], "boxes of frame 1 are 'box'"),
+        (["box", {"x": 1, "y": 1, "width": 2, "height": 2}], "a bounding box is 'box'; give a dictionary"),
+    ],
+)
+def test_a_frame_without_a_list_is_named(boxes, message):
+    with pytest.raises(ValueError, match=message):
+        as_detections(boxes, len(boxes))
