@@ -109,6 +109,8 @@ class Family(ABC):
             model of another making, whose tokens may stand elsewhere; empty where ``fits`` knows it otherwise.
         reads_weights: whether parentheses in a prompt are weights to its text encoder, and not words.
         joint_text: whether text and video attend to each other in one sequence; else cross-attention reads the text.
+        mixes_prompts: whether the model lets the words of a text see each other before its blocks read them, so that
+            prompts which are joined in one text do not stay apart.
     """
 
     name: str
@@ -121,6 +123,7 @@ class Family(ABC):
     parts: frozenset[str] = frozenset()
     reads_weights: bool = True
     joint_text: bool = False
+    mixes_prompts: bool = False
 
     def fits(self, network: Any) -> bool:
         """Say whether a network is of this family, by its parts: all that it needs, and none that nobody knows."""

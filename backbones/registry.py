@@ -13,6 +13,7 @@ from .families.cosmos import Cosmos, CosmosPredict2
 from .families.hunyuan_video import HunyuanVideo
 from .families.lavie import LaVie
 from .families.ltx import LTXVideo
+from .families.ltx_av import LTXVideoSound
 from .families.mochi import Mochi
 from .families.unet import StableDiffusion, StableVideoDiffusion
 from .families.wan import Wan
@@ -22,6 +23,7 @@ from .host_hooks import hang_patches
 FAMILIES: tuple[Family, ...] = (
     LaVie(),
     Wan(),
+    LTXVideoSound(),
     LTXVideo(),
     HunyuanVideo(),
     Mochi(),

@@ -61,7 +61,9 @@ def spans_of(name: str, prompts: frozenset[str] | None = None) -> TextSpans | No
     """Where the objects' words stand, or None for models without words."""
     if not CALLS[name].has_words:
         return None
-    return TextSpans(("red ball", "cube"), POSITIONS, tiny(name).text, prompts)
+    # Some models put rows of their own after the text.
+    length = max(tiny(name).text, CALLS[name].text)
+    return TextSpans(("red ball", "cube"), POSITIONS, length, prompts)
 
 
 def patched(model: TinyModel, guide: Guide, spans: TextSpans | None, patcher: Any = None) -> Any:
@@ -98,7 +100,7 @@ def first_predictions(model: TinyModel, patcher: Any, **settings: Any) -> dict[s
 
 # Here queries are fewer than keys, and ComfyUI's own functions sum such short ones in another order when the batch is
 # smaller, whoever calls them: rows that are left alone are alone in their call where others are guided.
-ROUNDED_BY_THE_BATCH = {"ltx_weak_guide", "ltx_masked_guide", "wan_animate2"}
+ROUNDED_BY_THE_BATCH = {"ltx_weak_guide", "ltx_masked_guide", "ltxav_weak_guide", "ltxav_masked_guide", "wan_animate2"}
 ROUNDING = 1e-6
 
 
