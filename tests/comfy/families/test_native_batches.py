@@ -31,6 +31,8 @@ SEVERAL_FILMS = [
 ]
 # Calls that the host gives no options: music and speech, which nobody can guide.
 UNSEEN = {"wan_dancer": 3, "wan_speech": 1}
+# Those of the connectors that read the text of two prompts, for film and for sound.
+UNSEEN |= {name: 4 for name in BUILDERS if name.startswith("ltxav")}
 EXACT = 1e-4
 CLEAR = 1e-3
 BACKENDS = ("attention_basic", "attention_split", "attention_sub_quad", "attention_pytorch")
@@ -104,7 +106,7 @@ def test_one_call_and_one_call_per_condition_agree(name: str, monkeypatch: pytes
     agree(alone, expected)
     agree(together, alone)
     plain = first_predictions(model, model.patcher, positive=two_prompts(model))
-    assert torch.equal(alone["negative"], plain["negative"])
+    assert left_alone(name, alone["negative"], plain["negative"])
     assert relative(alone["positive"], plain["positive"]) > CLEAR
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from guides import plain_guide
 from native_guides import guide_of, masks_of, patched, relative
-from native_models import COGVIDEOX, HUNYUAN, LTX, PREDICT2, WAN, WAN_LATENTS, TinyModel, build, sample, tiny
+from native_models import COGVIDEOX, HUNYUAN, PREDICT2, WAN, WAN_LATENTS, TinyModel, build, sample, tiny
 
 from mask_guided_video.attention_patches.free_long import FreeLong, FreeLongPatch
 from mask_guided_video.attention_patches.guidance.patch import GuidePatch
@@ -19,15 +19,6 @@ from mask_guided_video.backbones.registry import install_patches, require_suppor
 
 pytestmark = [pytest.mark.comfy, pytest.mark.usefixtures("as_in_a_node")]
 
-WITH_SOUND = {
-    **LTX,
-    "audio_num_attention_heads": 2,
-    "audio_attention_head_dim": 12,
-    "audio_cross_attention_dim": 24,
-    "connector_num_attention_heads": 2,
-    "connector_attention_head_dim": 16,
-    "connector_num_layers": 1,
-}
 HUNYUAN15 = {
     **HUNYUAN,
     "in_channels": 65,
@@ -86,10 +77,6 @@ MINIMAX = {
 # What is built, and what the message names: the class, and the family that it resembles with what tells it apart.
 UNSUPPORTED: dict[str, tuple[Callable[[], Any], str]] = {
     "Flux": (partial(build, "Flux", FLUX), "Flux;"),
-    "LTX-2": (
-        partial(build, "LTXAV", WITH_SOUND),
-        r"LTXAVModel \(built like LTX-Video, .*: audio_adaln_single, .* more",
-    ),
     "HunyuanVideo 1.5": (
         partial(build, "HunyuanVideo15", HUNYUAN15),
         r"HunyuanVideo \(.*: cond_type_embedding, vision_in",

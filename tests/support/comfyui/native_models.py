@@ -339,7 +339,6 @@ def sample(
 ) -> Tensor:
     """Run ComfyUI's sampling on a tiny model; of nested latents the flat pack is returned, sound included."""
     import comfy.sample
-    import comfy.utils
 
     noise = model.noise(seed) if noise is None else noise
     with torch.inference_mode():
@@ -356,4 +355,11 @@ def sample(
             disable_pbar=True,
             seed=seed,
         )
-    return comfy.utils.pack_latents(film.unbind())[0] if is_nested(film) else film
+    return flat(film)
+
+
+def flat(samples: Any) -> Tensor:
+    """Samples of a LATENT as one tensor: nested ones as the host packs them, [B, 1, N]."""
+    import comfy.utils
+
+    return comfy.utils.pack_latents(samples.unbind())[0] if is_nested(samples) else samples
