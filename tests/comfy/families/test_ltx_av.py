@@ -210,6 +210,10 @@ def test_a_reference_voice_before_the_sound() -> None:
 
 
 def test_keyframes_that_the_model_makes_are_no_film() -> None:
+    from comfy.ldm.lightricks.model import LTXVModel
+
+    if not hasattr(LTXVModel, "keyframes_abs_pos_mask"):
+        pytest.skip("this ComfyUI makes no keyframes")
     made = {"first_latent_frame": 3, "num_keyframes": 1, "tokens_per_frame": 20}
     model = replace(tiny("ltxav_25"), extras={**UNPROCESSED, "generated_keyframes": made})
     prove(model, CALLS["ltxav_25"].order)

@@ -83,7 +83,7 @@ def ltxav_23() -> TinyModel:
 
 def ltxav_25() -> TinyModel:
     """LTX-2.5 with a guide picture, and as much sound as film and guide."""
-    extras = {**UNPROCESSED, "keyframe_idxs": keyframes, "concat_mask": given_last_frame_of_all}
+    extras = {**UNPROCESSED, **guide_entry(1.0), "keyframe_idxs": keyframes, "concat_mask": given_last_frame_of_all}
     make = partial(build, "LTXAV", LTXAV_25)
     return TinyModel("ltxav_25", make, FILM_AND_GUIDE, 72, extras=extras, sound=(1, 8, 80, 16))
 
