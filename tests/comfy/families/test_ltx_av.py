@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from dense_reference import CALLS, OVERRIDE, guides_ask_apart
-from native_guides import dense, first_predictions, guide_of, masks_of, patched, relative, spans_of
+from native_guides import as_seen, dense, first_predictions, guide_of, masks_of, patched, relative, spans_of
 from native_ltx_models import UNPROCESSED
 from native_models import TinyModel, sample, tiny
 from sound_places import seen_changes
@@ -18,7 +18,9 @@ from torch import Tensor
 
 from mask_guided_video.attention_patches.guidance import plan as guidance_plan
 from mask_guided_video.attention_patches.guidance.text_spans import TextSpans
-from mask_guided_video.backbones.registry import require_supported
+from mask_guided_video.attention_patches.patch import Attend
+from mask_guided_video.attention_patches.site import AttentionSite
+from mask_guided_video.backbones.registry import install_patches, require_supported
 
 pytestmark = [pytest.mark.comfy, pytest.mark.usefixtures("as_in_a_node")]
 
@@ -122,6 +124,40 @@ def test_text_that_is_processed_already() -> None:
     model = replace(tiny("ltxav"), context_dim=64, text=1024, extras={})
     prove(model, CALLS["ltxav"].order)
     prove(model, CALLS["ltxav"].order, mode="cross_text")
+
+
+@pytest.mark.parametrize("name", ["ltxav", "ltxav_23"])
+def test_hidden_words_are_still_heard_through_other_rows(name: str) -> None:
+    """A limit of these models: the connector has told all other rows of a word before the blocks read any of them."""
+    model, row = tiny(name), 4
+    text = model.conditioning(1)[0][0]
+    other = text.clone()
+    other[:, row] = model.conditioning(7)[0][0][:, row]
+
+    def moved(rows: list[int], seen: bool = False) -> float:
+        """How far the prediction moves when a word is exchanged, with these rows of the text as keys."""
+
+        def choose(attend: Attend, q: Tensor, k: Tensor, v: Tensor, site: AttentionSite) -> Tensor:
+            return attend(q, k[:, :, rows], v[:, :, rows], site) if site.kind == "cross" else attend(q, k, v, site)
+
+        # With ``seen`` the word is exchanged behind the connector, in its own row only.
+        texts = [as_seen(model, text), as_seen(model, text)] if seen else [text, other]
+        if seen:
+            texts[1][:, row] = as_seen(model, other)[:, row]
+        extras = {} if seen else model.extras
+        patcher = install_patches(model.patcher, [choose])
+        films = [sample(model, patcher, steps=1, cfg=1.0, positive=[[each, extras]]) for each in texts]
+        # The sound hears all rows, and the film hears the sound: of that there is none here.
+        return float((films[1] - films[0]).norm())
+
+    model = replace(model, sound=())
+    every = list(range(1024))
+    without = [each for each in every if each != row]
+    # Raised: the row stands there twenty times.
+    whole, hidden, raised = moved(every), moved(without), moved([*without, *[row] * 20])
+    assert hidden > 0.1 * whole and raised > whole
+    # Behind the connector hiding is complete.
+    assert moved(every, seen=True) > 0.0 and moved(without, seen=True) == 0.0
 
 
 # --- what leaves calls out --------------------------------------------------------------------------------------------

@@ -69,9 +69,7 @@ def gemma4() -> Any:
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     tokenizer.normalizer = normalizers.Replace(" ", "\u2581")
     tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
-    )
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
     read = [f"<0x{byte:02X}>" for byte in range(256)]
     # Merges within words: whole sentences would become one token.
     words = [part for sentence in SENTENCES for part in sentence.replace(" ", "\n \n").split("\n")]
@@ -105,7 +103,9 @@ class Reader(torch.nn.Module):
     def encode_token_weights(self, chunks: Any) -> Any:
         from comfy.sd1_clip import SDClipModel
 
-        embeddings, mask, *_ = SDClipModel.process_tokens(self, [[entry[0] for entry in chunk] for chunk in chunks], "cpu")
+        embeddings, mask, *_ = SDClipModel.process_tokens(
+            self, [[entry[0] for entry in chunk] for chunk in chunks], "cpu"
+        )
         return embeddings[:, None], None, {"attention_mask": mask}
 
 

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
 import torch
 from native_ltx_models import (
-    LTX,
-    given_last_frame,
     ltx,
     ltx_guided,
     ltx_masked_guide,

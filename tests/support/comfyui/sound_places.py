@@ -80,9 +80,7 @@ def seen_changes(
     def measure(apply_model: Any, args: dict[str, Any]) -> Tensor:
         def hear(streams: Streams) -> list[Heard]:
             recorder.heard = []
-            result.append(
-                apply_model(streams.latents, args["timestep"], **{**args["c"], "c_crossattn": streams.text})
-            )
+            result.append(apply_model(streams.latents, args["timestep"], **{**args["c"], "c_crossattn": streams.text}))
             return recorder.heard
 
         result: list[Tensor] = []

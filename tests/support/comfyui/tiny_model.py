@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 TEXT = 12
 
@@ -65,9 +64,7 @@ class TinyModel:
         from comfy.nested_tensor import NestedTensor
 
         length = self.sound[2] * size[2] // self.latents[2]
-        return NestedTensor(
-            [film, torch.randn(size[0], self.sound[1], length, *self.sound[3:], generator=generator)]
-        )
+        return NestedTensor([film, torch.randn(size[0], self.sound[1], length, *self.sound[3:], generator=generator)])
 
     def conditioning(self, seed: int, text: int | None = None) -> list[Any]:
         generator = torch.Generator().manual_seed(1000 + seed)
