@@ -1,4 +1,4 @@
-"""Phrases among the tokens of LTX-2's text encoders, Gemma 3 and Gemma 4, at the places where their encoder leaves them.
+"""Phrases among the tokens of LTX-2's text encoders, Gemma 3 and Gemma 4, at the places where these leave them.
 
 The tokenizers are ComfyUI's, around small vocabularies in Gemma's own file formats; what the encoder keeps is what its
 own code keeps, with the language model left out.

@@ -1,4 +1,4 @@
-"""Tiny models of LTX-Video with and without sound, with random weights, built from ComfyUI's own configs and classes."""
+"""Tiny models of LTX-Video and LTX-2 with random weights, built from ComfyUI's own configs and classes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a film, its sound and its text are seen in the attention calls of a tiny LTX-2: one thing is changed at a time."""
+"""Where a film, its sound and its text are seen in the attention calls of a tiny LTX-2, each changed by itself."""
 
 from __future__ import annotations
 
