@@ -15,6 +15,7 @@ from .families.hunyuan_video_15 import HunyuanVideo15
 from .families.kandinsky5 import Kandinsky5
 from .families.lavie import LaVie
 from .families.ltx import LTXVideo
+from .families.ltx_av import LTXVideoSound
 from .families.mochi import Mochi
 from .families.unet import StableDiffusion, StableVideoDiffusion
 from .families.wan import Wan
@@ -25,6 +26,7 @@ from .picture_models import picture_model
 FAMILIES: tuple[Family, ...] = (
     LaVie(),
     Wan(),
+    LTXVideoSound(),
     LTXVideo(),
     HunyuanVideo(),
     HunyuanVideo15(),

@@ -75,7 +75,7 @@ def _located(
         return [token for token in found if token != NOT_OF_PROMPT]
 
     def as_beginning(text: str) -> list[int]:
-        return read(_escape(text) if family.reads_weights else text)
+        return read(_escape(text))
 
     def as_weighted(text: str) -> list[int]:
         # Weighted texts are tokenized apart from what stands before them, a template's words too.
@@ -142,8 +142,10 @@ def plain_parts(prompt: str) -> list[str]:
 
 
 def _whole(text: str) -> list[str]:
-    """A text as one part, for encoders that know no weights."""
-    return [text]
+    """A text as one part, for encoders that know no weights; backslashes before parentheses are taken off even so."""
+    from comfy.sd1_clip import escape_important, unescape_important
+
+    return [unescape_important(escape_important(text))]
 
 
 def _escape(text: str) -> str:

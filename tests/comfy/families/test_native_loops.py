@@ -11,10 +11,11 @@ import torch
 from dense_reference import OVERRIDE
 from family_rows import rows
 from native_guides import dense, first_predictions, guide_of, patched, relative, spans_of
-from native_models import BUILDERS, TinyModel, sample, tiny
+from native_models import BUILDERS, TinyModel, flat, sample, tiny
 from torch import Tensor
 
 from mask_guided_video.attention_patches.guidance.patch import GuidePatch
+from mask_guided_video.backbones.nested_latents import zeros_like
 from mask_guided_video.backbones.registry import install_patches
 
 pytestmark = [pytest.mark.comfy, pytest.mark.usefixtures("as_in_a_node")]
@@ -36,9 +37,9 @@ class Stop(Exception):
 def by_k_sampler(model: TinyModel, patcher: Any, noise_seed: int = 3, steps: int = 3) -> Tensor:
     import nodes
 
-    latent = {"samples": torch.zeros(model.latents)}
+    latent = {"samples": zeros_like(model.noise())}
     settings = (noise_seed, steps, model.cfg, "euler", "simple", model.conditioning(1), model.conditioning(2), latent)
-    return nodes.KSampler().sample(patcher, *settings, denoise=1.0)[0]["samples"]
+    return flat(nodes.KSampler().sample(patcher, *settings, denoise=1.0)[0]["samples"])
 
 
 def by_custom_sampler(model: TinyModel, patcher: Any, noise_seed: int = 3, steps: int = 3) -> Tensor:
@@ -57,14 +58,15 @@ def by_custom_sampler(model: TinyModel, patcher: Any, noise_seed: int = 3, steps
         negative=model.conditioning(2),
         cfg=model.cfg,
     )
-    return run(
+    out = run(
         custom.SamplerCustomAdvanced,
         noise=run(custom.RandomNoise, noise_seed=noise_seed),
         guider=guider,
         sampler=run(custom.KSamplerSelect, sampler_name="euler"),
         sigmas=run(custom.BasicScheduler, model=patcher, scheduler="simple", steps=steps, denoise=1.0),
-        latent_image={"samples": torch.zeros(model.latents)},
-    )["samples"]
+        latent_image={"samples": zeros_like(model.noise())},
+    )
+    return flat(out["samples"])
 
 
 @pytest.mark.parametrize("name", rows(FAMILIES))
@@ -73,7 +75,7 @@ def test_both_core_samplers_make_the_same_guided_film(name: str) -> None:
     guide, spans = guide_of(name, "separate"), spans_of(name)
     guided = patched(model, guide, spans)
     film = by_k_sampler(model, guided)
-    assert film.shape == model.latents and torch.isfinite(film).all()
+    assert film.shape == flat(model.noise()).shape and torch.isfinite(film).all()
     assert torch.equal(film, by_custom_sampler(model, guided))
     assert relative(film, by_k_sampler(model, model.patcher)) > 1e-3
     reference = dense(model, guide, spans)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from guides import plain_guide
 from native_guides import guide_of, masks_of, patched, relative
-from native_models import LTX, PREDICT2, WAN, WAN_LATENTS, TinyModel, build, sample, tiny
+from native_models import PREDICT2, WAN, WAN_LATENTS, TinyModel, build, sample, tiny
 from native_qwen_models import HUNYUAN15, KANDINSKY
 
 from mask_guided_video.attention_patches.errors import ModelNotSupported
@@ -22,15 +22,6 @@ from mask_guided_video.backbones.registry import family_of, install_patches, req
 
 pytestmark = [pytest.mark.comfy, pytest.mark.usefixtures("as_in_a_node")]
 
-WITH_SOUND = {
-    **LTX,
-    "audio_num_attention_heads": 2,
-    "audio_attention_head_dim": 12,
-    "audio_cross_attention_dim": 24,
-    "connector_num_attention_heads": 2,
-    "connector_attention_head_dim": 16,
-    "connector_num_layers": 1,
-}
 FLUX = {
     "image_model": "flux",
     "out_channels": 16,
@@ -127,10 +118,6 @@ PICTURES: dict[str, tuple[dict[str, Any], str]] = {
 }
 # What is built, and what the message names: the class, and the family that it resembles with what tells it apart.
 UNSUPPORTED: dict[str, tuple[Callable[[], Any], str]] = {
-    "LTX-2": (
-        partial(build, "LTXAV", WITH_SOUND),
-        r"LTXAVModel \(built like LTX-Video, .*: audio_adaln_single, .* more",
-    ),
     "MiniMax H3": (partial(build, "MiniMaxH3", MINIMAX), "MiniMaxH3Model;"),
 }
 

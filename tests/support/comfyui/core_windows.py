@@ -10,6 +10,8 @@ from torch import Tensor
 
 # ComfyUI does not make the places of these guide pictures anew for a window.
 NOT_CUT_BY_THE_HOST = {"ltx_guided", "ltx_weak_guide", "ltx_masked_guide"}
+# Windows of these hold a part of the sound too; ``test_ltx_av`` looks at them.
+WITH_SOUND = {"ltxav", "ltxav_23", "ltxav_25", "ltxav_weak_guide", "ltxav_masked_guide"}
 # ComfyUI gives these models an anchor frame more than it tells them of.
 NO_ANCHOR = {"svd"}
 

@@ -110,6 +110,11 @@ ONE_CELL = ((4, 6, 1),)
 HUNYUAN15_BLOCKS = "-0 -0 J0 J0"
 # The film's queries, those of the guide, the text.
 LTX_SPLIT = "S0< -0 C0 S0< -0 C0"
+# Film, text, sound, sound and text, film and sound, sound and film; the same with a guide that asks apart.
+LTXAV = " ".join(["S0 C0 -0 -0 -0 -0"] * 2)
+LTXAV_SPLIT = " ".join(["S0< -0 C0 -0 -0 -0 -0"] * 2)
+# The text and what the connector puts after it.
+LTXAV_TEXT = 1024
 UNET_GRIDS = ((8, 12, 1), (4, 6, 2), (2, 3, 4))
 # Down: levels 0 and 1, middle: level 2, up: twice level 1, twice level 0.
 UNET_LEVELS = (0, 1, 2, 1, 1, 0, 0)
@@ -146,6 +151,12 @@ CALLS: dict[str, Calls] = {
     "ltx_guided": Calls("S0 C0 S0 C0", 3, ((4, 5, 1),), 8, after=20),
     "ltx_weak_guide": Calls(LTX_SPLIT, 3, ((4, 5, 1),), 8, after=20),
     "ltx_masked_guide": Calls(LTX_SPLIT, 3, ((4, 5, 1),), 8, after=20),
+    "ltxav": Calls(LTXAV, 3, ((4, 5, 1),), 8, text=LTXAV_TEXT),
+    "ltxav_silent": Calls("S0 C0 S0 C0", 3, ((4, 5, 1),), 8, text=LTXAV_TEXT),
+    "ltxav_23": Calls(LTXAV, 3, ((4, 5, 1),), 8, text=LTXAV_TEXT),
+    "ltxav_25": Calls(LTXAV, 3, ((4, 5, 1),), 8, after=20, text=LTXAV_TEXT),
+    "ltxav_weak_guide": Calls(LTXAV_SPLIT, 3, ((4, 5, 1),), 8, after=20, text=LTXAV_TEXT),
+    "ltxav_masked_guide": Calls(LTXAV_SPLIT, 3, ((4, 5, 1),), 8, after=20, text=LTXAV_TEXT),
     # Two calls of the text refiner, one double block, two single blocks.
     "hunyuan": Calls("-0 -0 J0 J0 J0", 3, WAN_GRID, 4, text_first=True),
     "hunyuan_masked": Calls("-0 -0 J0 J0 J0", 3, WAN_GRID, 4, text_first=True),

@@ -55,10 +55,12 @@ def word_places(model: TinyModel) -> TextSpans | None:
     """Where the words of two objects and of the background stand, or None for models without words."""
     if not has_words(model):
         return None
+    # Some models put rows of their own after the text.
+    length = max(model.text, CALLS[model.name].text) if model.name in CALLS else model.text
     if model.text < 9:
-        return TextSpans(("ball", "cube"), ((1, 2), (3,)), model.text, ordinary=(1, 2, 3, 4), background=(4,))
+        return TextSpans(("ball", "cube"), ((1, 2), (3,)), length, ordinary=(1, 2, 3, 4), background=(4,))
     return TextSpans(
-        ("red ball", "cube"), ((1, 2, 6), (4,)), model.text, ordinary=(1, 2, 3, 4, 5, 6, 7, 8), background=(8,)
+        ("red ball", "cube"), ((1, 2, 6), (4,)), length, ordinary=(1, 2, 3, 4, 5, 6, 7, 8), background=(8,)
     )
 
 
