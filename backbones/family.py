@@ -109,6 +109,8 @@ class Family(ABC):
             model of another making, whose tokens may stand elsewhere; empty where ``fits`` knows it otherwise.
         reads_weights: whether parentheses in a prompt are weights to its text encoder, and not words.
         joint_text: whether text and video attend to each other in one sequence; else cross-attention reads the text.
+        prompt_ends_text: whether other text, as that of reference pictures, may stand before a prompt's; see
+            ``text_before``.
     """
 
     name: str
@@ -121,6 +123,7 @@ class Family(ABC):
     parts: frozenset[str] = frozenset()
     reads_weights: bool = True
     joint_text: bool = False
+    prompt_ends_text: bool = False
 
     def fits(self, network: Any) -> bool:
         """Say whether a network is of this family, by its parts: all that it needs, and none that nobody knows."""
@@ -156,6 +159,10 @@ class Family(ABC):
             options: ``transformer_options`` of this call only; changed in place.
             markers: ``BlockMarkers`` of the patched model.
         """
+
+    def latent_channels(self, network: Any) -> int | None:
+        """Channels of the video's latents, or None where they are those that the host says of the model."""
+        return None
 
     def native_frames(self, network: Any) -> int:
         """How many latent frames the clips had that a model was trained on."""
@@ -229,6 +236,17 @@ class Family(ABC):
     def text_rows(self, length: int) -> int:
         """How many rows of text the blocks see of a text embedding of a length; more, where a model adds its own."""
         return length
+
+    def text_before(self, extras: Mapping[str, Any]) -> tuple[int, tuple[str, ...]]:
+        """What stands before a prompt's own tokens in a text embedding and is not known from the prompt.
+
+        Args:
+            extras: of the embedding's entry in a CONDITIONING.
+
+        Returns:
+            A number of rows, and after them texts that are tokenized by themselves.
+        """
+        return 0, ()
 
     def text_ids(self, tokens: Mapping[str, Any], length: int = 0) -> list[int]:
         """Token ids of the text sequence as the model sees it; see ``flat_ids``.

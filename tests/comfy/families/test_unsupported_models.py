@@ -70,19 +70,6 @@ FLUX = {
     "guidance_embed": True,
     "txt_ids_dims": [],
 }
-MINIMAX = {
-    "hidden_size": 64,
-    "num_layers": 2,
-    "token_refiner_num_layers": 2,
-    "num_attention_heads": 2,
-    "attention_head_dim": 96,
-    "ffn_hidden_size": 64,
-    "text_dim": 32,
-    "timestep_input_dim": 16,
-    "time_embed_hidden_size": 32,
-    "time_embed_dim": 32,
-    "rope_inv_freq_len": 16,
-}
 # What is built, and what the message names: the class, and the family that it resembles with what tells it apart.
 UNSUPPORTED: dict[str, tuple[Callable[[], Any], str]] = {
     "Flux": (partial(build, "Flux", FLUX), "Flux;"),
@@ -103,7 +90,6 @@ UNSUPPORTED: dict[str, tuple[Callable[[], Any], str]] = {
         r"Anima \(built like Cosmos Predict2, .*: llm_adapter",
     ),
     "Kandinsky 5": (partial(build, "Kandinsky5", KANDINSKY), "Kandinsky5;"),
-    "MiniMax H3": (partial(build, "MiniMaxH3", MINIMAX), "MiniMaxH3Model;"),
 }
 
 

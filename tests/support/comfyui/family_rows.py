@@ -19,6 +19,7 @@ QUICK = {
     "ltx_weak_guide": "film and guide picture ask apart",
     "hunyuan": "joint attention, the text before the film",
     "mochi": "joint attention, the text behind the film",
+    "minimax_h3": "joint attention, sound between the text and the film",
     "cosmos": "no hook around its blocks",
     "sd15": "frames in the batch, and grids of several levels",
 }

@@ -8,6 +8,7 @@ from functools import cache, partial
 from typing import Any
 
 import torch
+from native_minimax_models import minimax_h3, minimax_h3_keyframes, minimax_h3_odd, minimax_h3_references
 from native_wan_models import (
     WAN,
     WAN_LATENTS,
@@ -30,8 +31,10 @@ from native_wan_models import (
     wan_vace,
     wan_vace_reference,
 )
-from tiny_model import TEXT, TinyModel, build, randomise
+from tiny_model import TEXT, TinyModel, build, flat, randomise
 from torch import Tensor
+
+from mask_guided_video.backbones.nested_latents import zeros_like
 
 __all__ = ["BUILDERS", "TEXT", "UNET", "WAN", "WAN_LATENTS", "TinyModel", "build", "randomise", "sample", "tiny"]
 
@@ -338,6 +341,10 @@ BUILDERS: dict[str, Callable[[], TinyModel]] = {
     "hunyuan_masked": hunyuan_masked,
     "hunyuan_reference": hunyuan_reference,
     "mochi": mochi,
+    "minimax_h3": minimax_h3,
+    "minimax_h3_odd": minimax_h3_odd,
+    "minimax_h3_keyframes": minimax_h3_keyframes,
+    "minimax_h3_references": minimax_h3_references,
     "cogvideox": cogvideox,
     "cogvideox_image": cogvideox_image,
     "cosmos": cosmos,
@@ -362,17 +369,17 @@ def sample(
     steps: int = 2,
     cfg: float | None = None,
     seed: int = 0,
-    noise: Tensor | None = None,
+    noise: Any = None,
     positive: Any = None,
     negative: Any = None,
     sampler: str = "euler",
 ) -> Tensor:
-    """Run ComfyUI's sampling on a tiny model."""
+    """Run ComfyUI's sampling on a tiny model; of nested latents the flat pack is returned, sound included."""
     import comfy.sample
 
     noise = model.noise(seed) if noise is None else noise
     with torch.inference_mode():
-        return comfy.sample.sample(
+        film = comfy.sample.sample(
             patcher or model.patcher,
             noise,
             steps,
@@ -381,7 +388,8 @@ def sample(
             "simple",
             positive or model.conditioning(1),
             negative or model.conditioning(2),
-            torch.zeros_like(noise),
+            zeros_like(noise),
             disable_pbar=True,
             seed=seed,
         )
+    return flat(film)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mask_guided_video.attention_patches.patch import Attend
 from mask_guided_video.attention_patches.site import AttentionSite
+from mask_guided_video.backbones.nested_latents import video_in, with_video_in
 from mask_guided_video.backbones.registry import install_patches
 
 OVERRIDE = "optimized_attention_override"
@@ -29,6 +30,8 @@ Place: TypeAlias = tuple[int, int] | None
 SEEN = 1e-5
 # Of the greatest change that anything makes in a call; what is below stems from means over all tokens.
 CLEAR = 0.05
+# Rows of a text that are changed one by one, and the last two.
+MANY_ROWS = 40
 
 
 @dataclass
@@ -93,11 +96,12 @@ def see(model: TinyModel) -> list[SeenCall]:
             apply_model(latents, args["timestep"], **changed)
             return recorder.heard
 
-        latents, text = args["input"], args["c"].get("c_crossattn")
+        latents, text, shapes = args["input"], args["c"].get("c_crossattn"), args["c"].get("latent_shapes")
         result = apply_model(latents, args["timestep"], **args["c"])
         plain = hear(latents, text)
         found.extend(SeenCall(site, (q.shape[1], k.shape[1])) for site, q, k in plain)
-        cells = [(cell, hear(other, text)) for cell, other in changed_cells(model, latents)]
+        films = changed_cells(model, video_in(latents, shapes))
+        cells = [(cell, hear(with_video_in(latents, other, shapes), text)) for cell, other in films]
         rows = [] if text is None else [(row, hear(latents, other)) for row, other in changed_rows(text)]
         for index, call in enumerate(found):
             for side, places in ((1, call.queries), (2, call.keys)):
@@ -157,8 +161,9 @@ def changed_cells(model: TinyModel, latents: Tensor) -> Iterator[tuple[Cell, Ten
 
 
 def changed_rows(text: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """The text [B, L, C] with one row changed."""
-    for row in range(text.shape[1]):
+    """The text [B, L, C] with one row changed; of a long one the first and the last rows."""
+    length = text.shape[1]
+    for row in (*range(min(length, MANY_ROWS)), *range(max(length - 2, MANY_ROWS), length)):
         other = text.clone()
         other[:, row] += 3.0
         yield row, other
