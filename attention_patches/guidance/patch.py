@@ -282,7 +282,8 @@ def _check_text(spans: TextSpans, run: Run) -> None:
     for length in lengths:
         spans.repeated(length)
     # Of a prompt that is known by name, more text may have been appended.
-    if spans.prompts is None and spans.length and lengths and not any(map(spans.fits, lengths)):
+    fitting = [spans.fits(length, run.before.get(name)) for name, length in run.prompts.items() if spans.length]
+    if spans.prompts is None and fitting and not any(fitting):
         raise GuideError(
             f"the objects' words were found in a text of {spans.length} tokens but the positive prompt has "
             f"{lengths[0]}; give Patch Attention the very prompt and text encoder of the film."

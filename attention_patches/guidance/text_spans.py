@@ -68,9 +68,16 @@ class TextSpans:
         """Say whether the positions are those of the prompt of a chunk; ``prompts`` as in ``BatchRows``."""
         return self.prompts is None or not prompts or prompts[chunk] in self.prompts
 
-    def fits(self, length: int) -> bool:
-        """Say whether a text of ``length`` tokens may be the one that the positions were counted in."""
-        return self.length <= length if self.at_end else length % self.length == 0
+    def fits(self, length: int, before: int | None = None) -> bool:
+        """Say whether a text may be the one that the positions were counted in.
+
+        Args:
+            length: of the text in tokens.
+            before: with ``at_end`` how many of them stand before the prompt's, where that is known.
+        """
+        if not self.at_end:
+            return length % self.length == 0
+        return self.length <= length if before is None else self.length == length - before
 
     def repeated(self, key_length: int) -> TextSpans:
         """Return the same for a text sequence of ``key_length`` tokens.
@@ -85,6 +92,11 @@ class TextSpans:
         times, first = 1, 0
         if self.at_end:
             first = key_length - self.length
+            if first < 0:
+                raise GuideError(
+                    f"the objects' words were found in a prompt of {self.length} tokens but the model sees "
+                    f"{key_length} text tokens; give Patch Attention the very prompt and text encoder of the video."
+                )
         elif self.length and key_length % self.length == 0:
             times = key_length // self.length
         lists = [
