@@ -373,6 +373,7 @@ def sample(
     positive: Any = None,
     negative: Any = None,
     sampler: str = "euler",
+    noise_mask: Any = None,
 ) -> Tensor:
     """Run ComfyUI's sampling on a tiny model; of nested latents the flat pack is returned, sound included."""
     import comfy.sample
@@ -391,5 +392,6 @@ def sample(
             zeros_like(noise),
             disable_pbar=True,
             seed=seed,
+            noise_mask=noise_mask,
         )
     return flat(film)
