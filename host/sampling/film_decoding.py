@@ -20,7 +20,8 @@ def decode_parts(
     """Decode latents a few frames at a time.
 
     Where the VAE sees every frame by itself, slices do not overlap and the video is that of one call. A VAE that mixes
-    neighbouring frames decodes some twice: the end of a slice fades into the next one.
+    neighbouring frames decodes some twice: the end of a slice fades into the next one. A VAE whose latent frames are of
+    different lengths (MiniMax H3, which cuts the video itself) decodes it in one call.
 
     Args:
         vae: ComfyUI VAE, of pictures or of video.
@@ -42,6 +43,8 @@ def decode_parts(
         raise ValueError(f"overlap is {overlap}; choose 0 or more frames.")
     clip = _clip(vae, latents)
     factor = time_factor(vae)
+    if not is_causal(vae):
+        return _whole(vae, clip, frames_per_part)
     shared = math.ceil(overlap / factor) if mixes_frames(vae) else 0
     if factor > 1:
         shared = max(shared, 1)
@@ -63,6 +66,13 @@ def decoded_frames(vae: Any, latents: Tensor) -> int:
 def time_factor(vae: Any) -> int:
     """Video frames per latent frame after the first, which stands alone in every VAE that compresses time."""
     return vae.temporal_compression_decode() or 1
+
+
+def is_causal(vae: Any) -> bool:
+    """Whether each latent frame after the first stands for equally many frames, so that a video can be cut anywhere."""
+    if not isinstance(vae.upscale_ratio, tuple):
+        return True
+    return all(vae.upscale_ratio[0](count) == time_factor(vae) * (count - 1) + 1 for count in (2, 7, 12))
 
 
 def mixes_frames(vae: Any) -> bool:
@@ -104,6 +114,11 @@ def _decode(vae: Any, clip: Tensor) -> Tensor:
     with torch.inference_mode():
         pictures = vae.decode(clip[0].transpose(0, 1) if in_batch else clip)
     return pictures if in_batch else pictures[0]
+
+
+def _whole(vae: Any, clip: Tensor, length: int) -> Iterator[Tensor]:
+    """All in one call, handed on ``length`` frames at a time."""
+    yield from _decode(vae, clip).split(length)
 
 
 def _faded(vae: Any, clip: Tensor, factor: int, length: int, shared: int) -> Iterator[Tensor]:
