@@ -29,8 +29,9 @@ WITH_WORDS = [name for name in BOTH_PROMPTS if CALLS[name].has_words]
 SEVERAL_FILMS = [
     name for name in BOTH_PROMPTS if tiny(name).window_axis == 2 and "vace_frames" not in tiny(name).extras
 ]
-# Calls that the host gives no options: music and speech, which nobody can guide.
-UNSEEN = {"wan_dancer": 3, "wan_speech": 1}
+# Calls that the host gives no options: music and speech, and the refiners of MiniMax H3's two prompts, which nobody can
+# guide.
+UNSEEN = {"wan_dancer": 3, "wan_speech": 1, **dict.fromkeys((name for name in CALLS if name.startswith("minimax")), 4)}
 # Those of the connectors that read the text of two prompts, for film and for sound.
 UNSEEN |= {name: 4 for name in BUILDERS if name.startswith("ltxav")}
 EXACT = 1e-4

@@ -34,6 +34,7 @@ REPLACED_BLOCKS = {
     "hunyuan": ("single_block", 0),
     "hunyuan_reference": ("double_block", 0),
     "mochi": ("double_block", 0),
+    "minimax_h3": ("double_block", 0),
 }
 Hang = Callable[[Any], Any]
 

@@ -182,6 +182,7 @@ def test_another_conditioning_is_refused_before_the_model_is_called() -> None:
     [
         ("hunyuan", "HunyuanVideo lets text and video attend to each other"),
         ("mochi", "Mochi lets text and video attend to each other"),
+        ("minimax_h3", "MiniMax H3 lets text and video attend to each other"),
         ("svd", "Stable Video Diffusion reads no text"),
     ],
 )

@@ -37,7 +37,7 @@ def by_hand(name: str, window: tuple[int, ...], noise: Tensor, **changes: Any) -
     leading, frames = CALLS[name].leading, noise.shape[tiny(name).window_axis]
     model = with_film(name, frames, window)
     here, calls = film_part(name, window)
-    masks = latent_frames(masks_of(model, frames - leading), frames - leading, calls.factor)[:, here]
+    masks = latent_frames(masks_of(model, frames - leading), calls.covered(frames - leading))[:, here]
     guide = guide_of(name, "separate", masks=masks, **changes)
     reference = DenseReference(model, [DenseGuide(guide, calls, model.latents[-2:], spans_of(name))])
     part = noise.index_select(model.window_axis, torch.tensor(window))

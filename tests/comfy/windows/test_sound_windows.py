@@ -81,7 +81,7 @@ def by_hand(name: str, noise: Any, window: Window, frames: int, **changes: Any) 
     """What a film of these frames alone predicts, with explicit biases of their masks."""
     anchored = window[0] != 0
     model, part = part_of(name, noise, window, anchored, frames)
-    masks = latent_frames(masks_of(model, frames), frames, CALLS[name].factor)[:, list(window)]
+    masks = latent_frames(masks_of(model, frames), CALLS[name].covered(frames))[:, list(window)]
     calls = replace(CALLS[name], frames=len(window))
     if "keyframe_idxs" not in model.extras:
         # No guide asks apart where there is none.

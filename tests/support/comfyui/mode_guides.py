@@ -38,12 +38,12 @@ def suits(mode: str, model: TinyModel) -> bool:
 
 def moving_masks(model: TinyModel, frames: int | None = None) -> Tensor:
     """Two objects [2, F, H, W] in pixel frames that move apart; none is in the last latent frame."""
-    factor = CALLS[model.name].factor if model.name in CALLS else 1
     frames = frames or (CALLS[model.name].latents if model.name in CALLS else model.latents[2])
+    covered = CALLS[model.name].covered(frames) if model.name in CALLS else [1] * frames
     height, width = (SCALE * size for size in model.latents[-2:])
-    count = 1 + factor * (frames - 1)
+    count = sum(covered)
     masks = torch.zeros(2, count, height, width)
-    for frame in range(count - factor):
+    for frame in range(count - covered[-1]):
         left = width * (2 + frame % 3) // 12
         masks[0, frame, height // 5 : height * 3 // 5, left : left + width // 3] = 1.0
         if frame:

@@ -41,9 +41,10 @@ def masks_of(model: TinyModel, frames: int | None = None) -> Tensor:
     """
     calls = CALLS[model.name]
     height, width = (SCALE * size for size in model.latents[-2:])
-    count = 1 + calls.factor * ((frames or calls.latents) - 1)
+    covered = calls.covered(frames or calls.latents)
+    count = sum(covered)
     masks = torch.zeros(2, count, height, width)
-    for frame in range(count - calls.factor):
+    for frame in range(count - covered[-1]):
         left = width * (2 + frame % 5) // 12
         masks[0, frame, height // 5 : height * 3 // 4, left : left + width // 3] = 1.0
         if frame:

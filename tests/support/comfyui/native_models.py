@@ -20,6 +20,7 @@ from native_ltx_models import (
     ltxav_weak_guide,
     text_mask,
 )
+from native_minimax_models import minimax_h3, minimax_h3_keyframes, minimax_h3_odd, minimax_h3_references
 from native_qwen_models import QWEN_BUILDERS
 from native_wan_models import (
     WAN,
@@ -43,10 +44,10 @@ from native_wan_models import (
     wan_vace,
     wan_vace_reference,
 )
-from tiny_model import TEXT, TinyModel, build, randomise
+from tiny_model import TEXT, TinyModel, build, flat, randomise
 from torch import Tensor
 
-from mask_guided_video.backbones.nested_latents import is_nested, zeros_like
+from mask_guided_video.backbones.nested_latents import zeros_like
 
 __all__ = ["BUILDERS", "TEXT", "UNET", "WAN", "WAN_LATENTS", "TinyModel", "build", "randomise", "sample", "tiny"]
 
@@ -320,6 +321,10 @@ BUILDERS: dict[str, Callable[[], TinyModel]] = {
     "hunyuan_masked": hunyuan_masked,
     "hunyuan_reference": hunyuan_reference,
     "mochi": mochi,
+    "minimax_h3": minimax_h3,
+    "minimax_h3_odd": minimax_h3_odd,
+    "minimax_h3_keyframes": minimax_h3_keyframes,
+    "minimax_h3_references": minimax_h3_references,
     "cogvideox": cogvideox,
     "cogvideox_image": cogvideox_image,
     "cogvideox15": cogvideox15,
@@ -351,6 +356,7 @@ def sample(
     positive: Any = None,
     negative: Any = None,
     sampler: str = "euler",
+    noise_mask: Any = None,
 ) -> Tensor:
     """Run ComfyUI's sampling on a tiny model; of nested latents the flat pack is returned, sound included."""
     import comfy.sample
@@ -369,12 +375,6 @@ def sample(
             zeros_like(noise),
             disable_pbar=True,
             seed=seed,
+            noise_mask=noise_mask,
         )
     return flat(film)
-
-
-def flat(samples: Any) -> Tensor:
-    """Samples of a LATENT as one tensor: nested ones as the host packs them, [B, 1, N]."""
-    import comfy.utils
-
-    return comfy.utils.pack_latents(samples.unbind())[0] if is_nested(samples) else samples

@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
+from mask_guided_video.backbones.nested_latents import is_nested, zeros_like
 
 TEXT = 12
 
@@ -66,6 +69,10 @@ class TinyModel:
         length = self.sound[2] * size[2] // self.latents[2]
         return NestedTensor([film, torch.randn(size[0], self.sound[1], length, *self.sound[3:], generator=generator)])
 
+    def empty(self) -> Any:
+        """Latents of zeros, nested where there is sound."""
+        return zeros_like(self.noise())
+
     def conditioning(self, seed: int, text: int | None = None) -> list[Any]:
         generator = torch.Generator().manual_seed(1000 + seed)
         embedding = torch.randn(1, text or self.text, self.context_dim, generator=generator)
@@ -73,6 +80,13 @@ class TinyModel:
         if self.vector:
             extras["pooled_output"] = torch.randn(1, self.vector, generator=generator)
         return [[embedding, extras]]
+
+
+def flat(latents: Any) -> Tensor:
+    """Latents as one tensor: those with sound as the host packs them."""
+    from comfy.utils import pack_latents
+
+    return pack_latents(latents.unbind())[0] if is_nested(latents) else latents
 
 
 def randomise(network: Any, seed: int = 0) -> None:
