@@ -66,6 +66,8 @@ class Run:
         height, width: of its latents; only their ratio counts.
         latent_time: see ``AttentionSite``.
         prompts: for each positive prompt, by its name, how many tokens its text has.
+        before: for those of which it is known, how many of these tokens are of other text that stands before the
+            prompt's own.
         progress: of each step, as in ``AttentionSite``; empty when unknown.
     """
 
@@ -74,6 +76,7 @@ class Run:
     width: int
     latent_time: LatentTime | None = None
     prompts: Mapping[str, int] = field(default_factory=dict)
+    before: Mapping[str, int] = field(default_factory=dict)
     progress: Sequence[float] = ()
 
     @property

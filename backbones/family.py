@@ -110,6 +110,10 @@ class Family(ABC):
         reads_weights: whether parentheses in a prompt are weights to its text encoder, and not words.
         drops_padding: whether nodes may leave the end of a text away that is of no word, since it is padding.
         joint_text: whether text and video attend to each other in one sequence; else cross-attention reads the text.
+        mixes_prompts: whether the model lets the words of a text see each other before its blocks read them, so that
+            prompts which are joined in one text do not stay apart.
+        prompt_ends_text: whether other text, as that of reference pictures, may stand before a prompt's; see
+            ``text_before``.
     """
 
     name: str
@@ -123,6 +127,8 @@ class Family(ABC):
     reads_weights: bool = True
     drops_padding: bool = True
     joint_text: bool = False
+    mixes_prompts: bool = False
+    prompt_ends_text: bool = False
 
     def fits(self, network: Any) -> bool:
         """Say whether a network is of this family, by its parts: all that it needs, and none that nobody knows."""
@@ -158,6 +164,10 @@ class Family(ABC):
             options: ``transformer_options`` of this call only; changed in place.
             markers: ``BlockMarkers`` of the patched model.
         """
+
+    def latent_channels(self, network: Any) -> int | None:
+        """Channels of the video's latents, or None where they are those that the host says of the model."""
+        return None
 
     def native_frames(self, network: Any) -> int:
         """How many frames of tokens the clips had that a model was trained on."""
@@ -232,6 +242,17 @@ class Family(ABC):
     def text_rows(self, length: int) -> int:
         """How many rows of text the blocks see of a text embedding of a length; more, where a model adds its own."""
         return length
+
+    def text_before(self, extras: Mapping[str, Any]) -> tuple[int, tuple[str, ...]]:
+        """What stands before a prompt's own tokens in a text embedding and is not known from the prompt.
+
+        Args:
+            extras: of the embedding's entry in a CONDITIONING.
+
+        Returns:
+            A number of rows, and after them texts that are tokenized by themselves.
+        """
+        return 0, ()
 
     def text_ids(self, tokens: Mapping[str, Any], length: int = 0) -> list[int]:
         """Token ids of the text sequence as the model sees it; see ``flat_ids``.

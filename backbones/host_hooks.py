@@ -142,6 +142,14 @@ def film_extras(conds: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, A
     return {name: value for group in conds.values() for cond in group or () for name, value in cond.items()}
 
 
+def _rows_before(family: Family, facts: RunFacts, positive: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Rows of text before those of each positive prompt, by its name; without prompts of which nobody knows it here."""
+    if not family.prompt_ends_text:
+        return {}
+    found = {facts.prompts[cond["uuid"]]: family.text_before(cond) for cond in positive}
+    return {name: rows for name, (rows, texts) in found.items() if not texts}
+
+
 def _steps(facts: RunFacts, model_sampling: Any, sigmas: Any) -> list[float]:
     """Where in the schedule the steps of a run are; empty when unknown."""
     if not isinstance(sigmas, Tensor):
@@ -168,7 +176,9 @@ def _run(executor: Any, family: Family, network: Any, noise: Tensor, *args: Any,
     if problem:
         raise ModelNotSupported(problem)
     progress = _steps(facts, guider.model_patcher.get_model_object("model_sampling"), sigmas)
-    about = Run(film_frames, size[-2], size[-1], family.latent_time, lengths, progress)
+    about = Run(
+        film_frames, size[-2], size[-1], family.latent_time, lengths, _rows_before(family, facts, positive), progress
+    )
     for stack in options.get(STACKS_KEY, ()):
         for patch in stack.patches:
             patch.check_run(about)

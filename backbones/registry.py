@@ -15,6 +15,8 @@ from .families.hunyuan_video_15 import HunyuanVideo15
 from .families.kandinsky5 import Kandinsky5
 from .families.lavie import LaVie
 from .families.ltx import LTXVideo
+from .families.ltx_av import LTXVideoSound
+from .families.minimax_h3 import MiniMaxH3
 from .families.mochi import Mochi
 from .families.unet import StableDiffusion, StableVideoDiffusion
 from .families.wan import Wan
@@ -25,10 +27,12 @@ from .picture_models import picture_model
 FAMILIES: tuple[Family, ...] = (
     LaVie(),
     Wan(),
+    LTXVideoSound(),
     LTXVideo(),
     HunyuanVideo(),
     HunyuanVideo15(),
     Mochi(),
+    MiniMaxH3(),
     CogVideoX(),
     CogVideoX15(),
     Cosmos(),
@@ -57,6 +61,14 @@ def latent_time_of(model: Any) -> LatentTime | None:
     # Older hosts say nothing, and 1 is also said of video models that nobody has looked at.
     factor = getattr(model.get_model_object("latent_format"), "temporal_downscale_ratio", 1)
     return causal(factor) if factor > 1 else None
+
+
+def latent_channels_of(model: Any) -> int:
+    """Channels of a ComfyUI model's video latents; the host may count those of the sound beside them."""
+    network = diffusion_model(model)
+    family = family_of(network)
+    own = None if family is None else family.latent_channels(network)
+    return own or model.get_model_object("latent_format").latent_channels
 
 
 def supported_models(families: Iterable[Family] = FAMILIES) -> str:

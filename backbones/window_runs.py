@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from ..video_models.sampling.noise import is_rescheduled
 from ..video_models.sampling.window_frames import KEPT_FRAMES_KEY, KeptFrames, anchor_frame
+from .nested_latents import SHAPES_KEY, is_pack
 
 logger = logging.getLogger(__name__)
 
@@ -103,6 +105,12 @@ def check_window_call(
     """
     if options.get("context_window") is None:
         return
+    shapes = extras.get(SHAPES_KEY)
+    if is_pack(shapes) and latents.shape[2] != sum(math.prod(shape[1:]) for shape in shapes):
+        raise ValueError(
+            "this ComfyUI's context windows do not cut latents with sound; update ComfyUI, or sample without context "
+            "windows."
+        )
     counted = extras.get("num_video_frames")
     if counted is not None and counted * chunks != latents.shape[0]:
         raise ValueError(

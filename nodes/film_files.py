@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,15 @@ from comfy_api.input_impl import VideoFromFile
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..backbones.nested_latents import video_of
+from ..backbones.nested_latents import is_nested, video_of
 from ..host.sampling.film_decoding import FRAMES_PER_PART, OVERLAP, decode_parts, decoded_frames
 from ..recipes.films.files import to_bytes, write_pictures
 from .support.file_names import FILM, prefix_problem, save_path
 from .support.host import progress
 from .support.inputs import decimal_input
 from .support.types import CATEGORY
+
+logger = logging.getLogger(__name__)
 
 
 class SaveLongVideo(io.ComfyNode):
@@ -93,6 +96,8 @@ class SaveLongVideo(io.ComfyNode):
         crf: int,
     ) -> io.NodeOutput:
         films = films_of(video_of(samples["samples"]))
+        if is_nested(samples["samples"]):
+            logger.info("the latents hold sound beside the video; the file is without it, decode it by itself.")
         counts = [decoded_frames(vae, latents) for latents in films]
         paths, subfolder = new_paths(filename_prefix, films[0], vae, len(films))
         report, total = progress(sum(counts)), sum(counts)

@@ -7,6 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..backbones.nested_latents import video_of
 from ..host.sampling import shared_noise
 from ..host.sampling.film_encoding import check_size
 from ..host.sampling.first_frame_lock import lock_first_frame
@@ -85,7 +86,7 @@ class FirstFrameLock(io.ComfyNode):
         if (first_frame is None) == (image is None):
             given = "both" if image is not None else "neither"
             raise ValueError(f"{given} of first_frame and image is connected; connect exactly one of them.")
-        latents = first_frame["samples"] if first_frame is not None else encoded(image, vae)
+        latents = video_of(first_frame["samples"]) if first_frame is not None else encoded(image, vae)
         return io.NodeOutput(lock_first_frame(model, latents, match_statistics, switch))
 
 
@@ -191,7 +192,7 @@ class SharedNoise(io.ComfyNode):
             masks = given_objects(tracks).object_masks()
         elif mode == "freetraj" and mask is not None:
             masks = masks_of(mask)[None]
-        latents = None if first_frame is None else first_frame["samples"]
+        latents = None if first_frame is None else video_of(first_frame["samples"])
         settings = (mode, amount, model, latents, masks, spatial_cutoff, temporal_cutoff)
         return io.NodeOutput(shared_noise.SharedNoise(noise, *settings))
 

@@ -128,7 +128,7 @@ class GuidePatch(AttentionPatch):
             return []
         # The words are those of one prompt: the rows of others have other words at these places.
         known = [at for at in chunks if rows.chunks[at] == CONDITIONAL and spans.holds_for(rows.prompts, at)]
-        if _has_length(site, spans.length):
+        if _has_length(site, spans):
             known += [at for at in chunks if rows.chunks[at] != CONDITIONAL]
         return sorted(known)
 
@@ -322,7 +322,8 @@ def _check_text(spans: TextSpans, run: Run) -> None:
     for length in lengths:
         spans.repeated(length)
     # Of a prompt that is known by name, more text may have been appended.
-    if spans.prompts is None and spans.length and lengths and all(length % spans.length for length in lengths):
+    fitting = [spans.fits(length, run.before.get(name)) for name, length in run.prompts.items() if spans.length]
+    if spans.prompts is None and fitting and not any(fitting):
         raise GuideError(
             f"the objects' words were found in a text of {spans.length} tokens but the positive prompt has "
             f"{lengths[0]}; give Patch Attention the very prompt and text encoder of the film."
@@ -334,9 +335,9 @@ def _check_text(spans: TextSpans, run: Run) -> None:
         )
 
 
-def _has_length(site: AttentionSite, length: int) -> bool:
+def _has_length(site: AttentionSite, spans: TextSpans) -> bool:
     """Say whether a text is as long as the positive prompt's, so that places in that are places in it."""
-    if not length or site.text is None:
+    if not spans.length or site.text is None:
         return True
     whole = site.text.stop - site.text.start if site.text_part is None else site.text_part[1]
-    return whole % length == 0
+    return spans.length == whole if spans.at_end else spans.fits(whole)

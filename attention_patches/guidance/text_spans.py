@@ -22,6 +22,8 @@ class TextSpans:
             conditional one.
         ordinary: positions of all of the prompt's own words, ascending: not of begin, end, padding or a template.
         background: positions of the words that name the background, ascending; none of an object's.
+        at_end: whether these are the last ``length`` tokens of a text, so that others may stand before them; such a
+            text is never repeated.
 
     Raises:
         GuideError: numbers of phrases and position lists differ, or a position is negative or past the length.
@@ -33,6 +35,7 @@ class TextSpans:
     prompts: frozenset[str] | None = None
     ordinary: tuple[int, ...] = ()
     background: tuple[int, ...] = ()
+    at_end: bool = False
 
     def __post_init__(self) -> None:
         if len(self.phrases) != len(self.positions):
@@ -65,19 +68,39 @@ class TextSpans:
         """Say whether the positions are those of the prompt of a chunk; ``prompts`` as in ``BatchRows``."""
         return self.prompts is None or not prompts or prompts[chunk] in self.prompts
 
+    def fits(self, length: int, before: int | None = None) -> bool:
+        """Say whether a text may be the one that the positions were counted in.
+
+        Args:
+            length: of the text in tokens.
+            before: with ``at_end`` how many of them stand before the prompt's, where that is known.
+        """
+        if not self.at_end:
+            return length % self.length == 0
+        return self.length <= length if before is None else self.length == length - before
+
     def repeated(self, key_length: int) -> TextSpans:
         """Return the same for a text sequence of ``key_length`` tokens.
 
         Args:
             key_length: number of text keys in the attention call; a multiple of ``length`` means the sequence
-                was repeated.
+                was repeated, and with ``at_end`` more than ``length`` that other text stands before.
 
         Raises:
             GuideError: a position does not exist among that many keys.
         """
-        times = key_length // self.length if self.length and key_length % self.length == 0 else 1
+        times, first = 1, 0
+        if self.at_end:
+            first = key_length - self.length
+            if first < 0:
+                raise GuideError(
+                    f"the objects' words were found in a prompt of {self.length} tokens but the model sees "
+                    f"{key_length} text tokens; give Patch Attention the very prompt and text encoder of the video."
+                )
+        elif self.length and key_length % self.length == 0:
+            times = key_length // self.length
         lists = [
-            tuple(position + turn * self.length for turn in range(times) for position in positions)
+            tuple(first + position + turn * self.length for turn in range(times) for position in positions)
             for positions in self._lists()
         ]
         for phrase, positions in zip(self.phrases, lists, strict=False):

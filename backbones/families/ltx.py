@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch import Tensor
+
 from ...attention_patches.latent_time import causal
 from ...attention_patches.site import Span
 from ..block_sites import ExpectedCall, MarkedFamily, SiteSequence
@@ -45,11 +47,32 @@ class LTXVideo(MarkedFamily):
         return latents[2] - guides.shape[2] // (latents[3] * latents[4])
 
     def sequence(self, network: Any, call: ModelCall, place: BlockPlace, args: Mapping[str, Any]) -> SiteSequence:
+        return SiteSequence(self.video_calls(network, call, place, args, args["img"], args["txt"]), call)
+
+    def video_calls(
+        self,
+        network: Any,
+        call: ModelCall,
+        place: BlockPlace,
+        args: Mapping[str, Any],
+        video: Tensor,
+        text: Tensor,
+    ) -> list[ExpectedCall]:
+        """The calls in which the video asks: for itself, and for the text.
+
+        Args:
+            network, call, place, args: as ``sequence`` gets them.
+            video: what the block does with the video, its guides included, [B, L, C].
+            text: what it reads, [B, L, C].
+        """
         grid = self.grids(network, call.latents, call.extras)[0]
-        queries, text = args["img"].shape[1], args["txt"].shape[1]
-        video = Span(0, grid.tokens)
-        self_site = self.site(call, grid, "self", place, video=video)
-        cross = self.site(call, grid, "cross", place, video=video, text=Span(0, text))
+        queries, words, width = video.shape[1], text.shape[1], video.shape[2]
+        tokens = Span(0, grid.tokens)
+        self_site = self.site(call, grid, "self", place, video=tokens)
+        cross = self.site(call, grid, "cross", place, video=tokens, text=Span(0, words))
         # Where the guides begin, when their queries are apart.
         guides = getattr(args.get("self_attention_mask"), "guide_start", queries)
-        return SiteSequence([ExpectedCall(guides, queries, self_site), ExpectedCall(queries, text, cross)], call)
+        return [
+            ExpectedCall(guides, queries, self_site, width=width),
+            ExpectedCall(queries, words, cross, width=width),
+        ]

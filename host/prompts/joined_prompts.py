@@ -72,13 +72,19 @@ def check_family(family: Any) -> None:
     """Make sure that a family reads its text by cross-attention.
 
     Raises:
-        ValueError: it reads none, or text and video attend to each other.
+        ValueError: it reads none, text and video attend to each other, or it mixes the prompts of a text.
     """
     if family.joint_text:
         raise ValueError(
             f"{family.name} lets text and video attend to each other in one sequence, so that no frame can have a "
             "prompt of its own; use a model with cross-attention (Wan, LTX, Cosmos, AnimateDiff, LaVie) for several "
             "prompts."
+        )
+    if family.mixes_prompts:
+        raise ValueError(
+            f"{family.name} mixes all words of a text before its blocks read them, so that prompts in one text do not "
+            "stay apart; use a model whose blocks read the text as it is (Wan, LTX-Video, Cosmos, AnimateDiff, LaVie) "
+            "for several prompts."
         )
     if not family.encoders:
         raise ValueError(f"{family.name} reads no text, so it has no prompts to schedule; take this node out.")

@@ -5,7 +5,7 @@ Source of the rules of weights in parentheses and of tokenizers: Comfy-Org/Comfy
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -55,8 +55,10 @@ def token_spans(
     if conditioning is None:
         ids = family.text_ids(tokens)
     else:
-        ids, names = _sampled_ids(tokens, family, conditioning, prompt)
-    return replace(_located(clip, family, ids, prompt, phrases, background_phrase), prompts=names)
+        ids, names = _sampled_ids(clip, tokens, family, conditioning, prompt)
+    spans = _located(clip, family, ids, prompt, phrases, background_phrase)
+    # Without the conditioning nobody knows what stands before the prompt.
+    return replace(spans, prompts=names, at_end=family.prompt_ends_text and names is None)
 
 
 def _located(
@@ -75,7 +77,7 @@ def _located(
         return [token for token in found if token != NOT_OF_PROMPT]
 
     def as_beginning(text: str) -> list[int]:
-        return read(_escape(text) if family.reads_weights else text)
+        return read(_escape(text))
 
     def as_weighted(text: str) -> list[int]:
         # Weighted texts are tokenized apart from what stands before them, a template's words too.
@@ -142,8 +144,10 @@ def plain_parts(prompt: str) -> list[str]:
 
 
 def _whole(text: str) -> list[str]:
-    """A text as one part, for encoders that know no weights."""
-    return [text]
+    """A text as one part, for encoders that know no weights; backslashes before parentheses are taken off even so."""
+    from comfy.sd1_clip import escape_important, unescape_important
+
+    return [unescape_important(escape_important(text))]
 
 
 def _escape(text: str) -> str:
@@ -151,10 +155,13 @@ def _escape(text: str) -> str:
     return text.replace("(", "\\(").replace(")", "\\)")
 
 
-def _sampled_ids(tokens: Any, family: Family, conditioning: Any, prompt: str) -> tuple[list[int], frozenset[str]]:
+def _sampled_ids(
+    clip: Any, tokens: Any, family: Family, conditioning: Any, prompt: str
+) -> tuple[list[int], frozenset[str]]:
     """Token ids as a conditioning has them, and the names of its entries that they hold for."""
     embeddings = [entry[0] for entry in conditioning]
-    found = [_fitting_ids(family, tokens, embedding) for embedding in embeddings]
+    before = [_rows_before(clip, family, entry[1]) for entry in conditioning]
+    found = [_fitting_ids(family, tokens, embedding, rows) for embedding, rows in zip(embeddings, before, strict=True)]
     ids = next((ids for ids in found if ids is not None), None)
     if ids is None:
         lengths = ", ".join(str(embedding.shape[1]) for embedding in embeddings) or "no"
@@ -167,10 +174,16 @@ def _sampled_ids(tokens: Any, family: Family, conditioning: Any, prompt: str) ->
     return ids, frozenset(names)
 
 
-def _fitting_ids(family: Family, tokens: Any, embedding: Tensor) -> list[int] | None:
+def _rows_before(clip: Any, family: Family, extras: Mapping[str, Any]) -> int:
+    """Rows of a text embedding before those of its prompt; ``extras`` of its entry in the conditioning."""
+    rows, texts = family.text_before(extras)
+    return rows + sum(len(family.text_ids(clip.tokenize(text, return_word_ids=True))) for text in texts)
+
+
+def _fitting_ids(family: Family, tokens: Any, embedding: Tensor, before: int = 0) -> list[int] | None:
     """Token ids for a text embedding [B, L, C], or None when it was made of another prompt."""
     length = embedding.shape[1]
-    ids = family.text_ids(tokens, length)
+    ids = [NOT_OF_PROMPT] * before + family.text_ids(tokens, length)
     if length <= len(ids):
         # Padding may have been left away, but not the end of a template.
         cut = ids[length:]

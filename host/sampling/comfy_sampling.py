@@ -77,8 +77,10 @@ def sample_film(
     import comfy.utils
     import latent_preview
 
-    video = comfy.sample.fix_empty_latent_channels(model, checked_latents(latent))
-    samples = with_video(latent["samples"], video)
+    checked_latents(latent)
+    # Of a plain empty latent the host makes one with sound, where the model makes sound.
+    samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
+    video = video_of(samples)
     result = {**latent, "samples": samples}
     start = noise.generate_noise(result)
     if is_nested(start) != is_nested(samples) or start.shape != samples.shape:

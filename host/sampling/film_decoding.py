@@ -25,7 +25,8 @@ def decode_parts(
     """Decode latents a few frames at a time.
 
     Where the VAE sees every frame by itself, slices do not overlap and the video is that of one call. A VAE that mixes
-    neighbouring frames decodes some twice: the end of a slice fades into the next one.
+    neighbouring frames decodes some twice: the end of a slice fades into the next one. A VAE whose latent frames are of
+    different lengths (MiniMax H3, which cuts the video itself) decodes it in one call.
 
     Args:
         vae: ComfyUI VAE, of pictures or of video.

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ...backbones.host_hooks import film_extras
 from ...backbones.nested_latents import SHAPES_KEY, Shapes, video_in, with_video_in
-from ...backbones.registry import diffusion_model, family_of
+from ...backbones.registry import diffusion_model, family_of, latent_channels_of
 from ...backbones.window_runs import pictures_beside, prepare_windows
 from ...video_models.sampling.first_frame import FirstFrame
 from ...video_models.sampling.latent_statistics import SWITCH
@@ -61,7 +61,7 @@ def raw_frame(model: Any, latents: Tensor) -> Tensor:
         ValueError: several frames, or channels that are not the model's.
     """
     shape = tuple(latents.shape)
-    channels = model.get_model_object("latent_format").latent_channels
+    channels = latent_channels_of(model)
     if latents.ndim not in (4, 5) or latents.shape[1] != channels:
         raise ValueError(
             f"the first frame has shape {shape} but this model's latents have {channels} channels; encode the picture "

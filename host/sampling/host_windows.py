@@ -17,10 +17,13 @@ from typing import Any
 
 from torch import Tensor
 
+from ...attention_patches.errors import ModelNotSupported
 from ...backbones.window_runs import CONTEXT_KEY
 
 # Under this key the host limits its estimate of memory to one window.
 ESTIMATE_KEY = "ContextWindows_prepare_sampling"
+# What a model of the host has that can cut its sound to a window of its video.
+SOUND_WINDOWS = "map_context_window_to_modalities"
 # Conditions that have frames, but not those of the clip: subjects beside it, and the clip before it.
 OTHER_FRAMES = ("time_dim_concat", "reference_motion")
 
@@ -118,8 +121,16 @@ def window_handler() -> type:
             def of_window(model: Any, conds: list[Any], x: Tensor, timestep: Tensor, options: Any) -> list[Tensor]:
                 return calc_cond_batch(model, conds, x, timestep.expand(x.shape[0]), options)
 
-            # The host looks for one noise level and cuts along frames what has one entry per clip of the batch.
-            return super().execute(of_window, model, conds, x_in, timestep[:1], model_options)
+            try:
+                # The host looks for one noise level and cuts along frames what has one entry per clip of the batch.
+                return super().execute(of_window, model, conds, x_in, timestep[:1], model_options)
+            except NotImplementedError as error:
+                if hasattr(model, SOUND_WINDOWS):
+                    raise
+                raise ModelNotSupported(
+                    f"ComfyUI does not cut the sound of a {type(model).__name__} model to context windows; take them "
+                    "out, and for a long clip take FreeLong, which needs none."
+                ) from error
 
         def get_resized_cond(self, cond_in: Any, x_in: Tensor, window: Any, device: Any = None) -> Any:
             resized = super().get_resized_cond(cond_in, x_in, window, device)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...backbones.nested_latents import video_in, with_video_in
 from ...video_models.sampling.latent_statistics import SWITCH, match_after_step
 from .first_frame_lock import FIRST_PLACE_KEY, as_film, like_latents
 from .stepwise_sampler import Step, StepChange, stepwise_sampler
@@ -33,10 +34,12 @@ def match_statistics(switch: float = SWITCH) -> StepChange:
 
     def change(x: Tensor, step: Step) -> Tensor:
         place = step.options.get(FIRST_PLACE_KEY, 0)
-        film, denoised = as_film(x), as_film(step.denoised)[:, :, place:]
+        video = video_in(x, step.shapes)
+        film, denoised = as_film(video), as_film(video_in(step.denoised, step.shapes))[:, :, place:]
         # The host scales latents to a variance near one as it hands them to the network.
         scale = step.sampling.calculate_input(step.sigma, x.new_ones(()))
         matched = match_after_step(film[:, :, place:] * scale, denoised[:, :, :1], step.number, step.steps, switch)
-        return like_latents(torch.cat([film[:, :, :place], matched / scale], dim=2), x)
+        changed = like_latents(torch.cat([film[:, :, :place], matched / scale], dim=2), video)
+        return with_video_in(x, changed, step.shapes)
 
     return change

@@ -6,11 +6,13 @@ comfy/k_diffusion/sampling.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
+
+from ...backbones.nested_latents import SHAPES_KEY, Shapes
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,6 +26,7 @@ class Step:
         denoised: what the model took the video for, of the latents' shape.
         sampling: ComfyUI's ``model_sampling`` of the model.
         options: the run's ``transformer_options``.
+        shapes: of the streams of the latents, where these are in one pack.
     """
 
     number: int
@@ -32,6 +35,7 @@ class Step:
     denoised: Tensor
     sampling: Any
     options: dict[str, Any]
+    shapes: Shapes | None = None
 
 
 # Takes the latents after a step, as the sampler holds them, and returns what it goes on with.
@@ -42,7 +46,7 @@ def stepwise_sampler(changes: Sequence[StepChange]) -> Any:
     """A SAMPLER that calls each change in turn after every step.
 
     Args:
-        changes: called with latents [B, C, T, h, w] or [T, C, h, w].
+        changes: called with latents [B, C, T, h, w] or [T, C, h, w], or with a flat pack of several streams.
     """
     from comfy.samplers import KSAMPLER
 
@@ -51,11 +55,11 @@ def stepwise_sampler(changes: Sequence[StepChange]) -> Any:
     ) -> Tensor:
         sampling = model.inner_model.model_patcher.get_model_object("model_sampling")
         options = extra_args["model_options"].get("transformer_options", {})
-        rows = x.new_ones(x.shape[0])
+        rows, shapes = x.new_ones(x.shape[0]), _shapes(model.inner_model.conds)
         for number, (sigma, following) in enumerate(zip(sigmas, sigmas[1:], strict=False)):
             denoised = model(x, sigma * rows, **extra_args)
             x = x + (x - denoised) / sigma * (following - sigma)
-            step = Step(number, len(sigmas) - 1, following, denoised, sampling, options)
+            step = Step(number, len(sigmas) - 1, following, denoised, sampling, options, shapes)
             for change in changes:
                 x = change(x, step)
             if callback is not None:
@@ -63,3 +67,9 @@ def stepwise_sampler(changes: Sequence[StepChange]) -> Any:
         return x
 
     return KSAMPLER(sample)
+
+
+def _shapes(conds: Mapping[str, Sequence[Mapping[str, Any]] | None]) -> Shapes | None:
+    """What the host has told the conditions of a run of the streams of its latents."""
+    told = [cond["model_conds"].get(SHAPES_KEY) for group in conds.values() for cond in group or ()]
+    return next((shapes.cond for shapes in told if shapes is not None), None)

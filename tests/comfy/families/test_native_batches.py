@@ -14,7 +14,7 @@ import torch
 from dense_reference import CALLS, OVERRIDE, DenseGuide, DenseReference
 from family_rows import all_but, rows
 from native_guides import dense, first_predictions, guide_of, left_alone, patched, relative, spans_of
-from native_models import BUILDERS, TinyModel, tiny
+from native_models import BUILDERS, TEXT, TinyModel, tiny
 from torch import Tensor
 
 from mask_guided_video.attention_patches.guidance import plan as guidance_plan
@@ -29,8 +29,11 @@ WITH_WORDS = [name for name in BOTH_PROMPTS if CALLS[name].has_words]
 SEVERAL_FILMS = [
     name for name in BOTH_PROMPTS if tiny(name).window_axis == 2 and "vace_frames" not in tiny(name).extras
 ]
-# Calls that the host gives no options: music and speech, which nobody can guide.
-UNSEEN = {"wan_dancer": 3, "wan_speech": 1}
+# Calls that the host gives no options: music and speech, and the refiners of MiniMax H3's two prompts, which nobody can
+# guide.
+UNSEEN = {"wan_dancer": 3, "wan_speech": 1, **dict.fromkeys((name for name in CALLS if name.startswith("minimax")), 4)}
+# Those of the connectors that read the text of two prompts, for film and for sound.
+UNSEEN |= {name: 4 for name in BUILDERS if name.startswith("ltxav")}
 EXACT = 1e-4
 CLEAR = 1e-3
 BACKENDS = ("attention_basic", "attention_split", "attention_sub_quad", "attention_pytorch")
@@ -85,6 +88,9 @@ def test_words_of_one_of_two_positive_prompts(name: str, mode: str) -> None:
     assert chunks == [[1, 0, 0]]
     reference = dense(model, guide, spans, prompt=meant)
     agree(found, first_predictions(model, reference.hang(model.patcher), positive=two_prompts(model)))
+    if mode == "separate" and CALLS[name].text > TEXT:
+        # A few hidden words among a thousand rows make too little of a difference.
+        return
     # Words of both prompts make another film.
     all_prompts = first_predictions(model, patched(model, guide, spans_of(name)), positive=two_prompts(model))
     assert relative(all_prompts["positive"], found["positive"]) > CLEAR
@@ -104,7 +110,7 @@ def test_one_call_and_one_call_per_condition_agree(name: str, monkeypatch: pytes
     agree(alone, expected)
     agree(together, alone)
     plain = first_predictions(model, model.patcher, positive=two_prompts(model))
-    assert torch.equal(alone["negative"], plain["negative"])
+    assert left_alone(name, alone["negative"], plain["negative"])
     assert relative(alone["positive"], plain["positive"]) > CLEAR
 
 

@@ -12,7 +12,7 @@ from native_models import tiny
 
 pytestmark = [pytest.mark.comfy, pytest.mark.usefixtures("as_in_a_node", "kernels_of_long_films")]
 
-NAMES = ("wan", "ltx", "hunyuan", "mochi", "sd15", "svd")
+NAMES = ("wan", "ltx", "hunyuan", "mochi", "minimax_h3", "sd15", "svd")
 MODES = ("separate", "separate hard", "focus", "focus_fg", "cross_text")
 
 

@@ -12,6 +12,7 @@ from dense_reference import OVERRIDE
 from family_rows import rows
 from native_guides import dense, first_predictions, guide_of, patched, relative, spans_of
 from native_models import BUILDERS, TinyModel, sample, tiny
+from tiny_model import flat
 from torch import Tensor
 
 from mask_guided_video.attention_patches.guidance.patch import GuidePatch
@@ -21,7 +22,7 @@ pytestmark = [pytest.mark.comfy, pytest.mark.usefixtures("as_in_a_node")]
 
 FAMILIES = sorted(BUILDERS)
 # One of each way in which sites are found.
-SOME = ["wan", "ltx", "hunyuan", "mochi", "cosmos", "sd15", "svd"]
+SOME = ["wan", "ltx", "hunyuan", "mochi", "minimax_h3", "cosmos", "sd15", "svd"]
 # Parts of the schedule that begin or end with it.
 ENDS = [(0.0, 0.4), (0.4, 1.0)]
 
@@ -33,15 +34,15 @@ class Stop(Exception):
 # --- the whole loop ---------------------------------------------------------------------------------------------------
 
 
-def by_k_sampler(model: TinyModel, patcher: Any, noise_seed: int = 3, steps: int = 3) -> Tensor:
+def by_k_sampler(model: TinyModel, patcher: Any, noise_seed: int = 3, steps: int = 3) -> Any:
     import nodes
 
-    latent = {"samples": torch.zeros(model.latents)}
+    latent = {"samples": model.empty()}
     settings = (noise_seed, steps, model.cfg, "euler", "simple", model.conditioning(1), model.conditioning(2), latent)
     return nodes.KSampler().sample(patcher, *settings, denoise=1.0)[0]["samples"]
 
 
-def by_custom_sampler(model: TinyModel, patcher: Any, noise_seed: int = 3, steps: int = 3) -> Tensor:
+def by_custom_sampler(model: TinyModel, patcher: Any, noise_seed: int = 3, steps: int = 3) -> Any:
     import comfy_extras.nodes_custom_sampler as custom
 
     def run(node: Any, **inputs: Any) -> Any:
@@ -63,7 +64,7 @@ def by_custom_sampler(model: TinyModel, patcher: Any, noise_seed: int = 3, steps
         guider=guider,
         sampler=run(custom.KSamplerSelect, sampler_name="euler"),
         sigmas=run(custom.BasicScheduler, model=patcher, scheduler="simple", steps=steps, denoise=1.0),
-        latent_image={"samples": torch.zeros(model.latents)},
+        latent_image={"samples": model.empty()},
     )["samples"]
 
 
@@ -72,12 +73,13 @@ def test_both_core_samplers_make_the_same_guided_film(name: str) -> None:
     model = tiny(name)
     guide, spans = guide_of(name, "separate"), spans_of(name)
     guided = patched(model, guide, spans)
-    film = by_k_sampler(model, guided)
-    assert film.shape == model.latents and torch.isfinite(film).all()
-    assert torch.equal(film, by_custom_sampler(model, guided))
-    assert relative(film, by_k_sampler(model, model.patcher)) > 1e-3
+    samples = by_k_sampler(model, guided)
+    film = flat(samples)
+    assert samples.shape == model.latents and torch.isfinite(film).all()
+    assert torch.equal(film, flat(by_custom_sampler(model, guided)))
+    assert relative(film, flat(by_k_sampler(model, model.patcher))) > 1e-3
     reference = dense(model, guide, spans)
-    assert relative(film, by_k_sampler(model, reference.hang(model.patcher))) < 1e-3
+    assert relative(film, flat(by_k_sampler(model, reference.hang(model.patcher)))) < 1e-3
     assert reference.model_calls == 3
 
 
@@ -94,7 +96,7 @@ def test_other_samplers_run(sampler: str) -> None:
 
 
 # What tells the families apart is how their sampling says how far it is; which part it is, is the same in all.
-@pytest.mark.parametrize("name", rows(["wan", "ltx", "hunyuan", "mochi", "sd15", "svd"]))
+@pytest.mark.parametrize("name", rows(["wan", "ltx", "hunyuan", "mochi", "minimax_h3", "sd15", "svd"]))
 @pytest.mark.parametrize("part", [(0.3, 0.7), *(pytest.param(part, marks=pytest.mark.slow) for part in ENDS)])
 def test_guidance_acts_in_its_part_of_the_schedule(name: str, part: tuple[float, float]) -> None:
     model, spans = tiny(name), spans_of(name)
@@ -150,9 +152,9 @@ def test_original_and_patched_model_are_as_before(name: str, end: str) -> None:
 
         noise = model.noise()
         with pytest.raises(comfy.model_management.InterruptProcessingException):
-            settings = (model.conditioning(1), model.conditioning(2), torch.zeros_like(noise))
+            settings = (model.conditioning(1), model.conditioning(2), model.empty())
             comfy.sample.sample(
-                guided, noise, 2, model.cfg, "euler", "simple", *settings, disable_pbar=True, callback=cancel
+                guided, noise, 2, model.cfg, "euler", "simple", *settings, disable_pbar=True, callback=cancel, seed=0
             )
     elif end == "error in the model":
         failing = guided.clone()

@@ -10,7 +10,21 @@ from native_models import tiny
 
 pytestmark = pytest.mark.comfy
 
-NAMES = ("wan", "wan_odd", "ltx", "hunyuan", "mochi", "cosmos", "cosmos_predict2", "sd15", "sd15_odd", "sdxl", "svd")
+NAMES = (
+    "wan",
+    "wan_odd",
+    "ltx",
+    "hunyuan",
+    "mochi",
+    "minimax_h3",
+    "minimax_h3_odd",
+    "cosmos",
+    "cosmos_predict2",
+    "sd15",
+    "sd15_odd",
+    "sdxl",
+    "svd",
+)
 
 
 def expected_pictures(name: str, changes: dict[str, object]) -> torch.Tensor:
@@ -36,7 +50,7 @@ def test_preview_is_what_attention_sees(name: str, changes: dict[str, object]) -
     expected = expected_pictures(name, changes)
     frames, rows, columns = expected.shape[:3]
     guide = guide_of(name, "separate", **changes)
-    (picture,) = PreviewGuide.execute(guide, model.patcher, {"samples": torch.zeros(model.latents)}, rows).args
+    (picture,) = PreviewGuide.execute(guide, model.patcher, {"samples": model.empty()}, rows).args
     assert picture.shape[:2] == (frames, rows)
     torch.testing.assert_close(picture[:, :, :columns], expected, atol=1e-5, rtol=0)
     assert picture.flatten(0, 2).unique(dim=0).shape[0] > 2

@@ -36,6 +36,8 @@ FAMILIES = (
     "hunyuan_masked",
     "hunyuan_reference",
     "mochi",
+    "minimax_h3",
+    "minimax_h3_references",
     "cosmos",
     "cosmos_predict2",
 )
@@ -175,8 +177,9 @@ def test_twice_in_the_same_blocks_is_refused() -> None:
 
 def test_native_lengths() -> None:
     found = {}
-    # Not every ComfyUI has Bernini.
-    for name in (*sorted(set(FAMILIES) - {"wan_bernini"}), "wan_5b", "wan_speech", "sd15", "svd"):
+    # Not every ComfyUI has these.
+    newer = {"wan_bernini", "minimax_h3", "minimax_h3_references"}
+    for name in (*sorted(set(FAMILIES) - newer), "wan_5b", "wan_speech", "sd15", "svd"):
         family, network = require_supported(tiny(name).patcher)
         found[name] = family.native_frames(network)
     wans = {"wan": 21, "wan_odd": 21, "wan_reference": 21, "wan_vace_reference": 21, "wan_humo": 25, "wan_5b": 31}

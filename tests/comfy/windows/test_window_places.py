@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from core_windows import NOT_CUT_BY_THE_HOST, film_frames, windowed
+from core_windows import NOT_CUT_BY_THE_HOST, WITH_SOUND, film_frames, windowed
 from dense_reference import CALLS
 from family_rows import rows
 from native_models import BUILDERS, TinyModel, sample, tiny
@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.comfy, pytest.mark.usefixtures("as_in_a_node")]
 
 # Temporal convolutions come before the first attention call, so that what changes is not one frame alone.
 MIXES_FRAMES = {"svd"}
-FAMILIES = sorted(set(BUILDERS) - NOT_CUT_BY_THE_HOST - MIXES_FRAMES)
+FAMILIES = sorted(set(BUILDERS) - NOT_CUT_BY_THE_HOST - WITH_SOUND - MIXES_FRAMES)
 
 
 class Enough(Exception):

@@ -8,8 +8,11 @@ from dense_reference import CALLS
 from native_models import TinyModel, sample, tiny
 from torch import Tensor
 
-# ComfyUI does not make the places of these guide pictures anew for a window.
+# ComfyUI does not make the places of these guide pictures anew for a window, and does not cut MiniMax H3's sound to it.
 NOT_CUT_BY_THE_HOST = {"ltx_guided", "ltx_weak_guide", "ltx_masked_guide"}
+# Windows of these hold a part of the sound too; ``test_ltx_av`` looks at them.
+WITH_SOUND = {"ltxav", "ltxav_23", "ltxav_25", "ltxav_weak_guide", "ltxav_masked_guide"}
+NOT_CUT_BY_THE_HOST |= {name for name in CALLS if name.startswith("minimax")}
 # ComfyUI gives these models an anchor frame more than it tells them of.
 NO_ANCHOR = {"svd"}
 

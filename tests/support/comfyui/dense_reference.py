@@ -42,7 +42,7 @@ class Calls:
             also meet as many keys of something else, at the end.
         frames: of the film (context windows give fewer).
         grids: for each level rows and columns of tokens, and how many latent cells a token is wide and high.
-        factor: pixel frames per latent frame after the first.
+        factor: pixel frames per latent frame after the first, or of each latent frame in turn, over and over.
         before, after: tokens in the film's sequence that are not of the film: reference pictures, guide pictures.
         text: tokens of text that attention sees.
         per_frame: whether each frame is a row of the batch of its own.
@@ -57,7 +57,7 @@ class Calls:
     order: str
     frames: int
     grids: tuple[tuple[int, int, int], ...]
-    factor: int
+    factor: int | tuple[int, ...]
     before: int = 0
     after: int = 0
     text: int = TEXT
@@ -92,6 +92,12 @@ class Calls:
         film = self.before + self.frames * rows * columns + self.after
         return film + (self.before_text + self.text if kind == "J" else 0)
 
+    def covered(self, frames: int) -> list[int]:
+        """Pixel frames of each of so many latent frames."""
+        if isinstance(self.factor, int):
+            return [1] + [self.factor] * (frames - 1)
+        return [self.factor[frame % len(self.factor)] for frame in range(frames)]
+
     @property
     def each(self) -> list[str]:
         """The calls of ``order`` one by one; on hosts that weigh all guides in one call, no query asks apart."""
@@ -110,6 +116,13 @@ ONE_CELL = ((4, 6, 1),)
 HUNYUAN15_BLOCKS = "-0 -0 J0 J0"
 # The film's queries, those of the guide, the text.
 LTX_SPLIT = "S0< -0 C0 S0< -0 C0"
+# Film, text, sound, sound and text, film and sound, sound and film; the same with a guide that asks apart.
+LTXAV = " ".join(["S0 C0 -0 -0 -0 -0"] * 2)
+LTXAV_SPLIT = " ".join(["S0< -0 C0 -0 -0 -0 -0"] * 2)
+# The text and what the connector puts after it.
+LTXAV_TEXT = 1024
+# Pixel frames of MiniMax H3's latent frames in turn.
+MINIMAX_TIME = (1, 4, 4, 4, 4)
 UNET_GRIDS = ((8, 12, 1), (4, 6, 2), (2, 3, 4))
 # Down: levels 0 and 1, middle: level 2, up: twice level 1, twice level 0.
 UNET_LEVELS = (0, 1, 2, 1, 1, 0, 0)
@@ -146,6 +159,12 @@ CALLS: dict[str, Calls] = {
     "ltx_guided": Calls("S0 C0 S0 C0", 3, ((4, 5, 1),), 8, after=20),
     "ltx_weak_guide": Calls(LTX_SPLIT, 3, ((4, 5, 1),), 8, after=20),
     "ltx_masked_guide": Calls(LTX_SPLIT, 3, ((4, 5, 1),), 8, after=20),
+    "ltxav": Calls(LTXAV, 3, ((4, 5, 1),), 8, text=LTXAV_TEXT),
+    "ltxav_silent": Calls("S0 C0 S0 C0", 3, ((4, 5, 1),), 8, text=LTXAV_TEXT),
+    "ltxav_23": Calls(LTXAV, 3, ((4, 5, 1),), 8, text=LTXAV_TEXT),
+    "ltxav_25": Calls(LTXAV, 3, ((4, 5, 1),), 8, after=20, text=LTXAV_TEXT),
+    "ltxav_weak_guide": Calls(LTXAV_SPLIT, 3, ((4, 5, 1),), 8, after=20, text=LTXAV_TEXT),
+    "ltxav_masked_guide": Calls(LTXAV_SPLIT, 3, ((4, 5, 1),), 8, after=20, text=LTXAV_TEXT),
     # Two calls of the text refiner, one double block, two single blocks.
     "hunyuan": Calls("-0 -0 J0 J0 J0", 3, WAN_GRID, 4, text_first=True),
     "hunyuan_masked": Calls("-0 -0 J0 J0 J0", 3, WAN_GRID, 4, text_first=True),
@@ -169,6 +188,12 @@ CALLS: dict[str, Calls] = {
     "cogvideox15_odd": Calls("J0 J0", 2, WAN_GRID, 4, text_first=True, clip=3),
     # The three tokens of padding at the end are cut off.
     "mochi": Calls("J0 J0", 3, WAN_GRID, 6, text=TEXT - 3),
+    # Sound stands before the film, and before it what else the model is given: two pictures of 24 tokens and a sound of
+    # 4, one of 48; a picture of 6 tokens, a sound of 6 and its film of 8, a sound of 8.
+    "minimax_h3": Calls("J0 J0", 7, WAN_GRID, MINIMAX_TIME, before=18, text_first=True),
+    "minimax_h3_odd": Calls("J0 J0", 7, WAN_GRID, MINIMAX_TIME, before=18, text_first=True),
+    "minimax_h3_keyframes": Calls("J0 J0", 7, WAN_GRID, MINIMAX_TIME, before=18 + 76, text_first=True),
+    "minimax_h3_references": Calls("J0 J0", 7, WAN_GRID, MINIMAX_TIME, before=18 + 28, text_first=True),
     "cosmos": Calls("S0 C0 S0 C0", 3, WAN_GRID, 8),
     "cosmos_predict2": Calls("S0 C0 S0 C0", 3, WAN_GRID, 4),
     "sd15": Calls(" ".join(f"S{n} C{n}" for n in UNET_LEVELS), 4, UNET_GRIDS, 1, per_frame=True),
@@ -185,16 +210,17 @@ CALLS: dict[str, Calls] = {
 # --- masks to tokens --------------------------------------------------------------------------------------------------
 
 
-def latent_frames(masks: Tensor, frames: int, factor: int, pooling: str = "max", span: int = 1) -> Tensor:
-    """Pixel frames [R, F, H, W] to latent frames [R, frames, H, W]: frame 0 alone, then ``factor`` at a time.
+def latent_frames(masks: Tensor, covered: Sequence[int], pooling: str = "max", span: int = 1) -> Tensor:
+    """Pixel frames [R, F, H, W] to latent frames [R, len(covered), H, W], each of which has ``covered`` of them.
 
     With ``span`` 2 to pairs of latent frames, which a token covers.
     """
+    frames = len(covered)
     if masks.shape[1] == 1:
         return masks.repeat(1, -(-frames // span), 1, 1)
     if masks.shape[1] == frames and span == 1:
         return masks
-    assert masks.shape[1] in (frames, 1 + factor * (frames - 1))
+    assert masks.shape[1] in (frames, sum(covered))
     pool = {
         "max": lambda part: part.max(dim=1).values,
         "mean": lambda part: part.mean(dim=1),
@@ -202,7 +228,7 @@ def latent_frames(masks: Tensor, frames: int, factor: int, pooling: str = "max",
         "first": lambda part: part[:, 0],
         "last": lambda part: part[:, -1],
     }[pooling]
-    parts = [masks[:, :1], *masks[:, 1:].split(1 if masks.shape[1] == frames else factor, dim=1)]
+    parts = masks.split(1 if masks.shape[1] == frames else list(covered), dim=1)
     joined = [torch.cat(parts[first : first + span], dim=1) for first in range(0, frames, span)]
     return torch.stack([pool(part) for part in joined], dim=1)
 
@@ -223,7 +249,8 @@ def token_means(masks: Tensor, latents: tuple[int, int], grid: tuple[int, int, i
 
 def objects_in_tokens(guide: Guide, calls: Calls, latents: tuple[int, int], level: int) -> tuple[Tensor, Tensor]:
     """Shares of each object [R, T, rows, columns], and whether it is in a frame at all [R, T]."""
-    masks = latent_frames(guide.masks, calls.latents, calls.factor, guide.time_pooling, calls.span)
+    covered = calls.covered(calls.latents)
+    masks = latent_frames(guide.masks, covered, guide.time_pooling, calls.span)
     shares = token_means(masks, latents, calls.grids[level])
     present = torch.zeros(shares.shape[:2], dtype=torch.bool)
     for index in range(shares.shape[0]):

@@ -21,6 +21,7 @@ QUICK = {
     "hunyuan15_image": "joint attention, a picture and glyphs before the text",
     "kandinsky5_image": "one sequence for the whole pass, a picture laid over the first frame",
     "mochi": "joint attention, the text behind the film",
+    "minimax_h3": "joint attention, sound between the text and the film",
     "cosmos": "no hook around its blocks",
     "sd15": "frames in the batch, and grids of several levels",
 }

@@ -20,9 +20,13 @@ def in_half(name: str, dtype: torch.dtype) -> Any:
     # The core's configs answer for every attribute, those that copying asks for too.
     model = copy.deepcopy(whole, {id(whole.model_config): whole.model_config})
     network = model.diffusion_model.to(dtype)
-    if hasattr(network, "patch_embedding"):
-        # Wan keeps this layer in single precision.
-        network.patch_embedding.float()
+    # Wan keeps this layer in single precision; MiniMax H3 its first and its last ones.
+    for part in ("patch_embedding", "video_patch_proj", "audio_patch_proj", "time_embedder", "rope"):
+        if hasattr(network, part):
+            getattr(network, part).float()
+    if hasattr(network, "video_patch_proj"):
+        network.final_layer.video_out.float()
+        network.final_layer.audio_out.float()
     network.dtype = dtype
     model.manual_cast_dtype = None
     device = torch.device("cpu")

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from dense_reference import CALLS, Calls
 from direct_free_long import DirectFreeLong
-from native_models import TinyModel, given_last_frame, tiny
+from native_ltx_models import given_last_frame
+from native_models import TinyModel, tiny
 from torch import Tensor
 
 from mask_guided_video.attention_patches.free_long import OCTAVES, FreeLong

@@ -38,12 +38,12 @@ def suits(mode: str, model: TinyModel) -> bool:
 
 def moving_masks(model: TinyModel, frames: int | None = None) -> Tensor:
     """Two objects [2, F, H, W] in pixel frames that move apart; none is in the last latent frame."""
-    factor = CALLS[model.name].factor if model.name in CALLS else 1
     frames = frames or (CALLS[model.name].latents if model.name in CALLS else model.latents[2])
+    covered = CALLS[model.name].covered(frames) if model.name in CALLS else [1] * frames
     height, width = (SCALE * size for size in model.latents[-2:])
-    count = 1 + factor * (frames - 1)
+    count = sum(covered)
     masks = torch.zeros(2, count, height, width)
-    for frame in range(count - factor):
+    for frame in range(count - covered[-1]):
         left = width * (2 + frame % 3) // 12
         masks[0, frame, height // 5 : height * 3 // 5, left : left + width // 3] = 1.0
         if frame:
@@ -55,10 +55,12 @@ def word_places(model: TinyModel) -> TextSpans | None:
     """Where the words of two objects and of the background stand, or None for models without words."""
     if not has_words(model):
         return None
+    # Some models put rows of their own after the text.
+    length = max(model.text, CALLS[model.name].text) if model.name in CALLS else model.text
     if model.text < 9:
-        return TextSpans(("ball", "cube"), ((1, 2), (3,)), model.text, ordinary=(1, 2, 3, 4), background=(4,))
+        return TextSpans(("ball", "cube"), ((1, 2), (3,)), length, ordinary=(1, 2, 3, 4), background=(4,))
     return TextSpans(
-        ("red ball", "cube"), ((1, 2, 6), (4,)), model.text, ordinary=(1, 2, 3, 4, 5, 6, 7, 8), background=(8,)
+        ("red ball", "cube"), ((1, 2, 6), (4,)), length, ordinary=(1, 2, 3, 4, 5, 6, 7, 8), background=(8,)
     )
 
 

@@ -41,9 +41,10 @@ def masks_of(model: TinyModel, frames: int | None = None) -> Tensor:
     """
     calls = CALLS[model.name]
     height, width = (SCALE * size for size in model.latents[-2:])
-    count = 1 + calls.factor * ((frames or calls.latents) - 1)
+    covered = calls.covered(frames or calls.latents)
+    count = sum(covered)
     masks = torch.zeros(2, count, height, width)
-    for frame in range(count - calls.factor):
+    for frame in range(count - covered[-1]):
         left = width * (2 + frame % 5) // 12
         masks[0, frame, height // 5 : height * 3 // 4, left : left + width // 3] = 1.0
         if frame:
@@ -61,7 +62,9 @@ def spans_of(name: str, prompts: frozenset[str] | None = None) -> TextSpans | No
     """Where the objects' words stand, or None for models without words."""
     if not CALLS[name].has_words:
         return None
-    return TextSpans(("red ball", "cube"), POSITIONS, tiny(name).text, prompts)
+    # Some models put rows of their own after the text.
+    length = max(tiny(name).text, CALLS[name].text)
+    return TextSpans(("red ball", "cube"), POSITIONS, length, prompts)
 
 
 def patched(model: TinyModel, guide: Guide, spans: TextSpans | None, patcher: Any = None) -> Any:
@@ -73,7 +76,16 @@ def dense(model: TinyModel, *guides: Any, prompt: Tensor | None = None, active: 
     """The reference for guides and spans in turn: ``dense(model, guide, spans, guide, spans)``."""
     calls, latents = CALLS[model.name], model.latents[-2:]
     pairs = zip(guides[::2], guides[1::2], strict=True)
+    prompt = None if prompt is None else as_seen(model, prompt)
     return DenseReference(model, [DenseGuide(guide, calls, latents, spans, prompt) for guide, spans in pairs], active)
+
+
+def as_seen(model: TinyModel, prompt: Tensor) -> Tensor:
+    """A text as the blocks of a model are given it."""
+    if "unprocessed_ltxav_embeds" not in model.extras:
+        return prompt
+    with torch.inference_mode():
+        return model.patcher.model.diffusion_model.preprocess_text_embeds(prompt, unprocessed=True)
 
 
 def relative(film: Tensor, expected: Tensor) -> float:
@@ -98,7 +110,10 @@ def first_predictions(model: TinyModel, patcher: Any, **settings: Any) -> dict[s
 
 # Here queries are fewer than keys, and ComfyUI's own functions sum such short ones in another order when the batch is
 # smaller, whoever calls them: rows that are left alone are alone in their call where others are guided.
-ROUNDED_BY_THE_BATCH = {"ltx_weak_guide", "ltx_masked_guide", "wan_animate2"}
+ROUNDED_BY_THE_BATCH = {
+    *("ltx_weak_guide", "ltx_masked_guide", "wan_animate2"),
+    *("ltxav", "ltxav_silent", "ltxav_23", "ltxav_25", "ltxav_weak_guide", "ltxav_masked_guide"),
+}
 ROUNDING = 1e-6
 
 

@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
 import torch
+from native_ltx_models import (
+    ltx,
+    ltx_guided,
+    ltx_masked_guide,
+    ltx_weak_guide,
+    ltxav,
+    ltxav_23,
+    ltxav_25,
+    ltxav_masked_guide,
+    ltxav_silent,
+    ltxav_weak_guide,
+    text_mask,
+)
+from native_minimax_models import minimax_h3, minimax_h3_keyframes, minimax_h3_odd, minimax_h3_references
 from native_qwen_models import QWEN_BUILDERS
 from native_wan_models import (
     WAN,
@@ -31,63 +44,12 @@ from native_wan_models import (
     wan_vace,
     wan_vace_reference,
 )
-from tiny_model import TEXT, TinyModel, build, randomise
+from tiny_model import TEXT, TinyModel, build, flat, randomise
 from torch import Tensor
 
+from mask_guided_video.backbones.nested_latents import zeros_like
+
 __all__ = ["BUILDERS", "TEXT", "UNET", "WAN", "WAN_LATENTS", "TinyModel", "build", "randomise", "sample", "tiny"]
-
-
-def ltx() -> TinyModel:
-    return TinyModel("ltx", partial(build, "LTXV", LTX), (1, 128, 3, 4, 5), 32, extras={"attention_mask": text_mask})
-
-
-def ltx_guided() -> TinyModel:
-    """The last of the latents' frames is a guide picture."""
-    extras = {"attention_mask": text_mask, "keyframe_idxs": keyframes, "concat_mask": given_last_frame}
-    return TinyModel("ltx_guided", partial(build, "LTXV", LTX), (1, 128, 4, 4, 5), 32, extras=extras)
-
-
-def ltx_weak_guide() -> TinyModel:
-    """A guide picture with a strength of its own: film and guide ask for themselves."""
-    return replace(ltx_guided(), name="ltx_weak_guide", extras={**ltx_guided().extras, **guide_entry(0.5)})
-
-
-def ltx_masked_guide() -> TinyModel:
-    """A guide picture that counts in its left half only."""
-    mask = torch.zeros(1, 1, 1, 128, 160)
-    mask[..., :80] = 1.0
-    return replace(ltx_guided(), name="ltx_masked_guide", extras={**ltx_guided().extras, **guide_entry(1.0, mask)})
-
-
-def guide_entry(strength: float, mask: Tensor | None = None) -> dict[str, Any]:
-    """What the host's guide nodes say of the guide."""
-    entry = {"strength": strength, "pixel_mask": mask, "latent_shape": [1, 4, 5], "pre_filter_count": 20}
-    return {"guide_attention_entries": [entry]}
-
-
-def keyframes() -> Tensor:
-    """Where the guide's tokens stand in the film: [1, 3 axes, tokens, first and last + 1], in pixels."""
-    places = torch.zeros(1, 3, 20, 2)
-    places[:, 0, :, 1] = 1
-    places[:, 1, :, 0], places[:, 2, :, 0] = torch.arange(20) // 5 * 32, torch.arange(20) % 5 * 32
-    places[:, 1:, :, 1] = places[:, 1:, :, 0] + 32
-    return places
-
-
-def given_last_frame(frames: int = 4) -> Tensor:
-    """The noise mask that the host's nodes leave beside a guide: its frame is not to be denoised."""
-    mask = torch.ones(1, 1, frames, 4, 5)
-    mask[:, :, -1] = 0.0
-    return mask
-
-
-LTX = {"num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 24, "cross_attention_dim": 48}
-LTX["caption_channels"] = 32
-
-
-def text_mask() -> Tensor:
-    """The last three tokens of the text are padding."""
-    return torch.tensor([[1] * (TEXT - 3) + [0] * 3])
 
 
 HUNYUAN = {
@@ -349,10 +311,20 @@ BUILDERS: dict[str, Callable[[], TinyModel]] = {
     "ltx_guided": ltx_guided,
     "ltx_weak_guide": ltx_weak_guide,
     "ltx_masked_guide": ltx_masked_guide,
+    "ltxav": ltxav,
+    "ltxav_silent": ltxav_silent,
+    "ltxav_23": ltxav_23,
+    "ltxav_25": ltxav_25,
+    "ltxav_weak_guide": ltxav_weak_guide,
+    "ltxav_masked_guide": ltxav_masked_guide,
     "hunyuan": hunyuan,
     "hunyuan_masked": hunyuan_masked,
     "hunyuan_reference": hunyuan_reference,
     "mochi": mochi,
+    "minimax_h3": minimax_h3,
+    "minimax_h3_odd": minimax_h3_odd,
+    "minimax_h3_keyframes": minimax_h3_keyframes,
+    "minimax_h3_references": minimax_h3_references,
     "cogvideox": cogvideox,
     "cogvideox_image": cogvideox_image,
     "cogvideox15": cogvideox15,
@@ -380,17 +352,18 @@ def sample(
     steps: int = 2,
     cfg: float | None = None,
     seed: int = 0,
-    noise: Tensor | None = None,
+    noise: Any = None,
     positive: Any = None,
     negative: Any = None,
     sampler: str = "euler",
+    noise_mask: Any = None,
 ) -> Tensor:
-    """Run ComfyUI's sampling on a tiny model."""
+    """Run ComfyUI's sampling on a tiny model; of nested latents the flat pack is returned, sound included."""
     import comfy.sample
 
     noise = model.noise(seed) if noise is None else noise
     with torch.inference_mode():
-        return comfy.sample.sample(
+        film = comfy.sample.sample(
             patcher or model.patcher,
             noise,
             steps,
@@ -399,7 +372,9 @@ def sample(
             "simple",
             positive or model.conditioning(1),
             negative or model.conditioning(2),
-            torch.zeros_like(noise),
+            zeros_like(noise),
             disable_pbar=True,
             seed=seed,
+            noise_mask=noise_mask,
         )
+    return flat(film)

@@ -11,6 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from mask_guided_video.backbones.nested_latents import is_nested, zeros_like
+
 TEXT = 12
 
 
@@ -23,6 +25,7 @@ class TinyModel:
         make: builds the ComfyUI ``ModelPatcher``; asked only when a test runs, so that tests can be listed without
             ComfyUI.
         latents: size of the latents of one film.
+        sound: size of the sound beside it, in nested latents; empty for films without.
         context_dim: channels of the text.
         text: tokens of the text.
         extras: further entries of every condition, or what makes them.
@@ -39,6 +42,7 @@ class TinyModel:
     extras: dict[str, Any] = field(default_factory=dict)
     vector: int = 0
     cfg: float = 3.0
+    sound: tuple[int, ...] = ()
 
     @cached_property
     def patcher(self) -> Any:
@@ -49,13 +53,25 @@ class TinyModel:
     def window_axis(self) -> int:
         return 2 if len(self.latents) == 5 else 0
 
-    def noise(self, seed: int = 0, frames: int | None = None, films: int = 1) -> Tensor:
+    def noise(self, seed: int = 0, frames: int | None = None, films: int = 1) -> Any:
+        """Random latents, nested where there is sound, which is as long as the film."""
         size = list(self.latents)
         if frames is not None:
             size[self.window_axis] = frames
         if self.window_axis == 2:
             size[0] = films
-        return torch.randn(size, generator=torch.Generator().manual_seed(seed))
+        generator = torch.Generator().manual_seed(seed)
+        film = torch.randn(size, generator=generator)
+        if not self.sound:
+            return film
+        from comfy.nested_tensor import NestedTensor
+
+        length = self.sound[2] * size[2] // self.latents[2]
+        return NestedTensor([film, torch.randn(size[0], self.sound[1], length, *self.sound[3:], generator=generator)])
+
+    def empty(self) -> Any:
+        """Latents of zeros, nested where there is sound."""
+        return zeros_like(self.noise())
 
     def conditioning(self, seed: int, text: int | None = None) -> list[Any]:
         generator = torch.Generator().manual_seed(1000 + seed)
@@ -64,6 +80,13 @@ class TinyModel:
         if self.vector:
             extras["pooled_output"] = torch.randn(1, self.vector, generator=generator)
         return [[embedding, extras]]
+
+
+def flat(latents: Any) -> Tensor:
+    """Latents as one tensor: those with sound as the host packs them."""
+    from comfy.utils import pack_latents
+
+    return pack_latents(latents.unbind())[0] if is_nested(latents) else latents
 
 
 def randomise(network: Any, seed: int = 0) -> None:

@@ -7,6 +7,7 @@ through all blocks.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from mask_guided_video.attention_patches.patch import Attend
 from mask_guided_video.attention_patches.site import AttentionSite
+from mask_guided_video.backbones.nested_latents import video_in, with_video_in
 from mask_guided_video.backbones.registry import install_patches
 
 OVERRIDE = "optimized_attention_override"
@@ -31,6 +33,8 @@ Place: TypeAlias = tuple[int, int] | None
 SEEN = 1e-5
 # Of the greatest change that anything makes in a call; what is below stems from means over all tokens.
 CLEAR = 0.05
+# Rows of a text that are changed one by one, and the last two.
+MANY_ROWS = 40
 
 
 @dataclass
@@ -42,6 +46,7 @@ class SeenCall:
         lengths: tokens of queries and keys.
         queries, keys: for each latent cell that was changed its token.
         words: for each row of the text its token among the keys.
+        sounds: for each cell of the sound its token among the queries and among the keys, in this order.
     """
 
     site: AttentionSite | None
@@ -49,6 +54,7 @@ class SeenCall:
     queries: dict[Cell, Place] = field(default_factory=dict)
     keys: dict[Cell, Place] = field(default_factory=dict)
     words: dict[int, Place] = field(default_factory=dict)
+    sounds: dict[tuple[int, ...], tuple[Place, Place]] = field(default_factory=dict)
 
 
 @dataclass
@@ -81,8 +87,13 @@ class Recorder:
         self.heard.append((site, *(tensor.transpose(1, 2).flatten(2).clone() for tensor in (q, k))))
 
 
-def see(model: TinyModel) -> list[SeenCall]:
-    """All attention calls of a model in order, and where the film's cells and the rows of the text stand in them."""
+def see(model: TinyModel, **settings: Any) -> list[SeenCall]:
+    """All attention calls of a model in order, and where the film's cells and the rows of the text stand in them.
+
+    Args:
+        model: the tiny model.
+        **settings: of ``sample``.
+    """
     recorder, found = Recorder(), []
     patcher = model.patcher.clone()
     patcher.model_options["transformer_options"][OVERRIDE] = recorder.override
@@ -99,23 +110,30 @@ def see(model: TinyModel) -> list[SeenCall]:
             apply_model(latents, args["timestep"], **changed)
             return recorder.heard
 
-        latents, text = args["input"], args["c"].get("c_crossattn")
+        latents, text, shapes = args["input"], args["c"].get("c_crossattn"), args["c"].get("latent_shapes")
         result = apply_model(latents, args["timestep"], **args["c"])
         plain = hear(latents, text)
         found.extend(SeenCall(site, (q.shape[1], k.shape[1])) for site, q, k in plain)
-        cells = [(cell, hear(other, text)) for cell, other in changed_cells(model, latents)]
+        films = changed_cells(model, video_in(latents, shapes))
+        cells = [(cell, hear(with_video_in(latents, other, shapes), text)) for cell, other in films]
+        sounds = [(cell, hear(other, text)) for cell, other in changed_sounds(latents, shapes)]
         rows = [] if text is None else [(row, hear(latents, other)) for row, other in changed_rows(text)]
         for index, call in enumerate(found):
             for side, places in ((1, call.queries), (2, call.keys)):
                 places.update(
                     tokens_that_changed(plain[index][side], [(cell, heard[index][side]) for cell, heard in cells])
                 )
+            of_sound = [
+                tokens_that_changed(plain[index][side], [(cell, heard[index][side]) for cell, heard in sounds])
+                for side in (1, 2)
+            ]
+            call.sounds.update({cell: (place, of_sound[1][cell]) for cell, place in of_sound[0].items()})
             call.words.update(tokens_that_changed(plain[index][2], [(row, heard[index][2]) for row, heard in rows]))
         return result
 
     patched.set_model_unet_function_wrapper(measure)
     with without_neighbours(model.patcher.model.diffusion_model):
-        sample(model, patched, steps=1, cfg=1.0)
+        sample(model, patched, steps=1, cfg=1.0, **settings)
     return found
 
 
@@ -162,9 +180,28 @@ def changed_cells(model: TinyModel, latents: Tensor) -> Iterator[tuple[Cell, Ten
                     yield (frame, row, column), other
 
 
+def changed_sounds(latents: Tensor, shapes: Sequence[Sequence[int]] | None) -> Iterator[tuple[Any, Tensor]]:
+    """Packed latents with one cell of the sound [B, C, ...] changed, by its place without B and C; none without sound.
+
+    Args:
+        latents: of a call of the model.
+        shapes: of what is in them, as the host says it.
+    """
+    if shapes is None or len(shapes) < 2:
+        return
+    from comfy.utils import pack_latents, unpack_latents
+
+    direction = 0.1 * torch.randn(shapes[1][1], generator=torch.Generator().manual_seed(0))
+    for place in itertools.product(*map(range, shapes[1][2:])):
+        film, sound = (part.clone() for part in unpack_latents(latents, list(shapes)))
+        sound[(slice(None), slice(None), *place)] += direction
+        yield place, pack_latents([film, sound])[0]
+
+
 def changed_rows(text: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """The text [B, L, C] with one row changed."""
-    for row in range(text.shape[1]):
+    """The text [B, L, C] with one row changed; of a long one the first and the last rows."""
+    length = text.shape[1]
+    for row in (*range(min(length, MANY_ROWS)), *range(max(length - 2, MANY_ROWS), length)):
         other = text.clone()
         other[:, row] += 3.0
         yield row, other

@@ -207,6 +207,21 @@ def test_repeated_text_sequences() -> None:
         spans.repeated(6)
 
 
+def test_positions_at_the_end_of_a_text() -> None:
+    spans = TextSpans(("ball",), ((1, 3),), 5, ordinary=(0, 1, 2, 3, 4), background=(4,), at_end=True)
+    assert spans.repeated(5).positions == ((1, 3),)
+    # Not a repetition: other text stands before.
+    longer = spans.repeated(10)
+    assert longer.positions == ((6, 8),) and longer.ordinary == (5, 6, 7, 8, 9) and longer.background == (9,)
+    # A part of the whole text keeps what stands in it.
+    assert spans.in_part(4, (5, 10)).positions == ((1, 3),)
+    assert spans.in_part(2, (5, 10)).positions == ((1,),)
+    with pytest.raises(ValueError, match="in a prompt of 5 tokens but the model sees 4 text tokens"):
+        spans.repeated(4)
+    assert spans.fits(10) and spans.fits(10, before=5)
+    assert not spans.fits(10, before=4) and not spans.fits(4)
+
+
 def test_an_empty_phrase_is_an_object_without_words():
     asked = []
 
