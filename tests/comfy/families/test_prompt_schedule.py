@@ -9,7 +9,7 @@ import torch
 from core_windows import NOT_CUT_BY_THE_HOST, film_frames, predictions_by_window, windowed
 from dense_reference import CALLS
 from direct_prompts import DirectPrompts
-from family_rows import rows
+from family_rows import pairs, rows
 from native_guides import first_predictions, relative
 from native_models import BUILDERS, sample, tiny
 from scheduled_prompts import prompts_of, scheduled
@@ -61,8 +61,7 @@ def starts_of(name: str, frames: int) -> tuple[int, int]:
 # --- every family -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("overlap", [0, 3])
+@pytest.mark.parametrize(("name", "overlap"), pairs(FAMILIES, [3, 0]))
 def test_film_equals_cross_attention_by_hand(name: str, overlap: int) -> None:
     model, calls = tiny(name), CALLS[name]
     starts, parts = starts_of(name, calls.frames), prompts_of(model)
@@ -78,7 +77,7 @@ def test_film_equals_cross_attention_by_hand(name: str, overlap: int) -> None:
     assert torch.equal(found["negative"], plain["negative"])
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", rows(FAMILIES))
 def test_the_same_prompt_throughout_is_the_plain_film(name: str) -> None:
     model = tiny(name)
     part = model.conditioning(10)

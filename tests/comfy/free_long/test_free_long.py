@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from direct_free_long import DirectFreeLong
+from family_rows import pairs
 from long_models import CLEAR, EXACT, FRAMES, SETTINGS, WINDOW, direct, free_long, long_model
 from native_guides import relative
 from native_models import sample, tiny
@@ -43,8 +44,7 @@ FAMILIES = (
 )
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("setting", ["FreeLong", "FreeLong++"])
+@pytest.mark.parametrize(("name", "setting"), pairs(FAMILIES, ["FreeLong++", "FreeLong"]))
 def test_film_equals_whole_masks_and_spectra(name: str, setting: str) -> None:
     model, settings = long_model(name), SETTINGS[setting]
     expected = sample(model, direct(name, settings).hang(model.patcher))

@@ -94,7 +94,7 @@ def said_and_seen(
     return found
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", rows(FAMILIES))
 def test_frames_stand_where_the_sites_of_core_windows_say(name: str) -> None:
     leading = CALLS[name].leading
     frames = film_frames(name) + leading
@@ -133,7 +133,7 @@ def test_our_windows_have_no_anchor(name: str) -> None:
 
 @pytest.mark.parametrize("kept", ["0", "0, 2", "1", "-1"])
 @pytest.mark.parametrize("anchor", [True, False])
-@pytest.mark.parametrize("name", ["wan", "ltx", "sd15", "wan_vace_reference"])
+@pytest.mark.parametrize("name", rows(["wan", "ltx", "sd15", "wan_vace_reference"], ("wan_vace_reference",)))
 def test_latents_that_are_kept_in_every_window(name: str, anchor: bool, kept: str) -> None:
     import inspect
 
