@@ -1,8 +1,8 @@
 """Which of the tiny models run by default, where a promise is proved on every one of them.
 
 That tokens, words and frames of every model are where its family says, and that every model's guided film is that of
-explicit biases (in one mode), is proved by default on all of them. What follows from these two runs by default on one model for each
-way in which attention is called; the others run with ``--all``.
+explicit biases (in one mode), is proved by default on all of them. What follows from these two runs by default on one
+model for each way in which attention is called; the others run with ``--all``.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def rows(names: Iterable[str], quick: Collection[str] = tuple(QUICK)) -> list[An
 
 
 def pairs(names: Iterable[str], others: Sequence[Any], quick: Collection[str] = tuple(QUICK)) -> list[Any]:
-    """Rows (name, other): every name with the first of the others, the ``quick`` ones with all; what remains is slow."""
+    """Rows (name, other): every name with the first of the others, ``quick`` ones with all; what remains is slow."""
     return [
         pytest.param(name, other, marks=() if name in quick or number == 0 else pytest.mark.slow)
         for name in names
