@@ -17,6 +17,7 @@ from torch import Tensor
 from window_films import CONDITIONS, film_part, with_film
 
 from mask_guided_video.attention_patches.free_long import FreeLong, FreeLongPatch
+from mask_guided_video.attention_patches.latent_time import causal
 from mask_guided_video.backbones.family import Family
 from mask_guided_video.backbones.host_hooks import prompt_name
 from mask_guided_video.backbones.registry import install_patches, require_supported
@@ -151,7 +152,7 @@ def test_free_long_beside_it_in_either_order(name: str) -> None:
     other, _, _ = scheduled(model, parts, starts, 3, install_patches(model.patcher, [free_long]))
     found = [first_predictions(model, patcher, noise=noise, positive=joined)["positive"] for patcher in (one, other)]
     assert torch.equal(*found)
-    direct = DirectPrompts(model, schedule.weights(frames, CALLS[name].factor), [part[0][0] for part in parts])
+    direct = DirectPrompts(model, schedule.weights(frames, causal(CALLS[name].factor)), [part[0][0] for part in parts])
     alone = first_predictions(model, schedule_first, noise=noise, positive=joined)["positive"]
     expected = first_predictions(model, direct.hang(model.patcher), noise=noise, positive=joined)["positive"]
     assert relative(alone, expected) < EXACT and relative(found[0], alone) > CLEAR

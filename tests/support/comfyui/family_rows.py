@@ -17,6 +17,7 @@ QUICK = {
     "wan_vace_reference": "a picture before the film, which is a latent frame too, and blocks beside those of the film",
     "ltx": "latent frames of eight pictures, and a mask of the text",
     "ltx_weak_guide": "film and guide picture ask apart",
+    "ltxav_23": "film and sound in one block, as many tokens of each, and rows of the model's own after the text",
     "hunyuan": "joint attention, the text before the film",
     "hunyuan15_image": "joint attention, a picture and glyphs before the text",
     "kandinsky5_image": "one sequence for the whole pass, a picture laid over the first frame",
