@@ -110,6 +110,8 @@ class Family(ABC):
         reads_weights: whether parentheses in a prompt are weights to its text encoder, and not words.
         drops_padding: whether nodes may leave the end of a text away that is of no word, since it is padding.
         joint_text: whether text and video attend to each other in one sequence; else cross-attention reads the text.
+        mixes_text: whether blocks before cross-attention let the words of a text attend to each other, so that several
+            prompts in one text would not stay apart.
     """
 
     name: str
@@ -123,6 +125,7 @@ class Family(ABC):
     reads_weights: bool = True
     drops_padding: bool = True
     joint_text: bool = False
+    mixes_text: bool = False
 
     def fits(self, network: Any) -> bool:
         """Say whether a network is of this family, by its parts: all that it needs, and none that nobody knows."""

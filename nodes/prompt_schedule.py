@@ -17,7 +17,9 @@ logger = logging.getLogger(__name__)
 
 MAX_FRAMES = 4096
 # Those that read text, and apart from the video; ``check_family`` says so of a model.
-SCHEDULED_FAMILIES = tuple(family for family in FAMILIES if family.encoders and not family.joint_text)
+SCHEDULED_FAMILIES = tuple(
+    family for family in FAMILIES if family.encoders and not family.joint_text and not family.mixes_text
+)
 
 
 class PromptSchedule(io.ComfyNode):

@@ -32,6 +32,7 @@ class Kandinsky5(Family):
     encoders = (QWEN,)
     reads_weights = False
     drops_padding = False
+    mixes_text = True
     block_list = "visual_transformer_blocks"
     parts = frozenset(
         "time_embeddings text_embeddings pooled_text_embeddings visual_embeddings text_transformer_blocks "

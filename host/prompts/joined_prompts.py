@@ -72,13 +72,18 @@ def check_family(family: Any) -> None:
     """Make sure that a family reads its text by cross-attention.
 
     Raises:
-        ValueError: it reads none, or text and video attend to each other.
+        ValueError: it reads none, text and video attend to each other, or words of the text do.
     """
     if family.joint_text:
         raise ValueError(
             f"{family.name} lets text and video attend to each other in one sequence, so that no frame can have a "
             "prompt of its own; use a model with cross-attention (Wan, LTX, Cosmos, AnimateDiff, LaVie) for several "
             "prompts."
+        )
+    if family.mixes_text:
+        raise ValueError(
+            f"{family.name} lets the words of a text attend to each other before the video reads them, so that prompts "
+            "in one text do not stay apart; use Wan, LTX, Cosmos, AnimateDiff or LaVie for several prompts."
         )
     if not family.encoders:
         raise ValueError(f"{family.name} reads no text, so it has no prompts to schedule; take this node out.")

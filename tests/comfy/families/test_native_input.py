@@ -109,6 +109,8 @@ def test_every_tiny_model_is_known(name: str) -> None:
         "wan": "Wan",
         "ltx": "LTX",
         "hunyuan": "Hunyuan",
+        "hunyuan15": "HunyuanVideo 1.5",
+        "kandinsky5": "Kandinsky 5",
         "mochi": "Mochi",
         "cogvideox": "CogVideoX",
         "cosmos": "Cosmos",

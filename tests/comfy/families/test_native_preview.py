@@ -10,7 +10,10 @@ from native_models import tiny
 
 pytestmark = pytest.mark.comfy
 
-NAMES = ("wan", "wan_odd", "ltx", "hunyuan", "mochi", "cosmos", "cosmos_predict2", "sd15", "sd15_odd", "sdxl", "svd")
+NAMES = (
+    *("wan", "wan_odd", "ltx", "hunyuan", "hunyuan15", "mochi", "cosmos", "cosmos_predict2", "kandinsky5"),
+    *("sd15", "sd15_odd", "sdxl", "svd"),
+)
 
 
 def expected_pictures(name: str, changes: dict[str, object]) -> torch.Tensor:

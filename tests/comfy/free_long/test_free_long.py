@@ -35,6 +35,9 @@ FAMILIES = (
     "hunyuan",
     "hunyuan_masked",
     "hunyuan_reference",
+    "hunyuan15",
+    "hunyuan15_glyphs",
+    "kandinsky5",
     "mochi",
     "cosmos",
     "cosmos_predict2",
@@ -192,4 +195,6 @@ def test_native_lengths() -> None:
         "sd15": 16,
         "svd": 25,
     }
-    assert found == {**wans, **others, "hunyuan": 33, "hunyuan_masked": 33, "hunyuan_reference": 33}
+    chats = {"hunyuan15": 31, "hunyuan15_glyphs": 31, "kandinsky5": 31}
+    hunyuans = {"hunyuan": 33, "hunyuan_masked": 33, "hunyuan_reference": 33}
+    assert found == {**wans, **others, **hunyuans, **chats}
