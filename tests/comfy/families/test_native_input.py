@@ -111,6 +111,8 @@ def test_every_tiny_model_is_known(name: str) -> None:
         "ltx": "LTX-Video",
         "ltxav": "LTX-2 / 2.3 / 2.5",
         "hunyuan": "Hunyuan",
+        "hunyuan15": "HunyuanVideo 1.5",
+        "kandinsky5": "Kandinsky 5",
         "mochi": "Mochi",
         "cogvideox": "CogVideoX 1.0",
         "cogvideox15": "CogVideoX 1.5",

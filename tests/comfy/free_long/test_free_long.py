@@ -36,6 +36,9 @@ FAMILIES = (
     "hunyuan",
     "hunyuan_masked",
     "hunyuan_reference",
+    "hunyuan15",
+    "hunyuan15_glyphs",
+    "kandinsky5",
     "mochi",
     "minimax_h3",
     "minimax_h3_references",
@@ -195,4 +198,6 @@ def test_native_lengths() -> None:
         "sd15": 16,
         "svd": 25,
     }
-    assert found == {**wans, **others, "hunyuan": 33, "hunyuan_masked": 33, "hunyuan_reference": 33}
+    chats = {"hunyuan15": 31, "hunyuan15_glyphs": 31, "kandinsky5": 31}
+    hunyuans = {"hunyuan": 33, "hunyuan_masked": 33, "hunyuan_reference": 33}
+    assert found == {**wans, **others, **hunyuans, **chats}
