@@ -137,7 +137,7 @@ def patches(mode: str, strength: float = 1.0, **constants) -> list:
     masks[..., :2] = 1.0
     guide = Guide(masks, make_mode(mode, end_percent=1.0, **constants), ("red ball",), strength=strength)
     spans = TextSpans(("red ball",), ((1, 2),), WORDS, ordinary=(0, 1, 2, 3))
-    return list(guide_patches(guide, spans))
+    return list(guide_patches(guide.on_blocks(TINY.block_names), spans))
 
 
 def guided(network: JointVideoTransformer, inputs: tuple[Tensor, ...], found: list, chunks: list[int]) -> Tensor:
