@@ -10,6 +10,7 @@ from ..attention_patches.patch import Patch
 from .families.cogvideox import CogVideoX
 from .families.cosmos import Cosmos, CosmosPredict2
 from .families.hunyuan_video import HunyuanVideo
+from .families.joint_toybox import JointToybox
 from .families.lavie import LaVie
 from .families.ltx import LTXVideo
 from .families.mochi import Mochi
@@ -20,6 +21,7 @@ from .host_hooks import hang_patches
 
 FAMILIES: tuple[Family, ...] = (
     LaVie(),
+    JointToybox(),
     Wan(),
     LTXVideo(),
     HunyuanVideo(),

@@ -58,15 +58,11 @@ def load_joint_toybox(
     from diffusers import AutoencoderKL
     from transformers import PreTrainedTokenizerFast, T5EncoderModel
 
-    for path in (folder / "model.safetensors", folder / "config.json", parts / "vae", parts / "text_encoder"):
-        if not path.exists():
-            raise FileNotFoundError(
-                f"the Toybox is incomplete: {path} is missing; restore the folder toybox from the repository."
-            )
+    check_parts(parts)
+    network = load_network(folder)
     vae = AutoencoderKL.from_pretrained(parts / "vae", local_files_only=True, low_cpu_mem_usage=False).float()
     encoder = T5EncoderModel.from_pretrained(parts / "text_encoder", local_files_only=True).float()
     tokenizer = PreTrainedTokenizerFast.from_pretrained(parts / "tokenizer", local_files_only=True)
-    network = load_network(folder)
     geometry = VideoGeometry(
         spatial_factor=2 ** (len(vae.config.block_out_channels) - 1),
         patch=network.config.patch,
@@ -82,20 +78,32 @@ def load_network(folder: Path) -> JointVideoTransformer:
     """Read ``model.safetensors`` and ``config.json`` of a folder into a float32 transformer.
 
     Raises:
+        FileNotFoundError: one of them is missing.
         ValueError: if the file is broken or does not fit the config.
     """
+    state, config = joint_state(folder)
+    network = JointVideoTransformer(config)
+    network.load_state_dict(state)
+    return network
+
+
+def joint_state(folder: Path) -> tuple[dict[str, Tensor], JointConfig]:
+    """The tensors and sizes of a model folder, compared with each other; errors as ``load_network``."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    network = JointVideoTransformer(JointConfig.load(folder / "config.json"))
     path = folder / "model.safetensors"
+    _check_there(path, folder / "config.json")
+    config = JointConfig.load(folder / "config.json")
     try:
         state = load_file(path)
     except SafetensorError as error:
         raise ValueError(
             f"{path} cannot be read ({error}); the file is incomplete or damaged, get it again."
         ) from error
-    shapes = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    with torch.device("meta"):
+        expected = JointVideoTransformer(config).state_dict()
+    shapes = {name: tuple(value.shape) for name, value in expected.items()}
     found = {name: tuple(value.shape) for name, value in state.items()}
     wrong = sorted(name for name in shapes.keys() | found.keys() if shapes.get(name) != found.get(name))
     if wrong:
@@ -103,5 +111,21 @@ def load_network(folder: Path) -> JointVideoTransformer:
             f"{path} does not fit its config: {len(wrong)} tensors differ (first: {wrong[0]}, {found.get(wrong[0])} "
             f"in the file where the config wants {shapes.get(wrong[0])}); get both files again."
         )
-    network.load_state_dict(state)
-    return network
+    return state, config
+
+
+def check_parts(parts: Path) -> None:
+    """Check that the folder of a Toybox text-to-video model has what the joint model shares with it.
+
+    Raises:
+        FileNotFoundError: naming the first part that is missing.
+    """
+    _check_there(*(parts / name for name in ("vae", "text_encoder", "tokenizer")))
+
+
+def _check_there(*paths: Path) -> None:
+    for path in paths:
+        if not path.exists():
+            raise FileNotFoundError(
+                f"the Toybox is incomplete: {path} is missing; restore the folder toybox from the repository."
+            )
