@@ -12,7 +12,7 @@ from ..family import Family, ModelCall, TokenGrid, patched_grid
 class JointToybox(Family):
     """One sequence of text and video, the text's tokens first."""
 
-    name = "the joint Toybox model"
+    name = "Joint Toybox"
     time_factor = 1
     trained_frames = 8
     encoders = ("t5",)
