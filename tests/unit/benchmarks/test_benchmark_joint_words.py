@@ -95,6 +95,8 @@ def test_an_empty_film_has_nothing(benchmark, tasks):
 
 def test_every_variant_can_be_bound(benchmark, tasks):
     class Model:
+        block_names = ("joint.0", "joint.1")
+
         def token_spans(self, prompt, phrases):
             from mask_guided_video.attention_patches.guidance.text_spans import TextSpans
 
