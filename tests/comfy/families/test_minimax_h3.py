@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from family_rows import rows
 from guides import plain_guide
 from mode_guides import Watch, guided, mode_guide
 from native_guides import dense, first_predictions, guide_of, masks_of, patched, relative, spans_of
+from native_minimax_models import build_minimax
 from native_models import TinyModel, sample, tiny
 from tiny_model import flat
 from token_places import see
@@ -306,3 +308,14 @@ def test_the_model_is_known_by_its_parts() -> None:
     network = patcher.model.diffusion_model
     assert MiniMaxH3().fits(network) and not MiniMaxH3().strange_parts(network)
     assert MiniMaxH3().block_names(network) == ["block.0", "block.1"]
+
+
+def test_checkpoints_with_a_table_of_times_are_guided_too() -> None:
+    """The smaller form in which the weights are published as well: no embedder of the time."""
+    model = replace(tiny("minimax_h3"), make=partial(build_minimax, adaln_curve_grid=9))
+    network = model.patcher.model.diffusion_model
+    assert MiniMaxH3().fits(network) and not hasattr(network, "time_embedder")
+    guide, spans = guide_of("minimax_h3", "separate"), spans_of("minimax_h3")
+    film = sample(model, patched(model, guide, spans))
+    assert relative(film, sample(model, dense(model, guide, spans).hang(model.patcher))) < EXACT
+    assert relative(film, sample(model)) > CLEAR
