@@ -23,9 +23,9 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import native_cases as cases
 import torch
-from measuring import RESULTS, module
+from shared import native_cases as cases
+from shared.measuring import RESULTS, module
 
 if TYPE_CHECKING:
     from torch import Tensor
