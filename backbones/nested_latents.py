@@ -31,6 +31,11 @@ def video_of(latents: Any) -> Tensor:
     return latents.unbind()[0] if is_nested(latents) else latents
 
 
+def stream_sizes(latents: Any) -> list[tuple[int, ...]]:
+    """Size of each stream in the samples of a LATENT, or in a noise."""
+    return [tuple(part.shape) for part in (latents.unbind() if is_nested(latents) else [latents])]
+
+
 def with_video(latents: Any, video: Tensor) -> Any:
     """Samples of a LATENT with another video; sound and all else stay the very tensors that they were."""
     if not is_nested(latents):

@@ -12,6 +12,7 @@ from .families.cogvideox import CogVideoX, CogVideoX15
 from .families.cosmos import Cosmos, CosmosPredict2
 from .families.hunyuan_video import HunyuanVideo
 from .families.hunyuan_video_15 import HunyuanVideo15
+from .families.joint_toybox import JointToybox
 from .families.kandinsky5 import Kandinsky5
 from .families.lavie import LaVie
 from .families.ltx import LTXVideo
@@ -26,6 +27,7 @@ from .picture_models import picture_model
 
 FAMILIES: tuple[Family, ...] = (
     LaVie(),
+    JointToybox(),
     Wan(),
     LTXVideoSound(),
     LTXVideo(),

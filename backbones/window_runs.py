@@ -106,7 +106,7 @@ def check_window_call(
     if options.get("context_window") is None:
         return
     shapes = extras.get(SHAPES_KEY)
-    if is_pack(shapes) and latents.shape[2] != sum(math.prod(shape[1:]) for shape in shapes):
+    if shapes is not None and is_pack(shapes) and latents.shape[2] != sum(math.prod(shape[1:]) for shape in shapes):
         raise ValueError(
             "this ComfyUI's context windows do not cut latents with sound; update ComfyUI, or sample without context "
             "windows."

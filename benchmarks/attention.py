@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from measuring import (
+from shared.measuring import (
     RESULTS,
     ROOT,
     can_measure_memory,

@@ -25,8 +25,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from measuring import RESULTS as RESULTS_FOLDER
-from measuring import ROOT, describe, module
+from shared.measuring import RESULTS as RESULTS_FOLDER
+from shared.measuring import ROOT, describe, module
 from torch import Tensor
 
 RESULTS = RESULTS_FOLDER / "extension.json"

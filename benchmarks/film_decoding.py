@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import (
+from shared.measuring import (
     PLAIN,
     RESULTS,
     ROOT,

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from measuring import (
+from shared.measuring import (
     RESULTS,
     ROOT,
     can_measure_memory,

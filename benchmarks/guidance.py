@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from measuring import RESULTS as RESULTS_FOLDER
-from measuring import ROOT, module, plain_guide
+from shared.measuring import RESULTS as RESULTS_FOLDER
+from shared.measuring import ROOT, module, plain_guide
 
 if TYPE_CHECKING:
     from torch import Tensor

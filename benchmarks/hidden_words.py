@@ -1,7 +1,7 @@
 """How much of a word is left in the video of LTX-2 when its rows of the text are hidden from attention.
 
-    python benchmarks/hidden_words.py            # a table of shares
-    python benchmarks/hidden_words.py --quick    # one size, seconds
+    python benchmarks/hidden_words.py            # a table of shares, and benchmarks/results/hidden_words.json
+    python benchmarks/hidden_words.py --quick    # one size, seconds, nothing is written
 
 LTX-2 lets all rows of a text, learned registers among them, see each other in a connector before its blocks read them.
 A word that attention guidance hides is therefore still in the other rows. Measured is the influence of a word: how far
@@ -17,14 +17,15 @@ much its layers add: ``gain`` scales the weights of the connector's attention. W
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import native_cases as cases
 import torch
-from measuring import module
+from shared import native_cases as cases
+from shared.measuring import RESULTS, module
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -120,11 +121,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     cases.import_comfyui("cpu")
     sizes = [(1, 1.0)] if options.quick else [(layers, gain) for layers in (1, 2, 4) for gain in (0.3, 1.0)]
     sys.stdout.write("layers  gain  " + "  ".join(name for name in KEYS if name != "as it is") + "\n")
+    measured = []
     with torch.inference_mode():
         for layers, gain in sizes:
             found = [shares(layers, gain, seed) for seed in range(1 if options.quick else 3)]
             middle = [statistics.median(each[name] for each in found) for name in found[0]]
             sys.stdout.write(f"{layers:6d}  {gain:4.1f}  " + "  ".join(f"{value:.3f}" for value in middle) + "\n")
+            measured.append({"layers": layers, "gain": gain, "shares": found})
+    if not options.quick:
+        text = json.dumps({"tokens": TOKENS, "words": WORDS, "measured": measured}, indent=1)
+        (RESULTS / "hidden_words.json").write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -28,8 +28,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from guidance import fingerprint, rounded
-from measuring import RESULTS as RESULTS_FOLDER
-from measuring import module
+from shared.measuring import RESULTS as RESULTS_FOLDER
+from shared.measuring import module
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from measuring import RESULTS as RESULTS_FOLDER
-from measuring import ROOT, describe, module
+from shared.measuring import RESULTS as RESULTS_FOLDER
+from shared.measuring import ROOT, describe, module
 
 if TYPE_CHECKING:
     from torch import Tensor

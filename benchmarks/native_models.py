@@ -32,9 +32,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import native_cases as cases
 import torch
-from measuring import RESULTS, ROOT, describe, module, ratios_of, seconds
+from shared import native_cases as cases
+from shared.measuring import RESULTS, ROOT, describe, module, ratios_of, seconds
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import RESULTS as RESULTS_FOLDER
-from measuring import ROOT, module
+from shared.measuring import RESULTS as RESULTS_FOLDER
+from shared.measuring import ROOT, module
 
 RESULTS = RESULTS_FOLDER / "tracking_quality.json"
 WAYS = {1: "boxes in every frame", 4: "boxes in every 4th frame", 0: "one prompt per object"}

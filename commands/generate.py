@@ -58,7 +58,9 @@ def _add_technique(long: Any) -> None:
 
 def _add_models(models: Any) -> None:
     """Which models make the video, and how the later stages run."""
-    models.add_argument("--model", default="toybox", help="toybox, or a file of LaVie's base model (default: toybox)")
+    models.add_argument(
+        "--model", default="toybox", help="toybox, toybox-joint, or a file of LaVie's base model (default: toybox)"
+    )
     models.add_argument(
         "--parts", type=given_path, metavar="PATH", help="Stable Diffusion 1 checkpoint or folder, for LaVie"
     )

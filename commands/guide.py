@@ -46,7 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_rounds(parser.add_argument_group("first frames and rounds"))
     models = parser.add_argument_group("models")
     models.add_argument(
-        "--model", default="toybox", help="toybox, LaVie's base model or Stable Diffusion 1.x (default: toybox)"
+        "--model",
+        default="toybox",
+        help="toybox, toybox-joint, LaVie's base model or Stable Diffusion 1.x (default: toybox)",
     )
     models.add_argument(
         "--parts", type=given_path, metavar="PATH", help="Stable Diffusion 1 checkpoint or folder, for LaVie"

@@ -74,7 +74,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_models(models: Any) -> None:
     """Which models ``refine`` runs on."""
     models.add_argument(
-        "--model", default="toybox", help="toybox (tiny demo models), or a file of LaVie's base model (default: toybox)"
+        "--model",
+        default="toybox",
+        help="toybox, toybox-joint (tiny demo models) or a file of LaVie's base model (default: toybox)",
     )
     models.add_argument(
         "--parts", type=given_path, metavar="PATH", help="Stable Diffusion 1 checkpoint or folder, for LaVie"

@@ -14,7 +14,7 @@ from comfy.samplers import KSampler
 from comfy_api.latest import io
 
 from ..backbones.nested_latents import is_nested, with_video
-from ..host.models.loading import load_lavie_file, load_native_toybox
+from ..host.models.loading import load_lavie_file, load_native_joint_toybox, load_native_toybox
 from ..host.sampling.comfy_sampling import SamplerSettings, sample_film
 from ..perception.mask_stack import too_large
 from ..video_models.sampling.noise import NOISE_MODES, is_rescheduled, mark_rescheduled, video_noise
@@ -25,6 +25,8 @@ from .support.types import CATEGORY, SEED_RANGE, TOYBOX
 
 MODEL_FOLDERS = ("diffusion_models", "checkpoints")
 NO_CHECKPOINT = "none"
+# The bundled model in which text and video are one sequence.
+TOYBOX_JOINT = f"{TOYBOX} joint"
 
 
 @dataclass(frozen=True)
@@ -71,9 +73,10 @@ class LoadVideoModel(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "model_name",
-                    options=[*weight_files(*MODEL_FOLDERS), *diffusers_folders(WHOLE)],
+                    options=[*weight_files(*MODEL_FOLDERS), *diffusers_folders(WHOLE), TOYBOX_JOINT],
                     default=TOYBOX,
-                    tooltip="Toybox (bundled, a toy for trying the pack), or lavie_base.pt (text to video), "
+                    tooltip="Toybox (bundled, a toy for trying the pack) or Toybox joint (the same world with text and "
+                    "video in one attention, for trying words there), or lavie_base.pt (text to video), "
                     "lavie_interpolation.pt (for Interpolate Video) or lavie_vsr.pt (for Upscale Video) from "
                     "models/diffusion_models or models/checkpoints; safetensors too, under any name. Or a Stable "
                     "Diffusion 1.x checkpoint, or a folder of models/diffusers, for motion files of LAMP's kind.",
@@ -111,6 +114,8 @@ class LoadVideoModel(io.ComfyNode):
     def execute(cls, model_name: str, sd_checkpoint: str = NO_CHECKPOINT) -> io.NodeOutput:
         if model_name == TOYBOX:
             return io.NodeOutput(*load_native_toybox())
+        if model_name == TOYBOX_JOINT:
+            return io.NodeOutput(*load_native_joint_toybox())
         folders, parts = diffusers_folders(), None
         path = folders.get(model_name) or find_weight_file(model_name, *MODEL_FOLDERS)
         if sd_checkpoint != NO_CHECKPOINT:

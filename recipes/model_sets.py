@@ -115,6 +115,20 @@ def load_toybox_set(device: str | None = None) -> ModelSet:
     return ModelSet("toybox", load_toybox(check_device(device)), *load_finders(device=device))
 
 
+def load_toybox_joint_set(device: str | None = None) -> ModelSet:
+    """As ``load_toybox_set``, with the video model in which text and video are one sequence.
+
+    Args:
+        device: of the computation; None is the CPU.
+
+    Raises:
+        ValueError, OSError, RuntimeError: weights that are missing or broken; the message names the folder.
+    """
+    from ..video_models.joint.model import load_joint_toybox
+
+    return ModelSet("toybox-joint", load_joint_toybox(check_device(device)), *load_finders(device=device))
+
+
 def load_finders(
     detector: str | Path | None = None, tracker: str | Path | None = None, device: str | None = None
 ) -> tuple[StagedDetector, StagedTracker]:
@@ -163,7 +177,10 @@ def load_lavie_set(
     return ModelSet(Path(path).name, model, *load_finders(detector, tracker, device))
 
 
-MODEL_SETS: dict[str, Callable[[str | None], ModelSet]] = {"toybox": load_toybox_set}
+MODEL_SETS: dict[str, Callable[[str | None], ModelSet]] = {
+    "toybox": load_toybox_set,
+    "toybox-joint": load_toybox_joint_set,
+}
 
 
 def load_model_set(

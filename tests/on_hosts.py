@@ -8,9 +8,10 @@ ComfyUI is looked for at ``COMFYUI_PATH``, which may name several folders separa
 and ~/comfy/ComfyUI-oldest. Versions of ComfyUI ask for different packages, so each gets an environment of its own,
 ``.venv-comfyui-VERSION``; torch and whatever else fits is shared with the Python that runs this.
 
-Several run side by side, the tests in a browser with the newest one alone. Slow tests, which are those that start whole
-programs, train or load models of full size, run with ``--all`` or where a file or a folder of theirs is named; ``-m``
-overrules both. Tests run in one process for each core, where pytest-xdist is installed and no ``-n`` is given.
+The newest one runs all of them; the browser runs with it alone. Older ones run what depends on how a core lays out
+models and asks for nodes (``ON_OLDER_HOSTS``), and with ``--all`` everything. Slow tests, which are those that start
+whole programs, train or load models of full size, run with ``--all`` or where a file or a folder of theirs is named;
+``-m`` overrules both. Tests run in one process for each core, where pytest-xdist is installed and no ``-n`` is given.
 
 ``TEST_RESULTS`` may name a folder that keeps the results; the last line is the sum of all that are there.
 """
@@ -26,14 +27,18 @@ import sysconfig
 import tempfile
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 HOSTS = ("~/comfy/ComfyUI", "~/comfy/ComfyUI-oldest")
 HOST_TESTS = "tests/comfy"
 OTHER_TESTS = ("tests/unit", "tests/end_to_end")
+# Where tokens stand, that guides are what explicit biases are, windows, words, and that nodes load and run.
+ON_OLDER_HOSTS = (
+    *("tests/comfy/families/test_token_places.py", "tests/comfy/families/test_native_families.py"),
+    *("tests/comfy/windows/test_native_windows.py", "tests/comfy/host/test_prompt_tokens.py"),
+    *("tests/comfy/nodes/test_schemas.py", "tests/comfy/nodes/test_imports.py", "tests/comfy/nodes/test_nodes.py"),
+)
 # Each takes about a gigabyte of memory.
 MOST_PROCESSES = 4
 # What the tests ask for that ComfyUI does not: gguf for the pack of that name beside ours.
@@ -139,22 +144,22 @@ def markers(arguments: Sequence[str], everything: bool, browser: bool = True) ->
     return ["-m", " and ".join(f"not {marker}" for marker in left_out)] if left_out else []
 
 
-def processes(arguments: Sequence[str], runs: int = 1) -> list[str]:
-    """The ``-n`` for each of several runs side by side, unless the arguments have one or ask for a few tests only."""
+def processes(arguments: Sequence[str]) -> list[str]:
+    """The ``-n`` for a run, unless the arguments have one or ask for a few tests only."""
     own = any(entry.startswith(("-n", "--numprocesses", "--dist", "--pdb")) for entry in arguments)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    count = min(cores // max(runs, 1), MOST_PROCESSES)
+    count = min(cores, MOST_PROCESSES)
     if own or are_chosen(arguments) or count < 2 or importlib.util.find_spec("xdist") is None:
         return []
     # By file: models and servers that a file's tests share are made once.
     return ["-n", str(count), "--dist", "loadfile"]
 
 
-def run(python: Path, arguments: Sequence[str], results: Path, comfyui: Path | None = None, log: Any = None) -> int:
-    """Run pytest, keep its results in the file ``results``, and return its exit status; it writes into ``log``."""
+def run(python: Path, arguments: Sequence[str], results: Path, comfyui: Path | None = None) -> int:
+    """Run pytest, keep its results in the file ``results``, and return its exit status."""
     variables = dict(os.environ) if comfyui is None else {**os.environ, "COMFYUI_PATH": str(comfyui)}
     command = [str(python), "-m", "pytest", f"--junitxml={results}", *arguments]
-    return subprocess.run(command, cwd=ROOT, env=variables, stdout=log, stderr=log).returncode
+    return subprocess.run(command, cwd=ROOT, env=variables).returncode
 
 
 def host_results(results: Path, comfyui: Path) -> Path:
@@ -165,32 +170,26 @@ def host_results(results: Path, comfyui: Path) -> Path:
 def run_on_hosts(
     hosts: Sequence[tuple[Path, Path]], arguments: Sequence[str], results: Path, everything: bool
 ) -> list[int]:
-    """Run pytest with each ComfyUI, given with its Python; the logs of several come one after another."""
+    """Run pytest with each ComfyUI, given with its Python, one after another."""
     newest = max((comfyui for comfyui, _ in hosts), key=release, default=None)
-
-    def run_one(comfyui: Path, python: Path) -> int:
-        title = f"\nThe tests with ComfyUI {comfyui_version(comfyui)} in {comfyui}:\n"
-        file = host_results(results, comfyui)
-        if len(hosts) == 1:
-            sys.stdout.write(title)
-            sys.stdout.flush()
-            return run(python, [*arguments, *markers(arguments, everything)], file, comfyui)
-        # The frontend that people meet is the newest one's, and a browser takes a core for itself.
-        chosen = markers(arguments, everything, browser=comfyui == newest)
-        with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
-            status = run(python, [*arguments, *chosen], file, comfyui, log)
-            log.seek(0)
-            sys.stdout.write(title + log.read())
-            sys.stdout.flush()
-        return status
-
-    if len(hosts) > 1:
-        # Side by side each gets its share of the cores; models this small gain next to nothing from more.
-        os.environ.setdefault("OMP_NUM_THREADS", "1")
-        sys.stdout.write(f"\nRunning the tests with {len(hosts)} versions of ComfyUI side by side ...\n")
+    statuses = []
+    for comfyui, python in hosts:
+        sys.stdout.write(f"\nThe tests with ComfyUI {comfyui_version(comfyui)} in {comfyui}:\n")
+        chosen = list(arguments)
+        if comfyui != newest and not everything:
+            sys.stdout.write("These are the ones that depend on the version of ComfyUI; --all runs the others too.\n")
+            chosen = on_older_hosts(chosen)
         sys.stdout.flush()
-    with ThreadPoolExecutor(max(len(hosts), 1)) as pool:
-        return list(pool.map(lambda host: run_one(*host), hosts))
+        # The frontend that people meet is the newest one's.
+        marked = markers(arguments, everything, browser=comfyui == newest)
+        statuses.append(run(python, [*chosen, *marked], host_results(results, comfyui), comfyui))
+    return statuses
+
+
+def on_older_hosts(arguments: Sequence[str]) -> list[str]:
+    """Pytest's arguments with the tests that depend on the version of ComfyUI in place of all of them."""
+    options = [entry for entry in arguments if not is_path(entry)]
+    return [*ON_OLDER_HOSTS, *options] if HOST_TESTS in arguments else list(arguments)
 
 
 def closing_line(files: Iterable[Path], lost: int = 0) -> str:
@@ -233,7 +232,10 @@ def main(arguments: Sequence[str]) -> int:
                 sys.stdout.write(f"on_hosts.py: {error}\n")
                 statuses.append(1)
                 lost += 1
-        statuses += run_on_hosts(hosts, [*(hosted or []), *processes(arguments, len(hosts))], results, everything)
+        if hosts and processes(arguments):
+            # Models this small gain next to nothing from more threads.
+            os.environ.setdefault("OMP_NUM_THREADS", "1")
+        statuses += run_on_hosts(hosts, [*(hosted or []), *processes(arguments)], results, everything)
         lost += sum(not host_results(results, folder).is_file() for folder, _ in hosts)
         files = sorted(results.glob("*.xml"))
         if len(files) + lost > 1:

@@ -87,6 +87,18 @@ def object_pixels(frames: np.ndarray, background: str) -> np.ndarray:
     return np.min(np.stack(list(to_colours.values())), axis=0) + FOREGROUND_MARGIN < ground
 
 
+def colour_map(frames: np.ndarray, background: str) -> np.ndarray:
+    """The object colour that each pixel shows: index into ``world.COLOURS``, -1 for background; int [T, 64, 64].
+
+    Args:
+        frames: float [T, 64, 64, 3] in 0..1.
+        background: a word of ``world.BACKGROUNDS``.
+    """
+    ground, to_colours = _distances(frames, background)
+    distances = np.stack(list(to_colours.values()))
+    return np.where(distances.min(axis=0) + FOREGROUND_MARGIN < ground, distances.argmin(axis=0), -1)
+
+
 def _distances(frames: np.ndarray, background: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Distance [T, 64, 64] of every pixel to the background, and to each colour."""
     ground = np.linalg.norm(frames - world.background_image(background), axis=-1)

@@ -200,17 +200,20 @@ def render(scene: Scene, frames: int = NATIVE_FRAMES) -> RenderedClip:
     return RenderedClip(np.clip(picture, 0, 1).astype(np.float32), masks, boxes, flow)
 
 
-def random_scene(generator: np.random.Generator, split: Split = "any", max_objects: int = 2) -> Scene:
+def random_scene(
+    generator: np.random.Generator, split: Split = "any", max_objects: int = 2, pair_share: float = 0.2
+) -> Scene:
     """Draw a random scene.
 
     Args:
         generator: the only source of chance.
         split: ``train`` (no held-out combination), ``held_out`` (every object is one) or ``any``.
-        max_objects: 1, or 2 for one scene in five with two objects of different colours that never touch.
+        max_objects: 1, or 2 for some scenes with two objects of different colours that never touch.
+        pair_share: share of the scenes with two objects where there may be, 0..1.
     """
     background = str(generator.choice(list(BACKGROUNDS)))
     brightness = float(generator.uniform(0.97, 1.03))
-    if max_objects > 1 and generator.random() < 0.2:
+    if max_objects > 1 and generator.random() < pair_share:
         while True:
             pair = tuple(_random_object(generator, split, (9.0, 11.0)) for _ in range(2))
             if pair[0].colour != pair[1].colour and not _touching(pair):

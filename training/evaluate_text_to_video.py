@@ -2,7 +2,8 @@
 
 ``python cli.py evaluate text_to_video`` samples a fixed list of prompts, a third of them word combinations that
 training never saw, and writes how often colour, background, shape and motion are right; beside it the same metrics on
-rendered clips and on their VAE reconstructions, which bound what can be measured.
+rendered clips and on their VAE reconstructions, which bound what can be measured. ``--model toybox-joint`` measures the
+model in which text and video are one sequence.
 """
 
 from __future__ import annotations
@@ -20,11 +21,17 @@ from torch import Tensor
 
 from ..recipes.given.paths import given_path
 from ..toybox import metrics, world
-from ..video_models.toybox import TOYBOX_FOLDER, load_toybox
+from ..video_models.joint.model import load_joint_toybox
+from ..video_models.toybox import load_toybox
 from ..video_models.video_model import StandaloneVideoModel, TextEmbedding
 
 ROOT = Path(__file__).resolve().parent.parent
 SEED = 2024
+# Loader and file of results of each model.
+MODELS = {
+    "toybox": (load_toybox, "toybox_text_to_video.json"),
+    "toybox-joint": (load_joint_toybox, "toybox_joint_text_to_video.json"),
+}
 WORDS = [field.name for field in fields(metrics.PromptScore)]
 
 
@@ -81,8 +88,9 @@ def picture_quality(scenes: Sequence[world.Scene], through: Callable[[Tensor], T
 
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="evaluate text_to_video", description=__doc__)
-    parser.add_argument("--folder", type=given_path, default=TOYBOX_FOLDER)
-    parser.add_argument("--out", type=given_path, default=ROOT / "benchmarks" / "results" / "toybox_text_to_video.json")
+    parser.add_argument("--model", choices=list(MODELS), default="toybox")
+    parser.add_argument("--folder", type=given_path, help="of the model (default: the one of the pack)")
+    parser.add_argument("--out", type=given_path, help="default: the model's file in benchmarks/results")
     parser.add_argument("--sheet", type=given_path, help="write a PNG with four frames of every clip")
     parser.add_argument("--prompts", type=int, default=60)
     parser.add_argument("--steps", type=int, default=25)
@@ -91,7 +99,9 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--batch", type=int, default=10)
     options = parser.parse_args(arguments)
 
-    model = load_toybox("cuda" if torch.cuda.is_available() else "cpu", options.folder)
+    loader, results = MODELS[options.model]
+    folder = {"folder": options.folder} if options.folder else {}
+    model = loader("cuda" if torch.cuda.is_available() else "cpu", **folder)
     scenes = evaluation_scenes(options.prompts)
     prompts = [world.prompt(scene) for scene, _ in scenes]
     clips = sample_prompts(model, prompts, options.seed, options.steps, options.cfg, options.batch)
@@ -108,6 +118,7 @@ def main(arguments: list[str]) -> None:
         "seen combinations": accuracy([score for score, (_, held_out) in pairs if not held_out]),
         "held-out combinations": accuracy([score for score, (_, held_out) in pairs if held_out]),
         "one object": accuracy([score for score, (scene, _) in pairs if len(scene.objects) == 1]),
+        "two objects": accuracy([score for score, (scene, _) in pairs if len(scene.objects) == 2]),
         "metrics on rendered clips": reference_accuracy(alone),
         "metrics on VAE reconstructions": reference_accuracy(alone, reconstruct),
         "VAE PSNR in dB": picture_quality(alone, reconstruct),
@@ -116,8 +127,9 @@ def main(arguments: list[str]) -> None:
             for prompt, score, (_, held_out) in zip(prompts, scores, scenes, strict=True)
         ],
     }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    out = options.out or ROOT / "benchmarks" / "results" / results
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     if options.sheet is not None:
         write_sheet(clips, options.sheet)
     summary = {key: value for key, value in report.items() if key != "clips"}

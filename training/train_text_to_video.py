@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ from .command_line import begin, training_parser
 from .loop import LoopSettings, train
 
 logger = logging.getLogger(__name__)
+
+DrawScene = Callable[[np.random.Generator, world.Split], world.Scene]
 
 CONFIG = LaVieConfig(
     block_out_channels=(32, 64, 128),
@@ -87,14 +90,24 @@ class ClipStore:
         seed: of the scenes.
         vae_folder: the VAE that encodes.
         tokenizer: of the prompts.
+        device: to encode on.
+        draw: makes a scene of the split.
     """
 
     def __init__(
-        self, path: Path, count: int, split: world.Split, seed: int, vae_folder: Path, tokenizer: Any, device: Any
+        self,
+        path: Path,
+        count: int,
+        split: world.Split,
+        seed: int,
+        vae_folder: Path,
+        tokenizer: Any,
+        device: Any,
+        draw: DrawScene = world.random_scene,
     ) -> None:
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
-            torch.save(self._encode(count, split, seed, vae_folder, tokenizer, device), path)
+            torch.save(self._encode(count, split, seed, vae_folder, tokenizer, device, draw), path)
         stored = torch.load(path, weights_only=True)
         self.latents: Tensor = stored["latents"]
         self.tokens: Tensor = stored["tokens"]
@@ -102,7 +115,13 @@ class ClipStore:
     @staticmethod
     @torch.no_grad()
     def _encode(
-        count: int, split: world.Split, seed: int, vae_folder: Path, tokenizer: Any, device: Any
+        count: int,
+        split: world.Split,
+        seed: int,
+        vae_folder: Path,
+        tokenizer: Any,
+        device: Any,
+        draw: DrawScene,
     ) -> dict[str, Tensor]:
         from diffusers import AutoencoderKL
 
@@ -110,7 +129,7 @@ class ClipStore:
         generator = np.random.default_rng(seed)
         latents, prompts = [], []
         for number in range(count):
-            scene = world.random_scene(generator, split)
+            scene = draw(generator, split)
             prompts.append(world.prompt(scene))
             frames = torch.from_numpy(world.render(scene).frames).permute(0, 3, 1, 2).to(device) * 2 - 1
             encoded = vae.encode(frames.contiguous(memory_format=torch.channels_last)).latent_dist.mode()

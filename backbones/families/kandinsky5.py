@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 from ...attention_patches.latent_time import causal
-from ...attention_patches.site import SITE_KEY
+from ...attention_patches.site import SITE_KEY, AttentionKind
 from ...video_models.sampling.window_frames import anchor_frame
 from ..block_sites import BlockMarkers, ExpectedCall, SiteSequence, calls_of_blocks
 from ..family import Family, ModelCall, TokenGrid, children, has_parts, patched_grid
@@ -32,6 +32,7 @@ class Kandinsky5(Family):
     encoders = (QWEN,)
     reads_weights = False
     drops_padding = False
+    mixes_prompts = True
     block_list = "visual_transformer_blocks"
     parts = frozenset(
         "time_embeddings text_embeddings pooled_text_embeddings visual_embeddings text_transformer_blocks "
@@ -56,7 +57,8 @@ class Kandinsky5(Family):
         grid = self.grids(network, call.latents, call.extras)[0]
         blocks_of_text = len(children(network, "text_transformer_blocks"))
         of_text = [ExpectedCall(call.text_length, call.text_length, None)] * blocks_of_text
-        blocks = [(name, ("self", "cross")) for name in self.block_names(network)]
+        kinds: tuple[AttentionKind, ...] = ("self", "cross")
+        blocks = [(name, kinds) for name in self.block_names(network)]
         options[SITE_KEY] = SiteSequence([*of_text, *calls_of_blocks(self, call, grid, blocks)], call)
 
     @staticmethod

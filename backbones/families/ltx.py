@@ -26,7 +26,7 @@ class LTXVideo(MarkedFamily):
     name = "LTX-Video"
     latent_time = causal(8)
     trained_frames = 16
-    encoders = ("t5xxl",)
+    encoders: tuple[str, ...] = ("t5xxl",)
     block_list = "transformer_blocks"
     # The later models with sound have more, and give their blocks two sequences at once.
     parts = frozenset("patchify_proj adaln_single caption_projection transformer_blocks norm_out proj_out".split())

@@ -119,7 +119,11 @@ def native_classes() -> dict[str, type]:
                 "linear_end": config.beta_end,
                 "timesteps": config.num_train_timesteps,
             }
-            self.memory_usage_factor = 2.0 * config.block_out_channels[0] / 320
+            self.memory_usage_factor = 2.0 * self.token_channels(config) / 320
+
+        def token_channels(self, config: Any) -> int:
+            """Channels at the finest level."""
+            return config.block_out_channels[0]
 
         def inpaint_model(self) -> bool:
             return False
@@ -150,12 +154,21 @@ def native_model(
     Raises:
         ValueError: if tensors are missing, unknown or of another shape.
     """
+    check_unet_state(state, config)
+    return model_patcher(native_classes()["config"](config, scaling or published_scaling(config)), state)
+
+
+def model_patcher(model_config: Any, state: Mapping[str, Tensor]) -> Any:
+    """Build the model of a config with these tensors, in the type that the host chooses for the device.
+
+    Args:
+        model_config: one of ComfyUI's ``supported_models_base.BASE``.
+        state: all tensors of the network, by its own names.
+    """
     import comfy.model_management as management
     import comfy.model_patcher
     import comfy.utils
 
-    check_unet_state(state, config)
-    model_config = native_classes()["config"](config, scaling or published_scaling(config))
     load_device = management.get_torch_device()
     parameters = comfy.utils.calculate_parameters(state)
     dtype = management.unet_dtype(

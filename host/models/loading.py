@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ...video_models.joint.model import JOINT_FOLDER, check_parts, joint_state
 from ...video_models.lavie.config import LaVieConfig
 from ...video_models.lavie.files import open_unet, unet_state
 from ...video_models.toybox import TOYBOX_FOLDER, check_toybox
+from .joint_models import native_joint_model
 from .lavie_models import native_model
 from .native_parts import holds_parts, load_parts, read_weights
 from .native_text import native_clip
@@ -27,15 +29,39 @@ def load_native_toybox(folder: Path = TOYBOX_FOLDER) -> tuple[Any, Any, Any]:
         FileNotFoundError: naming the first file that is missing.
         RuntimeError, ValueError: if the U-Net file is broken.
     """
-    from transformers import PreTrainedTokenizerFast, T5EncoderModel
-
     check_toybox(folder)
     vae, scaling = diffusers_vae(folder / "vae")
     state = unet_state(read_weights(folder / "unet.safetensors")[0])
     model = native_model(state, LaVieConfig.load(folder / "config.json"), scaling)
+    return model, _toybox_clip(folder), vae
+
+
+def load_native_joint_toybox(folder: Path = JOINT_FOLDER, parts: Path = TOYBOX_FOLDER) -> tuple[Any, Any, Any]:
+    """The Toybox's joint text-to-video model.
+
+    Args:
+        folder: holds ``model.safetensors`` and ``config.json``.
+        parts: holds ``vae/``, ``text_encoder/`` and ``tokenizer/``.
+
+    Returns:
+        ComfyUI MODEL (``ModelPatcher``), CLIP and VAE.
+
+    Raises:
+        FileNotFoundError: naming the first file that is missing.
+        ValueError: if the model file is broken or does not fit its config.
+    """
+    check_parts(parts)
+    vae, scaling = diffusers_vae(parts / "vae")
+    return native_joint_model(*joint_state(folder), scaling), _toybox_clip(parts), vae
+
+
+def _toybox_clip(folder: Path) -> Any:
+    """The Toybox's text encoder as ComfyUI's CLIP."""
+    from transformers import PreTrainedTokenizerFast, T5EncoderModel
+
     encoder = T5EncoderModel.from_pretrained(folder / "text_encoder", local_files_only=True)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer", local_files_only=True)
-    return model, native_clip(encoder, tokenizer, tokenizer.model_max_length), vae
+    return native_clip(encoder, tokenizer, tokenizer.model_max_length)
 
 
 def load_lavie_file(

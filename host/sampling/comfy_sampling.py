@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from ...backbones.nested_latents import is_nested, video_of, with_video
+from ...backbones.nested_latents import stream_sizes, video_of, with_video
 from ...backbones.window_runs import shuffle_once
 from ...video_models.sampling.noise import is_rescheduled
 
@@ -83,10 +83,11 @@ def sample_film(
     video = video_of(samples)
     result = {**latent, "samples": samples}
     start = noise.generate_noise(result)
-    if is_nested(start) != is_nested(samples) or start.shape != samples.shape:
+    if stream_sizes(start) != stream_sizes(samples):
+        given, wanted = (" and ".join(map(str, stream_sizes(each))) for each in (start, samples))
         raise ValueError(
-            f"the noise has shape {tuple(start.shape)} but the latent {tuple(samples.shape)}; connect noise and latent "
-            "of the same Video Noise node."
+            f"the noise has shape {given} but the latent {wanted}; connect noise and latent of the same Video Noise "
+            "node."
         )
     mask = latent.get("noise_mask")
     if mask is not None:

@@ -9,6 +9,7 @@ from ..model_sets import check_device
 from ..protocols import Interpolator, Upscaler, VideoModel
 
 TOYBOX = "toybox"
+TOYBOX_JOINT = "toybox-joint"
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,7 @@ class ModelFiles:
     """Which models to open.
 
     Attributes:
-        model: ``toybox``, a file of LaVie's base model, or a Stable Diffusion 1 checkpoint or folder.
+        model: ``toybox``, ``toybox-joint``, a file of LaVie's base model, or a Stable Diffusion 1 checkpoint or folder.
         interpolation: a file of LaVie's interpolation model; None leaves that stage out.
         upscaling: a file of LaVie's upscaler; None leaves that stage out.
         parts: Stable Diffusion 1 checkpoint or folder, for text encoder and VAE of the first two; None where the model
@@ -34,12 +35,17 @@ class ModelFiles:
 
     def __post_init__(self) -> None:
         for name, path, wanted, parts in (
-            ("the model", None if self.model == TOYBOX else self.model, "Stable Diffusion 1", self.parts),
+            (
+                "the model",
+                None if self.model in (TOYBOX, TOYBOX_JOINT) else self.model,
+                "Stable Diffusion 1",
+                self.parts,
+            ),
             ("the interpolation model", self.interpolation, "Stable Diffusion 1", self.parts),
             ("the upscaler", self.upscaling, "Stable Diffusion x4 upscaler", self.upscaling_parts),
         ):
             if path is not None and not Path(path).exists():
-                choice = f"; take {TOYBOX} or a file" if name == "the model" else "; check the path"
+                choice = f"; take {TOYBOX}, {TOYBOX_JOINT} or a file" if name == "the model" else "; check the path"
                 raise ValueError(f"{name} is {str(path)!r}, which does not exist{choice}.")
             # A Stable Diffusion checkpoint in the model's place includes them; opening it shows whether.
             if path is not None and parts is None and name != "the model":
@@ -76,12 +82,15 @@ def open_long_video_models(files: ModelFiles, device: str | None = None) -> Long
     Raises:
         ValueError, OSError, RuntimeError, ImportError: when the files or this installation lack something.
     """
+    from ...video_models.joint.model import load_joint_toybox
     from ...video_models.lavie.models import open_interpolator, open_lavie, open_upscaler
     from ...video_models.toybox import load_toybox
 
     chosen, options = check_device(device), {"tokenizer": files.tokenizer}
     if files.model == TOYBOX:
         model, name = load_toybox(chosen), TOYBOX
+    elif files.model == TOYBOX_JOINT:
+        model, name = load_joint_toybox(chosen), TOYBOX_JOINT
     else:
         model, name = open_lavie(files.model, files.parts, chosen, **options), Path(files.model).name
     interpolator = upscaler = None

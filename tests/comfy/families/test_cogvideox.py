@@ -28,7 +28,7 @@ def model() -> TinyModel:
 # --- the proof --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [(8, 12), (7, 11)])
+@pytest.mark.parametrize("size", [(7, 11), pytest.param((8, 12), marks=pytest.mark.slow)])
 @pytest.mark.parametrize("mode", sorted(GUIDES))
 @pytest.mark.parametrize("kernel", ["as it comes", "channels", "partition"])
 def test_guided_film_equals_explicit_biases(

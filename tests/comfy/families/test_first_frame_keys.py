@@ -16,6 +16,7 @@ import pytest
 import torch
 from dense_reference import CALLS, Calls, DenseGuide, DenseReference
 from evolved import WINDOWS, load_pack, tiny_sd15, with_motion_model
+from family_rows import rows
 from half_precision import ROUNDING, in_half
 from native_guides import first_predictions, guide_of, patched, relative, spans_of
 from native_models import BUILDERS, TinyModel, sample, tiny
@@ -146,7 +147,7 @@ def test_films_equal_attention_over_all_pairs(name: str, source: str) -> None:
 
 
 # Animate 2's frames ask one by one, which leaves nothing to choose.
-@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "wan_animate2"])
+@pytest.mark.parametrize("name", rows([name for name in FAMILIES if name != "wan_animate2"]))
 def test_masks_follow_the_keys_in_every_family(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guidance_plan, "DENSE_PAIRS", 0)
     model, guide, spans = tiny(name), guide_of(name, "separate"), spans_of(name)

@@ -11,8 +11,8 @@ import pytest
 import torch
 from dense_reference import CALLS, OVERRIDE, guides_ask_apart
 from native_guides import as_seen, dense, first_predictions, guide_of, masks_of, patched, relative, spans_of
-from native_ltx_models import UNPROCESSED
-from native_models import TinyModel, sample, tiny
+from native_ltx_models import LTXAV, UNPROCESSED
+from native_models import TinyModel, build, sample, tiny
 from sound_places import seen_changes
 from torch import Tensor
 
@@ -21,6 +21,7 @@ from mask_guided_video.attention_patches.guidance.text_spans import TextSpans
 from mask_guided_video.attention_patches.patch import Attend
 from mask_guided_video.attention_patches.site import AttentionSite
 from mask_guided_video.backbones.registry import install_patches, require_supported
+from mask_guided_video.host.prompts.joined_prompts import schedule_prompts
 
 pytestmark = [pytest.mark.comfy, pytest.mark.usefixtures("as_in_a_node")]
 
@@ -306,3 +307,16 @@ def test_masks_count_the_frames_of_the_film_alone() -> None:
     guide = guide_of(model.name, "separate", masks=torch.ones(2, 25, 32, 40))
     with pytest.raises(ValueError, match="25 mask frames do not fit a clip of 3 latent frames .*give 1 or 3 or 17"):
         sample(model, patched(model, guide, spans_of(model.name)), steps=1)
+
+
+def test_a_part_that_nobody_knows_is_refused() -> None:
+    patcher = build("LTXAV", LTXAV)
+    assert require_supported(patcher)[0].name == "LTX-2 / 2.3 / 2.5"
+    patcher.model.diffusion_model.add_module("depth_proj", torch.nn.Linear(1, 1))
+    with pytest.raises(ValueError, match=r"LTXAVModel \(built like LTX-2 / 2.3 / 2.5, but .*: depth_proj\)"):
+        require_supported(patcher)
+
+
+def test_prompts_over_time_are_refused() -> None:
+    with pytest.raises(ValueError, match="LTX-2 / 2.3 / 2.5 mixes all words of a text before its blocks read them"):
+        schedule_prompts(tiny("ltxav").patcher, None, (0, 4), ("a red ball", "a blue ball"), 2)

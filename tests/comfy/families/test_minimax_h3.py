@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from family_rows import rows
 from guides import plain_guide
 from mode_guides import Watch, guided, mode_guide
 from native_guides import dense, first_predictions, guide_of, masks_of, patched, relative, spans_of
+from native_minimax_models import build_minimax
 from native_models import TinyModel, sample, tiny
 from tiny_model import flat
 from token_places import see
@@ -27,6 +29,7 @@ from mask_guided_video.attention_patches.guidance.modes.registry import MODES
 from mask_guided_video.attention_patches.kernels.torch_attention import torch_attention
 from mask_guided_video.attention_patches.latent_time import latent_frame_groups
 from mask_guided_video.backbones.families.minimax_h3 import MiniMaxH3
+from mask_guided_video.backbones.host_hooks import prompt_name
 from mask_guided_video.backbones.registry import install_patches, latent_channels_of, latent_time_of
 from mask_guided_video.host.sampling.host_windows import ContextWindows, install_context_windows
 
@@ -138,6 +141,25 @@ def test_both_prompts_equal_explicit_biases_in_calls_of_their_own(name: str, mod
     assert torch.equal(only["positive"], found["positive"])
     off = patched(model, guide_of(name, mode, strength=0.0), spans)
     assert torch.equal(sample(model, off), sample(model))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_words_of_one_of_two_positive_prompts(name: str) -> None:
+    """As Conditioning (Combine) puts them together: each is a call, and only the one that is meant is guided."""
+    model, guide = both_prompts(name), guide_of(name, "cross_text")
+    two, (meant, _) = model.conditioning(1) + model.conditioning(3), model.conditioning(3)[0]
+    refined = model.patcher.model.diffusion_model.preprocess_text_embeds(meant)
+    spans = spans_of(name, frozenset([prompt_name(meant)]))
+    reference = dense(model, guide, spans, prompt=refined)
+    expected = first_predictions(model, reference.hang(model.patcher), positive=two)
+    assert reference.model_calls == 3
+    found = first_predictions(model, patched(model, guide, spans), positive=two)
+    both = first_predictions(model, patched(model, guide, spans_of(name)), positive=two)
+    plain = first_predictions(model, model.patcher, positive=two)
+    assert relative(found["positive"], expected["positive"]) < EXACT
+    assert torch.equal(found["negative"], plain["negative"])
+    for other in (both, plain):
+        assert relative(found["positive"], other["positive"]) > CLEAR
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -286,3 +308,14 @@ def test_the_model_is_known_by_its_parts() -> None:
     network = patcher.model.diffusion_model
     assert MiniMaxH3().fits(network) and not MiniMaxH3().strange_parts(network)
     assert MiniMaxH3().block_names(network) == ["block.0", "block.1"]
+
+
+def test_checkpoints_with_a_table_of_times_are_guided_too() -> None:
+    """The smaller form in which the weights are published as well: no embedder of the time."""
+    model = replace(tiny("minimax_h3"), make=partial(build_minimax, adaln_curve_grid=9))
+    network = model.patcher.model.diffusion_model
+    assert MiniMaxH3().fits(network) and not hasattr(network, "time_embedder")
+    guide, spans = guide_of("minimax_h3", "separate"), spans_of("minimax_h3")
+    film = sample(model, patched(model, guide, spans))
+    assert relative(film, sample(model, dense(model, guide, spans).hang(model.patcher))) < EXACT
+    assert relative(film, sample(model)) > CLEAR

@@ -57,7 +57,7 @@ def two_prompts(model: TinyModel) -> list[Any]:
     return model.conditioning(1) + model.conditioning(3)
 
 
-@pytest.mark.parametrize("name", SEVERAL_FILMS)
+@pytest.mark.parametrize("name", rows(SEVERAL_FILMS))
 def test_two_films_in_a_batch(name: str) -> None:
     model = tiny(name)
     guide, spans = guide_of(name, "separate", rows="conditional"), spans_of(name)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from dense_reference import CALLS
-from family_rows import rows
+from family_rows import pairs, rows
 from guides import plain_guide
 from native_guides import GUIDES, dense, first_predictions, guide_of, left_alone, masks_of, patched, relative, spans_of
 from native_models import BUILDERS, sample, tiny
@@ -66,8 +66,7 @@ def prompts_of(name: str) -> tuple[str, ...]:
     return ("positive", "negative") if tiny(name).cfg > 1.0 else ("positive",)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("nothing", ["strength 0", "no object"])
+@pytest.mark.parametrize(("name", "nothing"), pairs(FAMILIES, ["strength 0", "no object"]))
 def test_no_guidance_is_bit_identical(name: str, nothing: str) -> None:
     model = tiny(name)
     masks = masks_of(model) if nothing == "strength 0" else torch.zeros_like(masks_of(model))
@@ -75,14 +74,12 @@ def test_no_guidance_is_bit_identical(name: str, nothing: str) -> None:
     assert torch.equal(sample(model, patched(model, guide, spans_of(name))), sample(model))
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("mode", ["separate", "focus", "focus_fg", "separate among film"])
+@pytest.mark.parametrize(("name", "mode"), pairs(FAMILIES, ["separate", "focus", "focus_fg", "separate among film"]))
 def test_guided_film_equals_explicit_biases(name: str, mode: str, kernel: str) -> None:
     prove(name, guide_of(name, mode), spans_of(name) if mode == "separate" else None)
 
 
-@pytest.mark.parametrize("name", WITH_WORDS)
-@pytest.mark.parametrize("mode", ["cross_text", "cross_text hard"])
+@pytest.mark.parametrize(("name", "mode"), pairs(WITH_WORDS, ["cross_text", "cross_text hard"]))
 def test_words_equal_explicit_biases(name: str, mode: str, kernel: str) -> None:
     prove(name, guide_of(name, mode), spans_of(name))
 

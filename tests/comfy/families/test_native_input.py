@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from dense_reference import CALLS, latent_frames
+from family_rows import pairs
 from guides import plain_guide
 from native_guides import first_predictions, guide_of, masks_of, patched, relative, spans_of
 from native_models import BUILDERS, TEXT, TinyModel, sample, tiny
@@ -46,8 +47,7 @@ def test_masks_of_another_length_are_told_the_valid_ones(name: str) -> None:
     refused(model, guided, rf"{wrong} mask frames do not fit .*{CALLS[name].latents}.*give {valid} masks")
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("kind", ["one mask", "latent frames"])
+@pytest.mark.parametrize(("name", "kind"), pairs(FAMILIES, ["one mask", "latent frames"]))
 def test_all_valid_lengths_are_taken(name: str, kind: str) -> None:
     model, calls = tiny(name), CALLS[name]
     all_frames = latent_frames(masks_of(model), calls.covered(calls.latents))
@@ -111,6 +111,8 @@ def test_every_tiny_model_is_known(name: str) -> None:
         "ltx": "LTX-Video",
         "ltxav": "LTX-2 / 2.3 / 2.5",
         "hunyuan": "Hunyuan",
+        "hunyuan15": "HunyuanVideo 1.5",
+        "kandinsky5": "Kandinsky 5",
         "mochi": "Mochi",
         "cogvideox": "CogVideoX 1.0",
         "cogvideox15": "CogVideoX 1.5",

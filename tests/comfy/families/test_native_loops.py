@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.comfy, pytest.mark.usefixtures("as_in_a_node")]
 
 FAMILIES = sorted(BUILDERS)
 # One of each way in which sites are found.
-SOME = ["wan", "ltx", "hunyuan", "mochi", "minimax_h3", "cosmos", "sd15", "svd"]
+SOME = ["wan", "ltx", "hunyuan", "hunyuan15_image", "mochi", "minimax_h3", "cosmos", "kandinsky5_image", "sd15", "svd"]
 # Parts of the schedule that begin or end with it.
 ENDS = [(0.0, 0.4), (0.4, 1.0)]
 
@@ -130,7 +130,7 @@ def shifted(name: str, patcher: Any) -> Any:
 # --- nothing is left behind -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", rows(SOME, ("wan", "ltx", "hunyuan", "cosmos")))
+@pytest.mark.parametrize("name", rows(SOME, ("wan", "ltx", "hunyuan", "hunyuan15_image", "cosmos", "kandinsky5_image")))
 @pytest.mark.parametrize("end", ["finished", "cancelled", "error in the model"])
 def test_original_and_patched_model_are_as_before(name: str, end: str) -> None:
     import comfy.model_management

@@ -11,19 +11,20 @@ from native_models import tiny
 pytestmark = pytest.mark.comfy
 
 NAMES = (
-    "wan",
-    "wan_odd",
-    "ltx",
-    "hunyuan",
-    "mochi",
-    "minimax_h3",
-    "minimax_h3_odd",
-    "cosmos",
-    "cosmos_predict2",
-    "sd15",
-    "sd15_odd",
-    "sdxl",
-    "svd",
+    *(
+        "wan",
+        "wan_odd",
+        "ltx",
+        "hunyuan",
+        "hunyuan15",
+        "mochi",
+        "minimax_h3",
+        "minimax_h3_odd",
+        "cosmos",
+        "cosmos_predict2",
+        "kandinsky5",
+    ),
+    *("sd15", "sd15_odd", "sdxl", "svd"),
 )
 
 

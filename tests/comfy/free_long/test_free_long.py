@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from direct_free_long import DirectFreeLong
+from family_rows import pairs
 from long_models import CLEAR, EXACT, FRAMES, SETTINGS, WINDOW, direct, free_long, long_model
 from native_guides import relative
 from native_models import sample, tiny
@@ -35,6 +36,9 @@ FAMILIES = (
     "hunyuan",
     "hunyuan_masked",
     "hunyuan_reference",
+    "hunyuan15",
+    "hunyuan15_glyphs",
+    "kandinsky5",
     "mochi",
     "minimax_h3",
     "minimax_h3_references",
@@ -43,8 +47,7 @@ FAMILIES = (
 )
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("setting", ["FreeLong", "FreeLong++"])
+@pytest.mark.parametrize(("name", "setting"), pairs(FAMILIES, ["FreeLong++", "FreeLong"]))
 def test_film_equals_whole_masks_and_spectra(name: str, setting: str) -> None:
     model, settings = long_model(name), SETTINGS[setting]
     expected = sample(model, direct(name, settings).hang(model.patcher))
@@ -195,4 +198,6 @@ def test_native_lengths() -> None:
         "sd15": 16,
         "svd": 25,
     }
-    assert found == {**wans, **others, "hunyuan": 33, "hunyuan_masked": 33, "hunyuan_reference": 33}
+    chats = {"hunyuan15": 31, "hunyuan15_glyphs": 31, "kandinsky5": 31}
+    hunyuans = {"hunyuan": 33, "hunyuan_masked": 33, "hunyuan_reference": 33}
+    assert found == {**wans, **others, **hunyuans, **chats}

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from family_rows import rows
 from long_models import EXACT, FRAMES, SETTINGS, free_long, long_model
 from mode_guides import guided, hung_patches, mode_guide, moving_masks, suits, word_places
 from native_guides import first_predictions, left_alone, relative
@@ -66,7 +67,7 @@ def test_free_long_with_keys_of_the_first_frame(model: TinyModel, order: str) ->
     assert relative(film, film_of(model, free_long(model, settings))) > CLEAR
 
 
-@pytest.mark.parametrize("name", list(BUILDERS))
+@pytest.mark.parametrize("name", rows(BUILDERS))
 def test_dynamic_masks_in_every_family(name: str) -> None:
     model = tiny(name)
     assert suits("dmg", model)

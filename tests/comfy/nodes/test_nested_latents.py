@@ -6,6 +6,7 @@ What is expected is made of the two streams apart, with the host's own functions
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -186,14 +187,20 @@ def test_sample_video_takes_a_mask_of_the_video_or_of_both(model: TinyModel) -> 
 
 
 def test_noise_of_other_streams_is_refused(model: TinyModel) -> None:
-    class Plain:
-        seed = SEED
+    @dataclass
+    class Given:
+        noise: Any
+        seed: int = SEED
 
-        def generate_noise(self, latent: dict[str, Any]) -> Tensor:
-            return torch.zeros(model.latents)
+        def generate_noise(self, latent: dict[str, Any]) -> Any:
+            return self.noise
 
-    with pytest.raises(ValueError, match="connect noise and latent of the same Video Noise node"):
-        sampled_by_node(model, model.patcher, Plain(), {"samples": model.empty()})
+    video, sound = model.noise().unbind()
+    for noise, named in ((video, r"12\) but"), (nested(video, sound[..., :4]), r"4\) but")):
+        with pytest.raises(
+            ValueError, match=named + r" the latent .* \(1, 32, 2, 9\); connect noise and latent of the"
+        ):
+            sampled_by_node(model, model.patcher, Given(noise), {"samples": model.empty()})
 
 
 @pytest.mark.parametrize("mode", ["same_noise", "fresh", "refine"])

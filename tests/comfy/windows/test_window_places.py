@@ -16,7 +16,7 @@ from dense_reference import CALLS
 from family_rows import rows
 from native_models import BUILDERS, TinyModel, sample, tiny
 from torch import Tensor
-from window_films import with_film
+from window_films import LAID_OVER, with_film
 
 from mask_guided_video.attention_patches.latent_time import PICTURES
 from mask_guided_video.attention_patches.patch import Attend
@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.comfy, pytest.mark.usefixtures("as_in_a_node")]
 
 # Temporal convolutions come before the first attention call, so that what changes is not one frame alone.
 MIXES_FRAMES = {"svd"}
-FAMILIES = sorted(set(BUILDERS) - NOT_CUT_BY_THE_HOST - WITH_SOUND - MIXES_FRAMES)
+FAMILIES = sorted(set(BUILDERS) - NOT_CUT_BY_THE_HOST - WITH_SOUND - MIXES_FRAMES - LAID_OVER)
 
 
 class Enough(Exception):
@@ -94,7 +94,7 @@ def said_and_seen(
     return found
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", rows(FAMILIES))
 def test_frames_stand_where_the_sites_of_core_windows_say(name: str) -> None:
     leading = CALLS[name].leading
     frames = film_frames(name) + leading
@@ -133,7 +133,7 @@ def test_our_windows_have_no_anchor(name: str) -> None:
 
 @pytest.mark.parametrize("kept", ["0", "0, 2", "1", "-1"])
 @pytest.mark.parametrize("anchor", [True, False])
-@pytest.mark.parametrize("name", ["wan", "ltx", "sd15", "wan_vace_reference"])
+@pytest.mark.parametrize("name", rows(["wan", "ltx", "sd15", "wan_vace_reference"], ("wan_vace_reference",)))
 def test_latents_that_are_kept_in_every_window(name: str, anchor: bool, kept: str) -> None:
     import inspect
 
@@ -185,6 +185,30 @@ def test_pictures_that_are_kept_in_every_window(caplog: pytest.LogCaptureFixture
     windows = seen_pictures("wan_image", frames, lambda model: kept(model, causal_window_fix=False), 0)
     assert all(names[0] == 0 and places == [0] for names, places in windows)
     assert caplog.text.count("take it out of cond_retain_index_list if that is not meant") == 2
+
+
+@pytest.mark.parametrize("anchor", [True, False])
+def test_a_picture_that_is_laid_over_every_window(anchor: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """Kandinsky 5's given picture: the first frame of each window shows the first frame of the video."""
+    name, frames = "kandinsky5_image", film_frames("kandinsky5_image")
+    models = [with_film(name, frames) for _ in range(2)]
+    models[1].extras["time_dim_replace"] = models[0].extras["time_dim_replace"]() + 1.0
+    noise = models[0].noise(frames=frames)
+
+    def cut(model: TinyModel) -> Any:
+        return windowed(model.patcher, name, "standard_static", causal_window_fix=anchor)
+
+    windows = [first_calls(model, cut(model), noise) for model in models]
+    assert len(windows[0]) >= 3
+    for (site, before), (_, after) in zip(*windows, strict=True):
+        assert [place for place in range(len(before)) if not torch.equal(before[place], after[place])] == [0]
+        assert site.frames[0] == 0 and list(site.frames[1:]) == sorted(set(site.frames[1:]) - {0})
+    # What the latents have there is seen nowhere, and the others where they are named.
+    assert not said_and_seen(models[0], cut(models[0]), noise, 0, frames, windows[0])
+    for frame in range(1, frames):
+        calls = said_and_seen(models[0], cut(models[0]), noise, frame, frame, windows[0])
+        assert calls or not anchor
+    assert ("masks of the first frame hold there; turn causal_window_fix on" in caplog.text) != anchor
 
 
 def test_kept_conditions_mean_nothing_where_there_are_none() -> None:

@@ -26,11 +26,14 @@ MINIMAX = {
 FILM, SOUND = (1, 24, 7, 8, 12), (1, 32, 2, 9)
 
 
-def build_minimax() -> Any:
-    """MiniMax H3 with the wave lengths of its positions, which are a part of its weights."""
-    patcher = build("MiniMaxH3", MINIMAX)
-    waves = patcher.model.diffusion_model.rope.inv_freq
+def build_minimax(**settings: Any) -> Any:
+    """MiniMax H3 with the wave lengths of its positions, and the table of times of some, which are of its weights."""
+    patcher = build("MiniMaxH3", {**MINIMAX, **settings})
+    network = patcher.model.diffusion_model
+    waves = network.rope.inv_freq
     waves.copy_(10000.0 ** (-torch.arange(len(waves)) / len(waves)))
+    if network.use_adaln_curves:
+        network.adaln_t_table.copy_(random(*network.adaln_t_table.shape, seed=4))
     return patcher
 
 

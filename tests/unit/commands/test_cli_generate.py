@@ -108,7 +108,7 @@ def test_a_schedule_that_is_no_text_is_named(cli, tiny, tmp_path, capsys):
         ({"threads": "0"}, "threads is 0"),
         ({"schedule": "none.txt"}, "there is no prompt schedule 'none.txt'"),
         ({"schedule": __file__.replace("test_cli_generate.py", "")}, "there is no prompt schedule"),
-        ({"model": "large"}, "the model is 'large', which does not exist; take toybox or a file"),
+        ({"model": "large"}, "the model is 'large', which does not exist; take toybox, toybox-joint or a file"),
         ({"interpolate": "none.pt"}, "the interpolation model is 'none.pt', which does not exist"),
         ({"interpolation_steps": "0"}, "interpolation steps is 0"),
         ({"upscaling_noise_level": "999"}, "noise_level is 999"),

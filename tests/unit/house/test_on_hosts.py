@@ -95,10 +95,13 @@ def test_processes_are_shared_out(monkeypatch):
     pytest.importorskip("xdist")
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(6)), raising=False)
     by_file = ["--dist", "loadfile"]
-    assert on_hosts.processes(["-q"], 2) == ["-n", "3", *by_file]
     # Memory ends before the cores do.
-    assert on_hosts.processes([]) == ["-n", "4", *by_file]
-    assert on_hosts.processes(["-q"], 6) == []
+    assert on_hosts.processes(["-q"]) == ["-n", "4", *by_file]
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1}, raising=False)
+    assert on_hosts.processes([]) == ["-n", "2", *by_file]
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0}, raising=False)
+    assert on_hosts.processes([]) == []
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1}, raising=False)
     for own in ("-n0", "--numprocesses=8", "--dist=load", "--pdb", "tests/unit/house/test_house.py"):
         assert on_hosts.processes([own]) == []
 
@@ -114,11 +117,9 @@ def runs(monkeypatch, tmp_path):
     (tmp_path / "results").mkdir()
     ran, statuses = [], {}
 
-    def run(python, arguments, results, comfyui=None, log=None):
+    def run(python, arguments, results, comfyui=None):
         ran.append((arguments, comfyui))
         numbers = 'tests="10" failures="1" errors="0" skipped="2" time="1.5"'
-        if log is not None:
-            log.write(f"{comfyui.name} says so\n")
         results.write_text(f"<testsuites><testsuite {numbers} /></testsuites>")
         return statuses.get(comfyui and comfyui.name, 0)
 
@@ -131,26 +132,31 @@ def test_each_checkout_gets_its_run_and_the_last_line_is_the_sum(runs, capsys):
     assert on_hosts.main(["-q"]) == 0
     two = ["-n", "2", "--dist", "loadfile"] if importlib.util.find_spec("xdist") else []
     assert ran[0] == ([*ALONE, "-q", "-m", "not slow", *two], None)
-    # Those with ComfyUI run side by side, each on a core.
-    old = [*HOSTED, "-q", "-m", "not slow and not browser"]
-    new = [*HOSTED, "-q", "-m", "not slow"]
-    assert sorted(ran[1:], key=lambda entry: entry[1]) == [(old, folders[0]), (new, folders[1])]
+    # The newest one runs all, the other one what depends on the version.
+    old = [*on_hosts.ON_OLDER_HOSTS, "-q", *two, "-m", "not slow and not browser"]
+    new = [*HOSTED, "-q", *two, "-m", "not slow"]
+    assert ran[1:] == [(old, folders[0]), (new, folders[1])]
+    assert all((on_hosts.ROOT / path).is_file() for path in on_hosts.ON_OLDER_HOSTS)
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1].strip("= ") == "3 failed, 21 passed, 6 skipped in 4.50s"
     for folder in folders:
         title = lines.index(f"The tests with ComfyUI {folder.name} in {folder}:")
-        assert lines[title + 1] == f"{folder.name} says so"
+        assert lines[title + 1].startswith("These are the ones that depend") == (folder == folders[0])
 
 
 def test_all_is_everything_and_a_named_file_is_whole(runs):
     ran, _, folders = runs
     assert on_hosts.main(["--all"]) == 0
-    ran.sort(key=lambda entry: (entry[1] is not None, entry[1]))
-    assert [arguments[-2:] for arguments, _ in ran[1:]] == [["-m", "not browser"], HOSTED]
+    two = ["-n", "2", "--dist", "loadfile"] if importlib.util.find_spec("xdist") else []
+    assert [arguments for arguments, _ in ran[1:]] == [[*HOSTED, *two, "-m", "not browser"], [*HOSTED, *two]]
     assert ran[0][0][:2] == ALONE and not {"-m", "--all"} & set(ran[0][0])
     ran.clear()
     assert on_hosts.main(["tests/end_to_end/house"]) == 0
     assert ran == [(["tests/end_to_end/house"], None)]
+    ran.clear()
+    # What is named runs with every ComfyUI.
+    assert on_hosts.main(["tests/comfy/nodes/test_nodes.py"]) == 0
+    assert [arguments[0] for arguments, _ in ran] == ["tests/comfy/nodes/test_nodes.py"] * 2
 
 
 def test_without_comfyui_its_tests_are_left_out_and_that_is_said(runs, monkeypatch, capsys):

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from measuring import plain_guide
+
+from shared.measuring import plain_guide
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -1,6 +1,6 @@
 """What the benchmarks share: the package under its fixed name, clocks, peak memory and what the numbers depend on.
 
-A script in this folder is started by its path, so that this module is found beside it.
+A script of the folder above is started by its path, so that this one is found beside it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 PLAIN = "plain"
 

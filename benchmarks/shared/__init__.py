@@ -1,0 +1,1 @@
+"""What the benchmarks share: clocks and memory, the models that they build."""
