@@ -181,13 +181,21 @@ def _ltxav_text() -> tuple[Any, Any]:
         with patch.object(lt, "SPieceTokenizer", GemmaWords):
             return lt.LTXAVGemmaTokenizer(**arguments)
 
-    encoder = lt.ltxav_te(
-        dtype_llama=torch.float32,
-        text_projection_type="dual_linear",
-        video_projection_dim=VIDEO_CHANNELS,
-        audio_projection_dim=SOUND_CHANNELS,
+    wide = lt.DualLinearProjection
+    encoder = _blind(
+        lt.ltxav_te(dtype_llama=torch.float32, text_projection_type="dual_linear"), clip_model, "CLIPVision"
     )
-    return tokenizer, _blind(encoder, clip_model, "CLIPVision")
+
+    def narrow(width: int, video: int, sound: int, **options: Any) -> Any:
+        # All layers of the text are read, and what goes into them.
+        layers = _LANGUAGE["num_hidden_layers"] + 1
+        return wide(layers * _LANGUAGE["hidden_size"], VIDEO_CHANNELS, SOUND_CHANNELS, **options)
+
+    def small(**arguments: Any) -> Any:
+        with patch.object(lt, "DualLinearProjection", narrow):
+            return encoder(**arguments)
+
+    return tokenizer, small
 
 
 def _minimax_text() -> tuple[Any, Any]:
