@@ -41,7 +41,7 @@ def make_model(family: str, seed: int) -> Any:
     models = native_models()
     makers = {
         "wan": lambda: models.build("WAN21_T2V", models.WAN),
-        "ltx": lambda: models.build("LTXV", models.LTX),
+        "ltx": lambda: models.build("LTXV", beside("native_ltx_models").LTX),
         "hunyuan": lambda: models.build("HunyuanVideo", models.HUNYUAN),
         "sd15": lambda: models.build("SD15", {**models.UNET, **SD15_LEVELS}),
         "ltxav": lambda: models.build("LTXAV", beside("native_ltx_models").LTXAV_23),
