@@ -424,7 +424,7 @@ def merged(path: Path, machine: Mapping[str, Any], measured: Mapping[str, Any]) 
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure and write ``benchmarks/results/native_models_<device>.json`` and, of clips, ``whole_clips_<device>.json``.
+    """Measure, and write ``native_models_<device>.json`` and, of clips, ``whole_clips_<device>.json`` in the results.
 
     Families that are given replace only theirs.
     """
