@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 
 import pytest
-from bundled_graphs import read
+from bundled_graphs import read, skip_unless_known
 from frontend import frontend, open_workflow, press_run, prompt_to_send, use_nodes_2, widget_values
-from saved_graphs import inputs_of, is_widget, later_widgets, prompt_of, saved_values, with_widget
+from saved_graphs import inputs_of, is_widget, later_widgets, prompt_of, saved_values, subgraphs_of, with_widget
 
 pytestmark = [pytest.mark.comfy, pytest.mark.browser]
 
@@ -63,6 +63,7 @@ def test_no_link_of_ours_is_an_editor(page, info):
 def test_it_opens_with_its_values(page, info, animatediff, name, nodes_2):
     if name.startswith("animatediff") and not animatediff:
         pytest.skip("ComfyUI-AnimateDiff-Evolved is not among the checkout's custom nodes")
+    skip_unless_known(name, info)
     use_nodes_2(page, nodes_2)
     workflow = read(name)
     opened = {node["id"]: node for node in open_workflow(page, workflow)}
@@ -72,6 +73,10 @@ def test_it_opens_with_its_values(page, info, animatediff, name, nodes_2):
     }
     for node in workflow["nodes"]:
         saved, again = node.get("widgets_values") or [], opened[node["id"]].get("widgets_values") or []
+        if node["type"] in subgraphs_of(workflow):
+            # Frontends differ in how they save what a subgraph shows, and under which names they show it.
+            assert set(saved) <= set(shown[str(node["id"])].values()), node["title"]
+            continue
         assert again == saved if node["type"].startswith("MGV_") else again[: len(saved)] == saved, node["type"]
         if node["type"] in info:
             values = saved_values(node, info[node["type"]])

@@ -18,26 +18,33 @@ from bundled_graphs import (
     nodes_of,
     only,
     read,
+    save_latents,
     saved_latents,
+    saved_sound,
+    skip_unless_known,
+    stand_in,
     texts,
 )
 from family_rows import rows
-from saved_graphs import inputs_of
 
 pytestmark = pytest.mark.comfy
 
 TOYBOX, WAN, ANIMATEDIFF = "guided_path_toybox", "wan_2_1_guided_path", "animatediff_guided_path"
-FAMILIES = {WAN: "wan", ANIMATEDIFF: "sd15"}
+LTX = "ltx_2_3_guided_path"
+FAMILIES = {WAN: "wan", LTX: "ltxav", ANIMATEDIFF: "sd15"}
 NAMES = (TOYBOX, *FAMILIES)
-FRAMES = {WAN: 9, ANIMATEDIFF: 10}
+FRAMES = {WAN: 9, LTX: 17, ANIMATEDIFF: 10}
 SMALL = {
     "EmptyHunyuanLatentVideo": {"width": 96, "height": 64, "length": 9},
+    "EmptyLTXVLatentVideo": {"width": 96, "height": 64, "length": 17},
+    "LTXVEmptyLatentAudio": {"frames_number": 17},
     "ADE_StandardUniformContextOptions": {"context_length": 8},
     "KSampler": {"steps": 2},
     "MGV_PreviewGuide": {"size": 64},
 }
 FILM, FREE, FIRST = "film", "free", "first"
-SAMPLERS = ("KSampler", "MGV_SampleVideo")
+SOUNDS = {FILM: "film_sound", FREE: "free_sound"}
+EMPTY = ("MGV_VideoNoise", "EmptyLatentImage", "EmptyHunyuanLatentVideo", "EmptyLTXVLatentVideo")
 
 
 @pytest.fixture
@@ -46,8 +53,10 @@ def host(name, request):
 
 
 @pytest.fixture
-def info(host):
-    return host.get("/object_info")
+def info(name, host):
+    known = host.get("/object_info")
+    skip_unless_known(name, known)
+    return known
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -58,7 +67,7 @@ def test_form(name, info, named_values, to_prompt):
     kinds = [node["type"] for node in read(name)["nodes"]]
     assert (kinds.count("MGV_MaskMetrics"), kinds.count("MGV_FirstFrameLock")) == (
         2 if name == TOYBOX else 1,
-        0 if name == WAN else 1,
+        0 if name in (WAN, LTX) else 1,
     )
 
 
@@ -75,25 +84,38 @@ def test_what_stands_in_the_graph_fits_together(name, info, to_prompt):
     assert thing in text and place in text
     path = prompt[only(nodes_of(prompt, "MGV_PathMasks"))]["inputs"]
     (drawn,) = json.loads(path["paths"])
-    assert drawn["label"] == thing and drawn["keyframes"][-1]["frame"] == path["frames"] - 1
+    frames = number_of(prompt, path["frames"])
+    assert drawn["label"] == thing and drawn["keyframes"][-1]["frame"] == frames - 1
     sizes = {
         (node["inputs"]["width"], node["inputs"]["height"])
-        for kind in ("MGV_VideoNoise", "EmptyLatentImage", "EmptyHunyuanLatentVideo", "MGV_PathMasks")
+        for kind in (*EMPTY, "MGV_PathMasks")
         for node in (prompt[number] for number in nodes_of(prompt, kind))
     }
     assert len(sizes) == 1
     lengths = [
         node["inputs"].get("length", node["inputs"].get("batch_size" if name == ANIMATEDIFF else "frames"))
-        for kind in ("MGV_VideoNoise", "EmptyLatentImage", "EmptyHunyuanLatentVideo")
+        for kind in EMPTY
         for node in (prompt[number] for number in nodes_of(prompt, kind))
     ]
-    assert sorted(lengths) == ([path["frames"]] if name == WAN else [1, path["frames"]])
+    found = sorted(number_of(prompt, length) for length in lengths)
+    assert found == ([frames] if name in (WAN, LTX) else [1, frames])
     film, free = (sampler(prompt, name, title) for title in ("Sample along the path", "Sample by itself"))
-    assert {key: value for key, value in film.items() if key != "model"} == {
-        key: value for key, value in free.items() if key != "model"
-    }
+    assert but_the_model(prompt, film) == but_the_model(prompt, free)
     for number in nodes_of(prompt, "MGV_DynamicMaskGuidance"):
         assert prompt[number]["inputs"]["mode"] == "dmg"
+
+
+def number_of(prompt, value):
+    """A number in a widget, or the one that is connected."""
+    return prompt[value[0]]["inputs"]["value"] if isinstance(value, list) else value
+
+
+def but_the_model(prompt, inputs):
+    """What a sampler is given but for the model, which its guider may hold."""
+    found = {key: value for key, value in inputs.items() if key != "model"}
+    if "guider" in found:
+        found["guider"] = but_the_model(prompt, prompt[found["guider"][0]]["inputs"])
+    return found
 
 
 def title_of(name, number):
@@ -112,9 +134,8 @@ def saving_latents(prompt, name):
     """A graph that also saves what its samplers make."""
     titles = {FILM: "Sample along the path", FREE: "Sample by itself", FIRST: "Sample the first frame"}
     for key, title in titles.items():
-        if key != FIRST or name != WAN:
-            source = {"samples": [numbered(name, title), 0], "filename_prefix": key}
-            prompt[key] = {"class_type": "SaveLatent", "inputs": source}
+        if key != FIRST or name not in (WAN, LTX):
+            save_latents(prompt, [numbered(name, title), 0], key, SOUNDS[key] if name == LTX else None)
     return prompt
 
 
@@ -191,11 +212,7 @@ def small_prompt(name, info, to_prompt):
     for seed, node in enumerate(prompt.values()):
         kind, inputs = node["class_type"], node["inputs"]
         if kind in STAND_INS:
-            stand_in = STAND_INS[kind]
-            known = inputs_of(info[stand_in])
-            own = {key: value for key, value in (("family", FAMILIES[name]), ("seed", seed)) if key in known}
-            node["class_type"] = stand_in
-            node["inputs"] = {**{key: value for key, value in inputs.items() if key in known}, **own}
+            stand_in(node, info, FAMILIES[name], seed)
         if kind in PERCEPTION:
             inputs["model_name"] = "Toybox"
         inputs.update(SMALL.get(kind, {}))
@@ -206,7 +223,7 @@ def small_prompt(name, info, to_prompt):
     return saving_latents(prompt, name)
 
 
-@pytest.mark.parametrize("name", rows(FAMILIES, (WAN,)))
+@pytest.mark.parametrize("name", rows(FAMILIES, (WAN, LTX)))
 class TestNative:
     """Whole graphs with tiny random models; these show no object, so that only what is sampled says something."""
 
@@ -220,7 +237,12 @@ class TestNative:
         film, free = (saved_latents(host, run, key) for key in (FILM, FREE))
         assert film.isfinite().all() and not torch.equal(film, free)
         saved = [run.outputs[number]["images"][0] for number in nodes_of(prompt, "SaveVideo")]
-        assert len(saved) == 2 and all(host.path_of(entry).stat().st_size > 1000 for entry in saved)
+        assert len(saved) == (3 if name == LTX else 2)
+        assert all(host.path_of(entry).stat().st_size > 1000 for entry in saved)
+        if name == LTX:
+            lengths = [saved_sound(host, run, number) for number in nodes_of(prompt, "SaveVideo")]
+            assert min(lengths) > 0.5 * FRAMES[LTX] / 25.0
+            assert saved_latents(host, run, SOUNDS[FILM]).isfinite().all()
         report = run.outputs[numbered(name, "Measure along the path")]["text"][0]
         assert "overlap with the masks (IoU): 0.000" in report and "background: 0." in report
         assert f"in {FRAMES[name]} of {FRAMES[name]} frames" in texts(run, prompt)[0]
@@ -241,6 +263,8 @@ class TestNative:
         run = host.run(plain)
         assert run.succeeded, run.error
         assert torch.equal(saved_latents(host, run, FILM), saved_latents(host, run, FREE))
+        if name == LTX:
+            assert torch.equal(saved_latents(host, run, SOUNDS[FILM]), saved_latents(host, run, SOUNDS[FREE]))
 
 
 @pytest.mark.slow

@@ -20,11 +20,14 @@ from bundled_graphs import (
     nodes_of,
     only,
     read,
+    save_latents,
     saved_latents,
+    saved_sound,
+    skip_unless_known,
+    stand_in,
     texts,
 )
 from family_rows import rows
-from saved_graphs import inputs_of
 
 pytestmark = pytest.mark.comfy
 
@@ -33,27 +36,34 @@ FAMILIES = {
     "wan_2_1_mask_guidance": "wan",
     "wan_2_2_mask_guidance": "wan",
     "ltx_video_mask_guidance": "ltx",
+    "ltx_2_3_mask_guidance": "ltxav",
     "hunyuan_video_mask_guidance": "hunyuan",
+    "hunyuan_video_1_5_mask_guidance": "hunyuan15",
     ANIMATEDIFF: "sd15",
 }
-# The step at which Wan 2.2's experts change, in the bundled graph and here.
-CHANGE, SMALL_CHANGE = 10, 2
+WAN22 = "wan_2_2_mask_guidance"
+# How many videos a graph saves, where it is not the first, the second and both.
+SAVED = {"ltx_2_3_mask_guidance": 4}
+# Their latents hold a video and its sound.
+SOUND = ("ltxav",)
 SMALL = {
     "EmptyHunyuanLatentVideo": {"width": 96, "height": 64, "length": 9},
+    "EmptyHunyuanVideo15Latent": {"width": 96, "height": 64, "length": 9},
     "EmptyLTXVLatentVideo": {"width": 96, "height": 64, "length": 17},
+    "LTXVEmptyLatentAudio": {"frames_number": 17},
     # More frames than a context window has.
     "EmptyLatentImage": {"width": 96, "height": 64, "batch_size": 10},
     "ADE_StandardUniformContextOptions": {"context_length": 8},
     "KSampler": {"steps": 2},
-    "KSamplerAdvanced": {"steps": 4},
     "LTXVScheduler": {"steps": 2},
     "BasicScheduler": {"steps": 2},
     "MGV_PreviewGuide": {"size": 64},
 }
-FRAMES = {"wan": 9, "ltx": 17, "hunyuan": 9, "sd15": 10}
-LATENT_FRAMES = {"wan": 3, "ltx": 3, "hunyuan": 3, "sd15": 10}
+FRAMES = {"wan": 9, "ltx": 17, "ltxav": 17, "hunyuan": 9, "hunyuan15": 9, "sd15": 10}
+LATENT_FRAMES = {name: 10 if name == "sd15" else 3 for name in FRAMES}
 # Nodes that the test adds.
 FIRST, SECOND, FIRST_FILM, SECOND_FILM = "first", "second", "first_film", "second_film"
+FIRST_SOUND, SECOND_SOUND = "first_sound", "second_sound"
 
 # It starts from a film of the user's; how it runs is tested in a module of its own.
 FIND_FOLLOW = "find_follow_mask"
@@ -63,8 +73,8 @@ LAVIE = ("lavie_16_frames", "lavie_128_frames_free_long", "lavie_interpolate_ups
 
 workflows = pytest.mark.parametrize("name", FAMILIES)
 # Each graph runs once by default, with objects that are tracked; without an object, and with a mask that is painted,
-# one of them does.
-one_graph = pytest.mark.parametrize("name", rows(FAMILIES, ("wan_2_1_mask_guidance",)))
+# one without sound and one with sound do.
+one_graph = pytest.mark.parametrize("name", rows(FAMILIES, ("wan_2_1_mask_guidance", "ltx_2_3_mask_guidance")))
 all_workflows = pytest.mark.parametrize("name", (*FAMILIES, FIND_FOLLOW, *LAVIE))
 
 
@@ -81,9 +91,10 @@ def known_info():
 
 
 @pytest.fixture
-def host_info(host, known_info):
+def host_info(name, host, known_info):
     if host.url not in known_info:
         known_info[host.url] = host.get("/object_info")
+    skip_unless_known(name, known_info[host.url])
     return known_info[host.url]
 
 
@@ -103,7 +114,7 @@ class TestForm:
         for node in read(name)["nodes"]:
             values = named_values(node, host_info[node["type"]]) if node["type"] in host_info else {}
             if "length" in values:
-                assert values["length"] % (8 if FAMILIES[name] == "ltx" else 4) == 1
+                assert values["length"] % (8 if FAMILIES[name].startswith("ltx") else 4) == 1
 
     @workflows
     def test_one_prompt_one_object_one_seed(self, name, host_info, to_prompt):
@@ -158,20 +169,12 @@ def small_prompt(workflow, family, info, to_prompt):
     for seed, node in enumerate(prompt.values()):
         kind, inputs = node["class_type"], node["inputs"]
         if kind in STAND_INS:
-            stand_in = STAND_INS[kind]
-            assert info[stand_in]["output"] == info[kind]["output"]
-            kept = {key: value for key, value in inputs.items() if key in inputs_of(info[stand_in])}
-            own = {"family": family, "seed": seed} if "family" in inputs_of(info[stand_in]) else {}
-            node["class_type"], node["inputs"] = stand_in, {**kept, **own}
+            stand_in(node, info, family, seed)
         if kind in PERCEPTION:
             inputs["model_name"] = "Toybox"
         inputs.update(SMALL.get(kind, {}))
-        for key in ("start_at_step", "end_at_step"):
-            if inputs.get(key) == CHANGE:
-                inputs[key] = SMALL_CHANGE
-    for number, source in ((FIRST, first), (SECOND, second)):
-        inputs = {"samples": list(source), "filename_prefix": number}
-        prompt[number] = {"class_type": "SaveLatent", "inputs": inputs}
+    for number, sound, source in ((FIRST, FIRST_SOUND, first), (SECOND, SECOND_SOUND, second)):
+        save_latents(prompt, source, number, sound if family in SOUND else None)
     for number, key in ((FIRST_FILM, "image1"), (SECOND_FILM, "image2")):
         prompt[number] = {"class_type": "PreviewImage", "inputs": {"images": stitch[key]}}
     return prompt
@@ -204,6 +207,14 @@ def afresh(host, prompt):
     return host.run(prompt)
 
 
+def assert_sound_is_kept(host, run, prompt):
+    """Both clips have sound of their length, and each saved video that is of one clip has it in its file."""
+    first, second = saved_latents(host, run, FIRST_SOUND), saved_latents(host, run, SECOND_SOUND)
+    assert first.shape == second.shape and first.isfinite().all() and second.isfinite().all()
+    for number in nodes_of(prompt, "SaveVideo"):
+        assert saved_sound(host, run, number) > 0.5 * FRAMES["ltxav"] / 25.0
+
+
 class TestRun:
     """The whole graph in a real ComfyUI."""
 
@@ -216,7 +227,7 @@ class TestRun:
         for number in (FIRST_FILM, SECOND_FILM):
             assert len(run.outputs[number]["images"]) == FRAMES[FAMILIES[name]]
         saved = [run.outputs[number]["images"][0] for number in nodes_of(prompt, "SaveVideo")]
-        assert len(saved) == 3 and all(host.path_of(entry).stat().st_size > 1000 for entry in saved)
+        assert len(saved) == SAVED.get(name, 3) and all(host.path_of(entry).stat().st_size > 1000 for entry in saved)
         assert len(texts(run, prompt)) == 3
         assert any("not found in any" in text for text in texts(run, prompt))
         assert any("unguided" in text for text in texts(run, prompt))
@@ -232,6 +243,8 @@ class TestRun:
         frames = len(guided.outputs[SECOND_FILM]["images"])
         grids = [guided.outputs[number]["images"] for number in nodes_of(prompt, "PreviewImage")]
         assert frames == FRAMES[FAMILIES[name]] and LATENT_FRAMES[FAMILIES[name]] in map(len, grids)
+        if FAMILIES[name] in SOUND:
+            assert_sound_is_kept(host, guided, prompt)
         zero = afresh(host, with_painted_mask(prompt, 0.0))
         assert zero.succeeded, zero.error
         assert torch.equal(saved_latents(host, zero, FIRST), first)
@@ -250,10 +263,9 @@ class TestRun:
         assert not any("unguided" in text for text in texts(run, prompt)[1:]), texts(run, prompt)
         assert not torch.equal(saved_latents(host, run, FIRST), saved_latents(host, run, SECOND))
 
-    def test_both_experts_are_guided(self, plain_server, to_prompt):
-        name = "wan_2_2_mask_guidance"
-        info = plain_server.get("/object_info")
-        both = with_painted_mask(small_prompt(read(name), FAMILIES[name], info, to_prompt), 1.0)
+    @pytest.mark.parametrize("name", [WAN22])
+    def test_both_models_are_guided(self, name, plain_server, prompt):
+        both = with_painted_mask(prompt, 1.0)
         results = [saved_latents(plain_server, plain_server.run(both), SECOND)]
         patches = nodes_of(both, "MGV_PatchAttention")
         assert len(patches) == 2
@@ -264,3 +276,54 @@ class TestRun:
                     node["inputs"]["model"] = one[left_out]["inputs"]["model"]
             results.append(saved_latents(plain_server, plain_server.run(one), SECOND))
         assert not torch.equal(results[0], results[1]) and not torch.equal(results[0], results[2])
+
+    @pytest.mark.parametrize("name", [WAN22])
+    def test_fast_is_the_loras_four_steps_and_cfg_1(self, name, host_info, to_prompt):
+        """Both settings of the switch, as the samplers see them; ComfyUI's switch asks for the chosen side only."""
+        found = {}
+        for fast in (True, False):
+            prompt = to_prompt(with_fast(read(name), fast), host_info)
+            first, second = (prompt[number]["inputs"] for number in nodes_of(prompt, "KSamplerAdvanced")[:2])
+            found[fast] = {key: chosen(prompt, first[key]) for key in ("steps", "cfg", "end_at_step")}
+            assert first["end_at_step"] == second["start_at_step"] and second["end_at_step"] == first["steps"]
+            kinds = [loader_of(prompt, inputs["model"]) for inputs in (first, second)]
+            assert kinds == ["LoraLoaderModelOnly" if fast else "UNETLoader"] * 2
+        assert found[True] == {"steps": 4, "cfg": 1.0, "end_at_step": 2}
+        assert found[False] == {"steps": 20, "cfg": 3.5, "end_at_step": 10}
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("name", [WAN22])
+    def test_without_the_loras_it_runs_too(self, name, host, host_info, to_prompt, toybox_folder):
+        films = []
+        for fast in (True, False):
+            prompt = small_prompt(with_fast(read(name), fast), FAMILIES[name], host_info, to_prompt)
+            run = afresh(host, with_painted_mask(prompt, 1.0))
+            assert run.succeeded, run.error
+            films.append(saved_latents(host, run, SECOND))
+        assert films[1].isfinite().all() and not torch.equal(films[0], films[1])
+
+
+def with_fast(workflow, fast):
+    """A graph with the switch of its subgraph of models set."""
+    changed = copy.deepcopy(workflow)
+    holder = only(node for node in changed["nodes"] if any(entry["name"] == "fast" for entry in node["inputs"]))
+    widgets = [entry["name"] for entry in holder["inputs"] if "widget" in entry]
+    holder["widgets_values"][widgets.index("fast")] = fast
+    return changed
+
+
+def chosen(prompt, source):
+    """The value that comes from a number behind switches."""
+    inputs = prompt[source[0]]["inputs"]
+    return (
+        chosen(prompt, inputs["on_true" if inputs["switch"] else "on_false"]) if "switch" in inputs else inputs["value"]
+    )
+
+
+def loader_of(prompt, source):
+    """The kind of node that a model comes from, behind switches and settings of its sampling."""
+    node = prompt[source[0]]
+    inputs = node["inputs"]
+    if "switch" in inputs:
+        return loader_of(prompt, inputs["on_true" if inputs["switch"] else "on_false"])
+    return loader_of(prompt, inputs["model"]) if node["class_type"] == "ModelSamplingSD3" else node["class_type"]

@@ -44,10 +44,8 @@ from native_wan_models import (
     wan_vace,
     wan_vace_reference,
 )
-from tiny_model import TEXT, TinyModel, build, flat, randomise
+from tiny_model import TEXT, TinyModel, build, flat, randomise, zeros_like
 from torch import Tensor
-
-from mask_guided_video.backbones.nested_latents import zeros_like
 
 __all__ = ["BUILDERS", "TEXT", "UNET", "WAN", "WAN_LATENTS", "TinyModel", "build", "randomise", "sample", "tiny"]
 

@@ -7,9 +7,8 @@ class and, where its vocabulary is in the checkout, its own tokenizer, and a VAE
 from __future__ import annotations
 
 import importlib
-import re
+import math
 import sys
-import zlib
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -19,32 +18,36 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
-# Hidden sizes of the tiny networks: text and, for HunyuanVideo, its pooled text.
-TEXT_CHANNELS = 32
-POOLED_CHANNELS = 8
 # The motion module's levels in AnimateDiff are 320 to 1280 channels wide; those of our U-Net a tenth of that.
 MOTION_SHRINK = 10
 MOTION_FILE = "stand_in.safetensors"
 
 
-def native_models() -> ModuleType:
-    """The module beside this one; ComfyUI imports us from a folder of links, which is on no path."""
+def beside(name: str) -> ModuleType:
+    """A module beside this one; ComfyUI imports us from a folder of links, which is on no path."""
     folder = str(Path(__file__).resolve().parent)
     if folder not in sys.path:
         sys.path.append(folder)
-    return importlib.import_module("native_models")
+    return importlib.import_module(name)
+
+
+def native_models() -> ModuleType:
+    return beside("native_models")
 
 
 def make_model(family: str, seed: int) -> Any:
     """A ``ModelPatcher`` with random weights."""
     models = native_models()
-    configs = {
-        "wan": ("WAN21_T2V", models.WAN),
-        "ltx": ("LTXV", models.LTX),
-        "hunyuan": ("HunyuanVideo", models.HUNYUAN),
-        "sd15": ("SD15", {**models.UNET, **SD15_LEVELS}),
+    makers = {
+        "wan": lambda: models.build("WAN21_T2V", models.WAN),
+        "ltx": lambda: models.build("LTXV", models.LTX),
+        "hunyuan": lambda: models.build("HunyuanVideo", models.HUNYUAN),
+        "sd15": lambda: models.build("SD15", {**models.UNET, **SD15_LEVELS}),
+        "ltxav": lambda: models.build("LTXAV", beside("native_ltx_models").LTXAV_23),
+        "minimax": lambda: beside("native_minimax_models").build_minimax(),
+        "hunyuan15": lambda: models.build("HunyuanVideo15", beside("native_qwen_models").HUNYUAN15),
     }
-    patcher = models.build(*configs[family])
+    patcher = makers[family]()
     models.randomise(patcher.model.diffusion_model, seed)
     return patcher
 
@@ -59,111 +62,6 @@ SD15_LEVELS = {
 }
 
 
-class LlamaWords:
-    """Stands for Llama 3's tokenizer, whose vocabulary is not in every checkout: one token a word.
-
-    As there, tokens of control have their own numbers and a word after a space another one than the same word without.
-    """
-
-    control = {
-        "<|begin_of_text|>": 128000,
-        "<|start_header_id|>": 128006,
-        "<|end_header_id|>": 128007,
-        "<|eot_id|>": 128009,
-        "\n\n": 271,
-        "user": 882,
-    }
-
-    @classmethod
-    def from_pretrained(cls, path: str, **_: Any) -> LlamaWords:
-        return cls()
-
-    def get_vocab(self) -> dict[str, int]:
-        return dict(self.control)
-
-    def __call__(self, text: str) -> dict[str, list[int]]:
-        pieces = re.findall(r"<\|\w+\|>|\n\n| ?\w+|[^\w\s]", text)
-        ids = [self.control.get(piece, 1000 + zlib.crc32(piece.encode()) % 100_000) for piece in pieces]
-        return {"input_ids": [self.control["<|begin_of_text|>"], *ids]}
-
-
-def make_clip(family: str) -> Any:
-    """A ``comfy.sd.CLIP`` with random weights."""
-    import comfy.sd
-    from comfy.supported_models_base import ClipTarget
-
-    small_t5 = {"d_model": TEXT_CHANNELS, "d_kv": 8, "d_ff": 64, "num_heads": 2, "num_layers": 2, "vocab_size": 32128}
-    small_clip = {"intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2}
-    options: dict[str, Any] = {"dtype": torch.float32}
-    tokenizer, encoder = globals()[f"_{family}_text"]()
-    if family == "wan":
-        options["umt5xxl_model_config"] = small_t5
-    elif family == "ltx":
-        options["t5xxl_model_config"] = small_t5
-    elif family == "hunyuan":
-        options["clip_l_model_config"] = {**small_clip, "hidden_size": POOLED_CHANNELS}
-        options["llama_model_config"] = {
-            "hidden_size": TEXT_CHANNELS,
-            "intermediate_size": 64,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 2,
-            "num_key_value_heads": 1,
-        }
-    else:
-        options["clip_l_model_config"] = {**small_clip, "hidden_size": TEXT_CHANNELS}
-    clip = comfy.sd.CLIP(ClipTarget(tokenizer, encoder), model_options=options)
-    native_models().randomise(clip.cond_stage_model)
-    return clip
-
-
-def _wan_text() -> tuple[Any, Any]:
-    """UMT5; its tokenizer reads a file that comes with the weights, so T5's stands in for it."""
-    from comfy import sd1_clip
-    from comfy.text_encoders import wan
-    from transformers import T5TokenizerFast
-
-    folder = Path(sd1_clip.__file__).parent / "text_encoders" / "t5_tokenizer"
-
-    class Tokenizer(sd1_clip.SDTokenizer):
-        def __init__(self, embedding_directory: Any = None, tokenizer_data: Any = None) -> None:
-            super().__init__(
-                str(folder),
-                pad_with_end=False,
-                embedding_size=TEXT_CHANNELS,
-                embedding_key="umt5xxl",
-                tokenizer_class=T5TokenizerFast,
-                has_start_token=False,
-                pad_to_max_length=False,
-                max_length=99999999,
-                min_length=512,
-                pad_token=0,
-            )
-
-    return partial(sd1_clip.SD1Tokenizer, clip_name="umt5xxl", tokenizer=Tokenizer), wan.te(dtype_t5=torch.float32)
-
-
-def _ltx_text() -> tuple[Any, Any]:
-    from comfy.text_encoders import lt
-
-    return lt.LTXVT5Tokenizer, lt.ltxv_te(dtype_t5=torch.float32)
-
-
-def _hunyuan_text() -> tuple[Any, Any]:
-    from comfy.text_encoders import hunyuan_video
-
-    def tokenizer(**arguments: Any) -> Any:
-        with patch.object(hunyuan_video, "LlamaTokenizerFast", LlamaWords):
-            return hunyuan_video.HunyuanVideoTokenizer(**arguments)
-
-    return tokenizer, hunyuan_video.hunyuan_video_clip(dtype_llama=torch.float32)
-
-
-def _sd15_text() -> tuple[Any, Any]:
-    from comfy import sd1_clip
-
-    return sd1_clip.SD1Tokenizer, sd1_clip.SD1ClipModel
-
-
 class TinyDecoder(nn.Module):
     """Mixes latent channels to colours and enlarges; of the first latent frame only its last picture is kept."""
 
@@ -172,24 +70,69 @@ class TinyDecoder(nn.Module):
         self.time, self.space = time, space
         mix = torch.randn(3, channels, generator=torch.Generator().manual_seed(0)) / channels**0.5
         self.mix = nn.Parameter(mix, requires_grad=False)
+        # What LTX's upsampler asks for: statistics of a VAE whose latents are normalised already.
+        self.per_channel_statistics = PlainStatistics()
 
     def decode(self, latents: Tensor, **_: Any) -> Tensor:
         """[B, C, (t,) h, w] to [B, 3, (T,) H, W] in -1..1."""
         colours = torch.einsum("kc,bc...->bk...", self.mix, latents).tanh()
         colours = colours.repeat_interleave(self.space, dim=-1).repeat_interleave(self.space, dim=-2)
-        if colours.ndim == 4:
-            return colours
+        return colours if colours.ndim == 4 else self.over_time(colours)
+
+    def over_time(self, colours: Tensor) -> Tensor:
+        """[B, 3, t, H, W] to [B, 3, T, H, W]."""
         return colours.repeat_interleave(self.time, dim=2)[:, :, self.time - 1 :]
+
+
+class TinyMiniMaxDecoder(TinyDecoder):
+    """MiniMax H3's two first latent frames hold five pictures, five more 17."""
+
+    def over_time(self, colours: Tensor) -> Tensor:
+        pictures = (colours.shape[2] - 2) // 5 * 17 + 5
+        places = torch.arange(pictures) * colours.shape[2] // pictures
+        return colours[:, :, places]
+
+
+class PlainStatistics(nn.Module):
+    def normalize(self, latents: Tensor) -> Tensor:
+        return latents
+
+    def un_normalize(self, latents: Tensor) -> Tensor:
+        return latents
+
+
+class TinySoundDecoder(nn.Module):
+    """Makes a few samples of two channels out of each latent frame of sound.
+
+    Args:
+        time_axis: which axis of the latents is time.
+    """
+
+    output_sample_rate = 16000
+    # Of LTX's latents: how many numbers each frame of each channel has, and how many frames a second.
+    latent_frequency_bins, latents_per_second = 16, 25
+
+    def __init__(self, time_axis: int) -> None:
+        super().__init__()
+        self.time_axis = time_axis
+        self.gain = nn.Parameter(torch.ones(1), requires_grad=False)
+
+    def num_of_latents_from_frames(self, frames: int, rate: float) -> int:
+        return math.ceil(frames / rate * self.latents_per_second)
+
+    def decode(self, latents: Tensor, **_: Any) -> Tensor:
+        """[B, C, ...] to [B, 2, samples]."""
+        loudness = latents.movedim(self.time_axis, 1).flatten(2).mean(dim=2) * self.gain
+        return loudness[:, None].repeat_interleave(640, dim=2).expand(-1, 2, -1).clone()
 
 
 def make_vae(family: str) -> Any:
     """A ``comfy.sd.VAE`` that can decode."""
-    import comfy.model_patcher
-    import comfy.sd
-
-    channels, time, space = {"wan": (16, 4, 8), "ltx": (128, 8, 32), "hunyuan": (16, 4, 8), "sd15": (4, 1, 8)}[family]
-    vae = comfy.sd.VAE(sd={"pixel_space_vae": torch.tensor(1.0)}, dtype=torch.float32)
-    vae.first_stage_model = TinyDecoder(channels, time, space)
+    channels, time, space = {
+        **{"wan": (16, 4, 8), "ltx": (128, 8, 32), "hunyuan": (16, 4, 8), "sd15": (4, 1, 8)},
+        **{"ltxav": (128, 8, 32), "minimax": (24, 4, 16), "hunyuan15": (32, 4, 16)},
+    }[family]
+    vae = _vae(TinyMiniMaxDecoder if family == "minimax" else TinyDecoder, channels, time, space)
     vae.latent_channels = channels
     vae.upscale_ratio = vae.downscale_ratio = space
     if family != "sd15":
@@ -198,6 +141,24 @@ def make_vae(family: str) -> Any:
         vae.upscale_index_formula = (time, space, space)
         vae.downscale_ratio = (lambda frames: max(0, (frames + time - 1) // time), space, space)
         vae.downscale_index_formula = (time, space, space)
+    return vae
+
+
+def make_sound_vae(family: str) -> Any:
+    """A ``comfy.sd.VAE`` that decodes sound."""
+    vae = _vae(TinySoundDecoder, {"ltxav": 2, "minimax": 3}[family])
+    vae.latent_channels = {"ltxav": 8, "minimax": 32}[family]
+    vae.audio_sample_rate = TinySoundDecoder.output_sample_rate
+    vae.process_output = lambda sound: sound
+    return vae
+
+
+def _vae(decoder: type[nn.Module], *arguments: Any) -> Any:
+    import comfy.model_patcher
+    import comfy.sd
+
+    vae = comfy.sd.VAE(sd={"pixel_space_vae": torch.tensor(1.0)}, dtype=torch.float32)
+    vae.first_stage_model = decoder(*arguments)
     vae.memory_used_decode = lambda shape, dtype: 1024
     vae.patcher = comfy.model_patcher.ModelPatcher(vae.first_stage_model, vae.device, vae.device)
     return vae
@@ -215,8 +176,8 @@ class _Loader:
         return {"required": {"family": ("STRING", {"default": "wan"}), "seed": ("INT", {"default": 0})}}
 
     def load(self, family: str, seed: int) -> tuple[Any, ...]:
-        makers = {"MODEL": partial(make_model, family, seed), "CLIP": partial(make_clip, family)}
-        makers["VAE"] = partial(make_vae, family)
+        makers = {"MODEL": partial(make_model, family, seed), "VAE": partial(make_vae, family)}
+        makers["CLIP"] = partial(beside("stand_in_texts").make_clip, family)
         with torch.inference_mode(False), torch.no_grad():
             return tuple(makers[kind]() for kind in self.RETURN_TYPES)
 
@@ -237,9 +198,70 @@ class StandInCheckpoint(_Loader):
     RETURN_TYPES = ("MODEL", "CLIP", "VAE")
 
     def load(self, family: str, seed: int) -> tuple[Any, ...]:
-        model, clip, vae = super().load(family, seed)
-        # LTX-Video's checkpoints hold no text encoder.
-        return model, None if family == "ltx" else clip, vae
+        # The checkpoints of LTX-Video hold no text encoder.
+        if family in ("ltx", "ltxav"):
+            with torch.inference_mode(False), torch.no_grad():
+                return make_model(family, seed), None, make_vae(family)
+        return super().load(family, seed)
+
+
+class StandInSoundVae(_Loader):
+    """In place of the loaders of sound VAEs; ``ckpt_name`` or ``vae_name`` stays, and is not read."""
+
+    RETURN_TYPES = ("VAE",)
+
+    def load(self, family: str, seed: int) -> tuple[Any]:
+        with torch.inference_mode(False), torch.no_grad():
+            return (make_sound_vae(family),)
+
+
+class StandInLora:
+    """A LoRA that changes each weight of the attention and the feed-forward layers a little."""
+
+    CATEGORY = "tests"
+    FUNCTION = "load"
+    RETURN_TYPES = ("MODEL",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"model": ("MODEL",), "strength_model": ("FLOAT", {"default": 1.0})}}
+
+    def load(self, model: Any, strength_model: float) -> tuple[Any]:
+        generator = torch.Generator().manual_seed(5)
+        changes = {
+            f"diffusion_model.{name}": ("diff", (0.05 * torch.randn(weight.shape, generator=generator),))
+            for name, weight in model.model.diffusion_model.named_parameters()
+            if weight.ndim == 2
+        }
+        changed = model.clone()
+        changed.add_patches(changes, strength_model)
+        return (changed,)
+
+
+class StandInUpscaler:
+    """LTX's own latent upsampler with random weights."""
+
+    CATEGORY = "tests"
+    FUNCTION = "load"
+    RETURN_TYPES = ("LATENT_UPSCALE_MODEL",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"seed": ("INT", {"default": 0})}}
+
+    def load(self, seed: int = 0) -> tuple[Any]:
+        import comfy.model_management
+        import comfy.model_patcher
+        import comfy.ops
+        from comfy.ldm.lightricks.latent_upsampler import LatentUpsampler
+
+        config = {"in_channels": 128, "mid_channels": 32, "num_blocks_per_stage": 1, "dims": 3}
+        with torch.inference_mode(False), torch.no_grad():
+            network = LatentUpsampler.from_config(config, operations=comfy.ops.disable_weight_init)
+            native_models().randomise(network, seed)
+        comfy.model_management.archive_model_dtypes(network)
+        device = torch.device("cpu")
+        return (comfy.model_patcher.ModelPatcher(network, device, device),)
 
 
 class StandInControlNet:
@@ -332,5 +354,8 @@ def save_motion_module(modules: ModuleType, make: Any) -> None:
 
 NODE_CLASS_MAPPINGS = {
     node.__name__: node
-    for node in (StandInModel, StandInClip, StandInVae, StandInCheckpoint, StandInControlNet, StandInMotion)
+    for node in (
+        *(StandInModel, StandInClip, StandInVae, StandInSoundVae, StandInCheckpoint),
+        *(StandInLora, StandInUpscaler, StandInControlNet, StandInMotion),
+    )
 }

@@ -11,8 +11,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from mask_guided_video.backbones.nested_latents import is_nested, zeros_like
-
 TEXT = 12
 
 
@@ -86,7 +84,16 @@ def flat(latents: Any) -> Tensor:
     """Latents as one tensor: those with sound as the host packs them."""
     from comfy.utils import pack_latents
 
-    return pack_latents(latents.unbind())[0] if is_nested(latents) else latents
+    return latents if isinstance(latents, Tensor) else pack_latents(latents.unbind())[0]
+
+
+def zeros_like(latents: Any) -> Any:
+    """Latents of the same sizes, all zero."""
+    if isinstance(latents, Tensor):
+        return torch.zeros_like(latents)
+    from comfy.nested_tensor import NestedTensor
+
+    return NestedTensor([torch.zeros_like(part) for part in latents.unbind()])
 
 
 def randomise(network: Any, seed: int = 0) -> None:
