@@ -7,6 +7,7 @@ class and, where its vocabulary is in the checkout, its own tokenizer, and a VAE
 from __future__ import annotations
 
 import importlib
+import inspect
 import math
 import sys
 from functools import partial
@@ -256,9 +257,14 @@ class StandInUpscaler:
         from comfy.ldm.lightricks.latent_upsampler import LatentUpsampler
 
         config = {"in_channels": 128, "mid_channels": 32, "num_blocks_per_stage": 1, "dims": 3}
+        # ComfyUI 0.20.1 has plain layers and hands the network itself on.
+        plain = "operations" not in inspect.signature(LatentUpsampler.from_config).parameters
+        layers = {} if plain else {"operations": comfy.ops.disable_weight_init}
         with torch.inference_mode(False), torch.no_grad():
-            network = LatentUpsampler.from_config(config, operations=comfy.ops.disable_weight_init)
+            network = LatentUpsampler.from_config(config, **layers)
             native_models().randomise(network, seed)
+        if plain:
+            return (network,)
         comfy.model_management.archive_model_dtypes(network)
         device = torch.device("cpu")
         return (comfy.model_patcher.ModelPatcher(network, device, device),)
