@@ -424,7 +424,10 @@ def merged(path: Path, machine: Mapping[str, Any], measured: Mapping[str, Any]) 
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure and write ``benchmarks/results/native_models_<device>.json``; given families replace only theirs."""
+    """Measure, and write ``native_models_<device>.json`` and, of clips, ``whole_clips_<device>.json`` in the results.
+
+    Families that are given replace only theirs.
+    """
     parser = argparse.ArgumentParser(description="What attention guidance adds to a call of ComfyUI's video models.")
     names = [case.family for case in cases.SIZES["cuda"]]
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
@@ -439,15 +442,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     module("attention_patches")
     machine = {**describe(device), "dtype": str(cases.data_type(device)).removeprefix("torch.")}
     threads = machine.pop("threads")
-    path = RESULTS / f"native_models_{device}.json"
     RESULTS.mkdir(parents=True, exist_ok=True)
     with torch.inference_mode():
         for family, entry in run(device, options.families, options.quick):
             if not options.quick:
+                name = "whole_clips" if family in CLIPS else "native_models"
+                path = RESULTS / f"{name}_{device}.json"
                 found = merged(path, machine, {family: {"threads": threads, **entry}})
                 path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     if not options.quick:
-        sys.stdout.write(f"raw numbers: {path.relative_to(ROOT)}\n")
+        sys.stdout.write(f"raw numbers: {RESULTS.relative_to(ROOT)}\n")
 
 
 if __name__ == "__main__":

@@ -142,12 +142,12 @@ def load_text(folder: Path) -> tuple[nn.Module, Any]:
 
 def main(arguments: list[str]) -> None:
     parser = training_parser(
-        "joint_text_to_video", __doc__, Path("toybox/joint_text_to_video"), steps=4700, batch=8, learning_rate=1.5e-3
+        "joint_text_to_video", __doc__, Path("toybox/joint_text_to_video"), steps=2040, batch=8, learning_rate=1.5e-3
     )
     parser.add_argument("--parts", type=given_path, default=Path("toybox/text_to_video"), help="VAE and text encoder")
     parser.add_argument("--clips", type=int, default=8000)
-    parser.add_argument("--image-steps", type=int, default=1300, help="steps on single frames before the clips")
-    parser.add_argument("--image-every", type=int, default=6, help="afterwards, one step in this many is on frames")
+    parser.add_argument("--image-steps", type=int, default=800, help="steps on single frames before the clips")
+    parser.add_argument("--image-every", type=int, default=8, help="afterwards, one step in this many is on frames")
     parser.add_argument("--image-batch", type=int, default=48)
     parser.add_argument("--half", action="store_true", help="compute in bfloat16 where the machine is faster in it")
     options = begin(parser, arguments)
