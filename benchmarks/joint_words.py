@@ -314,14 +314,14 @@ def line(name: str, entry: dict[str, Any]) -> str:
     for key in COLUMNS:
         error = entry[key]["standard_error"]
         cells.append(f"{entry[key]['mean']:.2f}" + ("" if error is None else f" ({error:.2f})"))
-    return f"{name:34} {entry['films']:5} " + " ".join(f"{cell:>15}" for cell in cells)
+    return f"{name:36} {entry['films']:5} " + " ".join(f"{cell:>15}" for cell in cells)
 
 
 def table(name: str, kept: dict[str, Any]) -> str:
     """The summary of a part as a table of text; standard errors in brackets."""
     part = PARTS[name]
     head = f"\n{name}: seed {part.seed}, {part.scenes} scenes x 2 colourings x {part.noises} noises"
-    columns = f"{'':34} {'films':>5} " + " ".join(f"{key:>15}" for key in COLUMNS)
+    columns = f"{'':36} {'films':>5} " + " ".join(f"{key:>15}" for key in COLUMNS)
     return "\n".join([head, columns, *(line(label, entry) for label, entry in summarise(kept).items())])
 
 
@@ -371,6 +371,9 @@ def main(arguments: list[str] | None = None) -> int:
         model = loader(folder=options.weights) if options.weights else loader()
         name = "run" if options.part == "sheet" else options.part
         tasks, names = make_tasks(PARTS[name], options.scenes), options.variants or list(PARTS[name].variants)
+        unknown = [label for label in names if label not in PARTS[name].variants]
+        if unknown:
+            parser.error(f"{name} has no variant {unknown[0]!r}; choose of {', '.join(PARTS[name].variants)}.")
         if options.part == "sheet":
             draw_sheet(model, PARTS[name], tasks, names, options.out)
             return 0

@@ -136,11 +136,11 @@ def test_figures_of_other_settings_are_measured_again(benchmark, monkeypatch, tm
 
     monkeypatch.setattr(benchmark, "films", films)
     path, content = tmp_path / "words.json", {"settings": {}, "parts": {}}
-    names = ["none", "focus_fg 1"]
+    names = ["none", "focus_fg 0.25"]
     benchmark.measure_part(None, "choose", content, tasks[:2], names, path)
     assert made == [(False, 0), (True, 0), (False, 1), (True, 1)]
     stored = json.loads(path.read_text())
-    stored["parts"]["choose"]["variants"]["focus_fg 1"]["steps"] = 77
+    stored["parts"]["choose"]["variants"]["focus_fg 0.25"]["steps"] = 77
     benchmark.measure_part(None, "choose", stored, tasks[:2], names, path)
     assert made[4:] == [(False, 1), (True, 1)]
     assert len(stored["parts"]["choose"]["records"]) == 4
