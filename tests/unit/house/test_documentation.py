@@ -160,8 +160,8 @@ def test_animation_is_small():
 
 def test_steps_that_modes_guide_are_those_of_their_windows() -> None:
     told: dict[str, list[str]] = {}
-    for first, *steps in rows(FEW_STEPS_PAGE)[2:]:
-        told.update({mode: steps for mode in re.findall(r"`(\w+)`", first)})
+    for first, *steps in rows(FEW_STEPS_PAGE):
+        told.update({mode: steps for mode in re.findall(r"`(\w+)`", first) if len(steps) == 3})
     assert told.keys() == MODES.keys()
     for mode, steps in told.items():
         guide = Guide(torch.ones(1, 1, 4, 4), make_mode(mode))
