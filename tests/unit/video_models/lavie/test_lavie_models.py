@@ -107,7 +107,7 @@ def test_a_set_around_a_file(places) -> None:
         load_lavie_set(places["base"], None)
     with pytest.raises(ValueError, match="'toybox' has its own"):
         load_model_set("toybox", parts=places["parts"])
-    with pytest.raises(ValueError, match="choose one of toybox, or give a file"):
+    with pytest.raises(ValueError, match="choose one of toybox, toybox-joint, or give a file"):
         load_model_set("lavie")
     with pytest.raises(FileNotFoundError, match="missing.pt"):
         load_model_set("missing.pt", parts=places["parts"])
