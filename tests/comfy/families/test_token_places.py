@@ -20,7 +20,7 @@ from mask_guided_video.attention_patches.site import AttentionSite
 pytestmark = [pytest.mark.comfy, pytest.mark.usefixtures("as_in_a_node")]
 
 # LTX-2 reads a thousand rows of text: by default one variant of it, and its guides as those of LTX-Video.
-VARIANTS = ("ltxav_25", "ltxav_weak_guide", "ltxav_masked_guide")
+VARIANTS = ("ltxav_23", "ltxav_25", "ltxav_weak_guide", "ltxav_masked_guide")
 KINDS = {"S": "self", "T": "temporal", "C": "cross", "J": "joint"}
 
 

@@ -11,6 +11,7 @@ from native_models import sample, tiny
 from torch import Tensor
 
 from mask_guided_video.attention_patches.guidance.regions import pool_time
+from mask_guided_video.attention_patches.latent_time import causal
 from mask_guided_video.perception.pictures.histogram_match import histogram_match
 from mask_guided_video.video_models.sampling.noise import share_first_frame
 from mask_guided_video.video_models.sampling.trajectory_noise import trajectory_noise
@@ -178,7 +179,7 @@ def test_paths_of_tracks_and_of_models_whose_latent_frames_stand_for_several(nod
     tracks = execute(MaskToTracks, masks, "ball")
     wan = tiny("wan").patcher
     by_mask = generated(share(nodes, "freetraj", mask=masks, model=wan), (1, 16, 3, 24, 24))
-    pooled = pool_time(masks[None], 3, "max", 4)[0]
+    pooled = pool_time(masks[None], 3, "max", causal(4))[0]
     assert torch.equal(by_mask, generated(share(nodes, "freetraj", mask=pooled, model=wan), (1, 16, 3, 24, 24)))
     with pytest.raises(ValueError, match="9 mask frames"):
         generated(share(nodes, "freetraj", mask=masks, model=wan), (1, 16, 8, 24, 24))

@@ -523,6 +523,7 @@ def first(server):
     return server.run(graph())
 
 
+@pytest.mark.slow
 class TestInTheServer:
     def test_prompts_of_before_run(self, first):
         assert first.succeeded, first.error

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from frontend import frontend, use_nodes_2
 
-pytestmark = [pytest.mark.comfy, pytest.mark.browser]
+# All wires of ours are looked at by test_frontend.
+pytestmark = [pytest.mark.comfy, pytest.mark.browser, pytest.mark.slow]
 
 ROOT = Path(__file__).resolve().parent.parent.parent.parent
 CONNECT = """([source, output, target, name]) => {

@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent.parent
 NAMES = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
 TOYBOX = [name for name in NAMES if name.endswith("_toybox")]
 MODES = pytest.mark.parametrize("nodes_2", [False, True], ids=["classic", "nodes 2.0"])
+BOTH = ("minimax_h3_two_persons", "guided_path_toybox")
 # Enough to tell films apart.
 STEPS = 3
 
@@ -58,8 +59,12 @@ def test_no_link_of_ours_is_an_editor(page, info):
         assert set(made) == wanted, name
 
 
-@MODES
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("name", "nodes_2"),
+    [(name, False) for name in NAMES]
+    # By default two of them in Nodes 2.0 too: one with subgraphs, one without.
+    + [pytest.param(name, True, marks=() if name in BOTH else pytest.mark.slow) for name in NAMES],
+)
 def test_it_opens_with_its_values(page, info, animatediff, name, nodes_2):
     if name.startswith("animatediff") and not animatediff:
         pytest.skip("ComfyUI-AnimateDiff-Evolved is not among the checkout's custom nodes")
