@@ -83,7 +83,8 @@ def pool_time(
     groups = latent_frame_groups(masks.shape[1], clip_frames, latent_time)
     pooled = []
     for group in groups:
-        frames = masks[:, list(group)]
+        # A part of neighbours needs no copy.
+        frames = masks[:, group.start : group.stop] if isinstance(group, range) else masks[:, list(group)]
         if pooling == "first":
             pooled.append(frames[:, 0])
         elif pooling == "last":
