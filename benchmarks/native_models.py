@@ -106,6 +106,7 @@ class Bench:
             cross_attn=torch.randn(1, *case.text, generator=generator),
             noise=self.noise,
             device=torch.device(device),
+            latent_shapes=[list(case.latents)],
             **{name: extras[name](length) for name, length in case.inputs.items()},
         )
         rows = case.latents[0]

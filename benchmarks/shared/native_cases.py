@@ -83,6 +83,19 @@ def ltx(heads: int, depth: int, frames: int, rows: int, columns: int) -> Case:
     return Case("ltx", "LTXV", network, latents, pixels, (128, 4096), {"attention_mask": 128})
 
 
+def ltxav(heads: int, depth: int, frames: int, rows: int, columns: int) -> Case:
+    """LTX-2 without sound, its text processed already; 32 heads and 48 blocks are the 19B model."""
+    network = {
+        **{"num_layers": depth, "num_attention_heads": heads, "attention_head_dim": 128},
+        **{"cross_attention_dim": 128 * heads, "caption_channels": 128},
+        # What hears and reads is small: it does not run here.
+        **{"audio_num_attention_heads": 4, "audio_attention_head_dim": 64, "audio_cross_attention_dim": 256},
+        **{"connector_num_attention_heads": 4, "connector_attention_head_dim": 32, "connector_num_layers": 1},
+    }
+    latents, pixels = (1, 128, frames, rows, columns), (8 * frames - 7, 32 * rows, 32 * columns)
+    return Case("ltxav", "LTXAV", network, latents, pixels, (1024, 128))
+
+
 def hunyuan(heads: int, double: int, single: int, frames: int, rows: int, columns: int) -> Case:
     """HunyuanVideo; 24 heads, 20 double and 40 single blocks are the 13B model."""
     network = {
@@ -141,15 +154,33 @@ def svd(channels: int, blocks: int, frames: int, height: int, width: int) -> Cas
 # What each machine is given. On a CPU: 832 x 480 with 9 frames for Wan, one or two blocks, some of half the width.
 SIZES: dict[str, tuple[Case, ...]] = {
     "quick": (
-        *(wan(2, 1, 3, 16, 20), ltx(2, 1, 3, 16, 20), hunyuan(2, 1, 1, 3, 16, 20), mochi(2, 2, 3, 16, 20)),
+        *(
+            wan(2, 1, 3, 16, 20),
+            ltx(2, 1, 3, 16, 20),
+            ltxav(2, 1, 3, 16, 20),
+            hunyuan(2, 1, 1, 3, 16, 20),
+            mochi(2, 2, 3, 16, 20),
+        ),
         *(sd15(64, 1, 2, 24, 32), svd(64, 1, 3, 24, 32)),
     ),
     "cpu": (
-        *(wan(12, 1, 3, 30, 52), ltx(32, 1, 4, 16, 24), hunyuan(12, 1, 1, 2, 20, 34), mochi(12, 1, 2, 20, 34)),
+        *(
+            wan(12, 1, 3, 30, 52),
+            ltx(32, 1, 4, 16, 24),
+            ltxav(32, 1, 4, 16, 24),
+            hunyuan(12, 1, 1, 2, 20, 34),
+            mochi(12, 1, 2, 20, 34),
+        ),
         *(sd15(320, 1, 1, 24, 32), svd(320, 1, 2, 24, 32)),
     ),
     "cuda": (
-        *(wan(12, 30, 21, 30, 52), ltx(32, 28, 13, 16, 24), hunyuan(24, 4, 8, 19, 30, 53), mochi(24, 8, 14, 30, 53)),
+        *(
+            wan(12, 30, 21, 30, 52),
+            ltx(32, 28, 13, 16, 24),
+            ltxav(32, 8, 16, 16, 24),
+            hunyuan(24, 4, 8, 19, 30, 53),
+            mochi(24, 8, 14, 30, 53),
+        ),
         *(sd15(320, 2, 16, 64, 64), svd(320, 2, 14, 72, 128)),
     ),
 }

@@ -62,10 +62,10 @@ def test_mask_covers_its_share_and_moves(benchmark):
 
 def test_every_size_has_every_family_and_masks_that_fit(benchmark):
     families = [[case.family for case in sizes] for sizes in benchmark.cases.SIZES.values()]
-    assert families[0] == families[1] == families[2] and len(families[0]) == 6
+    assert families[0] == families[1] == families[2] and len(families[0]) == 7
     for case in (case for sizes in benchmark.cases.SIZES.values() for case in sizes):
         frames = case.latents[2] if len(case.latents) == 5 else case.latents[0]
-        factor = {"wan": 4, "ltx": 8, "hunyuan": 4, "mochi": 6, "sd15": 1, "svd": 1}[case.family]
+        factor = {"wan": 4, "ltx": 8, "ltxav": 8, "hunyuan": 4, "mochi": 6, "sd15": 1, "svd": 1}[case.family]
         time = causal(factor) if factor > 1 else PICTURES
         assert len(latent_frame_groups(case.pixels[0], frames, time)) == frames
     assert benchmark.clip_site(benchmark.CLIPS["film"]).video == (0, 32760)
