@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from ...attention_patches.checks import check_blocks, check_shape
 from ...attention_patches.guidance.guide import Guide
-from ...attention_patches.guidance.patch import guide_patches, idle_steps
+from ...attention_patches.guidance.patch import guide_patches, idle_steps, shares_of
 from ...attention_patches.guidance.text_spans import TextSpans, spans_of_named
 from ...perception.pictures.histogram_match import histogram_match
 from ...video_models.sampling.first_frame import FirstFrame
@@ -242,19 +242,23 @@ def _sample(
     guide = _guide(model, settings, masks, strength)
     spans = _spans(model, settings) if settings.phrases or settings.background_phrase else None
     noise = model.noise(frames or run.size[0], *run.size[1:], settings.seed + number)
+    patches = guide_patches(guide, spans)
     with run.stages.stage("sampling"):
-        return model.sample(
+        latents = model.sample(
             settings.starting_noise(noise),
             run.positive,
             run.negative,
             steps=settings.steps,
             cfg=settings.cfg,
             seed=settings.seed + number,
-            patches=guide_patches(guide, spans),
+            patches=patches,
             sampler=settings.sampler,
             first_frame=None if first is None else FirstFrame(first, settings.match_statistics),
             callback=lambda step, total, _denoised: run.progress(number, step, total),
         )
+    told = shares_of(patches)
+    run.stages.notes += [line if settings.rounds == 1 else f"round {number + 1}: {line}" for line in told]
+    return latents
 
 
 def _guide(model: VideoModel, settings: GuidedClipsSettings, masks: Tensor, strength: tuple[float, ...]) -> Guide:

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from ...attention_patches.guidance.attention_share import ShareGoal
 from ...attention_patches.guidance.guide import Guide
 from ...attention_patches.guidance.modes.registry import make_mode
 from ...attention_patches.guidance.strength_curve import StrengthCurve
@@ -75,6 +76,7 @@ class GuidedClipsSettings:
         shared_noise: 0..1, part of the first frame's noise that all others hold; 0 is independent noise, LAMP 0.2.
         frames_per_second: of the video.
         strength_curve: factors on ``strength`` over the schedule of every round, or None.
+        goal: the share of attention that objects shall have, in place of the mode's own gains; see ``Guide``.
 
     Raises:
         ValueError: naming the value and what is allowed.
@@ -107,6 +109,7 @@ class GuidedClipsSettings:
     shared_noise: float = 0.0
     frames_per_second: float = 8.0
     strength_curve: StrengthCurve | None = None
+    goal: ShareGoal | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.phrases, str):
@@ -163,6 +166,7 @@ class GuidedClipsSettings:
             key_source=guide.key_source,
             time_pooling=guide.time_pooling,
             strength_curve=guide.strength_curve,
+            goal=guide.goal,
             **values,
         )
 
@@ -195,6 +199,7 @@ class GuidedClipsSettings:
             key_source=self.key_source,
             time_pooling=self.time_pooling,
             strength_curve=self.strength_curve,
+            goal=self.goal,
         )
 
     def starting_noise(self, noise: Tensor) -> Tensor:
@@ -204,9 +209,10 @@ class GuidedClipsSettings:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         values = asdict(self)
-        if self.strength_curve is None:
-            # Rounds on disk from before there were curves are the same rounds.
-            del values["strength_curve"]
+        for name in ("strength_curve", "goal"):
+            # Rounds on disk from before there were these are the same rounds.
+            if values[name] is None:
+                del values[name]
         return values
 
     def round_settings(self) -> dict[str, Any]:
