@@ -44,13 +44,10 @@ def given_goal(options: argparse.Namespace) -> dict[str, Any]:
     Raises:
         ValueError: a share out of its range, or what it is a part of without one.
     """
-    from ..attention_patches.guidance.attention_share import ShareGoal
+    from ..recipes.given.constants import share_goal
 
-    if options.share is None:
-        if options.share_among is not None:
-            raise ValueError(f"share_among is {options.share_among!r} but there is no share; give --share too.")
-        return {}
-    return {"goal": ShareGoal(options.share, options.share_among or "kind")}
+    goal = share_goal(options.share, options.share_among)
+    return {} if goal is None else {"goal": goal}
 
 
 def set_threads(count: int | None) -> None:
