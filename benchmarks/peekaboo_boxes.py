@@ -255,9 +255,14 @@ def open_content(path: Path, made: dict[str, Any], judged: dict[str, Any]) -> di
     """What a run before has recorded, or a new content; measures of another judge are dropped.
 
     Raises:
-        ValueError: the videos in the folder were made in another way.
+        ValueError: the videos in the folder were made in another way, or nothing says how.
     """
     if not path.is_file():
+        if (path.parent / "videos").exists():
+            raise ValueError(
+                f"{str(path.parent)!r} has videos and no {path.name} that says how they were made; "
+                "choose another --out."
+            )
         return {"settings": {"made": made, "judged": judged}, "records": [], "failed": []}
     content = json.loads(path.read_text(encoding="ascii"))
     before = content["settings"]["made"]
@@ -373,6 +378,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Asked for when a video is missing: those that are there can be judged again without a server.
         connect = cache(partial(ComfyUI, options.server))
         options.out.mkdir(parents=True, exist_ok=True)
+        # Before there is a video: what made it is known, whenever the run is stopped.
+        save(options.out / REPORT, content)
         for line in collect(run, connect, (detector, finding), content):
             save(options.out / REPORT, content)
             sys.stdout.write(line + "\n")

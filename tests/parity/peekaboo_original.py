@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import importlib.util
 import io
 import sys
@@ -40,15 +41,13 @@ PRINTED = {"miou": 5e-4, "miou_all_clips": 5e-4, "coverage": 1e-9, "centroid_dis
 
 def original(folder: Path) -> Any:
     """The script as a module; it takes pandas from its main part."""
-    import pandas
-
     path = folder / "eval" / "get_metrics.py"
     if not path.is_file():
         raise SystemExit(f"{str(path)!r} is not there; give a clone of github.com/microsoft/Peekaboo.")
     spec = importlib.util.spec_from_file_location("peekaboo_get_metrics", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    module.pd = pandas
+    module.pd = importlib.import_module("pandas")
     return module
 
 

@@ -171,6 +171,12 @@ def test_other_settings_do_not_mix(start, capsys):
     assert report["settings"]["made"]["seed"] == 40
 
 
+def test_videos_without_a_record_are_not_trusted(start, tmp_path, capsys):
+    (tmp_path / "out" / "videos" / "guided").mkdir(parents=True)
+    code, report = start()
+    assert code == 2 and report is None and "says how they were made" in capsys.readouterr().err
+
+
 def test_a_video_that_fails_stops_no_other(start, server, capsys):
     server.failing, server.refused = {"a ball 7"}, {"a ball 8"}
     code, report = start(guide=False)
