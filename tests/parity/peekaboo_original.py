@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib
 import importlib.util
 import io
 import sys
@@ -40,14 +39,16 @@ PRINTED = {"miou": 5e-4, "miou_all_clips": 5e-4, "coverage": 1e-9, "centroid_dis
 
 
 def original(folder: Path) -> Any:
-    """The script as a module; it takes pandas from its main part."""
+    """The script as a module. Its main part imports pandas for all of it, then asks for arguments and ends."""
     path = folder / "eval" / "get_metrics.py"
     if not path.is_file():
         raise SystemExit(f"{str(path)!r} is not there; give a clone of github.com/microsoft/Peekaboo.")
-    spec = importlib.util.spec_from_file_location("peekaboo_get_metrics", path)
+    spec = importlib.util.spec_from_file_location("__main__", path)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.pd = importlib.import_module("pandas")
+    arguments, sys.argv = sys.argv, [str(path)]
+    with contextlib.suppress(SystemExit), contextlib.redirect_stderr(io.StringIO()):
+        spec.loader.exec_module(module)
+    sys.argv = arguments
     return module
 
 
