@@ -333,7 +333,13 @@ def open_run(options: argparse.Namespace) -> tuple[Run, dict[str, Any]]:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise ValueError(f"{name} is {value}; give at least 1.")
+    for name in ("box_threshold", "text_threshold"):
+        if not 0 <= getattr(options, name) <= 1:
+            raise ValueError(f"{name} is {getattr(options, name)}; give a value from 0 to 1.")
     records = lists.read_box_list(options.list, options.box_order)
+    for record in records:
+        # Refused by the detector, but only when there is a video.
+        module("perception.detection.phrases").check_phrases([record.subject])
     empty, count = lists.empty_boxes(records)
     if empty:
         sys.stdout.write(f"{empty} of {count} boxes are empty; their frames have no mask.\n")

@@ -107,8 +107,8 @@ def start(benchmark, server, tmp_path):
     (tmp_path / "list.json").write_text(json.dumps(RECORDS))
     (tmp_path / "api.json").write_text(json.dumps(WORKFLOW))
 
-    def run(*more, workflow="api.json", guide=True):
-        words = [tmp_path / "list.json", "--workflow", tmp_path / workflow, "--out", tmp_path / "out"]
+    def run(*more, first="list.json", guide=True):
+        words = [tmp_path / first, "--workflow", tmp_path / "api.json", "--out", tmp_path / "out"]
         words += ["--server", f"http://127.0.0.1:{server.server_port}", "--size", "32x32", "--seed", 40, "--threads", 1]
         words += ["--prompt-node", "Prompt", "--mask-node", "Masks", "--seed-node", "RandomNoise"]
         words += ["--guide-node", "4"] if guide else []
@@ -171,6 +171,12 @@ def test_other_settings_do_not_mix(start, capsys):
     assert report["settings"]["made"]["seed"] == 40
 
 
+def test_a_subject_that_no_detector_takes_is_refused_before_a_video_is_made(start, server, tmp_path, capsys):
+    (tmp_path / "two.json").write_text(json.dumps([RECORDS[0], {**RECORDS[1], "subject": "ball, star"}]))
+    code, report = start(first="two.json")
+    assert code == 2 and report is None and not server.graphs and "ball, star" in capsys.readouterr().err
+
+
 def test_videos_without_a_record_are_not_trusted(start, tmp_path, capsys):
     (tmp_path / "out" / "videos" / "guided").mkdir(parents=True)
     code, report = start()
@@ -206,6 +212,7 @@ def test_masks_for_another_length(start, server, tmp_path, capsys):
         (["--server", "127.0.0.1:8188"], "give an address such as http://"),
         (["--server", "http://127.0.0.1:9"], "no ComfyUI answers at http://127.0.0.1:9"),
         (["--frames", "0"], "frames is 0; give at least 1"),
+        (["--box-threshold", "1.5"], "box_threshold is 1.5; give a value from 0 to 1"),
         (["--workflow", "saved.json"], "saved.json' is a workflow as it is saved; export it for the API"),
         (["--workflow", "list.json"], "is no workflow for the API"),
         (["--output-node", "1"], "the workflow makes no video (it makes nothing)"),
