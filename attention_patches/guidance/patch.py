@@ -22,7 +22,7 @@ from .call import CallTensors, ModeCall
 from .guide import Guide
 from .modes.mode import MaskMode
 from .plan import Plan, make_plan
-from .regions import MaskPyramid, Regions, pool_time
+from .regions import MaskPyramid, Regions, time_frames
 from .share_book import BlockShare, ShareBook, shares_told
 from .tables import wanted_tables
 from .text_spans import TextSpans
@@ -274,8 +274,9 @@ class GuidePatch(AttentionPatch):
         """Boxes of the whole clip, [R, clip frames, 4]."""
         key = (site.clip_frames, site.latent_time)
         if key not in self._clip_boxes:
-            masks = pool_time(self.guide.masks, site.clip_frames, self.guide.time_pooling, site.latent_time)
-            self._clip_boxes[key] = mask_boxes(masks)
+            guide = self.guide
+            frames = time_frames(guide.masks, site.clip_frames, guide.time_pooling, site.latent_time)
+            self._clip_boxes[key] = torch.cat([mask_boxes(frame) for frame in frames], dim=1)
         return self._clip_boxes[key]
 
     def _frame_strength(self, site: AttentionSite, frames: Sequence[int]) -> Tensor:
