@@ -161,7 +161,7 @@ class Plan:
             return attend.with_bias(bias)(q, k, v, site)
 
         if self.whole is not None:
-            out = self._run_whole(attend, q, k, v, site, kernel, book)
+            out = self._run_whole(self.whole, attend, q, k, v, site, book)
         elif not attend.last:
             out = attend(q, k, v, site).clone()
         else:
@@ -184,19 +184,22 @@ class Plan:
 
     def _run_whole(
         self,
+        whole: tuple[Tensor, Tensor],
         attend: Attend,
         q: Tensor,
         k: Tensor,
         v: Tensor,
         site: AttentionSite,
-        kernel: Kernel,
         book: ShareBook | None,
     ) -> Tensor:
         """Run all rows in one call, and those that are left alone in another."""
-        assert self.whole is not None
+
+        def kernel(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+            return attend.with_bias(bias)(q, k, v, site)
+
         factors, left = None, [] if self.plain is None else self.plain.index.tolist()
         if book is not None and self.raised:
-            width = self.whole[1].shape[2]
+            width = whole[1].shape[2]
             factors = torch.ones(q.shape[0], q.shape[1], width, dtype=q.dtype, device=q.device)
             for rows in self.raised:
                 gains = book.gains(site, rows, q, k, attend.bias)
@@ -206,7 +209,7 @@ class Plan:
                     factors[list(rows.rows)] = channel_factors(gains, width, q.dtype)
         if len(left) == q.shape[0]:
             return attend(q, k, v, site)
-        out = channel_attention(q, k, v, *self.whole, attend.bias, kernel, factors)
+        out = channel_attention(q, k, v, *whole, attend.bias, kernel, factors)
         if left:
             plain = attend(q, k, v, site)
             out = out.clone()

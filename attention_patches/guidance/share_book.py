@@ -75,6 +75,8 @@ class ShareBook:
 
     found: dict[Hashable, dict[tuple[str, int], SolvedGain]] = field(default_factory=dict)
     shares: list[BlockShare] = field(default_factory=list)
+    # Of calls all of whose regions are known: looking at a gain would make a GPU wait.
+    settled: dict[Hashable, Tensor | None] = field(default_factory=dict)
 
     @torch.no_grad()
     def gains(self, site: AttentionSite, rows: RaisedRows, q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor | None:
@@ -87,6 +89,9 @@ class ShareBook:
             bias: of the call, or None.
         """
         raised, known = _raised(rows), self.found.setdefault(_place(site, rows), {})
+        call = _place(site, rows), raised.channels, raised.alone
+        if call in self.settled:
+            return self.settled[call]
         missing = [channel for channel in raised.channels if (channel.kind, channel.region) not in known]
         for channel, solved in _solve(rows, raised, missing, q, k, bias).items():
             known[channel.kind, channel.region] = solved
@@ -97,6 +102,8 @@ class ShareBook:
             # Of a region that is not in this window there is no query, so that its channel is empty.
             factors[:, channel.channel] = 0.0 if found is None else found.gain
         idle = raised.alone and not bool((factors[:, [channel.channel for channel in raised.channels]] > 0.0).any())
+        if all((channel.kind, channel.region) in known for channel in raised.channels):
+            self.settled[call] = None if idle else factors
         return None if idle else factors
 
     def knows(self, site: AttentionSite, rows: RaisedRows) -> bool:

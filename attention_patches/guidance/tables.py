@@ -228,7 +228,7 @@ def mode_tables(call: ModeCall, terms: Sequence[BiasTerm], partition: bool = Fal
     uneven = key.amax(dim=1) > key.amin(dim=1)
     guided = tuple((acting & uneven).any(dim=1).nonzero()[:, 0].tolist())
     channels = raised_channels(call, terms)
-    if channels:
+    if channels and call.goal is not None:
         fixed = [channel for channel in range(key.shape[2]) if channel not in {found.channel for found in channels}]
         alone = not bool((acting & uneven)[:, fixed].any())
         counted = call.text, call.video_keys

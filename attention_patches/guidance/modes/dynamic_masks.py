@@ -153,7 +153,7 @@ class DynamicMasks(MaskMode):
         term = same_region(queries, keys, gap, rows, channels, closed=call.site.kind == "temporal")
         if self.per_object or term.wanted is None:
             return term
-        return replace(term, regions=(ALL_OBJECTS, len(call.regions.objects))[channels])
+        return replace(term, regions=tuple([ALL_OBJECTS, len(call.regions.objects)][channels]))
 
     def _words(self, call: ModeCall, spans: Sequence[Sequence[int]], rows: Tensor) -> list[BiasTerm]:
         regions, named = call.query_regions, words(call, *spans)
