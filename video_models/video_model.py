@@ -163,7 +163,8 @@ class StandaloneVideoModel(ModelParts):
             cfg: classifier-free guidance; at 1 the negative prompt is not computed.
             seed: unused by the deterministic samplers; part of the protocol.
             patches: attention patches, outermost first.
-            steps, start_percent, latents, sampler, background_lock, first_frame, callback, levers: as in ``sample_latents``.
+            steps, start_percent, latents, sampler, background_lock, first_frame, callback, levers: as in
+                ``sample_latents``.
 
         Returns:
             float32 [B, C, T, h, w].

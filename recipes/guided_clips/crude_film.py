@@ -54,7 +54,7 @@ def find_by_words(frames: Tensor, word_map: Tensor) -> Tensor:
 
     if frames.shape[:3] != word_map.shape:
         raise ValueError(
-            f"frames are {tuple(frames.shape[:3])} and the word map {tuple(word_map.shape)}; make them one."
+            f"frames are {tuple(frames.shape[:3])} and the word map {tuple(word_map.shape)}; make both alike."
         )
     found = []
     for picture, seen in zip(frames.cpu(), word_map.cpu().float(), strict=True):
@@ -140,7 +140,7 @@ def paste(film: Tensor, cut: CutOut, track: Tensor) -> Tensor:
         ValueError: other sizes.
     """
     if film.shape[:3] != track.shape:
-        raise ValueError(f"the film is {tuple(film.shape[:3])} and the track {tuple(track.shape)}; make them one.")
+        raise ValueError(f"the film is {tuple(film.shape[:3])} and the track {tuple(track.shape)}; make both alike.")
     film = film.clone()
     boxes = [_box(mask) if bool(mask.any()) else None for mask in track >= FOREGROUND]
     there = [box for box in boxes if box is not None]
