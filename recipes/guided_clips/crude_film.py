@@ -22,6 +22,10 @@ INPAINT_RADIUS = 3.0
 FOREGROUND = 0.5
 
 
+class ObjectNotFound(ValueError):
+    """No frame of the first film shows an object that is to be moved."""
+
+
 @dataclass(frozen=True, eq=False)
 class CutOut:
     """An object as a small picture.
@@ -82,7 +86,7 @@ def cut_out(frames: Tensor, masks: Tensor) -> CutOut:
         masks: [T, H, W] in 0..1.
 
     Raises:
-        ValueError: no mask holds anything.
+        ObjectNotFound: no mask holds anything.
     """
     inside = masks >= FOREGROUND
     height, width = masks.shape[1:]
@@ -97,7 +101,7 @@ def cut_out(frames: Tensor, masks: Tensor) -> CutOut:
         if rank > best:
             best, box, chosen = rank, (top, bottom, left, right), number
     if best[0] < 0:
-        raise ValueError("the object was not found in any frame of the first film, so that it cannot be cut out.")
+        raise ObjectNotFound("the object was not found in any frame of the first film, so that it cannot be cut out.")
     top, bottom, left, right = box
     return CutOut(frames[chosen, top:bottom, left:right], masks[chosen, top:bottom, left:right].float())
 
@@ -173,7 +177,8 @@ def crude_film(frames: Tensor, masks: Tensor, tracks: Tensor) -> Tensor:
         [F, H, W, 3] in 0..1.
 
     Raises:
-        ValueError: other sizes, or an object that is to be somewhere and is nowhere in the first film.
+        ValueError: other sizes.
+        ObjectNotFound: an object that is to be somewhere and is nowhere in the first film.
     """
     plate = plate_behind(frames, masks.amax(dim=0))
     film = plate.expand(tracks.shape[1], *plate.shape).clone()

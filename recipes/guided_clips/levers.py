@@ -8,6 +8,7 @@ together with the mode of mask guidance.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
@@ -22,13 +23,15 @@ from ...attention_patches.guidance.text_spans import TextSpans
 from ...video_models.sampling.levers import DescentSettings, DualClock, EnergyDescent, Look, SamplingLevers
 from ...video_models.sampling.trajectory_noise import fitted_cutoffs, trajectory_noise
 from ..protocols import VideoModel
-from .crude_film import crude_film, find_by_words
+from .crude_film import ObjectNotFound, crude_film, find_by_words
+
+logger = logging.getLogger(__name__)
 
 LeverName = Literal["energy", "noise", "crude_film"]
 Levers = tuple[str, ...]
 LEVERS: Levers = get_args(LeverName)
 # What ``auto`` tries, one after the other: the mode alone first, and what costs most last.
-LADDER: tuple[Levers, ...] = ((), ("noise",), ("energy", "noise"), ("energy", "noise", "crude_film"))
+LADDER: tuple[Levers, ...] = ((), ("crude_film",), ("energy", "crude_film"))
 FOREGROUND = 0.5
 
 
@@ -44,10 +47,10 @@ class LeverConstants:
     """
 
     descent: DescentSettings = DescentSettings()
-    start: float = 0.8
+    start: float = 0.7
     hold: float = 0.5
-    look: float = 0.5
-    enough: float = 0.6
+    look: float = 0.4
+    enough: float = 0.7
 
     def __post_init__(self) -> None:
         for name, value in (("look", self.look), ("enough", self.enough)):
@@ -158,7 +161,12 @@ class LeverClip:
             except NotReached as missed:
                 attempts.append(missed.args[0])
                 continue
+            except ObjectNotFound as missing:
+                logger.warning("%s", missing)
+                attempts.append(Attempt(levers, 0.0, 0.0))
+                continue
             return latents, (*attempts, _taken(attempt))
+        # The first of equals: the mode alone can always be sampled.
         best = max(range(len(attempts)), key=lambda at: attempts[at].overlap)
         latents, attempt = self.with_levers(attempts[best].levers)
         return latents, tuple(_taken(attempt) if at == best else tried for at, tried in enumerate(attempts))
@@ -219,6 +227,21 @@ def fitted_tracks(masks: Tensor, frames: int, height: int, width: int) -> Tensor
     if tuple(masks.shape[2:]) == (height, width):
         return masks
     return functional.interpolate(masks.float(), (height, width), mode="bilinear", antialias=True, align_corners=False)
+
+
+def attempts_summary(attempts: Sequence[Attempt], auto: bool) -> str:
+    """What was tried and taken, in a sentence."""
+    told = [
+        f"{' + '.join(attempt.levers) or 'the mode alone'} (overlap {attempt.overlap:.2f}, words inside "
+        f"{attempt.share:.2f})"
+        for attempt in attempts
+    ]
+    taken = next(place for place, attempt in enumerate(attempts) if attempt.taken)
+    if not auto:
+        return f"levers: {told[taken]}."
+    if len(told) == 1:
+        return f"auto took {told[0]}."
+    return f"auto tried {', '.join(told)} and took {' + '.join(attempts[taken].levers) or 'the mode alone'}."
 
 
 def _taken(attempt: Attempt) -> Attempt:

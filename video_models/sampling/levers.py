@@ -40,11 +40,11 @@ class DescentSettings:
         ValueError: a value out of its range.
     """
 
-    until: float = 0.5
+    until: float = 0.55
     step: float = 0.1
     iterations: int = 3
     enough: float = 0.1
-    least_fall: float = 0.01
+    least_fall: float = 0.015
 
     def __post_init__(self) -> None:
         for name, most in (("until", 1.0), ("step", 10.0), ("iterations", 100), ("enough", 1.0), ("least_fall", 1.0)):
