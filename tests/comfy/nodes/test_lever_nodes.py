@@ -220,3 +220,73 @@ def test_a_crude_film_has_the_object_at_its_targets(nodes: Any) -> None:
     assert torch.equal(mask, there[0])
     with pytest.raises(ValueError, match="1 tracks and 2 targets"):
         nodes.CrudeFilm.execute(film, Tracks.from_masks(here), Tracks.from_masks(torch.cat([there, there])))
+
+
+def served(prompt: dict[str, Any], server: Any) -> dict[str, Tensor]:
+    """The saved latents of a graph, by the numbers of its nodes."""
+    from safetensors.torch import load_file
+
+    run = server.run(prompt)
+    assert run.succeeded, run.error
+    return {
+        number: load_file(server.path_of(output["latents"][0]))["latent_tensor"]
+        for number, output in run.outputs.items()
+        if "latents" in output
+    }
+
+
+def test_in_a_real_comfyui(server: Any) -> None:
+    """Each by itself and both together; energy that is off gives the latents of the model alone."""
+    noise = {
+        "seed": 1, "frames": 4, "width": 32, "height": 32, "mode": "plain", "window": 16, "stride": 4, "shared": 0.2,
+        "batch_size": 1, "vae": ["load", 2],
+    }  # fmt: skip
+    guiding = {
+        "mask": ["mask", 0], "phrases": "red ball", "mode": "cross_text", "strength": 1.0, "start_percent": 0.0,
+        "end_percent": 1.0, "blocks": "all", "rows": "both", "hard": False,
+    }  # fmt: skip
+    energy = {"model": ["load", 0], "guide": ["guide", 0], "clip": ["load", 1], "prompt": PROMPT, "blocks": "all"}
+    prompt: dict[str, Any] = {
+        "load": {"class_type": "MGV_LoadVideoModel", "inputs": {"model_name": "Toybox"}},
+        "yes": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["load", 1], "text": PROMPT}},
+        "no": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["load", 1], "text": ""}},
+        "noise": {"class_type": "MGV_VideoNoise", "inputs": noise},
+        "empty": {"class_type": "SolidMask", "inputs": {"value": 0.0, "width": 32, "height": 32}},
+        "part": {"class_type": "SolidMask", "inputs": {"value": 1.0, "width": 16, "height": 24}},
+        "mask": {
+            "class_type": "MaskComposite",
+            "inputs": {"destination": ["empty", 0], "source": ["part", 0], "x": 0, "y": 4, "operation": "add"},
+        },
+        "guide": {"class_type": "MGV_MaskToAttentionBias", "inputs": guiding},
+        "on": {"class_type": "MGV_AttentionEnergy", "inputs": {**energy, **SETTINGS}},
+        "off": {"class_type": "MGV_AttentionEnergy", "inputs": {**energy, **SETTINGS, "iterations": 0}},
+        "clock": {
+            "class_type": "MGV_DualClockSampler",
+            "inputs": {"crude": ["noise", 1], "mask": ["mask", 0], "start": 0.9, "hold": 0.5},
+        },
+        "euler": {"class_type": "KSamplerSelect", "inputs": {"sampler_name": "euler"}},
+        "sigmas": {
+            "class_type": "BasicScheduler",
+            "inputs": {"model": ["load", 0], "scheduler": "ddim_uniform", "steps": 4, "denoise": 1.0},
+        },
+    }
+    for name, model, sampler in (
+        ("plain", "load", "euler"),
+        ("none", "off", "euler"),
+        ("energy", "on", "euler"),
+        ("dual", "load", "clock"),
+        ("both", "on", "clock"),
+    ):
+        inputs = {
+            "model": [model, 0], "add_noise": True, "noise_seed": 1, "cfg": 3.0, "positive": ["yes", 0],
+            "negative": ["no", 0], "sampler": [sampler, 0], "sigmas": ["sigmas", 0], "latent_image": ["noise", 1],
+        }  # fmt: skip
+        prompt[f"{name} film"] = {"class_type": "SamplerCustom", "inputs": inputs}
+        saving = {"samples": [f"{name} film", 0], "filename_prefix": f"levers/{name}"}
+        prompt[name] = {"class_type": "SaveLatent", "inputs": saving}
+    films = served(prompt, server)
+    assert torch.equal(films["none"], films["plain"])
+    for name in ("energy", "dual", "both"):
+        assert bool(torch.isfinite(films[name]).all())
+        assert float((films[name] - films["plain"]).abs().max()) > 0.01
+    assert not torch.equal(films["both"], films["dual"])
