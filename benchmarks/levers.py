@@ -220,6 +220,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--weights", type=Path, nargs="+", default=[BUNDLED], metavar="FOLDER")
     parser.add_argument("--variants", nargs="*", choices=NAMES, default=list(NAMES), metavar="NAME")
     parser.add_argument("--guides", type=int, default=30, help="the first N of 30")
+    parser.add_argument("--every", type=int, default=1, help="only each N-th of them")
     parser.add_argument("--noises", type=int, default=3, help="of each guide")
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--cfg", type=float, default=4.0)
@@ -247,7 +248,7 @@ def main(arguments: list[str] | None = None) -> int:
             store, tasks = Store(options.results, content), make_tasks(options.seed)[: options.guides]
             bench = Bench(model, folder.name, options.steps, options.cfg, options.mode)
             for noise in range(options.noises):
-                for number in range(len(tasks)):
+                for number in range(0, len(tasks), options.every):
                     for name in options.variants:
                         store.film(bench, tasks, name, number, noise)
     sys.stdout.write(table(summarise(content["records"])) + "\n")
