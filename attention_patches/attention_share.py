@@ -17,11 +17,11 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from .checks import checked_masks
+from .checks import check_film, checked_masks
 from .errors import GuideError
-from .guidance.regions import MaskPyramid
+from .guidance.regions import FOREGROUND, MaskPyramid
 from .guidance.text_spans import TextSpans
-from .patch import Attend, AttentionPatch, Scope
+from .patch import Attend, AttentionPatch, Run, Scope
 from .site import CONDITIONAL, AttentionSite
 
 # How tokens of a call, [rows, heads, tokens, objects], lie in a video.
@@ -111,7 +111,9 @@ class AttentionShare(AttentionPatch):
         if not any(spans.positions):
             raise GuideError("no object has words in the prompt, so attention to them cannot be measured; name them.")
         self.spans = spans
-        self.has_objects = bool((self.masks >= 0.5).any())
+        named = [bool(places) for places in spans.positions]
+        #: Whether there is anything to measure: an object that has words and is somewhere.
+        self.has_objects = bool((self.masks[named] >= FOREGROUND).any())
         self._scope = Scope(blocks=blocks, rows="conditional")
         self._pyramid = MaskPyramid(self.masks)
         self._record: ShareRecord | None = None
@@ -129,6 +131,14 @@ class AttentionShare(AttentionPatch):
         """Drop the pooled masks."""
         super().release()
         self._pyramid = MaskPyramid(self.masks)
+
+    def check_run(self, run: Run) -> None:
+        """Compare the masks with the clip.
+
+        Raises:
+            GuideError: they do not fit in length or in shape.
+        """
+        check_film(self.masks, run.clip_frames, run.height, run.width, run.latent_time)
 
     def acts_at(self, site: AttentionSite) -> bool:
         """Say whether a call is measured now."""

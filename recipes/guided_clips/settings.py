@@ -162,6 +162,8 @@ class GuidedClipsSettings:
             raise ValueError(f"levers are {', '.join(self.levers)} and auto is on; give one of them.")
         if not any(self.phrases):
             raise ValueError("levers need words that name the objects; give phrases of the prompt.")
+        if self.steps < 2:
+            raise ValueError(f"steps is {self.steps}; levers act between steps, so give at least 2.")
 
     @classmethod
     def of_guide(cls, guide: Guide, prompt: str, **values: Any) -> GuidedClipsSettings:

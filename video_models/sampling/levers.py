@@ -203,8 +203,3 @@ class SamplingLevers:
     dual_clock: DualClock | None = None
     look: Look | None = None
     report: Callable[[int, list[float]], None] | None = None
-
-    @property
-    def first_level(self) -> float:
-        """Noise level at which sampling begins at most."""
-        return 1.0 if self.dual_clock is None else self.dual_clock.start

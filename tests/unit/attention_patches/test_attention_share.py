@@ -11,6 +11,7 @@ from mask_guided_video.attention_patches.attention_share import AttentionShare, 
 from mask_guided_video.attention_patches.errors import GuideError
 from mask_guided_video.attention_patches.guidance.text_spans import TextSpans
 from mask_guided_video.attention_patches.kernels.torch_attention import torch_attention
+from mask_guided_video.attention_patches.patch import Run
 from mask_guided_video.attention_patches.site import AttentionSite, BatchRows, Span
 from mask_guided_video.attention_patches.stack import PatchStack
 
@@ -156,6 +157,22 @@ def test_empty_masks_measure_nothing():
     assert not patch.has_objects
     assert record.shares == []
     assert torch.equal(out, plain)
+
+
+def test_objects_without_words_are_left_out():
+    masks = torch.tensor([[[[1.0, 0.0]]], [[[0.0, 1.0]]]])
+    spans = TextSpans(("ball", ""), ((1,), ()), 3)
+    q, k = torch.zeros(1, 1, 4, 8), torch.zeros(1, 1, 3, 8)
+    record, _, _ = measured(AttentionShare(masks, spans), site(BatchRows()), q, k)
+    assert record.shares[0].shape == (1, 1, 2)
+    assert record.share().item() == pytest.approx(0.5)
+    # Only the object without words is there.
+    assert not AttentionShare(masks * torch.tensor([0.0, 1.0]).view(2, 1, 1, 1), spans).has_objects
+
+
+def test_masks_that_do_not_fit_the_clip_are_refused_before_the_first_step():
+    with pytest.raises(GuideError, match="3 .*frames|frames.* 3"):
+        AttentionShare(torch.ones(1, 3, 4, 4), SPANS).check_run(Run(8, 4, 4))
 
 
 def test_what_cannot_be_measured_is_refused():

@@ -172,6 +172,7 @@ class TestRecipe:
             ({"levers": ("sideways",)}, "no lever 'sideways'"),
             ({"levers": ("energy",), "auto": True}, "one of them"),
             ({"auto": True, "phrases": ()}, "need words"),
+            ({"auto": True, "steps": 1}, "at least 2"),
         ],
     )
     def test_what_cannot_be_is_refused(self, values, message):
