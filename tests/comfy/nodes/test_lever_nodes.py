@@ -131,9 +131,9 @@ def test_every_sampler_goes_on_with_what_was_reached(nodes: Any, native: tuple[A
 def test_other_families(name: str) -> None:
     """Their latents are changed, and nothing else; once the energy is off they sample as before."""
     model = tiny(name)
-    frames = as_film(model.noise()).shape[2]
-    found = torch.zeros(1, frames, 16, 16)
-    found[..., :8, :8] = 1.0
+    frames, height, width = as_film(model.noise()).shape[2:]
+    found = torch.zeros(1, frames, 2 * height, 2 * width)
+    found[..., :height, :width] = 1.0
     share = AttentionShare(found, TextSpans(("word",), ((1,),)))
     weights = dict(model.patcher.model.named_parameters())
     energies: list[float] = []
