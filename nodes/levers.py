@@ -7,7 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..attention_patches.attention_share import AttentionShare
+from ..attention_patches.attention_energy import AttentionShare
 from ..attention_patches.checks import check_blocks
 from ..attention_patches.guidance.guide import Guide as MaskGuide
 from ..backbones.nested_latents import video_of

@@ -1,6 +1,6 @@
 """Levers beside words: what else moves an object to its masks, each by itself or together, and the choice among them.
 
-``energy``: before the first steps the latents go down the energy of attention (``attention_share.py``). ``noise``: low
+``energy``: before the first steps the latents go down the energy of attention (``attention_energy.py``). ``noise``: low
 frequencies of the starting noise move along the masks (FreeTraj), with cut-offs that fit the grid. ``crude_film``:
 sampling begins with a crude film, the object of a first film cut out and pasted along the masks (Time-to-Move). All go
 together with the mode of mask guidance.
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ...attention_patches.attention_share import AttentionShare, ShareRecord
+from ...attention_patches.attention_energy import AttentionShare, ShareRecord
 from ...attention_patches.guidance.regions import pool_area
 from ...attention_patches.guidance.text_spans import TextSpans
 from ...video_models.sampling.levers import DescentSettings, DualClock, EnergyDescent, Look, SamplingLevers

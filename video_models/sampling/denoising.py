@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...attention_patches.attention_share import AttentionShare
+from ...attention_patches.attention_energy import AttentionShare
 from ...attention_patches.kernels.torch_attention import OVERRIDE_KEY
 from ...attention_patches.patch import Patch
 from ...attention_patches.site import CONDITIONAL, UNCONDITIONAL

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from ...attention_patches.attention_share import AttentionShare, ShareRecord
+from ...attention_patches.attention_energy import AttentionShare, ShareRecord
 from .levers import DualClock, SamplingLevers, descend, noise_level
 from .schedulers import NoiseLevels
 

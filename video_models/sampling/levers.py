@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...attention_patches.attention_share import AttentionShare, ShareRecord
+from ...attention_patches.attention_energy import AttentionShare, ShareRecord
 
 # Latents [B, C, T, h, w] to the energy of each clip [B], differentiable.
 Energy = Callable[[Tensor], Tensor]

@@ -11,7 +11,7 @@ from native_models import sample as sample_tiny
 from native_models import tiny
 from torch import Tensor
 
-from mask_guided_video.attention_patches.attention_share import AttentionShare
+from mask_guided_video.attention_patches.attention_energy import AttentionShare
 from mask_guided_video.attention_patches.guidance.guide import Guide
 from mask_guided_video.attention_patches.guidance.modes.registry import make_mode
 from mask_guided_video.attention_patches.guidance.text_spans import TextSpans

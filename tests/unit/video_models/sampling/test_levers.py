@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from mask_guided_video.attention_patches.attention_share import AttentionShare
+from mask_guided_video.attention_patches.attention_energy import AttentionShare
 from mask_guided_video.video_models.sampling.denoising import Conditions, sample_latents
 from mask_guided_video.video_models.sampling.first_frame import FirstFrame
 from mask_guided_video.video_models.sampling.levers import (

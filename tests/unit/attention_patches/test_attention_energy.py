@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from mask_guided_video.attention_patches.attention_share import AttentionShare, mass_share, word_mass
+from mask_guided_video.attention_patches.attention_energy import AttentionShare, mass_share, word_mass
 from mask_guided_video.attention_patches.errors import GuideError
 from mask_guided_video.attention_patches.guidance.text_spans import TextSpans
 from mask_guided_video.attention_patches.kernels.torch_attention import torch_attention
