@@ -22,6 +22,7 @@ else:
     from .nodes.first_frame import FirstFrameLock, HistogramMatch, LampSampler, SharedNoise
     from .nodes.guidance import MaskToAttentionBias, PatchAttention, PreviewGuide
     from .nodes.lavie_stages import InterpolateVideo, UpscaleVideo
+    from .nodes.levers import AttentionEnergy, CrudeFilm, DualClockSampler
     from .nodes.long_video import FreeLong, FreeLongWindows
     from .nodes.mask_metrics import MaskMetrics
     from .nodes.mask_modes import DynamicMaskGuidance, ObjectWords
@@ -83,6 +84,9 @@ else:
         "MGV_SharedNoise": SharedNoise,
         "MGV_LampSampler": LampSampler,
         "MGV_HistogramMatch": HistogramMatch,
+        "MGV_AttentionEnergy": AttentionEnergy,
+        "MGV_CrudeFilm": CrudeFilm,
+        "MGV_DualClockSampler": DualClockSampler,
         "MGV_TrainMotion": TrainMotion,
         "MGV_LoadMotion": LoadMotion,
     }
@@ -125,6 +129,9 @@ else:
         "MGV_SharedNoise": "Shared Noise",
         "MGV_LampSampler": "LAMP Sampler",
         "MGV_HistogramMatch": "Histogram Match",
+        "MGV_AttentionEnergy": "Attention Energy",
+        "MGV_CrudeFilm": "Crude Film",
+        "MGV_DualClockSampler": "Dual Clock Sampler",
         "MGV_TrainMotion": "Train Motion",
         "MGV_LoadMotion": "Load Motion",
     }

@@ -78,6 +78,13 @@ def _add_guide(guide: Any) -> None:
     guide.add_argument("--strength", type=float, help="factor on all of it, 0 (none) upwards (default: 1)")
     add_share(guide)
     guide.add_argument("--frame-strength", metavar="TEXT", help="over time, such as '0: 1, 8: 0.5' (default: 1)")
+    guide.add_argument(
+        "--lever", action="append", dest="levers", metavar="NAME",
+        help="energy, noise or crude_film: acts beside the mode, may be given several times; see docs/levers.md",
+    )  # fmt: skip
+    guide.add_argument(
+        "--auto", action="store_true", default=None, help="the mode alone, or levers where the object is not followed"
+    )
     guide.add_argument("--key-source", help="self, first, first_prev, first_self ... (default: the mode's own)")
 
 

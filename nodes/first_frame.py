@@ -164,6 +164,13 @@ class SharedNoise(io.ComfyNode):
                 io.Mask.Input(
                     "mask", optional=True, tooltip="freetraj: instead of tracks, one object: one mask per frame."
                 ),
+                io.Boolean.Input(
+                    "fit_to_grid",
+                    default=False,
+                    optional=True,
+                    tooltip="freetraj: as many waves move with the objects as on the published grid, whatever the "
+                    "latents' size; the two cut-offs above are not used.",
+                ),
             ],
             outputs=[
                 io.Noise.Output(
@@ -184,6 +191,7 @@ class SharedNoise(io.ComfyNode):
         first_frame: dict[str, Any] | None = None,
         tracks: Any = None,
         mask: Tensor | None = None,
+        fit_to_grid: bool = False,
     ) -> io.NodeOutput:
         if tracks is not None and mask is not None:
             raise ValueError("both of tracks and mask are connected; connect one of them.")
@@ -193,7 +201,7 @@ class SharedNoise(io.ComfyNode):
         elif mode == "freetraj" and mask is not None:
             masks = masks_of(mask)[None]
         latents = None if first_frame is None else video_of(first_frame["samples"])
-        settings = (mode, amount, model, latents, masks, spatial_cutoff, temporal_cutoff)
+        settings = (mode, amount, model, latents, masks, spatial_cutoff, temporal_cutoff, fit_to_grid)
         return io.NodeOutput(shared_noise.SharedNoise(noise, *settings))
 
 

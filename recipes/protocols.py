@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ..perception.tracks import Tracks
     from ..video_models.sampling.background_lock import BackgroundLock
     from ..video_models.sampling.first_frame import FirstFrame
+    from ..video_models.sampling.levers import SamplingLevers
 
 SamplerName = Literal["ddim", "euler"]
 
@@ -113,11 +114,13 @@ class VideoModel(Protocol):
         background_lock: BackgroundLock | None = None,
         first_frame: FirstFrame | None = None,
         callback: SampleCallback | None = None,
+        levers: SamplingLevers | None = None,
     ) -> Tensor:
         """Denoise to clean latents [B, C, T, h, w].
 
         ``start_percent`` above 0 starts from ``latents`` noised to that part of the schedule. ``first_frame`` is given
-        clean to every call of the model, and comes back bit for bit as the first frame of the result.
+        clean to every call of the model, and comes back bit for bit as the first frame of the result. ``levers`` act on
+        the latents between steps.
         """
 
 

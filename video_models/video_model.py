@@ -18,6 +18,7 @@ from .model_parts import ModelParts
 from .sampling.background_lock import BackgroundLock
 from .sampling.denoising import Conditions, SampleCallback, sample_latents, step_progress
 from .sampling.first_frame import FirstFrame
+from .sampling.levers import SamplingLevers
 from .sampling.noise import plain_noise
 from .text_encoding import PromptEncoder, TextEmbedding
 
@@ -152,6 +153,7 @@ class StandaloneVideoModel(ModelParts):
         background_lock: BackgroundLock | None = None,
         first_frame: FirstFrame | None = None,
         callback: SampleCallback | None = None,
+        levers: SamplingLevers | None = None,
     ) -> Tensor:
         """Denoise to clean latents.
 
@@ -161,7 +163,8 @@ class StandaloneVideoModel(ModelParts):
             cfg: classifier-free guidance; at 1 the negative prompt is not computed.
             seed: unused by the deterministic samplers; part of the protocol.
             patches: attention patches, outermost first.
-            steps, start_percent, latents, sampler, background_lock, first_frame, callback: as in ``sample_latents``.
+            steps, start_percent, latents, sampler, background_lock, first_frame, callback, levers: as in
+                ``sample_latents``.
 
         Returns:
             float32 [B, C, T, h, w].
@@ -181,4 +184,5 @@ class StandaloneVideoModel(ModelParts):
             background_lock=background_lock,
             first_frame=first_frame,
             callback=callback,
+            levers=levers,
         )

@@ -16,6 +16,7 @@ from ...backbones.registry import install_patches, require_supported
 from ...video_models.lavie.files import require_stage
 from ...video_models.sampling.background_lock import BackgroundLock
 from ...video_models.sampling.first_frame import FirstFrame
+from ...video_models.sampling.levers import SamplingLevers
 from ...video_models.sampling.noise import plain_noise
 from ...video_models.video_model import VideoGeometry
 from ..prompts.prompt_tokens import token_spans
@@ -137,6 +138,7 @@ class ComfyVideoModel:
         background_lock: BackgroundLock | None = None,
         first_frame: FirstFrame | None = None,
         callback: SampleCallback | None = None,
+        levers: SamplingLevers | None = None,
     ) -> Tensor:
         """Denoise to clean latents; arguments as in ``recipes.protocols.VideoModel``.
 
@@ -150,6 +152,11 @@ class ComfyVideoModel:
 
         if sampler not in SAMPLERS:
             raise ValueError(f"sampler is {sampler!r}; choose one of {', '.join(SAMPLERS)}.")
+        if levers is not None:
+            raise ValueError(
+                "levers are not there for ComfyUI's models in this recipe; use the nodes Attention Energy and Dual "
+                "Clock Sampler, or cli.py guide."
+            )
         if start_percent > 0.0 and latents is None:
             raise ValueError(f"start_percent is {start_percent} but there are no latents to start from; give them.")
         model = install_patches(self.model, patches)

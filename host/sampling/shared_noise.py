@@ -13,7 +13,12 @@ from ...backbones.nested_latents import video_of, with_video
 from ...backbones.registry import latent_time_of
 from ...video_models.sampling.first_frame import FirstFrame
 from ...video_models.sampling.noise import is_rescheduled, mark_rescheduled, plain_noise, share_first_frame
-from ...video_models.sampling.trajectory_noise import SPATIAL_CUTOFF, TEMPORAL_CUTOFF, trajectory_noise
+from ...video_models.sampling.trajectory_noise import (
+    SPATIAL_CUTOFF,
+    TEMPORAL_CUTOFF,
+    fitted_cutoffs,
+    trajectory_noise,
+)
 from .first_frame_lock import as_film, like_latents, raw_frame
 
 NoiseSharing = Literal["lamp", "variance_preserving", "first_frame", "freetraj"]
@@ -34,6 +39,7 @@ class SharedNoise:
         first_frame: raw latents of one frame, as a LATENT holds them; for ``first_frame``.
         masks: [R, F, H, W] in 0..1; for ``freetraj``.
         spatial_cutoff, temporal_cutoff: see ``trajectory_noise``.
+        fit_to_grid: take the cut-offs of ``fitted_cutoffs`` in their place.
 
     Raises:
         ValueError: an unknown mode, or one whose input is missing.
@@ -47,6 +53,7 @@ class SharedNoise:
     masks: Tensor | None = None
     spatial_cutoff: float = SPATIAL_CUTOFF
     temporal_cutoff: float = TEMPORAL_CUTOFF
+    fit_to_grid: bool = False
 
     def __post_init__(self) -> None:
         if self.mode not in SHARING_MODES:
@@ -86,12 +93,13 @@ class SharedNoise:
         generator = torch.Generator("cpu").manual_seed(self.seed)
         # The same seed has most likely drawn the video's noise: go on where that ended.
         plain_noise(tuple(film.shape), generator)
+        cutoffs = fitted_cutoffs(film.shape[2:]) if self.fit_to_grid else (self.spatial_cutoff, self.temporal_cutoff)
         return trajectory_noise(
             film,
             self.masks,
             generator,
-            spatial_cutoff=self.spatial_cutoff,
-            temporal_cutoff=self.temporal_cutoff,
+            spatial_cutoff=cutoffs[0],
+            temporal_cutoff=cutoffs[1],
             latent_time=None if self.model is None else latent_time_of(self.model),
         )
 

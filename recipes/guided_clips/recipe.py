@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from ...attention_patches.checks import check_blocks, check_shape
 from ...attention_patches.guidance.guide import Guide
 from ...attention_patches.guidance.patch import guide_patches, idle_steps, shares_of
 from ...attention_patches.guidance.text_spans import TextSpans, spans_of_named
+from ...attention_patches.patch import Patch
 from ...perception.pictures.histogram_match import histogram_match
 from ...video_models.sampling.first_frame import FirstFrame
 from ...weight_files.writing import check_room
@@ -29,6 +31,7 @@ from ..films.files import check_frames, enlarge, shown_enlargement, to_bytes, wr
 from ..films.record import FilmRecord
 from ..protocols import Progress, PromptEmbedding, VideoModel
 from ..stages import StageProgress, Stages, release
+from .levers import LeverClip, attempts_summary
 from .masks import RoundMasks
 from .report import RoundColours, build_report
 from .rounds import RoundFolder, StoredRound, sha256
@@ -72,6 +75,7 @@ class _Run:
     positive: PromptEmbedding
     negative: PromptEmbedding
     colours: list[RoundColours] = field(default_factory=list)
+    attempts: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
     def progress(self, number: int, step: int, total: int) -> None:
         """Steps of all rounds together; decoding belongs to a round's last step, and can be cancelled too."""
@@ -127,6 +131,8 @@ def guided_clips(
             record = _write_film(run, stored, folder / FILM, store, written)
     run.stages.timings["total"] = time.perf_counter() - started
     report = build_report(settings, run.size, record, run.colours, run.stages)
+    if settings.uses_levers:
+        report["levers"] = run.attempts
     return GuidedClipsResult(record, settings, run.masks, stored, report)
 
 
@@ -241,11 +247,11 @@ def _sample(
     settings, model = run.settings, run.model
     guide = _guide(model, settings, masks, strength)
     spans = _spans(model, settings) if settings.phrases or settings.background_phrase else None
-    noise = model.noise(frames or run.size[0], *run.size[1:], settings.seed + number)
-    patches = guide_patches(guide, spans)
-    with run.stages.stage("sampling"):
-        latents = model.sample(
-            settings.starting_noise(noise),
+    noise = settings.starting_noise(model.noise(frames or run.size[0], *run.size[1:], settings.seed + number))
+
+    def sample(noise: Tensor, patches: Sequence[Patch], **levers: Any) -> Tensor:
+        return model.sample(
+            noise,
             run.positive,
             run.negative,
             steps=settings.steps,
@@ -255,9 +261,38 @@ def _sample(
             sampler=settings.sampler,
             first_frame=None if first is None else FirstFrame(first, settings.match_statistics),
             callback=lambda step, total, _denoised: run.progress(number, step, total),
+            **levers,
         )
+
+    patches = guide_patches(guide, spans)
+    with run.stages.stage("sampling"):
+        if spans is None or not settings.uses_levers or not bool((masks > 0.5).any()):
+            latents = sample(noise, patches)
+        else:
+            clip = LeverClip(
+                model,
+                lambda noise, levers: sample(noise, patches, levers=levers),
+                lambda noise, levers: sample(noise, (), levers=levers),
+                noise,
+                masks,
+                spans,
+                settings.seed + number,
+            )
+            latents = _with_levers(run, clip, f"round {number + 1}" + (", first frame" if frames else ""))
     told = shares_of(patches)
     run.stages.notes += [line if settings.rounds == 1 else f"round {number + 1}: {line}" for line in told]
+    return latents
+
+
+def _with_levers(run: _Run, clip: LeverClip, name: str) -> Tensor:
+    """Sample a round with its levers, and note what they reached."""
+    if run.settings.auto:
+        latents, attempts = clip.choose()
+    else:
+        latents, attempt = clip.with_levers(run.settings.levers)
+        attempts = (replace(attempt, taken=True),)
+    run.attempts[name] = [asdict(attempt) for attempt in attempts]
+    run.stages.notes.append(f"{name}: {attempts_summary(attempts, run.settings.auto)}")
     return latents
 
 

@@ -27,6 +27,7 @@ from ..checked_settings import (
 from ..films.files import RATES
 from ..given.constants import read_constants
 from ..protocols import Geometry, SamplerName
+from .levers import check_levers
 
 Overlap = Literal["drop", "keep"]
 ColourReference = Literal["global", "local", "none"]
@@ -77,6 +78,8 @@ class GuidedClipsSettings:
         frames_per_second: of the video.
         strength_curve: factors on ``strength`` over the schedule of every round, or None.
         goal: the share of attention that objects shall have, in place of the mode's own gains; see ``Guide``.
+        levers: what acts beside the mode, names of ``levers.LEVERS``; they need phrases.
+        auto: try the mode alone and then more and more levers, until the object is under its masks.
 
     Raises:
         ValueError: naming the value and what is allowed.
@@ -110,6 +113,8 @@ class GuidedClipsSettings:
     frames_per_second: float = 8.0
     strength_curve: StrengthCurve | None = None
     goal: ShareGoal | None = None
+    levers: tuple[str, ...] = ()
+    auto: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.phrases, str):
@@ -143,8 +148,25 @@ class GuidedClipsSettings:
                 ("frames_per_second", self.frames_per_second, *RATES),
             )
         )
+        object.__setattr__(self, "levers", tuple(self.levers))
+        check_levers(self.levers)
+        if self.uses_levers:
+            self._check_levers()
         # The guide checks its fields; an empty mask is enough for that, and it happens before any work.
         self.guide(torch.zeros(max(len(self.phrases), 1), 1, 1, 1), self.frame_strength[:1])
+
+    @property
+    def uses_levers(self) -> bool:
+        """Whether anything acts beside the mode."""
+        return self.auto or bool(self.levers)
+
+    def _check_levers(self) -> None:
+        if self.auto and self.levers:
+            raise ValueError(f"levers are {', '.join(self.levers)} and auto is on; give one of them.")
+        if not any(self.phrases):
+            raise ValueError("levers need words that name the objects; give phrases of the prompt.")
+        if self.steps < 2:
+            raise ValueError(f"steps is {self.steps}; levers act between steps, so give at least 2.")
 
     @classmethod
     def of_guide(cls, guide: Guide, prompt: str, **values: Any) -> GuidedClipsSettings:
@@ -213,6 +235,9 @@ class GuidedClipsSettings:
             # Rounds on disk from before there were these are the same rounds.
             if values[name] is None:
                 del values[name]
+        if not self.uses_levers:
+            # So are those from before there were levers.
+            del values["levers"], values["auto"]
         return values
 
     def round_settings(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...attention_patches.attention_energy import AttentionShare
 from ...attention_patches.kernels.torch_attention import OVERRIDE_KEY
 from ...attention_patches.patch import Patch
 from ...attention_patches.site import CONDITIONAL, UNCONDITIONAL
@@ -18,6 +19,8 @@ from ..text_encoding import TextEmbedding
 from .background_lock import BackgroundLock
 from .context_windows import ContextWindow, blend_windows, context_windows
 from .first_frame import FirstFrame
+from .lever_steps import LeverSteps, clock_start, sampling_mode
+from .levers import SamplingLevers
 from .noise_schedule import NoiseSchedule
 from .schedulers import first_step, make_scheduler, noise_levels
 
@@ -61,6 +64,7 @@ def sample_latents(
     background_lock: BackgroundLock | None = None,
     first_frame: FirstFrame | None = None,
     callback: SampleCallback | None = None,
+    levers: SamplingLevers | None = None,
 ) -> Tensor:
     """Denoise to clean latents.
 
@@ -77,6 +81,7 @@ def sample_latents(
         first_frame: a clean frame that the model is given in place of its first one, and the clip begins with. Context
             windows see it where they hold the beginning of the clip.
         callback: called after every step with (step, total, denoised latents); may raise to cancel.
+        levers: what acts on the latents between steps; None is nothing. A crude clip takes the place of ``latents``.
 
     Returns:
         float32 [B, C, T, h, w].
@@ -85,10 +90,34 @@ def sample_latents(
         ValueError: settings out of range; before any work.
     """
     _check(unet, noise, conditions, steps, start_percent, latents)
+    _check_levers(levers, start_percent, noise)
     if first_frame is not None:
         first_frame.check_film(noise.shape)
-    scheduler = make_scheduler(sampler, unet.config, steps)
+    with sampling_mode(levers):
+        return _sample(
+            *(unet, noise, conditions, device, make_scheduler(sampler, unet.config, steps), sampler),
+            *(start_percent, latents, background_lock, first_frame, callback, levers or SamplingLevers()),
+        )
+
+
+def _sample(
+    unet: nn.Module,
+    noise: Tensor,
+    conditions: Conditions,
+    device: torch.device,
+    scheduler: Any,
+    sampler: str,
+    start_percent: float,
+    latents: Tensor | None,
+    background_lock: BackgroundLock | None,
+    first_frame: FirstFrame | None,
+    callback: SampleCallback | None,
+    levers: SamplingLevers,
+) -> Tensor:
     first = first_step(scheduler, unet.config, start_percent)
+    if levers.dual_clock is not None:
+        first += clock_start(noise_levels(sampler, scheduler, first, unet.config), levers.dual_clock)
+        latents = levers.dual_clock.latents
     timesteps = scheduler.timesteps[first:]
     if sampler == "euler":
         scheduler.set_begin_index(first)
@@ -97,23 +126,31 @@ def sample_latents(
     levels = noise_levels(sampler, scheduler, first, unet.config)
     sample = levels.noised(clean, noise, 0)
     denoiser = _Denoiser(unet, conditions, noise.shape, device)
+
+    def measure(seen: Tensor, number: int, share: AttentionShare) -> None:
+        seen = seen if first_frame is None else first_frame.placed(seen)
+        denoiser.measure(seen, timesteps[number], levels.sigma(number), share)
+
+    acting = LeverSteps(levers, levels, noise, measure)
     try:
-        with torch.inference_mode():
-            for number, timestep in enumerate(timesteps):
-                seen = scheduler.scale_model_input(sample, timestep)
-                if first_frame is not None:
-                    seen = first_frame.placed(seen)
-                result = scheduler.step(denoiser(seen, timestep, levels.sigma(number)), timestep, sample)
-                sample, denoised = result.prev_sample, result.pred_original_sample
-                if first_frame is not None:
-                    scale = levels.to_unit_variance(number + 1)
-                    sample = first_frame.matched(sample * scale, number, len(timesteps)) / scale
-                    denoised = first_frame.placed(denoised)
-                if background_lock is not None:
-                    kept = background_lock.latents.to(noise).expand_as(noise)
-                    sample = background_lock.blend(sample, levels.noised(kept, noise, number + 1))
-                if callback is not None:
-                    callback(number + 1, len(timesteps), denoised)
+        for number, timestep in enumerate(timesteps):
+            sample = acting.before(sample, number)
+            seen = scheduler.scale_model_input(sample, timestep)
+            if first_frame is not None:
+                seen = first_frame.placed(seen)
+            result = scheduler.step(denoiser(seen, timestep, levels.sigma(number)), timestep, sample)
+            sample, denoised = result.prev_sample, result.pred_original_sample
+            if first_frame is not None:
+                scale = levels.to_unit_variance(number + 1)
+                sample = first_frame.matched(sample * scale, number, len(timesteps)) / scale
+                denoised = first_frame.placed(denoised)
+            sample = acting.after(sample, number)
+            if background_lock is not None:
+                kept = background_lock.latents.to(noise).expand_as(noise)
+                sample = background_lock.blend(sample, levels.noised(kept, noise, number + 1))
+            if callback is not None:
+                callback(number + 1, len(timesteps), denoised)
+            acting.look(sample, number, denoised)
     finally:
         denoiser.stack.release()
     return sample if first_frame is None else first_frame.placed(sample)
@@ -189,6 +226,38 @@ class _Denoiser:
             return predictions
         conditional, unconditional = predictions.chunk(2)
         return unconditional + self.cfg * (conditional - unconditional)
+
+    def measure(self, sample: Tensor, timestep: Tensor, sigma: float, share: AttentionShare) -> None:
+        """Run the conditional branch once, with one patch alone and in the mode of autograd that is on."""
+        batch = sample.shape[0]
+        # Copies: tensors of inference mode cannot be kept for a gradient.
+        context, channels = self.context[:batch].clone(), self.channels
+        if channels is not None:
+            sample = torch.cat([sample, channels.clone()], dim=1)
+        options: dict[str, Any] = {"cond_or_uncond": [CONDITIONAL], "sigmas": torch.tensor([sigma])}
+        options[OVERRIDE_KEY] = PatchStack([share]).override
+        inputs = {name: value[:batch].clone() for name, value in self.inputs.items()}
+        timesteps = timestep.to(sample.device).float().expand(batch).clone()
+        for window in self.windows:
+            seen = sample
+            if len(self.windows) > 1:
+                options["context_window"] = window
+                seen = sample[:, :, window.index_list[0] : window.index_list[-1] + 1]
+            self.unet(seen.to(self.unet.dtype), timesteps, context, transformer_options=options, **inputs)
+
+
+def _check_levers(levers: SamplingLevers | None, start_percent: float, noise: Tensor) -> None:
+    """Refuse levers that do not fit the run."""
+    clock = None if levers is None else levers.dual_clock
+    if clock is None:
+        return
+    if start_percent > 0.0:
+        raise ValueError(f"start_percent is {start_percent} but a crude clip begins at its own level; leave it at 0.")
+    if clock.latents.shape[1:] != noise.shape[1:] or clock.latents.shape[0] not in (1, len(noise)):
+        raise ValueError(
+            f"the crude clip has latents {tuple(clock.latents.shape)} and the noise {tuple(noise.shape)}; make both of "
+            "the same size."
+        )
 
 
 def _check(

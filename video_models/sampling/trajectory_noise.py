@@ -10,6 +10,7 @@ Source: FreeTraj (arXiv 2406.16863), noise initialisation, and its code (arthur-
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -22,6 +23,27 @@ from ...attention_patches.latent_time import LatentTime
 ORDER = 4
 SPATIAL_CUTOFF = 0.25
 TEMPORAL_CUTOFF = 0.1
+# The grid that they were published for: frames, rows and columns of the latents of VideoCrafter's clips.
+PUBLISHED_GRID = (16, 40, 64)
+
+
+def fitted_cutoffs(size: Sequence[int]) -> tuple[float, float]:
+    """Cut-offs over space and time at which as many waves fit into the clip as on the published grid, at most 1.
+
+    A frequency is counted against the grid's highest, so that on a coarser grid the published number is a longer
+    wave: on 16 x 16 cells it is half the picture, and nothing smaller would follow a path.
+
+    Args:
+        size: frames, rows and columns of the latents.
+
+    Raises:
+        ValueError: a length below 1.
+    """
+    if min(size) < 1:
+        raise ValueError(f"the latents' size is {tuple(size)}; give frames, rows and columns.")
+    frames, rows, columns = size
+    spatial = SPATIAL_CUTOFF * math.sqrt(PUBLISHED_GRID[1] * PUBLISHED_GRID[2] / (rows * columns))
+    return min(spatial, 1.0), min(TEMPORAL_CUTOFF * PUBLISHED_GRID[0] / frames, 1.0)
 
 
 def butterworth_weights(

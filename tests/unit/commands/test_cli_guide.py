@@ -161,3 +161,18 @@ def test_a_motion_is_part_of_the_models_name(monkeypatch, tmp_path, tiny_video_m
     name, model = open_guided_model(ModelFiles(), file, 0.5)
     assert given == [(tiny_video_model, file, 0.5)] and isinstance(model, torch.nn.Identity)
     assert name.startswith("toybox with zigzag.safetensors (") and name.endswith(") at 0.5")
+
+
+def test_levers_and_auto(cli, tmp_path, path, capsys):
+    settings = {}
+    for name, words in (("levers", ["--lever", "noise", "--lever", "crude_film"]), ("auto", ["--auto"])):
+        out = tmp_path / name
+        assert cli.main([*arguments(out, path=path, rounds="1"), *words]) == 0
+        report = json.loads((out / "report.json").read_text())
+        (attempts,) = report["levers"].values()
+        assert sum(attempt["taken"] for attempt in attempts) == 1
+        settings[name] = (report["settings"]["levers"], report["settings"]["auto"])
+        assert f"round 1: {name}" in capsys.readouterr().out
+    assert settings == {"levers": (["noise", "crude_film"], False), "auto": ([], True)}
+    assert cli.main([*arguments(tmp_path / "no", path=path), "--lever", "sideways"]) != 0
+    assert "there is no lever 'sideways'" in capsys.readouterr().err

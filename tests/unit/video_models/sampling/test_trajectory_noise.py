@@ -10,7 +10,10 @@ from torch import Tensor
 
 from mask_guided_video.attention_patches.latent_time import causal
 from mask_guided_video.video_models.sampling.trajectory_noise import (
+    SPATIAL_CUTOFF,
+    TEMPORAL_CUTOFF,
     butterworth_weights,
+    fitted_cutoffs,
     mix_low_frequencies,
     object_boxes,
     trajectory_noise,
@@ -167,3 +170,16 @@ def test_bad_input_is_named(changes: dict[str, object], said: str) -> None:
     given = {"noise": film(0, 1, 4, 8, 16, 16), "masks": moving_box(), **changes}
     with pytest.raises(ValueError, match=said):
         trajectory_noise(generator=torch.Generator(), **given)
+
+
+class TestFittedCutoffs:
+    def test_on_the_published_grid_they_are_the_published_ones(self):
+        assert fitted_cutoffs((16, 40, 64)) == pytest.approx((SPATIAL_CUTOFF, TEMPORAL_CUTOFF))
+
+    def test_a_grid_of_half_the_size_has_twice_the_frequencies(self):
+        assert fitted_cutoffs((8, 20, 32)) == pytest.approx((2 * SPATIAL_CUTOFF, 2 * TEMPORAL_CUTOFF))
+
+    def test_they_end_at_the_highest_frequency(self):
+        assert fitted_cutoffs((1, 2, 2)) == (1.0, 1.0)
+        with pytest.raises(ValueError, match="frames, rows and columns"):
+            fitted_cutoffs((0, 2, 2))
