@@ -1,12 +1,21 @@
 """Measure how well objects are followed through clips in which they cross, hide each other, leave and come back.
 
-``python benchmarks/tracking_quality.py`` prints the figures of the Toybox models.
+    python cli.py evaluate tracking                  # 100 clips, all ways of saying what to follow
+    python cli.py evaluate tracking --clips 20 --seed 7 --steps 1,0
+
+The Toybox detector finds, the Toybox segmenter draws, optical flow carries; beside it plain per-frame matching.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
+import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,9 +24,12 @@ from torch import Tensor
 from ..missing_packages import missing_package
 from ..perception.boxes import Box, Detections
 from ..perception.detection.detector import ObjectDetector
+from ..perception.open_models import open_detector, open_tracker
 from ..perception.prompts import ObjectPrompt
 from ..perception.tracks import Tracks
+from ..recipes.given.paths import given_path
 from ..toybox import crossings, world
+from .perception.box_association import track_boxes
 
 # A mask is the object's in a frame when it overlaps the truth at least this much.
 SAME = 0.5
@@ -25,6 +37,10 @@ SAME = 0.5
 SMALLEST_AREA = 30
 # A prompt is given in the first frame that shows at least this share of the object.
 SHOWN = 0.5
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "tracking_quality.json"
+WAYS = {1: "boxes in every frame", 4: "boxes in every 4th frame", 0: "one prompt per object"}
 
 Follow = Callable[[Tensor, Detections, list[ObjectPrompt]], Tracks]
 
@@ -161,3 +177,40 @@ def measure(
         for figures in (whole, *(parts.setdefault(name, Figures()) for name in (crossing.event, crossing.look))):
             figures.scores.append(score)
     return whole, parts
+
+
+def rounded(figures: dict[str, float]) -> dict[str, float]:
+    """To four places."""
+    return {name: round(value, 4) for name, value in figures.items()}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Draw the clips, detect once, follow in every way, write the figures."""
+    parser = argparse.ArgumentParser(prog="evaluate tracking", description=__doc__)
+    parser.add_argument("--clips", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=2)
+    parser.add_argument("--steps", default="1,4,0", help="n: every n-th frame has boxes; 0 for one prompt per object")
+    parser.add_argument("--baseline", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--out", type=given_path, default=RESULTS)
+    options = parser.parse_args(arguments)
+
+    detector, tracker = open_detector(ROOT / "toybox" / "detector"), open_tracker(ROOT / "toybox" / "segmenter")
+    clips = draw_clips(detector, options.clips, options.seed)
+    ways: dict[str, Follow] = {"tracker": lambda frames, boxes, prompts: tracker.track(frames, boxes, prompts=prompts)}
+    if options.baseline:
+        ways["matching boxes only"] = lambda frames, boxes, prompts: track_boxes(tracker, frames, boxes)
+    result: dict[str, Any] = {"clips": options.clips, "seed": options.seed, "torch": torch.__version__}
+    for step in (int(text) for text in options.steps.split(",")):
+        for name, follow in ways.items():
+            if step == 0 and name != "tracker":
+                continue
+            started = time.perf_counter()
+            whole, parts = measure(clips, follow, step)
+            entry: dict[str, Any] = {"all": rounded(whole.summary())}
+            entry["seconds"] = round(time.perf_counter() - started, 1)
+            entry["parts"] = {part: rounded(figures.summary()) for part, figures in sorted(parts.items())}
+            result[f"{WAYS.get(step, f'boxes in every {step}th frame')}, {name}"] = entry
+            sys.stdout.write(f"{WAYS.get(step, step)}, {name}: {json.dumps(entry['all'])}\n")
+            sys.stdout.flush()
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
