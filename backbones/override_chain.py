@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..attention_patches.kernels.torch_attention import OVERRIDE_KEY
+from ..attention_patches.patch import AttentionPatch
 from ..attention_patches.stack import Override, PatchStack
 
 # Where the stacks of a patched model are in ``transformer_options``, in the order in which they were installed.
@@ -50,6 +51,12 @@ class OverrideChain:
     def release(self) -> None:
         """Drop all overrides that were made; they hold on to other packs' functions."""
         self._made = {}
+
+
+def patches_on(model: Any) -> list[AttentionPatch]:
+    """All our patches on a ComfyUI ``ModelPatcher``, in the order in which nodes added them."""
+    options = model.model_options.get("transformer_options", {})
+    return [patch for stack in options.get(STACKS_KEY, ()) for patch in stack.patches]
 
 
 def hung_stacks(options: Mapping[str, Any], stack: PatchStack) -> tuple[PatchStack, ...]:

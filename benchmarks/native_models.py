@@ -7,8 +7,10 @@
 ComfyUI is found at COMFYUI_PATH or ~/comfy/ComfyUI. The models are its classes with random weights: whole, at the
 sizes of clips, on CUDA; a block or two of them, and fewer frames, on a CPU. One model call has one conditional prompt.
 Compared are the model as it is (``plain``), ``separate`` soft and ``focus_fg`` (both by region channels), ``separate``
-hard (by partition), ``cross_text``, and as the plain alternative a ready-made dense bias [N, N] of ``separate`` soft
-that is added at the same attention calls (``dense``). The mask covers 30 % of the picture and moves.
+hard (by partition), ``cross_text``, ``separate`` whose gains each head finds for a share of attention (``share``), and
+as the plain alternative a ready-made dense bias [N, N] of ``separate`` soft that is added at the same attention calls
+(``dense``). The mask covers 30 % of the picture and moves. Finding gains is a part of a run's first call, so that it
+is among the tables.
 
 Calls alternate, and each ratio is the median of the ratios to the plain call of the same turn. Tables are made in the
 first call of a run and measured by themselves. Extra memory is the peak of a call, tables included, less that of the
@@ -83,7 +85,7 @@ QUICK_CLIPS = {
     "h3": replace(CLIPS["h3"], grid=(7, 12, 21), pixels=(22, 192, 336), text=64, sound=80),
     "ltx2": replace(CLIPS["ltx2"], grid=(4, 16, 24), pixels=(25, 512, 768)),
 }
-LONG_VARIANTS = ("plain", "channels", "partition", "dense")
+LONG_VARIANTS = ("plain", "channels", "partition", "share", "dense")
 
 
 # --- measuring --------------------------------------------------------------------------------------------------------
@@ -298,7 +300,7 @@ def measure_clip(clip: Clip, device: str) -> dict[str, Any]:
     qkv = random_qkv((1, tokens, heads * clip.head_dim), device, cases.data_type(device))
     recorder = cases.Recorder()
     recorder.found[clip.kind, 0] = (site, (1, heads, tokens, clip.head_dim), tokens)
-    tables = measure_tables(recorder, masks, ("channels", "focus_fg", "partition"), device)
+    tables = measure_tables(recorder, masks, ("channels", "focus_fg", "partition", "share"), device)
     stacks = {name: PatchStack([cases.guide_patch(name, masks, False)]) for name in LONG_VARIANTS[1:]}
     stacks["plain"] = PatchStack([])
     timed, results = measure_times(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..recipes.given.paths import given_path
 from .progress_bars import StageBars
-from .running import add_common, given_settings, set_threads, write_result
+from .running import add_common, add_share, given_goal, given_settings, set_threads, write_result
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 # Options that are not settings of the video.
 OTHERS = (
-    *("path", "masks", "phrases", "constants", "frame_strength", "first_image", "fresh"),
+    *("path", "masks", "phrases", "constants", "frame_strength", "first_image", "fresh", "share", "share_among"),
     *("model", "parts", "tokenizer", "motion", "motion_strength"),
 )
 
@@ -76,6 +76,7 @@ def _add_guide(guide: Any) -> None:
         help="of the mode, such as gamma_cross=12",
     )
     guide.add_argument("--strength", type=float, help="factor on all of it, 0 (none) upwards (default: 1)")
+    add_share(guide)
     guide.add_argument("--frame-strength", metavar="TEXT", help="over time, such as '0: 1, 8: 0.5' (default: 1)")
     guide.add_argument(
         "--lever", action="append", dest="levers", metavar="NAME",
@@ -148,7 +149,7 @@ def guide_settings(options: argparse.Namespace, phrases: tuple[str, ...] = ()) -
     """The settings; what was not given is the recipe's own."""
     from ..recipes.guided_clips.settings import GuidedClipsSettings
 
-    given = given_settings(options, OTHERS)
+    given = given_settings(options, OTHERS) | given_goal(options)
     return GuidedClipsSettings(**given, phrases=phrases, constants=", ".join(options.constants or ()))
 
 

@@ -55,6 +55,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--box-threshold", type=float, help="of the detector (default: 0.35)")
     parser.add_argument("--text-threshold", type=float, help="of the detector (default: 0.25)")
     parser.add_argument("--detect-every", type=int, metavar="FRAMES", help="look at every n-th frame (default: 1)")
+    parser.add_argument(
+        "--protocol", choices=("peekaboo",),
+        help="measure by a published evaluation too: volume IoU, coverage, centroid distance and AP50 of Peekaboo, as "
+        "published and corrected, by the detector's best box in every frame (or by --found)",
+    )  # fmt: skip
     add_common(parser)
 
 
@@ -65,6 +70,7 @@ def run(options: argparse.Namespace) -> int:
     from ..recipes.files import staged_folder
     from ..recipes.mask_metrics.clip import load_clip
     from ..recipes.mask_metrics.files import check_readable, match_clips
+    from ..recipes.mask_metrics.peekaboo_report import peekaboo_report, peekaboo_summary
     from ..recipes.mask_metrics.recipe import Finding
     from ..recipes.mask_metrics.report import mean_report, metrics_summary
     from ..recipes.model_sets import check_device, load_finders, load_models
@@ -88,8 +94,13 @@ def run(options: argparse.Namespace) -> int:
                 {"name": clip.name, **_measure(clip, options, paths, finders, finding, scorer, bars)} for clip in clips
             ]
         report: dict[str, Any] = {"clips": measured, "mean": mean_report(measured), "prompt": options.prompt}
+        if options.protocol is not None:
+            objects = [entry for clip in measured for entry in clip["peekaboo"]]
+            report["peekaboo"] = peekaboo_report(objects)["summary"]
         write_report(stage / REPORT, report | {"environment": environment()})
     words = metrics_summary(measured[0] if len(measured) == 1 else report["mean"])
+    if options.protocol is not None:
+        words += "\n" + peekaboo_summary(peekaboo_report(objects))
     write_result(f"{len(measured)} videos\n{words}" if len(measured) > 1 else words, options.out, [REPORT])
     return 0
 
@@ -101,6 +112,7 @@ def _measure(
     from ..perception.masks.mask_paths import path_tracks
     from ..recipes.films.files import read_film_bytes
     from ..recipes.mask_metrics.files import read_found, read_tracks
+    from ..recipes.mask_metrics.peekaboo_report import peekaboo_of_boxes, peekaboo_of_tracks
     from ..recipes.mask_metrics.recipe import find_objects
     from ..recipes.mask_metrics.report import film_report
 
@@ -115,9 +127,15 @@ def _measure(
         found = find_objects(film, wanted.labels, *finders, finding, bars)
         if reference is not None:
             before = find_objects(reference, wanted.labels, *finders, finding, bars)
-    return film_report(
+    report = film_report(
         film, wanted, found, options.prompt, scorer, reference, before, lambda done, total: bars("clip", done, total)
     )
+    if options.protocol is None:
+        return report
+    if finders is None:
+        return report | {"peekaboo": peekaboo_of_tracks(film, wanted, found)}
+    boxes = peekaboo_of_boxes(film, wanted, finders[0], finding, lambda done, total: bars("boxes", done, total))
+    return report | {"peekaboo": boxes}
 
 
 def _named(paths: tuple[ObjectPath, ...], phrases: tuple[str, ...]) -> tuple[ObjectPath, ...]:

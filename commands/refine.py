@@ -8,7 +8,7 @@ from typing import Any
 
 from ..recipes.given.paths import given_path
 from .progress_bars import StageBars
-from .running import add_common, given_settings, set_threads, write_result
+from .running import add_common, add_share, given_goal, given_settings, set_threads, write_result
 
 MODELS = ("model", "device", "parts", "tokenizer", "detector", "segmenter")
 
@@ -39,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="0 (none) upwards: gap of separate, gain of cross_text, exponent of focus; of others a factor (default: "
         "the mode's own)",
     )  # fmt: skip
+    add_share(guide)
     guide.add_argument(
         "--constant",
         action="append",
@@ -101,7 +102,7 @@ def run(options: argparse.Namespace) -> int:
     from ..recipes.model_sets import load_model_set, load_models
     from ..recipes.report import summary
 
-    given = given_settings(options, (*MODELS, "masks", "fps"))
+    given = given_settings(options, (*MODELS, "masks", "fps", "share", "share_among")) | given_goal(options)
     given |= {"phrases": read_phrases(given["phrases"]), "constants": "\n".join(given.get("constants", ()))}
     settings = MaskRefineSettings(**given)
     check_rate(options.fps, "fps")

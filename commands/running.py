@@ -25,6 +25,31 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
 
 
+def add_share(group: Any) -> None:
+    """How strong a guide is, as a share of attention."""
+    group.add_argument(
+        "--share", type=float, metavar="PART",
+        help="in place of the mode's own gain: part of its attention, 0 to 0.99, that an object's place shall give to "
+        "the object's words (or to itself); every head finds the gain that takes",
+    )  # fmt: skip
+    group.add_argument(
+        "--share-among",
+        help="kind: of all words (or of the whole video); all: of all tokens, in joint attention too (default: kind)",
+    )
+
+
+def given_goal(options: argparse.Namespace) -> dict[str, Any]:
+    """The share that ``add_share`` read, as a setting; nothing where none is given.
+
+    Raises:
+        ValueError: a share out of its range, or what it is a part of without one.
+    """
+    from ..recipes.given.constants import share_goal
+
+    goal = share_goal(options.share, options.share_among)
+    return {} if goal is None else {"goal": goal}
+
+
 def set_threads(count: int | None) -> None:
     """Compute with this many threads; None leaves torch's own choice."""
     if count is None:

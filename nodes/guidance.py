@@ -11,10 +11,12 @@ from torch import Tensor
 from ..attention_patches.checks import check_blocks
 from ..attention_patches.guidance.guide import Guide as MaskGuide
 from ..attention_patches.guidance.modes.registry import MODES, PLAIN, mode_at, mode_constants
-from ..attention_patches.guidance.patch import guide_patches
+from ..attention_patches.guidance.patch import GuidePatch, guide_patches
+from ..attention_patches.guidance.share_book import BlockShare, shares_told
 from ..attention_patches.guidance.text_spans import TextSpans, spans_of_named
 from ..attention_patches.site import GuidedRows
 from ..backbones.family import Family
+from ..backbones.override_chain import patches_on
 from ..backbones.registry import install_patches, require_supported
 from ..host.prompts.joined_prompts import check_words
 from ..host.prompts.prompt_tokens import token_spans
@@ -25,19 +27,22 @@ from .support.guide_regions import guide_report, named_regions
 from .support.inputs import (
     blocks_input,
     decimal_input,
+    given_goal,
     guide_input,
     guide_strength_input,
     guided_region_inputs,
     phrases_of_prompt_input,
+    share_input,
     time_pooling_input,
     video_model_input,
 )
-from .support.previews import guide_pictures
+from .support.previews import guide_pictures, share_chart
 from .support.types import CATEGORY, Guide
 
 logger = logging.getLogger(__name__)
 
 MAX_RELATIVE_STRENGTH = 10.0
+NO_SHARES = "no share of attention was asked for in the last run of this model."
 
 
 class MaskToAttentionBias(io.ComfyNode):
@@ -59,6 +64,7 @@ class MaskToAttentionBias(io.ComfyNode):
                 *_rule_inputs(),
                 *_place_inputs(),
                 strength_curve_input(),
+                share_input(),
             ],
             outputs=[
                 Guide.Output(display_name="guide", tooltip="For Patch Attention and Preview Guide."),
@@ -83,12 +89,14 @@ class MaskToAttentionBias(io.ComfyNode):
         tracks: Any = None,
         mask: Tensor | None = None,
         strength_curve: Any = None,
+        share: float = 0.0,
     ) -> io.NodeOutput:
         regions = named_regions(tracks, mask, phrases)
+        goal = given_goal(share)
         rule, factor = mode_at(
             mode,
-            # The widget is a factor on the mode's own strength.
-            strength * mode_constants(mode)[MODES[mode].strength_constant],
+            # The widget is a factor on the mode's own strength, or on what is found in its place.
+            None if goal is not None else strength * mode_constants(mode)[MODES[mode].strength_constant],
             start_percent=start_percent,
             end_percent=end_percent,
             blocks=blocks,
@@ -99,9 +107,10 @@ class MaskToAttentionBias(io.ComfyNode):
             regions.masks,
             rule,
             regions.phrases,
-            strength=factor,
+            strength=factor if goal is None else strength,
             time_pooling=time_pooling,
             strength_curve=given_curve(strength_curve),
+            goal=goal,
         )
         report = guide_report(guide, (*regions.notes, *curve_notes(guide)))
         logger.info(report)
@@ -244,6 +253,10 @@ def phrase_spans(guide: MaskGuide, family: Family, clip: Any, prompt: str, posit
     )
 
 
+def _same_masks(one: MaskGuide, other: MaskGuide) -> bool:
+    return one.masks.shape == other.masks.shape and bool((one.masks == other.masks).all())
+
+
 class PreviewGuide(io.ComfyNode):
     """MGV_PreviewGuide."""
 
@@ -255,21 +268,33 @@ class PreviewGuide(io.ComfyNode):
             category=f"{CATEGORY}/guidance",
             description=(
                 "Shows what the model will see: the guide's regions pooled to every token grid of the model, one "
-                "picture per latent frame, finest grid on the left. Regions have colours, background is dark."
+                "picture per latent frame, finest grid on the left. Regions have colours, background is dark. After a "
+                "run with a share of attention it shows what each block had and has."
             ),
             inputs=[
                 guide_input(),
-                io.Model.Input("model", tooltip="Tells which grids there are, and how frames become latent frames."),
+                io.Model.Input(
+                    "model",
+                    tooltip="Tells which grids there are, and how frames become latent frames. For shares of "
+                    "attention: the model that comes from Patch Attention.",
+                ),
                 io.Latent.Input(
                     "latent",
-                    tooltip="Tells frames and size: the latent that goes into the sampler.",
+                    tooltip="Tells frames and size: the latent that goes into the sampler. For shares of attention: "
+                    "the one that comes out of it.",
                 ),
                 io.Int.Input(
                     "size", default=256, min=16, max=2048, step=16, tooltip="Height of the pictures in pixels."
                 ),
             ],
             outputs=[
-                io.Image.Output(display_name="image", tooltip="One picture per latent frame, all levels side by side.")
+                io.Image.Output(display_name="image", tooltip="One picture per latent frame, all levels side by side."),
+                io.Image.Output(
+                    display_name="shares",
+                    tooltip="Of each block and region the share of attention on what is wanted: dark before, bright "
+                    "with guidance, a line where it was wanted. Empty where the model's last run asked for no share.",
+                ),
+                io.String.Output(display_name="report", tooltip="The same in words, a line per region."),
             ],
         )
 
@@ -279,4 +304,17 @@ class PreviewGuide(io.ComfyNode):
         samples = checked_latents(latent, dimensions=4 if family.frame_axis == 0 else 5)
         grids = family.grids(network, samples.shape, {})
         frames = family.film_frames(network, samples.shape, {})
-        return io.NodeOutput(guide_pictures(guide, grids, family.latent_time, frames, size))
+        names = guide.phrases or ("",) * len(guide.masks)
+        shares = last_shares(model, guide)
+        report = "\n".join(shares_told(shares, names)) or NO_SHARES
+        pictures = guide_pictures(guide, grids, family.latent_time, frames, size)
+        return io.NodeOutput(pictures, share_chart(shares, names), report)
+
+
+def last_shares(model: Any, guide: MaskGuide) -> tuple[BlockShare, ...]:
+    """What a guide found of shares of attention in the last run of a model; nothing where it is not on the model."""
+    found: list[BlockShare] = []
+    for patch in patches_on(model):
+        if isinstance(patch, GuidePatch) and patch.guide.goal == guide.goal and _same_masks(patch.guide, guide):
+            found += patch.shares
+    return tuple(found)

@@ -18,6 +18,13 @@ from ..perception.phrases import named_objects
 from ..perception.pictures.drawing import draw_masks
 from ..perception.tracks import Tracks as TrackedObjects
 from ..recipes.mask_metrics.clip import load_clip
+from ..recipes.mask_metrics.peekaboo_report import (
+    PROTOCOLS,
+    peekaboo_of_boxes,
+    peekaboo_of_tracks,
+    peekaboo_report,
+    peekaboo_summary,
+)
 from ..recipes.mask_metrics.recipe import FilmScorer, Finding, find_objects
 from ..recipes.mask_metrics.report import film_report, metrics_summary
 from ..recipes.report import rounded
@@ -33,6 +40,7 @@ logger = logging.getLogger(__name__)
 
 CLIP_FOLDER = "clip_vision"
 NO_MODEL = "none"
+NO_PROTOCOL = "none"
 # White among the colours of objects.
 WANTED_COLOUR = 10
 
@@ -87,13 +95,15 @@ class MaskMetrics(io.ComfyNode):
         detector: HelperModel | None = None,
         segmenter: HelperModel | None = None,
         reference: Tensor | None = None,
+        protocol: str = NO_PROTOCOL,
     ) -> io.NodeOutput:
         film = Film(image)
         wanted = wanted_tracks(tracks, mask, phrase_list(phrases))
         # Before anything is looked for.
         check_shape("the wanted masks are", wanted.size, (film.height, film.width))
         before = None if reference is None else Film(reference)
-        if found is None:
+        looking = found is None
+        if looking:
             found = looked_for(film, wanted, detector, segmenter, box_threshold)
             known = None if before is None else looked_for(before, wanted, detector, segmenter, box_threshold)
         else:
@@ -106,6 +116,10 @@ class MaskMetrics(io.ComfyNode):
                 "connect the masks that guided the video."
             )
         words = metrics_summary(values)
+        if protocol != NO_PROTOCOL:
+            judge = detector if looking else None
+            values["peekaboo"] = rounded(by_peekaboo(film, wanted, found, judge, box_threshold))
+            words += "\n" + peekaboo_summary(values["peekaboo"])
         logger.info(words)
         return io.NodeOutput(
             values["iou"], words, json.dumps(values), compared(film, wanted, found), ui=ui.PreviewText(words)
@@ -165,6 +179,14 @@ def _measure_inputs() -> list[io.Input]:
         decimal_input(
             "box_threshold", 0.35, "Of the detector: a box needs a better score. Lower it when objects are missed."
         ),
+        io.Combo.Input(
+            "protocol",
+            options=[NO_PROTOCOL, *PROTOCOLS],
+            default=NO_PROTOCOL,
+            optional=True,
+            tooltip="peekaboo: also volume IoU, coverage, centroid distance and AP50 of Peekaboo's evaluation, as "
+            "published and corrected, by the detector's best box in each frame, or by found.",
+        ),
     ]
 
 
@@ -212,6 +234,16 @@ def looked_for(
         Finding(threshold),
         lambda stage, done, total: bar(done, total),
     )
+
+
+def by_peekaboo(
+    film: Film, wanted: TrackedObjects, found: TrackedObjects, detector: HelperModel | None, threshold: float
+) -> dict[str, Any]:
+    """Peekaboo's evaluation by the boxes of a detector, or without one by what is found."""
+    if detector is None:
+        return peekaboo_report(peekaboo_of_tracks(film, wanted, found))
+    helper = load_helper(detector, film.height, film.width)
+    return peekaboo_report(peekaboo_of_boxes(film, wanted, helper, Finding(threshold), progress()))
 
 
 def compared(film: Film, wanted: TrackedObjects, found: TrackedObjects) -> Tensor:

@@ -24,10 +24,12 @@ from .support.inputs import (
     background_phrase_input,
     blocks_input,
     decimal_input,
+    given_goal,
     guide_strength_input,
     guided_region_inputs,
     phrase_list,
     phrases_of_prompt_input,
+    share_input,
     time_pooling_input,
 )
 from .support.types import CATEGORY, OWN, Guide
@@ -52,7 +54,7 @@ class DynamicMaskGuidance(io.ComfyNode):
                 "reconstruction: the paper's formulas are not public. The guide is not yet bound to a model: Patch "
                 "Attention does that."
             ),
-            inputs=[*_what(), *_how(), *_when(), strength_curve_input(), frame_curve_input()],
+            inputs=[*_what(), *_how(), *_when(), strength_curve_input(), frame_curve_input(), share_input()],
             outputs=[
                 Guide.Output(display_name="guide", tooltip="For Patch Attention and Preview Guide."),
                 io.String.Output(
@@ -81,6 +83,7 @@ class DynamicMaskGuidance(io.ComfyNode):
         mask: Tensor | None = None,
         strength_curve: Any = None,
         frame_curve: Any = None,
+        share: float = 0.0,
     ) -> io.NodeOutput:
         regions = named_regions(tracks, mask, phrases)
         chosen = {
@@ -99,6 +102,7 @@ class DynamicMaskGuidance(io.ComfyNode):
             key_source=None if key_source == OWN else key_source,
             time_pooling=time_pooling,
             strength_curve=given_curve(strength_curve),
+            goal=given_goal(share),
         )
         report = f"{guide_report(guide, (*regions.notes, *curve_notes(guide)))}\n{constants_report(guide)}"
         logger.info(report)

@@ -33,10 +33,10 @@ ROOT = Path(__file__).resolve().parent.parent
 HOSTS = ("~/comfy/ComfyUI", "~/comfy/ComfyUI-oldest")
 HOST_TESTS = "tests/comfy"
 OTHER_TESTS = ("tests/unit", "tests/end_to_end")
-# Where tokens stand, that guides are what explicit biases are, windows, words, and that nodes load and run.
+# Where tokens stand, windows, words, and that nodes load and run.
 ON_OLDER_HOSTS = (
-    *("tests/comfy/families/test_token_places.py", "tests/comfy/families/test_native_families.py"),
-    *("tests/comfy/windows/test_native_windows.py", "tests/comfy/host/test_prompt_tokens.py"),
+    *("tests/comfy/families/test_token_places.py", "tests/comfy/windows/test_native_windows.py"),
+    "tests/comfy/host/test_prompt_tokens.py",
     *("tests/comfy/nodes/test_schemas.py", "tests/comfy/nodes/test_imports.py", "tests/comfy/nodes/test_nodes.py"),
 )
 # Each takes about a gigabyte of memory.

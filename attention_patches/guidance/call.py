@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..site import AttentionSite
+from .attention_share import ShareGoal
 from .regions import Regions
 
 
@@ -48,6 +49,7 @@ class ModeCall:
         query_boxes: [R, T of the queries, 4].
         boxes_filled: makes the same call with every mask filled up to its box; boxes may overlap.
         device: of the call.
+        goal: the share of attention that is wanted in place of the mode's own strength, or None.
     """
 
     site: AttentionSite
@@ -64,6 +66,7 @@ class ModeCall:
     query_boxes: Tensor
     boxes_filled: Callable[[], ModeCall]
     device: torch.device
+    goal: ShareGoal | None = None
 
     @property
     def text(self) -> range:

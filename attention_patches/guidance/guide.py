@@ -11,6 +11,7 @@ from torch import Tensor
 from ..checks import block_patterns, check_choice, check_number, check_phrases, checked_masks, matches_block
 from ..errors import GuideError
 from ..site import KeySource
+from .attention_share import ShareGoal
 from .modes.mode import MAX_STRENGTH, MaskMode
 from .regions import FOREGROUND, MaskPyramid, TimePooling
 from .strength_curve import StrengthCurve
@@ -44,6 +45,10 @@ class Guide:
         time_pooling: how the pixel frames of one latent frame become one: max, mean, min, first or last.
         strength_curve: factors on ``strength`` over the schedule, inside the mode's part of it; where one is 0 the
             step is not guided. None is 1 everywhere.
+        goal: the share of attention that an object's queries shall have on its words, and where the mode is about the
+            video on their own region, in place of the mode's own gains: each head of each block finds the gain that
+            takes, on the first guided step. ``strength`` is a factor on what is found. What a mode closes stays closed,
+            and modes that only close have nothing to find. None keeps the mode's own.
 
     Raises:
         GuideError: a value out of its range, masks of the wrong shape or not finite, or numbers that do not match.
@@ -58,6 +63,7 @@ class Guide:
     key_source: KeySource | None = None
     time_pooling: TimePooling = "max"
     strength_curve: StrengthCurve | None = None
+    goal: ShareGoal | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "masks", checked_masks(self.masks))
@@ -88,6 +94,7 @@ class Guide:
         """Whether the guide asks for anything at all."""
         strong = self.strength > 0.0 and (not self.frame_strength or max(self.frame_strength) > 0.0)
         strong = strong and (self.strength_curve is None or self.strength_curve.highest > 0.0)
+        strong = strong and (self.goal is None or self.goal.share > 0.0)
         return strong and bool((self.masks >= FOREGROUND).any())
 
     def factor_at(self, progress: float) -> float:

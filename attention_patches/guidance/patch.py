@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -22,7 +22,9 @@ from .call import CallTensors, ModeCall
 from .guide import Guide
 from .modes.mode import MaskMode
 from .plan import Plan, make_plan
-from .regions import MaskPyramid, Regions, pool_time
+from .regions import MaskPyramid, Regions, time_frames
+from .share_book import BlockShare, ShareBook, shares_told
+from .tables import wanted_tables
 from .text_spans import TextSpans
 
 logger = logging.getLogger(__name__)
@@ -81,6 +83,8 @@ class GuidePatch(AttentionPatch):
         self.text_spans = text_spans
         self.innermost = type(guide.mode).edit is not MaskMode.edit or guide.mode.space_time
         self._is_active = guide.is_active
+        #: What the last run found of the share of attention that the guide asks for.
+        self.shares: tuple[BlockShare, ...] = ()
         self._forget()
 
     def _forget(self) -> None:
@@ -88,11 +92,21 @@ class GuidePatch(AttentionPatch):
         # clip.
         self._pyramids: dict[bool, MaskPyramid] = {}
         self._clip_boxes: dict[Hashable, Tensor] = {}
+        self._book = ShareBook()
 
     def release(self) -> None:
-        """Drop all tables, on devices too."""
+        """Drop all tables, on devices too; what a run found of shares is kept until the next run ends."""
         super().release()
+        if self._book.shares:
+            self.shares = tuple(self._book.shares)
+            for line in self.shares_told():
+                logger.info(line)
         self._forget()
+
+    def shares_told(self) -> list[str]:
+        """One line for each region on the attention that the last run found and made; none without a goal."""
+        names = self.guide.phrases or ("",) * len(self.guide.masks)
+        return shares_told(self.shares, names)
 
     def check_run(self, run: Run) -> None:
         """Compare masks and places of words with the clip and its prompts, and say so when no step is the guide's.
@@ -149,7 +163,7 @@ class GuidePatch(AttentionPatch):
         check_site(q, site)
         phase, factor = self.guide.mode.phase(site), self.guide.factor_at(site.progress)
         plan = self.planned(self._make_plan, site.layout, phase, factor, CallTensors.of(q, k), attend.last)
-        return plan.run(attend, q, k, v, site)
+        return plan.run(attend, q, k, v, site, None if self.guide.goal is None else self._book)
 
     def _joins_frames(self, attend: Attend, site: AttentionSite) -> bool:
         """Say whether queries of a frame are to meet all frames here: not where another patch chose frames for them."""
@@ -200,9 +214,13 @@ class GuidePatch(AttentionPatch):
             call = self._call(layout, phase, tensors, knows_words, filled=False, factor=factor)
             found, edit = mode.tables(call), mode.edit(call)
             if found is not None:
-                tables.append((chunks, found))
+                # Each branch of guidance finds its own gains.
+                apart = [chunks] if found.raised is None else [(chunk,) for chunk in chunks]
+                tables += [(part, found) for part in apart]
             if edit is not None:
-                edits.append((chunks, edit))
+                wanted = None if call.goal is None else wanted_tables(call)
+                apart = [chunks] if wanted is None else [(chunk,) for chunk in chunks]
+                edits += [(part, edit, wanted) for part in apart]
         return make_plan(tables, layout.rows, tensors, last, edits)
 
     def _call(
@@ -234,6 +252,7 @@ class GuidePatch(AttentionPatch):
             query_boxes=boxes[:, list(query_frames)],
             boxes_filled=partial(self._call, layout, phase, tensors, knows_words, True, factor),
             device=tensors.device,
+            goal=self.guide.goal,
         )
 
     def _regions(self, site: AttentionSite, filled: bool) -> Regions:
@@ -255,8 +274,9 @@ class GuidePatch(AttentionPatch):
         """Boxes of the whole clip, [R, clip frames, 4]."""
         key = (site.clip_frames, site.latent_time)
         if key not in self._clip_boxes:
-            masks = pool_time(self.guide.masks, site.clip_frames, self.guide.time_pooling, site.latent_time)
-            self._clip_boxes[key] = mask_boxes(masks)
+            guide = self.guide
+            frames = time_frames(guide.masks, site.clip_frames, guide.time_pooling, site.latent_time)
+            self._clip_boxes[key] = torch.cat([mask_boxes(frame) for frame in frames], dim=1)
         return self._clip_boxes[key]
 
     def _frame_strength(self, site: AttentionSite, frames: Sequence[int]) -> Tensor:
@@ -265,6 +285,11 @@ class GuidePatch(AttentionPatch):
         groups = latent_frame_groups(len(values), site.clip_frames, site.latent_time)
         clip = torch.stack([values[list(group)].mean() for group in groups])
         return self.guide.strength * clip[list(frames)]
+
+
+def shares_of(patches: Iterable[object]) -> list[str]:
+    """What the guides among some patches found of shares in their last runs, in lines; see ``shares_told``."""
+    return [line for patch in patches if isinstance(patch, GuidePatch) for line in patch.shares_told()]
 
 
 def idle_steps(guide: Guide, progress: Sequence[float]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -78,22 +78,27 @@ def pool_time(
     Raises:
         GuideError: an unknown pooling, or frame counts that do not fit (see ``latent_frame_groups``).
     """
+    return torch.cat(list(time_frames(masks, clip_frames, pooling, latent_time)), dim=1)
+
+
+def time_frames(
+    masks: Tensor, clip_frames: int, pooling: TimePooling = "max", latent_time: LatentTime | None = None
+) -> Iterator[Tensor]:
+    """As ``pool_time``, one frame [R, 1, H, W] of the clip after another: whole masks of a long clip are large."""
     if pooling not in get_args(TimePooling):
         raise GuideError(f"time pooling is {pooling!r}; choose one of {', '.join(get_args(TimePooling))}.")
     groups = latent_frame_groups(masks.shape[1], clip_frames, latent_time)
-    pooled = []
     for group in groups:
         # A part of neighbours needs no copy.
         frames = masks[:, group.start : group.stop] if isinstance(group, range) else masks[:, list(group)]
         if pooling == "first":
-            pooled.append(frames[:, 0])
+            yield frames[:, :1]
         elif pooling == "last":
-            pooled.append(frames[:, -1])
+            yield frames[:, -1:]
         elif pooling == "mean":
-            pooled.append(frames.mean(dim=1))
+            yield frames.mean(dim=1, keepdim=True)
         else:
-            pooled.append(frames.amax(dim=1) if pooling == "max" else frames.amin(dim=1))
-    return torch.stack(pooled, dim=1)
+            yield frames.amax(dim=1, keepdim=True) if pooling == "max" else frames.amin(dim=1, keepdim=True)
 
 
 def area_weights(source: int, target: int, extent: float | None = None) -> Tensor:
@@ -249,8 +254,11 @@ class MaskPyramid:
         key = (height, width, clip_frames, extent, latent_time, level)
         found = self._levels.get(key)
         if found is None:
-            masks = pool_time(self.masks, clip_frames, self.time_pooling, latent_time)
-            pooled, present = guard_thin_objects(self._pool(masks, height, width, extent, level), masks)
+            parts = [
+                guard_thin_objects(self._pool(frame, height, width, extent, level), frame)
+                for frame in time_frames(self.masks, clip_frames, self.time_pooling, latent_time)
+            ]
+            pooled, present = (torch.cat(values, dim=1) for values in zip(*parts, strict=True))
             objects = split_overlaps(pooled, self.hard) if self.apart else self._overlapping(pooled)
             # An object that later ones cover completely is in the frame no more.
             present = present & (objects.flatten(2).amax(dim=2) > 0.0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import torch
 from einops import rearrange
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from ..kernels.channels import MAX_BIAS, open_keys
 from ..site import AttentionSite, FoldedAxis
+from .attention_share import ShareGoal
 from .call import ModeCall
 from .regions import Regions
 
@@ -25,6 +27,8 @@ CLOSED = -MAX_BIAS
 MAX_PATTERNS = 64
 # Query label of a partition: sees all keys.
 FREE = -1
+# Region of a channel that is for all objects together.
+ALL_OBJECTS = -1
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,12 +42,49 @@ class RegionTables:
         partition: for the partition kernel the region of each query, [G, Lq] long, ``FREE`` for those that see all
             keys, and which keys the queries of a region see, [G, Lk, regions] bool; None where the bias is not a
             partition.
+        raised: the channels whose gain each head finds for itself, where a share is asked for.
     """
 
     query: Tensor
     key: Tensor
     guided: tuple[int, ...]
     partition: tuple[Tensor, Tensor] | None = None
+    raised: Raised | None = None
+
+
+class RaisedChannel(NamedTuple):
+    """A channel of tables whose gain is found.
+
+    Attributes:
+        channel: its number.
+        region: of the objects, as many as there are for the background, or ``ALL_OBJECTS``.
+        kind: whether the region's words are raised, or its own part of the video.
+    """
+
+    channel: int
+    region: int
+    kind: Literal["words", "video"]
+
+
+@dataclass(frozen=True, eq=False)
+class Raised:
+    """The channels of tables whose gain each head finds for itself; their keys hold closeness in place of logits.
+
+    Attributes:
+        channels: which they are.
+        goal: the share that is wanted.
+        weights: [G, Lq, R], as ``RegionTables.query`` but at strength 1.
+        scale: what the closeness of the keys was multiplied by.
+        counted: keys that a share is a part of, for words and for the video.
+        alone: whether nothing but these channels acts.
+    """
+
+    channels: tuple[RaisedChannel, ...]
+    goal: ShareGoal
+    weights: Tensor
+    scale: float
+    counted: tuple[range, range]
+    alone: bool
 
 
 def fold(values: Tensor, folded: FoldedAxis) -> Tensor:
@@ -98,15 +139,26 @@ class BiasTerm:
         weights: [c, T of the queries, h, w], weights of the video queries in 0..1.
         video: [c, T of the keys, h, w], logits of the video keys; or None.
         text: [text tokens, c], logits of the words; or None.
+        wanted: which keys the term is for, in 0..1 and in the shape of ``video`` or ``text``: where the guide asks for
+            a share of attention, these are raised by as much as that takes, in place of the logits. None for what is
+            closed in any case.
+        regions: of each channel, as in ``RaisedChannel``; None for the objects in their order, and then the background.
     """
 
     weights: Tensor
     video: Tensor | None = None
     text: Tensor | None = None
+    wanted: Tensor | None = None
+    regions: tuple[int, ...] | None = None
 
 
 def same_region(
-    queries: Regions, keys: Regions, gap: float, rows: Tensor | None = None, channels: slice = slice(None)
+    queries: Regions,
+    keys: Regions,
+    gap: float,
+    rows: Tensor | None = None,
+    channels: slice = slice(None),
+    closed: bool = False,
 ) -> BiasTerm:
     """Put ``gap`` between cells of different regions: -gap * (1 - <m_q, m_k>), over objects and then the background.
 
@@ -116,10 +168,13 @@ def same_region(
         gap: at least 0.
         rows: [T of the queries] 0 or 1, frames that are held; those with an object by default.
         channels: regions whose queries are held to their own; those of the others are free.
+        closed: the gap is one for good, whatever share is asked for.
     """
     rows = queries.guided.float() if rows is None else rows
     weights = queries.memberships()[channels] * rows[None, :, None, None]
-    return BiasTerm(weights, video=-gap * (1.0 - keys.memberships()[channels]))
+    own = keys.memberships()[channels]
+    regions = tuple(range(len(keys.objects) + 1))[channels]
+    return BiasTerm(weights, video=-gap * (1.0 - own), wanted=None if closed else own, regions=regions)
 
 
 def words(call: ModeCall, *positions: Sequence[int]) -> Tensor:
@@ -161,27 +216,77 @@ def mode_tables(call: ModeCall, terms: Sequence[BiasTerm], partition: bool = Fal
     query_length, key_length = call.lengths
     site, strength = call.site, call.frame_strength.float()
     queries = torch.cat([fold(term.weights, site.rows.folded) for term in terms], dim=2)
-    keys = []
-    for term in terms:
-        placed = queries.new_zeros(len(queries), key_length, term.weights.shape[0])
-        if term.video is not None:
-            placed += place_tokens(fold_keys(term.video, site), call.video_keys, key_length)
-        if term.text is not None:
-            placed += place_tokens(term.text[None], call.text, key_length)
-        keys.append(placed)
-    key = torch.cat(keys, dim=2)
+    key = torch.cat([_placed_keys(call, term, len(queries)) for term in terms], dim=2)
     # Weights stay in 0..1, where half precision has room for them; what is more goes to the keys and is limited there.
     scale = max(float(strength.max()), 1.0) if len(strength) else 1.0
     factors = (strength / scale)[None, :, None, None].expand(1, -1, *site.grid[1:])
     weights = place_tokens(queries * fold(factors, site.rows.folded), call.video_queries, query_length)
-    closed = _closed_rows(place_tokens(queries, call.video_queries, query_length), key)
+    at_full_strength = place_tokens(queries, call.video_queries, query_length)
+    closed = _closed_rows(at_full_strength, key)
     query, key = weights.masked_fill(closed[..., None], 0.0), scale * key
     acting = query.amax(dim=1) > 0.0
     uneven = key.amax(dim=1) > key.amin(dim=1)
     guided = tuple((acting & uneven).any(dim=1).nonzero()[:, 0].tolist())
+    channels = raised_channels(call, terms)
+    if channels and call.goal is not None:
+        fixed = [channel for channel in range(key.shape[2]) if channel not in {found.channel for found in channels}]
+        alone = not bool((acting & uneven)[:, fixed].any())
+        counted = call.text, call.video_keys
+        full = at_full_strength.masked_fill(closed[..., None], 0.0)
+        raised = Raised(channels, call.goal, full, scale, counted, alone)
+        return RegionTables(query, key, guided, raised=raised)
     if partition and bool(((strength == 0.0) | (strength == 1.0)).all()):
         return RegionTables(query, key, guided, partition_labels(query, key))
     return RegionTables(query, key, guided)
+
+
+def wanted_tables(call: ModeCall) -> RegionTables | None:
+    """What a share counts at a call whose mode changes logits or probabilities, in place of the mode's own terms.
+
+    Returns:
+        Objects' queries and their words where words are known, else their own region; None where no object is there.
+    """
+    present = present_rows(call)
+    if call.spans is not None and call.site.kind in ("cross", "joint"):
+        named = words(call, *call.spans)
+        return mode_tables(call, [BiasTerm(call.query_regions.objects * present, text=named, wanted=named)])
+    own = call.regions.objects
+    return mode_tables(call, [BiasTerm(call.query_regions.objects * present, video=own, wanted=own)])
+
+
+def raised_channels(call: ModeCall, terms: Sequence[BiasTerm]) -> tuple[RaisedChannel, ...]:
+    """The channels of some terms whose gain is found; none where the guide asks for no share."""
+    found: list[RaisedChannel] = []
+    first = 0
+    for term in terms:
+        count = term.weights.shape[0]
+        if call.goal is not None and term.wanted is not None:
+            kind: Literal["words", "video"] = "video" if term.text is None else "words"
+            regions = term.regions or range(count)
+            found += [RaisedChannel(first + at, region, kind) for at, region in enumerate(regions)]
+        first += count
+    return tuple(found)
+
+
+def _placed_keys(call: ModeCall, term: BiasTerm, groups: int) -> Tensor:
+    """Lay the logits of a term on the key sequence, or where its gain is found the closeness of its keys.
+
+    Returns:
+        [groups, Lk, c].
+    """
+    site, length, is_raised = call.site, call.lengths[1], call.goal is not None and term.wanted is not None
+    video = term.wanted if is_raised and term.text is None else term.video
+    text = term.wanted if is_raised and term.text is not None else term.text
+    placed = term.weights.new_zeros(groups, length, term.weights.shape[0])
+    if is_raised and video is not None:
+        # All but the other regions: words and what else there is keep their level beside the own region.
+        placed += 1.0
+        placed[:, call.video_keys.start : call.video_keys.stop] = 0.0
+    if video is not None:
+        placed += place_tokens(fold_keys(video, site), call.video_keys, length)
+    if text is not None:
+        placed += place_tokens(text[None], call.text, length)
+    return placed
 
 
 def _closed_rows(query: Tensor, key: Tensor) -> Tensor:

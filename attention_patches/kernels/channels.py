@@ -63,7 +63,7 @@ def region_channels(
     factor = 2.0 ** round(math.log2(root))
     queries = queries * factor
     keys = keys * (root / factor)
-    if dtype != torch.float32 and 2 * count <= channels:
+    if _has_remainders(count, channels, dtype):
         rounded = keys.to(dtype).float()
         queries, keys = torch.cat((queries, queries), -1), torch.cat((rounded, keys - rounded), -1)
     spare = (0, channels - keys.shape[-1])
@@ -78,10 +78,40 @@ def channel_attention(
     key_channels: Tensor,
     bias: Tensor | None = None,
     attend: Kernel = plain_attention,
+    factors: Tensor | None = None,
 ) -> Tensor:
-    """One call with channels appended; q, k, v [B, heads, L, d], channels [B or 1, L, c] of ``region_channels``."""
+    """One call with channels appended.
+
+    Args:
+        q, k, v: [B, heads, L, d].
+        query_channels, key_channels: [B or 1, L, c] of ``region_channels``.
+        bias: of the call.
+        attend: the attention to call.
+        factors: [B or 1, heads, c] of ``channel_factors``; None is 1 everywhere.
+    """
     longer_q = longer_queries(q, query_channels)
-    return attend(longer_q, *longer_keys(k, v, key_channels), bias)[..., : v.shape[3]]
+    return attend(longer_q, *longer_keys(k, v, key_channels, factors), bias)[..., : v.shape[3]]
+
+
+def channel_factors(factors: Tensor, channels: int, dtype: torch.dtype) -> Tensor:
+    """Lay a factor of each region and head on the channels that ``region_channels`` made of them.
+
+    Args:
+        factors: [..., R] float.
+        channels: c of ``region_channels``.
+        dtype: of q and k.
+
+    Returns:
+        [..., c] in ``dtype``; 1 for the channels that make up the width.
+    """
+    if _has_remainders(factors.shape[-1], channels, dtype):
+        factors = torch.cat((factors, factors), dim=-1)
+    return pad(factors, (0, channels - factors.shape[-1]), value=1.0).to(dtype)
+
+
+def _has_remainders(count: int, channels: int, dtype: torch.dtype) -> bool:
+    """Whether what rounding takes of the keys' channels is in further channels."""
+    return dtype != torch.float32 and 2 * count <= channels
 
 
 def longer_queries(q: Tensor, channels: Tensor) -> Tensor:
@@ -91,9 +121,13 @@ def longer_queries(q: Tensor, channels: Tensor) -> Tensor:
     return torch.cat((q * scale, channels[:, None].expand(*q.shape[:3], -1)), dim=3)
 
 
-def longer_keys(k: Tensor, v: Tensor, channels: Tensor) -> tuple[Tensor, Tensor]:
-    """Append channels [B or 1, Lk, c] to k [B, heads, Lk, d], and zeros to v: fused kernels want them equally wide."""
-    longer = torch.cat((k, channels[:, None].expand(*k.shape[:3], -1)), dim=3)
+def longer_keys(k: Tensor, v: Tensor, channels: Tensor, factors: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Append channels [B or 1, Lk, c] to k [B, heads, Lk, d], and zeros to v: fused kernels want them equally wide.
+
+    ``factors`` [B or 1, heads, c] multiply them for each head.
+    """
+    added = channels[:, None] if factors is None else channels[:, None] * factors[:, :, None]
+    longer = torch.cat((k, added.expand(*k.shape[:3], -1)), dim=3)
     spare = max(longer.shape[3] - v.shape[3], 0)
     return longer, torch.cat((v, v.new_zeros(1, 1, 1, spare).expand(*v.shape[:3], -1)), dim=3)
 
@@ -108,6 +142,7 @@ def channel_rows(
     out: Tensor,
     bias: Tensor | None = None,
     attend: Kernel = plain_attention,
+    factors: Tensor | None = None,
 ) -> None:
     """Write the region attention of some batch rows into ``out``.
 
@@ -121,6 +156,7 @@ def channel_rows(
         out: [B, heads, Lq, dv].
         bias: of the whole batch.
         attend: the attention to call.
+        factors: [heads, c] of ``channel_factors``; None is 1 everywhere.
     """
     width = q.shape[3] + channels[0].shape[2]
     of_keys = 2 * k.shape[2] * width
@@ -128,7 +164,8 @@ def channel_rows(
         part, group = rows.part(begin, end), groups.part(begin, end)
         mask, values = bias_part(bias, part, heads), v[part, heads]
         single = end - begin == 1 and heads.stop - heads.start == 1
-        keys = longer_keys(k[part, heads], values, channels[1][group])
+        own_factors = None if factors is None else factors[None, heads]
+        keys = longer_keys(k[part, heads], values, channels[1][group], own_factors)
         for block in query_blocks(q, k, 2 * width, of_keys) if single else (slice(0, q.shape[2]),):
             own = mask if mask is None or mask.shape[2] == 1 else mask[:, :, block]
             queries = longer_queries(q[part, heads, block], channels[0][group][:, block])

@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ GUIDES: dict[str, dict[str, Any]] = {
     "focus_fg": {"mode": "focus_fg"},
     "partition": {"mode": "separate", "hard": True},
     "cross_text": {"mode": "cross_text"},
+    "share": {"mode": "separate", "share": 0.9},
     "dense": {"mode": "separate"},
 }
 VARIANTS = ("plain", *GUIDES)
@@ -330,10 +331,15 @@ class Recorder:
 
 def guide_patch(name: str, masks: Tensor, words: bool, dense: bool = False) -> Any:
     """The patch of a variant; ``dense`` gives the plain alternative to it instead."""
+    from mask_guided_video.attention_patches.guidance.attention_share import ShareGoal
     from mask_guided_video.attention_patches.guidance.patch import GuidePatch
     from mask_guided_video.attention_patches.guidance.text_spans import TextSpans
 
-    guide = plain_guide(masks, **GUIDES[name])
+    settings = dict(GUIDES[name])
+    share = settings.pop("share", None)
+    guide = plain_guide(masks, **settings)
+    if share is not None:
+        guide = replace(guide, goal=ShareGoal(share))
     if dense or name == "dense":
         return DenseBias(guide, WORDS)
     # Without words ``separate`` keeps to the video, as its dense bias does.

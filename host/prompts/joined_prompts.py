@@ -12,7 +12,7 @@ from torch import Tensor
 from ...attention_patches.guidance.patch import GuidePatch
 from ...attention_patches.prompt_schedule import PromptSchedule, PromptSchedulePatch
 from ...backbones.host_hooks import prompt_name
-from ...backbones.override_chain import STACKS_KEY
+from ...backbones.override_chain import patches_on
 from ...backbones.registry import install_patches, require_supported
 from ...prompt_text.words import shorten
 
@@ -186,8 +186,7 @@ def check_words(model: Any) -> None:
     Raises:
         ValueError: the model has a prompt schedule and a guide of words that are not bound to a conditioning.
     """
-    stacks = model.model_options["transformer_options"].get(STACKS_KEY, ())
-    patches = [patch for stack in stacks for patch in stack.patches]
+    patches = patches_on(model)
     if not any(isinstance(patch, PromptSchedulePatch) for patch in patches):
         return
     for patch in patches:

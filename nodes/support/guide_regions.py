@@ -115,6 +115,11 @@ def guide_report(guide: Guide, notes: Sequence[str] = ()) -> str:
         lines.append(
             f"{name}: in {frames} of {len(region)} frames, {100 * share:.1f} % of the picture, {guide.mode.name}."
         )
+    if guide.goal is not None:
+        lines.append(
+            f"strength: what each head needs to give {100 * guide.goal.share:g} % of its attention to what is wanted, "
+            f"times {guide.strength:g}."
+        )
     if guide.mode.uses_words and guide.phrases:
         wordless = [f"region {index + 1}" for index, phrase in enumerate(guide.phrases) if not phrase]
         lines += [f"{name} has no label, so no words are steered in it." for name in wordless]

@@ -9,6 +9,7 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
+from ...attention_patches.guidance.attention_share import MAX_SHARE, ShareGoal
 from ...attention_patches.guidance.regions import TimePooling
 from ...backbones.family import Family
 from ...backbones.registry import FAMILIES, supported_models
@@ -121,6 +122,24 @@ def guide_strength_input(most: float) -> io.Float.Input:
         "the help of Patch Attention.",
         most=most,
     )
+
+
+def share_input() -> io.Float.Input:
+    """How strong a guide is, as a share of attention; see ``given_goal``."""
+    return decimal_input(
+        "share",
+        0.0,
+        "Automatic strength. 0: off, the mode's own. Above: the part of its attention that an object's place gives to "
+        "the object's words (or, in modes about the video, to the object); each head finds the gain that takes, so "
+        "that one number fits every model. 0.5 is a good start; strength then is a factor on what is found.",
+        most=MAX_SHARE,
+        optional=True,
+    )
+
+
+def given_goal(share: float) -> ShareGoal | None:
+    """What ``share_input`` asks for."""
+    return ShareGoal(share) if share else None
 
 
 def size_inputs(tooltip: str) -> list[io.Input]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ...attention_patches.guidance.guide import Guide
+from ...attention_patches.guidance.share_book import BlockShare, region_name
 from ...attention_patches.latent_time import LatentTime
 from ...backbones.family import TokenGrid
 
@@ -22,6 +23,12 @@ REGION_COLOURS = (
 )
 BACKGROUND_COLOUR = (0.10, 0.10, 0.13)
 BORDER_COLOUR = (0.32, 0.32, 0.36)
+TEXT_COLOUR = (0.92, 0.92, 0.92)
+# Of charts, in pixels: around them, between the left edges of two bars, a row of bars, and the least for all bars.
+CHART_MARGIN = 16
+CHART_BAR = 12
+CHART_ROW = 160
+CHART_LEAST = 384
 
 
 def guide_pictures(
@@ -53,6 +60,51 @@ def guide_pictures(
             shares = pyramid.regions(*place).take(range(0, clip_frames, latent_time.span)).objects
         parts += [_enlarge(_colour(shares, frames, grid.rows, grid.columns), size), gap]
     return torch.cat(parts[:-1], dim=2).contiguous()
+
+
+def share_chart(shares: Sequence[BlockShare], names: Sequence[str]) -> Tensor:
+    """Bars of the share of attention in each guided call of the positive prompt, a row per region and kind.
+
+    Args:
+        shares: of a run; may be none.
+        names: of the objects.
+
+    Returns:
+        float [1, H, W, 3] in 0..1.
+    """
+    import numpy as np
+    from PIL import Image, ImageDraw
+
+    rows: dict[tuple[str, int], list[BlockShare]] = {}
+    for share in shares:
+        if share.conditional:
+            rows.setdefault((share.kind, share.region), []).append(share)
+    bars = max(map(len, rows.values()), default=1)
+    width = CHART_MARGIN * 2 + max(bars * CHART_BAR, CHART_LEAST)
+    picture = Image.new("RGB", (width, CHART_MARGIN + max(len(rows), 1) * CHART_ROW), _bytes(BACKGROUND_COLOUR))
+    draw = ImageDraw.Draw(picture)
+    if not rows:
+        draw.text((CHART_MARGIN, CHART_MARGIN), "no share of attention was asked for", fill=_bytes(TEXT_COLOUR))
+    for number, ((kind, region), found) in enumerate(rows.items()):
+        top, bottom = number * CHART_ROW + 2 * CHART_MARGIN, (number + 1) * CHART_ROW
+        colour = REGION_COLOURS[region % len(REGION_COLOURS)]
+        title = f"{region_name(region, names)}: its own {kind}, {100 * found[0].wanted:g} % wanted"
+        draw.text((CHART_MARGIN, top - CHART_MARGIN), title, fill=_bytes(TEXT_COLOUR))
+        for place, share in enumerate(found):
+            left = CHART_MARGIN + place * CHART_BAR
+            for value, shade in ((share.reached, 1.0), (share.before, 0.45)):
+                height = round(value * (bottom - top))
+                if height:
+                    box = (left, bottom - height, left + CHART_BAR - 2, bottom)
+                    draw.rectangle(box, fill=_bytes([shade * part for part in colour]))
+        wanted = bottom - round(found[0].wanted * (bottom - top))
+        draw.line((CHART_MARGIN, wanted, width - CHART_MARGIN, wanted), fill=_bytes(TEXT_COLOUR))
+        draw.line((CHART_MARGIN, bottom, width - CHART_MARGIN, bottom), fill=_bytes(BORDER_COLOUR))
+    return torch.from_numpy(np.array(picture)).float()[None] / 255.0
+
+
+def _bytes(colour: Sequence[float]) -> tuple[int, ...]:
+    return tuple(round(255.0 * part) for part in colour)
 
 
 def _colour(shares: Tensor, frames: int, rows: int, columns: int) -> Tensor:

@@ -7,7 +7,25 @@ import re
 from typing import Any
 
 from ...attention_patches.errors import GuideError
+from ...attention_patches.guidance.attention_share import ShareGoal
 from ...attention_patches.guidance.modes.registry import check_constants, mode_constants
+
+
+def share_goal(share: float | None, among: str | None) -> ShareGoal | None:
+    """The share of attention that a user asks for in place of a strength, or None.
+
+    Args:
+        share: see ``ShareGoal``.
+        among: as well; None is its own choice.
+
+    Raises:
+        GuideError: a value out of its range, or what a share is a part of without a share.
+    """
+    if share is None:
+        if among is not None:
+            raise GuideError(f"share_among is {among!r} but there is no share; give a share too.")
+        return None
+    return ShareGoal(share) if among is None else ShareGoal(share, among)  # type: ignore[arg-type]
 
 
 def read_constants(name: str, text: str) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from ...attention_patches.checks import check_blocks, check_shape
 from ...attention_patches.guidance.guide import Guide
-from ...attention_patches.guidance.patch import guide_patches, idle_steps
+from ...attention_patches.guidance.patch import guide_patches, idle_steps, shares_of
 from ...attention_patches.guidance.text_spans import TextSpans, spans_of_named
 from ...attention_patches.patch import Patch
 from ...perception.pictures.histogram_match import histogram_match
@@ -267,17 +267,21 @@ def _sample(
     patches = guide_patches(guide, spans)
     with run.stages.stage("sampling"):
         if spans is None or not settings.uses_levers or not bool((masks > 0.5).any()):
-            return sample(noise, patches)
-        clip = LeverClip(
-            model,
-            lambda noise, levers: sample(noise, patches, levers=levers),
-            lambda noise, levers: sample(noise, (), levers=levers),
-            noise,
-            masks,
-            spans,
-            settings.seed + number,
-        )
-        return _with_levers(run, clip, f"round {number + 1}" + (", first frame" if frames else ""))
+            latents = sample(noise, patches)
+        else:
+            clip = LeverClip(
+                model,
+                lambda noise, levers: sample(noise, patches, levers=levers),
+                lambda noise, levers: sample(noise, (), levers=levers),
+                noise,
+                masks,
+                spans,
+                settings.seed + number,
+            )
+            latents = _with_levers(run, clip, f"round {number + 1}" + (", first frame" if frames else ""))
+    told = shares_of(patches)
+    run.stages.notes += [line if settings.rounds == 1 else f"round {number + 1}: {line}" for line in told]
+    return latents
 
 
 def _with_levers(run: _Run, clip: LeverClip, name: str) -> Tensor:

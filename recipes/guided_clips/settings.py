@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from ...attention_patches.guidance.attention_share import ShareGoal
 from ...attention_patches.guidance.guide import Guide
 from ...attention_patches.guidance.modes.registry import make_mode
 from ...attention_patches.guidance.strength_curve import StrengthCurve
@@ -76,6 +77,7 @@ class GuidedClipsSettings:
         shared_noise: 0..1, part of the first frame's noise that all others hold; 0 is independent noise, LAMP 0.2.
         frames_per_second: of the video.
         strength_curve: factors on ``strength`` over the schedule of every round, or None.
+        goal: the share of attention that objects shall have, in place of the mode's own gains; see ``Guide``.
         levers: what acts beside the mode, names of ``levers.LEVERS``; they need phrases.
         auto: try the mode alone and then more and more levers, until the object is under its masks.
 
@@ -110,6 +112,7 @@ class GuidedClipsSettings:
     shared_noise: float = 0.0
     frames_per_second: float = 8.0
     strength_curve: StrengthCurve | None = None
+    goal: ShareGoal | None = None
     levers: tuple[str, ...] = ()
     auto: bool = False
 
@@ -185,6 +188,7 @@ class GuidedClipsSettings:
             key_source=guide.key_source,
             time_pooling=guide.time_pooling,
             strength_curve=guide.strength_curve,
+            goal=guide.goal,
             **values,
         )
 
@@ -217,6 +221,7 @@ class GuidedClipsSettings:
             key_source=self.key_source,
             time_pooling=self.time_pooling,
             strength_curve=self.strength_curve,
+            goal=self.goal,
         )
 
     def starting_noise(self, noise: Tensor) -> Tensor:
@@ -226,9 +231,10 @@ class GuidedClipsSettings:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         values = asdict(self)
-        if self.strength_curve is None:
-            # Rounds on disk from before there were curves are the same rounds.
-            del values["strength_curve"]
+        for name in ("strength_curve", "goal"):
+            # Rounds on disk from before there were these are the same rounds.
+            if values[name] is None:
+                del values[name]
         if not self.uses_levers:
             # So are those from before there were levers.
             del values["levers"], values["auto"]

@@ -102,7 +102,7 @@ def measure_masks(film: Film, wanted: Tracks, found: Tracks) -> dict[str, Any]:
     Raises:
         ValueError: masks for a different number of frames, or of quite another shape.
     """
-    wanted, found = _fitted(wanted, film, "wanted masks"), _fitted(found, film, "found masks")
+    wanted, found = fitted_tracks(wanted, film, "wanted masks"), fitted_tracks(found, film, "found masks")
     pairs = _pairs(wanted, found)
     objects = []
     for number, label in enumerate(wanted.labels):
@@ -139,7 +139,7 @@ def measure_background(film: Film, reference: Film, tracks: Sequence[Tracks]) ->
     ):
         if first != second:
             raise ValueError(f"the video has {first} {name} and the reference {second}; compare videos of one size.")
-    fitted = [_fitted(objects, film, "masks") for objects in tracks]
+    fitted = [fitted_tracks(objects, film, "masks") for objects in tracks]
     changes = []
     for frame in range(len(film)):
         together = torch.zeros(1, film.height, film.width)
@@ -155,7 +155,17 @@ def mean_of(values: Sequence[float | None]) -> float | None:
     return sum(measured) / len(measured) if measured else None
 
 
-def _fitted(tracks: Tracks, film: Film, name: str) -> Tracks:
+def fitted_tracks(tracks: Tracks, film: Film, name: str) -> Tracks:
+    """Masks with a frame for each of the video's, of its size.
+
+    Args:
+        tracks: a mask per frame, or a single one for all; of any size of the video's shape.
+        film: video whose length and size count.
+        name: of the masks, for the message.
+
+    Raises:
+        ValueError: masks for another number of frames, or of quite another shape.
+    """
     if tracks.frames not in (1, len(film)):
         raise ValueError(
             f"there are {name} for {tracks.frames} frames and the video has {len(film)}; give one mask "

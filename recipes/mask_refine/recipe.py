@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...attention_patches.checks import check_blocks
 from ...attention_patches.guidance.guide import Guide
-from ...attention_patches.guidance.patch import guide_patches, idle_steps
+from ...attention_patches.guidance.patch import guide_patches, idle_steps, shares_of
 from ...attention_patches.guidance.regions import pool_time
 from ...perception.boxes import Box
 from ...perception.masks.mask_refinement import RefinementSettings, refine_tracks
@@ -247,4 +247,6 @@ def _regenerate(
         noise = run.model.noise(frames, height, width, settings.second_seed)
     if settings.regenerate == "refine":
         options.update(latents=first_latents, start_percent=1.0 - settings.refine_strength)
-    return run.model.decode(_sample(run, noise, positive, negative, report, **options))
+    latents = _sample(run, noise, positive, negative, report, **options)
+    run.stages.notes += shares_of(options.get("patches", ()))
+    return run.model.decode(latents)

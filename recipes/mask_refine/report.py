@@ -79,7 +79,7 @@ def build_report(
 def _settings(settings: MaskRefineSettings, guide: Guide | None) -> dict[str, Any]:
     values = settings.to_dict()
     if guide is not None:
-        values["strength"] = guide.own_strength
+        values["strength"] = guide.own_strength if guide.goal is None else guide.strength
     return values
 
 

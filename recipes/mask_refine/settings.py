@@ -9,8 +9,9 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from ...attention_patches.guidance.attention_share import ShareGoal
 from ...attention_patches.guidance.guide import Guide
-from ...attention_patches.guidance.modes.registry import mode_at, mode_constants
+from ...attention_patches.guidance.modes.registry import make_mode, mode_at, mode_constants
 from ...attention_patches.site import GuidedRows
 from ...perception.phrases import phrase_key, plain_phrase
 from ..checked_settings import (
@@ -56,6 +57,8 @@ class MaskRefineSettings:
         start_percent, end_percent, blocks, rows: where and when the mode acts; None is the mode's default.
         hard: masks are cut at 0.5 and regions closed for good, in the modes that have the choice.
         constants: others of the mode, by their names, or as ``read_constants`` takes them.
+        goal: the share of attention that objects shall have, in place of the mode's own gains; see ``Guide``.
+            ``strength`` then is a factor on what is found, 0..10.
         box_threshold: of the detector, 0..1.
         text_threshold: of the detector, 0..1.
         nms_threshold: of the detector, 0..1.
@@ -97,6 +100,7 @@ class MaskRefineSettings:
     median_frames: int = 1
     background_phrase: str = ""
     constants: Mapping[str, Any] | str = field(default_factory=dict)
+    goal: ShareGoal | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.phrases, str):
@@ -163,9 +167,17 @@ class MaskRefineSettings:
         chosen = {name: getattr(self, name) for name in ("start_percent", "end_percent", "blocks", "rows")}
         if self.hard:
             chosen["hard"] = True
+        if self.goal is not None:
+            mode, factor = make_mode(self.mode, **(chosen | self.constants)), self.strength
+            return Guide(
+                masks, mode, phrases, self.background_phrase, 1.0 if factor is None else factor, goal=self.goal
+            )
         mode, factor = mode_at(self.mode, self.strength, **(chosen | self.constants))
         return Guide(masks, mode, phrases, self.background_phrase, factor)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return asdict(self)
+        values = asdict(self)
+        if self.goal is None:
+            del values["goal"]
+        return values

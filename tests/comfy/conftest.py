@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from packs import ANIMATEDIFF, pack_folder
+from packs import ANIMATEDIFF, found_pack, pack_folder
 from saved_graphs import prompt_of, saved_values
 
 START_SECONDS = 180
@@ -162,34 +162,27 @@ def kernels_of_long_films(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def server(start_server: Any, root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """ComfyUI with nothing but this pack."""
-    with start_server(tmp_path_factory.mktemp("comfyui"), {"mask-guided-video": root}) as running:
-        yield running
-
-
-@pytest.fixture(scope="session")
-def packs(root: Path) -> dict[str, Path]:
-    """This pack, and loaders of tiny random models in the place of ComfyUI's."""
-    stand_ins = root / "tests" / "support" / "comfyui" / "stand_in_models.py"
-    return {"mask-guided-video": root, stand_ins.name: stand_ins}
-
-
-@pytest.fixture(scope="session")
-def plain_server(start_server: Any, packs: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """ComfyUI with ``packs``."""
-    with start_server(tmp_path_factory.mktemp("workflows"), packs) as running:
-        yield running
-
-
-@pytest.fixture(scope="session")
-def animatediff_server(
-    start_server: Any, packs: Any, comfy_folder: Path, tmp_path_factory: pytest.TempPathFactory
+def server(
+    start_server: Any, root: Path, comfy_folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
-    """ComfyUI with ``packs`` and AnimateDiff Evolved."""
-    pack = pack_folder(comfy_folder, ANIMATEDIFF)
-    with start_server(tmp_path_factory.mktemp("animatediff"), {**packs, pack.name: pack}) as running:
+    """ComfyUI with this pack, loaders of tiny random models in the place of its own, and AnimateDiff where it is there.
+
+    One server for all tests that can share it: a start takes some fifteen seconds.
+    """
+    stand_ins = root / "tests" / "support" / "comfyui" / "stand_in_models.py"
+    packs = {"mask-guided-video": root, stand_ins.name: stand_ins}
+    animatediff = found_pack(comfy_folder, ANIMATEDIFF)
+    if animatediff is not None:
+        packs[animatediff.name] = animatediff
+    with start_server(tmp_path_factory.mktemp("comfyui"), packs) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def animatediff_server(server: Server, comfy_folder: Path) -> Server:
+    """The server, where it has AnimateDiff Evolved; the test is skipped elsewhere."""
+    pack_folder(comfy_folder, ANIMATEDIFF)
+    return server
 
 
 def _wait_until_up(server: Server) -> None:

@@ -52,7 +52,7 @@ class CrossText(MaskMode):
         if call.spans is None:
             return None
         named, present = words(call, *call.spans), present_rows(call)
-        terms = [BiasTerm(call.query_regions.objects * present, text=self.gain * named)]
+        terms = [BiasTerm(call.query_regions.objects * present, text=self.gain * named, wanted=named)]
         if self.hard:
             terms.append(BiasTerm((1.0 - call.query_regions.objects) * present, text=CLOSED * named))
         return mode_tables(call, terms)

@@ -14,7 +14,7 @@ Source of the idea: Feng, Yang, Li, "Resource-Efficient Motion Control for Video
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, NamedTuple, get_args
 
 import torch
@@ -24,7 +24,7 @@ from ...checks import check_choice
 from ...site import AttentionSite, KeySource
 from ..call import ModeCall
 from ..regions import Regions
-from ..tables import BiasTerm, RegionTables, mode_tables, other_words, present_rows, same_region, words
+from ..tables import ALL_OBJECTS, BiasTerm, RegionTables, mode_tables, other_words, present_rows, same_region, words
 from .mode import MAX_CONSTANT, MaskMode
 
 Direction = Literal["both", "fg_only", "bg_only"]
@@ -149,7 +149,11 @@ class DynamicMasks(MaskMode):
         else:
             queries, keys = call.query_regions, call.regions
         channels = {"both": slice(None), "fg_only": slice(0, -1), "bg_only": slice(-1, None)}[self.direction]
-        return same_region(queries, keys, gap, rows, channels)
+        # Over time the gap holds a cell to its side and is nobody's lever.
+        term = same_region(queries, keys, gap, rows, channels, closed=call.site.kind == "temporal")
+        if self.per_object or term.wanted is None:
+            return term
+        return replace(term, regions=tuple([ALL_OBJECTS, len(call.regions.objects)][channels]))
 
     def _words(self, call: ModeCall, spans: Sequence[Sequence[int]], rows: Tensor) -> list[BiasTerm]:
         regions, named = call.query_regions, words(call, *spans)
@@ -158,7 +162,7 @@ class DynamicMasks(MaskMode):
         inside, outside = regions.objects * present, (1.0 - regions.objects) * present
         terms = [BiasTerm(outside, text=-self.gamma_cross * named)]
         if call.phase.gain:
-            terms.append(BiasTerm(inside, text=call.phase.gain * named))
+            terms.append(BiasTerm(inside, text=call.phase.gain * named, wanted=named))
         if call.background:
             others = words(call, other_words(call, call.background, *spans))
             terms.append(BiasTerm(regions.background[None] * rows, text=-self.gamma_cross * others))

@@ -13,7 +13,7 @@ import torch
 from ...site import AttentionKind
 from ..call import ModeCall
 from ..regions import FOREGROUND
-from ..tables import BiasTerm, RegionTables, guided_rows, mode_tables
+from ..tables import ALL_OBJECTS, BiasTerm, RegionTables, guided_rows, mode_tables
 from .mode import MAX_CONSTANT, MaskMode
 
 # Keys outside of every mask keep this share before the exponent: log(1e-4) = -9.2.
@@ -52,7 +52,8 @@ class Focus(MaskMode):
     def tables(self, call: ModeCall) -> RegionTables | None:
         union = call.regions.objects.amax(dim=0, keepdim=True)
         weights = guided_rows(call).expand(1, -1, *call.site.grid[1:])
-        return mode_tables(call, [BiasTerm(weights, video=self.exponent * union.clamp(min=MASK_FLOOR).log())])
+        logits = self.exponent * union.clamp(min=MASK_FLOOR).log()
+        return mode_tables(call, [BiasTerm(weights, video=logits, wanted=union, regions=(ALL_OBJECTS,))])
 
 
 @dataclass(frozen=True)
@@ -74,4 +75,4 @@ class FocusForeground(Focus):
         total = queries.sum(dim=0, keepdim=True)
         own = torch.where(total >= FOREGROUND, queries / total.clamp(min=MASK_FLOOR), torch.zeros_like(queries))
         logits = self.exponent * call.regions.objects.clamp(min=MASK_FLOOR).log()
-        return mode_tables(call, [BiasTerm(own * guided_rows(call), video=logits)])
+        return mode_tables(call, [BiasTerm(own * guided_rows(call), video=logits, wanted=call.regions.objects)])

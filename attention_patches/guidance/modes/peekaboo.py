@@ -53,7 +53,7 @@ class Peekaboo(MaskMode):
     def tables(self, call: ModeCall) -> RegionTables | None:
         terms = []
         if call.site.kind != "cross":
-            terms.append(same_region(call.query_regions, call.regions, -CLOSED))
+            terms.append(same_region(call.query_regions, call.regions, -CLOSED, closed=True))
         if call.spans is not None:
             terms += self._words(call, call.spans)
         return mode_tables(call, terms, partition=call.site.kind in ("self", "joint"))

@@ -69,5 +69,5 @@ class RegionWords(MaskMode):
             terms.append(BiasTerm(guided.expand(-1, -1, *inside.shape[2:]), text=CLOSED * words(call, others)))
         if call.phase and self.gain:
             share = inside.mean(dim=(2, 3), keepdim=True)
-            terms.append(BiasTerm(inside * (1.0 - share) * seen, text=self.gain * named))
+            terms.append(BiasTerm(inside * (1.0 - share) * seen, text=self.gain * named, wanted=named))
         return mode_tables(call, terms)

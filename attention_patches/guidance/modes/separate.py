@@ -47,7 +47,7 @@ class Separate(MaskMode):
         gap = -CLOSED if self.hard else self.gap
         terms = []
         if call.site.kind != "cross":
-            terms.append(same_region(call.query_regions, call.regions, gap))
+            terms.append(same_region(call.query_regions, call.regions, gap, closed=self.hard))
         if call.spans is not None:
             outside = (1.0 - call.query_regions.objects) * present_rows(call)
             terms.append(BiasTerm(outside, text=-gap * words(call, *call.spans)))

@@ -27,18 +27,43 @@ CLEAR, EXACT = 1e-3, 1e-5
 PLAIN: dict[str, Tensor] = {}
 
 
-@pytest.fixture(params=MODELS)
-def model(request: pytest.FixtureRequest) -> TinyModel:
-    """One of the models."""
-    if request.param != "lavie":
-        return replace(tiny(request.param), cfg=3.0)
+# By default these two run in every mode, and the others in one mode of each kind: words only, a partition, channels of
+# all sorts, and changed probabilities.
+IN_ALL_MODES = ("wan", "sd15")
+OF_EACH_KIND = ("cross_text", "separate", "dmg", "videograin")
+PAIRS = [
+    pytest.param((name, mode), id=f"{name}-{mode}", marks=() if quick else pytest.mark.slow)
+    for name in MODELS
+    for mode in MODES
+    for quick in [name in IN_ALL_MODES or mode in OF_EACH_KIND]
+]
+
+
+@pytest.fixture(params=PAIRS)
+def pair(request: pytest.FixtureRequest) -> tuple[str, str]:
+    """Names of a model and of a mode."""
+    return request.param
+
+
+@pytest.fixture
+def model(pair: tuple[str, str], request: pytest.FixtureRequest) -> TinyModel:
+    """The model of the pair."""
+    name, _ = pair
+    if name != "lavie":
+        return replace(tiny(name), cfg=3.0)
     return TinyModel("lavie", lambda: request.getfixturevalue("native")[0], (1, 4, 5, 7, 10), 32, text=6)
 
 
 @pytest.fixture(params=list(MODES))
-def mode(request: pytest.FixtureRequest) -> str:
-    """One of the modes."""
+def any_mode(request: pytest.FixtureRequest) -> str:
+    """One of the modes, for tests of one model."""
     return request.param
+
+
+@pytest.fixture
+def mode(pair: tuple[str, str]) -> str:
+    """The mode of the pair."""
+    return pair[1]
 
 
 def film_of(model: TinyModel, patcher: Any = None) -> Tensor:
@@ -60,12 +85,12 @@ def test_no_guidance_is_bit_identical(model: TinyModel, mode: str, nothing: str)
 
 
 @pytest.mark.parametrize("nothing", ["strength 0 in all frames", "masks below one half"])
-def test_what_amounts_to_no_guidance_is_bit_identical(mode: str, nothing: str) -> None:
+def test_what_amounts_to_no_guidance_is_bit_identical(any_mode: str, nothing: str) -> None:
     model, masks = tiny("wan"), moving_masks(tiny("wan"))
     settings: dict[str, Any] = {"frame_strength": (0.0,) * masks.shape[1]}
     if nothing == "masks below one half":
         settings = {"masks": 0.4 * masks}
-    assert torch.equal(film_of(model, guided(model, mode_guide(model, mode, **settings))), plain(model))
+    assert torch.equal(film_of(model, guided(model, mode_guide(model, any_mode, **settings))), plain(model))
 
 
 def test_the_same_seed_gives_the_same_pixels_and_nothing_stays(model: TinyModel, mode: str) -> None:
@@ -93,9 +118,9 @@ def test_the_same_seed_gives_the_same_pixels_and_nothing_stays(model: TinyModel,
     assert "optimized_attention_override" not in model.patcher.model_options["transformer_options"]
 
 
-def test_films_of_a_batch_are_guided_each_for_itself(mode: str) -> None:
+def test_films_of_a_batch_are_guided_each_for_itself(any_mode: str) -> None:
     model = tiny("wan")
-    patcher, noise = guided(model, mode_guide(model, mode)), model.noise(films=2)
+    patcher, noise = guided(model, mode_guide(model, any_mode)), model.noise(films=2)
     films = sample(model, patcher, steps=1, noise=noise)
     for index in range(2):
         alone = sample(model, patcher, steps=1, noise=noise[index : index + 1])

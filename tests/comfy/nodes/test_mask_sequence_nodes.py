@@ -186,6 +186,43 @@ class TestMaskMetrics:
         with pytest.raises(ValueError, match="not a folder of a CLIP model"):
             metrics(image=self.film(), tracks=tracks, found=tracks, clip_model="tiny")
 
+    def test_peekaboo_by_found_tracks(self):
+        """Found in four of eight frames: without the option the report is as it was."""
+        tracks = path_masks().args[0]
+        masks = tracks.object_masks()
+        masks[:, 4:] = 0
+        found = Tracks.from_masks(masks, tracks.labels)
+        plain = metrics(image=self.film(), tracks=tracks, found=found)
+        _, words, numbers, _ = metrics(image=self.film(), tracks=tracks, found=found, protocol="peekaboo")
+        assert words.startswith(plain[1]) and "Peekaboo protocol" not in plain[1]
+        values = json.loads(numbers)
+        report = values.pop("peekaboo")
+        assert values == json.loads(plain[2])
+        (clip,) = report["clips"]
+        assert (clip["frames"], clip["frames_detected"], clip["corrected"]["centroid_distance"]) == (8, 4, 0)
+        assert report["summary"]["published"]["centroid_distance"] > 0.01
+        assert "coverage: 0.000 | 0.000" in words and "4 of 8 frames have no detection" in words
+
+    def test_peekaboo_by_a_detector(self):
+        """Its best box in every frame, not the tracks; a picture of a ball and a path of the same place."""
+        from mask_guided_video.nodes.mask_metrics import by_peekaboo
+        from mask_guided_video.nodes.support.host import wrap_helper
+        from mask_guided_video.perception.frames import Film
+        from mask_guided_video.perception.open_models import open_detector
+        from mask_guided_video.recipes.model_sets import TOYBOX, load_models
+        from mask_guided_video.toybox import world
+
+        ball = world.SceneObject("red", "ball", "right", 11.0, (18.0, 32.0), 28.0)
+        scene = world.render(world.Scene("sand", (ball,)))
+        detector = load_models(open_detector, TOYBOX / "detector")
+        wanted = Tracks.from_masks(torch.from_numpy(scene.masks).float(), ("red ball",))
+        helper = wrap_helper(detector, detector.model, "detector")
+        film = Film(torch.from_numpy(scene.frames))
+        report = by_peekaboo(film, wanted, Tracks.empty(8, 64, 64), helper, 0.35)
+        assert report["clips"][0]["frames_detected"] == 8
+        # A disc fills pi / 4 of its box.
+        assert report["summary"]["corrected"]["miou"] == pytest.approx(0.785, abs=0.08)
+
     @pytest.mark.parametrize(
         ("values", "message"),
         [

@@ -133,6 +133,14 @@ class TestMaskToAttentionBias:
         assert guide.own_strength == guide.mode.gap == 4.0 and guide.strength == 1.0
         assert bias(mask=square(), mode="separate", strength=0.0)[0].strength == 0.0
 
+    def test_with_a_share_strength_is_a_factor_on_what_is_found(self):
+        guide, _ = bias(mask=square(), mode="separate", strength=0.5, share=0.8)
+        assert guide.goal.share == 0.8 and guide.strength == 0.5 and guide.mode.gap == 8.0
+        assert bias(mask=square(), share=0.0)[0].goal is None
+        assert not bias(mask=square(), strength=0.0, share=0.8)[0].is_active
+        with pytest.raises(ValueError, match="share is 1.5; give a value from 0 .no guidance. to 0.99"):
+            bias(mask=square(), share=1.5)
+
     @pytest.mark.parametrize("mask", [torch.zeros(4, 32, 32), torch.zeros(1, 64, 64)])
     def test_empty_mask_goes_on_unguided_and_says_so(self, mask):
         guide, report = bias(mask=mask)
@@ -214,6 +222,32 @@ class TestPreviewGuide:
         assert 0 <= pictures.min() and pictures.max() <= 1
         nothing = PreviewGuide.execute(bias(tracks=Tracks.empty(4, 32, 32))[0], model, latent, 64).args[0]
         assert nothing.shape == pictures.shape and not torch.equal(nothing, pictures)
+
+    def test_shares_of_the_last_run(self, native):
+        import comfy.sample
+
+        from mask_guided_video.nodes.guidance import NO_SHARES, PatchAttention, PreviewGuide
+
+        latent = {"samples": torch.zeros(1, 4, 4, 8, 8)}
+        guide, report = bias(tracks=two_tracks(), mode="cross_text", end_percent=1.0, share=0.7)
+        assert "what each head needs to give 70 % of its attention" in report
+        patched = PatchAttention.execute(native[0], guide, "a red ball and a blue square", native[1]).args[0]
+        _, empty, told = PreviewGuide.execute(guide, patched, latent, 64).args
+        assert told == NO_SHARES and empty.ndim == 4
+        prompts = [native[1].encode_from_tokens_scheduled(native[1].tokenize(text)) for text in ("a red ball", "")]
+        noise = comfy.sample.prepare_noise(latent["samples"], 0)
+        comfy.sample.sample(patched, noise, 1, 3.0, "euler", "normal", *prompts, latent["samples"])
+        _, chart, told = PreviewGuide.execute(guide, patched, latent, 64).args
+        assert not torch.equal(chart, empty) and 0 <= chart.min() and chart.max() <= 1
+        first, second = told.splitlines()
+        assert (
+            first.startswith("red ball, share of attention on its own words: ")
+            and "70 % wanted, 70.0 % reached" in first
+        )
+        assert second.startswith("blue square, ")
+        # Another guide's shares are not shown.
+        other, _ = bias(tracks=two_tracks(), mode="cross_text", end_percent=1.0, share=0.5)
+        assert PreviewGuide.execute(other, patched, latent, 64).args[2] == NO_SHARES
 
 
 class TestPatchAttention:

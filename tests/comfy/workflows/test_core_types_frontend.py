@@ -48,10 +48,9 @@ REFUSED = (
 
 
 @pytest.fixture(scope="module")
-def page(start_server, chromium_path, tmp_path_factory):
-    with start_server(tmp_path_factory.mktemp("wires"), {"mask-guided-video": ROOT}) as host:
-        with frontend(host.url, chromium_path) as opened:
-            yield opened
+def page(server, chromium_path):
+    with frontend(server.url, chromium_path) as opened:
+        yield opened
 
 
 @pytest.mark.parametrize("nodes_2", [False, True], ids=["classic", "nodes 2.0"])

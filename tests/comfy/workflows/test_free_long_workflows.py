@@ -34,10 +34,10 @@ OTHER_OUTPUTS = ("MGV_SaveLongVideo", "SaveVideo", "PreviewImage")
 
 
 @pytest.fixture(scope="module")
-def host(plain_server):
+def host(server):
     # Graphs of other modules may have run the same nodes.
-    plain_server.empty_cache()
-    return plain_server
+    server.empty_cache()
+    return server
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from bundled_graphs import read, skip_unless_known
 from frontend import frontend, open_workflow, press_run, prompt_to_send, use_nodes_2, widget_values
+from packs import ANIMATEDIFF, pack_folder
 from saved_graphs import inputs_of, is_widget, later_widgets, prompt_of, saved_values, subgraphs_of, with_widget
 
 pytestmark = [pytest.mark.comfy, pytest.mark.browser]
@@ -22,27 +23,13 @@ STEPS = 3
 
 
 @pytest.fixture(scope="module")
-def animatediff(comfy_folder):
-    """That pack, by its folder's name, where the checkout has it."""
-    folders = (comfy_folder / "custom_nodes").glob("*")
-    return {path.name: path for path in folders if path.name.lower() == "comfyui-animatediff-evolved"}
+def info(server):
+    return server.get("/object_info")
 
 
 @pytest.fixture(scope="module")
-def host(start_server, animatediff, tmp_path_factory):
-    packs = {"mask-guided-video": ROOT, **animatediff}
-    with start_server(tmp_path_factory.mktemp("frontend"), packs) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def info(host):
-    return host.get("/object_info")
-
-
-@pytest.fixture(scope="module")
-def page(host, chromium_path):
-    with frontend(host.url, chromium_path) as opened:
+def page(server, chromium_path):
+    with frontend(server.url, chromium_path) as opened:
         yield opened
 
 
@@ -65,9 +52,9 @@ def test_no_link_of_ours_is_an_editor(page, info):
     # By default two of them in Nodes 2.0 too: one with subgraphs, one without.
     + [pytest.param(name, True, marks=() if name in BOTH else pytest.mark.slow) for name in NAMES],
 )
-def test_it_opens_with_its_values(page, info, animatediff, name, nodes_2):
-    if name.startswith("animatediff") and not animatediff:
-        pytest.skip("ComfyUI-AnimateDiff-Evolved is not among the checkout's custom nodes")
+def test_it_opens_with_its_values(page, info, comfy_folder, name, nodes_2):
+    if name.startswith("animatediff"):
+        pack_folder(comfy_folder, ANIMATEDIFF)
     skip_unless_known(name, info)
     use_nodes_2(page, nodes_2)
     workflow = read(name)
@@ -120,21 +107,21 @@ def comparable(host, entry):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TOYBOX)
-def test_run_gives_the_result_of_the_api(host, page, info, toybox_folder, name):
+def test_run_gives_the_result_of_the_api(server, page, info, toybox_folder, name):
     short = with_widget(read(name), info, "steps", STEPS)
     use_nodes_2(page, False)
     open_workflow(page, short)
-    by_browser = host.wait(press_run(page))
-    found = results(host, by_browser)
+    by_browser = server.wait(press_run(page))
+    found = results(server, by_browser)
     assert any(isinstance(entry, bytes) for output in found.values() for entry in output.get("images", []))
     # The same again, with nothing from the cache.
     prompt = prompt_of(short, info)
-    host.empty_cache()
-    by_api = host.run(prompt)
-    assert by_api.cached == set() and results(host, by_api) == found
+    server.empty_cache()
+    by_api = server.run(prompt)
+    assert by_api.cached == set() and results(server, by_api) == found
     # Core's cache knows a node again by all that it is made of, and then shows what its outputs showed.
     use_nodes_2(page, True)
     open_workflow(page, short)
-    again = host.wait(press_run(page))
+    again = server.wait(press_run(page))
     assert again.cached == set(prompt)
-    assert results(host, again).items() <= found.items()
+    assert results(server, again).items() <= found.items()

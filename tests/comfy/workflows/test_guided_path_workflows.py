@@ -49,7 +49,7 @@ EMPTY = ("MGV_VideoNoise", "EmptyLatentImage", "EmptyHunyuanLatentVideo", "Empty
 
 @pytest.fixture
 def host(name, request):
-    return request.getfixturevalue("animatediff_server" if name == ANIMATEDIFF else "plain_server")
+    return request.getfixturevalue("animatediff_server" if name == ANIMATEDIFF else "server")
 
 
 @pytest.fixture
@@ -148,13 +148,13 @@ def changed(prompt, kind, **values):
 
 
 @pytest.fixture(scope="module")
-def toybox_prompt(plain_server, to_prompt, toybox_folder):
-    return saving_latents(to_prompt(read(TOYBOX), plain_server.get("/object_info")), TOYBOX)
+def toybox_prompt(server, to_prompt, toybox_folder):
+    return saving_latents(to_prompt(read(TOYBOX), server.get("/object_info")), TOYBOX)
 
 
 @pytest.fixture(scope="module")
-def toybox_run(plain_server, toybox_prompt):
-    run = plain_server.run(toybox_prompt)
+def toybox_run(server, toybox_prompt):
+    run = server.run(toybox_prompt)
     assert run.succeeded, run.error
     return run
 
@@ -167,24 +167,24 @@ def overlap(run, title):
 
 
 class TestToybox:
-    def test_the_object_follows_the_path_as_bundled(self, plain_server, toybox_run):
+    def test_the_object_follows_the_path_as_bundled(self, server, toybox_run):
         assert overlap(toybox_run, "Measure by itself") < 0.3
         assert overlap(toybox_run, "Measure along the path") > 0.6
         frames = toybox_run.outputs[numbered(TOYBOX, "All frames")]["images"]
         assert len(frames) == 8
         (film,) = toybox_run.outputs[numbered(TOYBOX, "Left by itself, right along the path")]["images"]
-        assert plain_server.path_of(film).stat().st_size > 1000
+        assert server.path_of(film).stat().st_size > 1000
         # The picture of the path is shown under its node.
         assert len(toybox_run.outputs[numbered(TOYBOX, "Draw the path")]["images"]) == 1
 
-    def test_the_first_frame_is_kept_to_the_bit(self, plain_server, toybox_run):
-        film = saved_latents(plain_server, toybox_run, FILM)
-        first = saved_latents(plain_server, toybox_run, FIRST)
+    def test_the_first_frame_is_kept_to_the_bit(self, server, toybox_run):
+        film = saved_latents(server, toybox_run, FILM)
+        first = saved_latents(server, toybox_run, FIRST)
         assert film.shape == (1, 4, 8, 16, 16) and first.shape == (1, 4, 1, 16, 16)
         assert torch.equal(film[:, :, :1], first)
 
-    def test_without_guide_and_lock_both_films_are_one(self, plain_server, toybox_prompt, toybox_run):
-        free = saved_latents(plain_server, toybox_run, FREE)
+    def test_without_guide_and_lock_both_films_are_one(self, server, toybox_prompt, toybox_run):
+        free = saved_latents(server, toybox_run, FREE)
         plain = changed(toybox_prompt, "MGV_DynamicMaskGuidance", strength=0.0)
         plain[numbered(TOYBOX, "Sample along the path")]["inputs"]["model"] = ["patch", 0]
         guided = copy.deepcopy(plain[nodes_of(plain, "MGV_PatchAttention")[-1]])
@@ -195,14 +195,14 @@ class TestToybox:
             for found in nodes_of(plain, number):
                 if found not in keep:
                     del plain[found]
-        run = plain_server.run(plain)
+        run = server.run(plain)
         assert run.succeeded, run.error
-        assert torch.equal(saved_latents(plain_server, run, FILM), free)
+        assert torch.equal(saved_latents(server, run, FILM), free)
 
-    def test_wrong_masks_are_named_before_anything_is_sampled(self, plain_server, toybox_prompt):
-        run = plain_server.run(changed(toybox_prompt, "MGV_PathMasks", frames=5))
+    def test_wrong_masks_are_named_before_anything_is_sampled(self, server, toybox_prompt):
+        run = server.run(changed(toybox_prompt, "MGV_PathMasks", frames=5))
         assert "5" in run.error and "8" in run.error, run.error
-        run = plain_server.run(changed(toybox_prompt, "MGV_PathMasks", paths='[{"label": "red ball"}]'))
+        run = server.run(changed(toybox_prompt, "MGV_PathMasks", paths='[{"label": "red ball"}]'))
         assert "object 1 of the path lacks a list" in run.error
 
 

@@ -16,14 +16,14 @@ PLAIN, TUNED, FIRST = "plain", "tuned", "first"
 
 
 @pytest.fixture(scope="module")
-def host(plain_server, root):
+def host(server, root):
     if not (root / "toybox" / "motions" / "circle.safetensors").is_file():
         pytest.skip("this checkout has no Toybox motions")
     from mask_guided_video.recipes.films.files import write_film
     from mask_guided_video.toybox import unseen_motions, world
 
-    plain_server.empty_cache()
-    given = plain_server.folder / "input"
+    server.empty_cache()
+    given = server.folder / "input"
     for name in ("clips", "masks"):
         (given / name).mkdir(parents=True)
     for number, colour in enumerate(("red", "blue")):
@@ -33,7 +33,7 @@ def host(plain_server, root):
         np.save(given / "masks" / f"{colour}.npy", clip.masks)
         words = f"{unseen_motions.unseen_prompt(scene)}\n{colour} ball\nbackground: sea\n"
         (given / "clips" / f"{colour}.txt").write_text(words)
-    return plain_server
+    return server
 
 
 @pytest.fixture(scope="module")

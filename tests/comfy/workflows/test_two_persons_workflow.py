@@ -32,8 +32,8 @@ GUIDED, FREE, GUIDED_SOUND, FREE_SOUND = "guided", "free", "guided_sound", "free
 
 
 @pytest.fixture(scope="module")
-def info(plain_server):
-    known = plain_server.get("/object_info")
+def info(server):
+    known = server.get("/object_info")
     skip_unless_known(NAME, known)
     return known
 
@@ -121,9 +121,9 @@ def prompt(info, bundled):
 
 
 @pytest.fixture(scope="module")
-def run(plain_server, prompt):
-    plain_server.empty_cache()
-    found = plain_server.run(prompt)
+def run(server, prompt):
+    server.empty_cache()
+    found = server.run(prompt)
     assert found.succeeded, found.error
     return found
 
@@ -135,36 +135,36 @@ def with_inputs(prompt, kind, **values):
     return changed
 
 
-def test_it_runs_to_the_end_with_sound(plain_server, prompt, run):
-    video, sound = saved_latents(plain_server, run, GUIDED), saved_latents(plain_server, run, GUIDED_SOUND)
-    free, free_sound = saved_latents(plain_server, run, FREE), saved_latents(plain_server, run, FREE_SOUND)
+def test_it_runs_to_the_end_with_sound(server, prompt, run):
+    video, sound = saved_latents(server, run, GUIDED), saved_latents(server, run, GUIDED_SOUND)
+    free, free_sound = saved_latents(server, run, FREE), saved_latents(server, run, FREE_SOUND)
     assert video.shape == free.shape == (1, 24, 7, 4, 6) and sound.shape == free_sound.shape == (1, 32, 2, 37)
     assert video.isfinite().all() and sound.isfinite().all()
     assert (video - free).abs().max() > 1e-4 * free.abs().max()
     for number in nodes_of(prompt, "SaveVideo"):
-        assert saved_sound(plain_server, run, number) > 0.5 * FRAMES / 24.0
+        assert saved_sound(server, run, number) > 0.5 * FRAMES / 24.0
     assert len(run.outputs[only(nodes_of(prompt, "PreviewImage"))]["images"]) == 7
     (report,) = texts(run, prompt)
     assert "old fisherman in a yellow raincoat" in report and "young woman in a red dress" in report
 
 
-def test_at_strength_zero_both_clips_are_one(plain_server, prompt):
-    zero = plain_server.run(with_inputs(prompt, "MGV_MaskToAttentionBias", strength=0.0))
+def test_at_strength_zero_both_clips_are_one(server, prompt):
+    zero = server.run(with_inputs(prompt, "MGV_MaskToAttentionBias", strength=0.0))
     assert zero.succeeded, zero.error
     for guided, free in ((GUIDED, FREE), (GUIDED_SOUND, FREE_SOUND)):
-        assert torch.equal(saved_latents(plain_server, zero, guided), saved_latents(plain_server, zero, free))
+        assert torch.equal(saved_latents(server, zero, guided), saved_latents(server, zero, free))
 
 
-def test_words_and_places_belong_together(plain_server, prompt, run):
+def test_words_and_places_belong_together(server, prompt, run):
     """Persons that change places make another clip; named in the other order with their places, the same one."""
     drawn = json.loads(inputs_of_only(prompt, "MGV_PathMasks")["paths"])
     places = [person["keyframes"] for person in drawn]
     exchanged = [{**person, "keyframes": place} for person, place in zip(drawn, places[::-1], strict=True)]
     words = ", ".join(person["label"] for person in drawn[::-1])
-    other = plain_server.run(with_inputs(prompt, "MGV_PathMasks", paths=json.dumps(exchanged)))
+    other = server.run(with_inputs(prompt, "MGV_PathMasks", paths=json.dumps(exchanged)))
     again = with_inputs(prompt, "MGV_PathMasks", paths=json.dumps(drawn[::-1]))
-    again = plain_server.run(with_inputs(again, "PrimitiveString", value=words))
+    again = server.run(with_inputs(again, "PrimitiveString", value=words))
     assert other.succeeded and again.succeeded, (other.error, again.error)
-    first = saved_latents(plain_server, run, GUIDED)
-    assert (saved_latents(plain_server, other, GUIDED) - first).abs().max() > 1e-4 * first.abs().max()
-    torch.testing.assert_close(saved_latents(plain_server, again, GUIDED), first, rtol=1e-4, atol=1e-4)
+    first = saved_latents(server, run, GUIDED)
+    assert (saved_latents(server, other, GUIDED) - first).abs().max() > 1e-4 * first.abs().max()
+    torch.testing.assert_close(saved_latents(server, again, GUIDED), first, rtol=1e-4, atol=1e-4)

@@ -81,7 +81,7 @@ all_workflows = pytest.mark.parametrize("name", (*FAMILIES, FIND_FOLLOW, *LAVIE)
 @pytest.fixture
 def host(name, request):
     """The server that knows the workflow's nodes."""
-    return request.getfixturevalue("animatediff_server" if name == ANIMATEDIFF else "plain_server")
+    return request.getfixturevalue("animatediff_server" if name == ANIMATEDIFF else "server")
 
 
 @pytest.fixture(scope="module")
@@ -264,9 +264,9 @@ class TestRun:
         assert not torch.equal(saved_latents(host, run, FIRST), saved_latents(host, run, SECOND))
 
     @pytest.mark.parametrize("name", [WAN22])
-    def test_both_models_are_guided(self, name, plain_server, prompt):
+    def test_both_models_are_guided(self, name, server, prompt):
         both = with_painted_mask(prompt, 1.0)
-        results = [saved_latents(plain_server, plain_server.run(both), SECOND)]
+        results = [saved_latents(server, server.run(both), SECOND)]
         patches = nodes_of(both, "MGV_PatchAttention")
         assert len(patches) == 2
         for left_out in patches:
@@ -274,7 +274,7 @@ class TestRun:
             for node in one.values():
                 if node["inputs"].get("model") == [left_out, 0]:
                     node["inputs"]["model"] = one[left_out]["inputs"]["model"]
-            results.append(saved_latents(plain_server, plain_server.run(one), SECOND))
+            results.append(saved_latents(server, server.run(one), SECOND))
         assert not torch.equal(results[0], results[1]) and not torch.equal(results[0], results[2])
 
     @pytest.mark.parametrize("name", [WAN22])

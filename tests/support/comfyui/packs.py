@@ -23,20 +23,32 @@ GGUF = "ComfyUI-GGUF"
 SOL_ATTENTION = "ComfyUI-SolAttn_triton"
 
 
-def pack_folder(comfy_folder: Path, name: str) -> Path:
-    """Where a pack lies; the test is skipped where it is absent.
+def found_pack(comfy_folder: Path, name: str) -> Path | None:
+    """Where a pack lies, or None where it is absent.
 
     Args:
         comfy_folder: the ComfyUI checkout.
         name: of its folder, in capitals or small letters.
     """
-    named = os.environ.get("COMFYUI_PACKS")
-    places = (Path(named).expanduser() if named else Path.home() / "comfy" / "packs", comfy_folder / "custom_nodes")
-    for place in places:
+    for place in _places(comfy_folder):
         for folder in sorted(place.glob("*")):
             if folder.name.lower() == name.lower() and (folder / "__init__.py").is_file():
                 return folder
-    pytest.skip(f"{name} is neither in {places[0]} nor among the custom nodes of this ComfyUI")
+    return None
+
+
+def pack_folder(comfy_folder: Path, name: str) -> Path:
+    """As ``found_pack``; the test is skipped where the pack is absent."""
+    found = found_pack(comfy_folder, name)
+    if found is None:
+        pytest.skip(f"{name} is neither in {_places(comfy_folder)[0]} nor among the custom nodes of this ComfyUI")
+    return found
+
+
+def _places(comfy_folder: Path) -> tuple[Path, Path]:
+    named = os.environ.get("COMFYUI_PACKS")
+    packs = Path(named).expanduser() if named else Path.home() / "comfy" / "packs"
+    return packs, comfy_folder / "custom_nodes"
 
 
 def load_pack(comfy_folder: Path, name: str, module_name: str, *needs: str) -> ModuleType:

@@ -59,6 +59,21 @@ def test_a_path_makes_a_film_with_sheet_and_report(cli, tmp_path, path, capsys):
     assert "2 rounds, 8 frames, 16 x 16" in shown and str((out / "sheet.png").resolve()) in shown
 
 
+def test_a_share_of_attention_in_place_of_a_strength(cli, tmp_path, path, capsys):
+    given = {"share": "0.9", "mode": "cross_text"}
+    whole = ["--constant", "end_percent=1"]
+    assert cli.main([*arguments(tmp_path / "out", path=path, **given), *whole]) == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["settings"]["goal"] == {"share": 0.9, "among": "kind"}
+    for number in (1, 2):
+        line = f"round {number}: red ball, share of attention on its own words: "
+        assert any(note.startswith(line) and "90 % wanted, 90.0 % reached" in note for note in report["notes"])
+    assert "90 % wanted" in capsys.readouterr().out
+    for wrong, message in (({"share": "1"}, "share is 1; give a value"), ({"share_among": "all"}, "there is no share")):
+        assert cli.main(arguments(tmp_path / "wrong", path=path, **wrong)) == 2
+        assert message in capsys.readouterr().err
+
+
 def test_masks_from_files_one_per_object(cli, tmp_path):
     masks = np.zeros((7, 16, 16), dtype=bool)
     masks[:, 2:9, 2:9] = True

@@ -202,3 +202,39 @@ class TestReport:
         assert "never found where it is wanted" in metrics_summary(film_report(film, something, empty))
         lone = something.select([0])
         assert "1 more of these objects" in metrics_summary(film_report(film, lone, something))
+
+
+class TestPeekaboo:
+    def test_boxes_of_the_detector(self, cli, folder, capsys):
+        """A ball of 22 pixels across in a box of the same size: nearly the whole box agrees, 8 frames cover nothing."""
+        (ball,) = np.load(folder / "masks.npy")
+        boxes = np.zeros((1, *ball.shape), dtype=bool)
+        for frame, mask in enumerate(ball):
+            rows, columns = np.nonzero(mask)
+            boxes[0, frame, rows.min() : rows.max() + 1, columns.min() : columns.max() + 1] = True
+        np.save(folder / "boxes.npy", boxes)
+        code, report = measure(
+            cli, folder, folder / "film.mp4", "--masks", folder / "boxes.npy", "--object", "red ball",
+            "--protocol", "peekaboo",
+        )  # fmt: skip
+        (entry,) = report["clips"][0]["peekaboo"]
+        assert code == 0 and entry["phrase"] == "red ball" and entry["frames"] == entry["detections"] == 8
+        assert entry["corrected"]["iou"] > 0.8 and entry["corrected"]["ap50"] == 1
+        assert entry["corrected"]["centroid_distance"] < 0.02
+        summary = report["peekaboo"]
+        assert summary["published"]["coverage"] == 0 and summary["published"]["miou"] is None
+        assert summary["corrected"]["coverage"] == 1 and summary["corrected"]["miou"] == entry["corrected"]["iou"]
+        assert "mIoU of covered clips: not defined | 0." in capsys.readouterr().out
+
+    def test_found_masks_and_none_without_the_option(self, cli, folder, clip):
+        np.save(folder / "half.npy", np.concatenate([clip.masks[:, :4], np.zeros_like(clip.masks[:, 4:])], axis=1))
+        words = folder / "film.mp4", "--masks", folder / "masks.npy", "--found", folder / "half.npy"
+        _, plain = measure(cli, folder, *words)
+        assert "peekaboo" not in plain and "peekaboo" not in plain["clips"][0]
+        _, report = measure(cli, folder, *words, "--protocol", "peekaboo")
+        entry = report["clips"][0]["peekaboo"][0]
+        sizes = clip.masks[0].sum((1, 2))
+        assert entry["corrected"]["iou"] == pytest.approx(sizes[:4].sum() / sizes.sum(), abs=1e-4)
+        assert entry["frames_detected"] == 4 and entry["corrected"]["centroid_distance"] == 0
+        assert entry["published"]["centroid_distance"] > 0.02
+        assert {name: report[name] for name in ("mean", "prompt")} == {name: plain[name] for name in ("mean", "prompt")}

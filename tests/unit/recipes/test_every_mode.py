@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from mask_guided_video.attention_patches.guidance.attention_share import ShareGoal
 from mask_guided_video.attention_patches.guidance.modes.registry import MODES, PLAIN
 from mask_guided_video.recipes.guided_clips.recipe import guided_clips
 from mask_guided_video.recipes.guided_clips.settings import GuidedClipsSettings
@@ -53,6 +54,33 @@ def test_guide_takes_the_plain_modes(tiny_video_model: Any, tmp_path: Any, mode:
     for strength in (0.0, 1.0):
         (tmp_path / f"{strength:g}").mkdir()
     assert not torch.equal(film(1.0), film(0.0))
+
+
+# What these close they close whatever the share.
+ONLY_CLOSE = ("peekaboo", "through_the_mask")
+# Of these each head takes a part, here all of it or nothing.
+EDITS = ("trailblazer", "videograin", "freetraj")
+# Published parts of the schedule and strengths leave nothing to raise in two steps of a tiny model.
+RAISING = {
+    "direct_a_video": {"amplify_percent": 1.0},
+    "motionbooth": {"amplify_percent": 1.0},
+    "trailblazer": {"strengthen": 5.0, "trailing": 0},
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_share_is_a_strength_of_every_mode(tiny_video_model: Any, mode: str) -> None:
+    # Wanted is more than any head of a random model has.
+    constants = RAISING.get(mode, {})
+    asked = refined(tiny_video_model, mode=mode, goal=ShareGoal(0.9), constants=constants, **WHOLE)
+    told = [note for note in asked.report["notes"] if "share of attention on its own" in note]
+    assert not torch.equal(asked.first, asked.second) and bool(torch.isfinite(asked.second).all())
+    assert bool(told) == (mode not in ONLY_CLOSE)
+    assert asked.report["settings"]["goal"] == {"share": 0.9, "among": "kind"}
+    own = refined(tiny_video_model, mode=mode, constants=constants, **WHOLE)
+    assert mode in EDITS or torch.equal(own.second, asked.second) == (mode in ONLY_CLOSE)
+    idle = refined(tiny_video_model, mode=mode, goal=ShareGoal(0.0), **WHOLE)
+    assert torch.equal(idle.first, idle.second)
 
 
 @pytest.mark.parametrize(
