@@ -1,8 +1,8 @@
 """The Toybox world: what exists in it, how it is written in words, drawn in pixels, and what is true about it.
 
 Everything that trains, tests or measures on the Toybox takes palette, renderer and ground truth from here. Objects are
-even by default; as an option they have a texture (stripes, dots, two eyes) or are small. A clip is 64 x 64 pixels and natively 8 frames; motions are defined over the length of the clip, so any number of frames
-renders.
+even by default; as an option they have a texture (stripes, dots, two eyes) or are small. A clip is 64 x 64 pixels and
+natively 8 frames; motions are defined over the length of the clip, so any number of frames renders.
 """
 
 from __future__ import annotations
