@@ -6,7 +6,7 @@ Drawn by the world's renderer, so that the truth is exact: which pixels of which
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -37,6 +37,9 @@ class Walker:
     shape: str
     radius: float
     places: tuple[tuple[float, float, float], ...]
+    # Walkers are plain: neither textured nor small.
+    texture: ClassVar[str] = ""
+    size: ClassVar[str] = ""
 
     def centres(self, frames: int) -> np.ndarray:
         """Centre (x, y) in pixels at each of ``frames`` frames: float [T, 2]."""

@@ -6,6 +6,7 @@ prompt are recovered almost always; how often, after a VAE or from a model, is w
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +22,8 @@ MOVING = 8.0
 TURN = 4.0
 # Smaller blobs are not objects: radius 9 is 254 pixels.
 SMALLEST_AREA = 60
+# For objects that the prompt calls small: radius 5.5 is 59 pixels as a triangle.
+SMALLEST_SMALL_AREA = 25
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,38 @@ def colour_segmentation(frames: np.ndarray, colour: str, background: str | None 
     return np.stack([largest_piece(frame) for frame in wanted])
 
 
+def textured_segmentation(frames: np.ndarray, colour: str, background: str | None = None) -> np.ndarray:
+    """The pixels of a textured object of one colour, its marks among them: bool [T, 64, 64].
+
+    Like :func:`colour_segmentation`, but all that lies between the colour and the tone of its marks is the object, and
+    holes in it are filled.
+
+    Args:
+        frames: float [T, 64, 64, 3] in 0..1.
+        colour: a word of ``world.COLOURS``.
+        background: a word of ``world.BACKGROUNDS``; measured where it is not given.
+    """
+    ground, to_colours = _distances(frames, background or measure_background(frames))
+    plain = np.array(world.COLOURS[colour], dtype=np.float32)
+    step = np.array(world.MARKS[colour], dtype=np.float32) - plain
+    along = np.clip((frames - plain) @ step / float(step @ step), 0.0, 1.0)
+    distance = np.linalg.norm(frames - plain - along[..., None] * step, axis=-1)
+    others = np.min(np.stack([value for name, value in to_colours.items() if name != colour]), axis=0)
+    wanted = (distance <= others) & (distance + FOREGROUND_MARGIN < ground)
+    return np.stack([_filled(largest_piece(frame)) for frame in wanted])
+
+
+def object_segmentation(frames: np.ndarray, item: world.SceneObject, background: str | None = None) -> np.ndarray:
+    """The pixels of the object of ``item``'s colour, textured or plain as it is: bool [T, 64, 64]."""
+    segment = textured_segmentation if item.texture else colour_segmentation
+    return segment(frames, item.colour, background)
+
+
+def small_area(item: world.SceneObject) -> int:
+    """Pixels from which a blob may be this object: fewer for one that the prompt calls small."""
+    return SMALLEST_SMALL_AREA if item.size else SMALLEST_AREA
+
+
 def object_pixels(frames: np.ndarray, background: str) -> np.ndarray:
     """The pixels that are nearer to some object colour than to the background: bool [T, 64, 64].
 
@@ -114,36 +149,71 @@ def measure_object(frames: np.ndarray, colour: str, background: str | None = Non
     return ObjectMeasurement(colour, measure_shape(mask), measure_motion(mask), mask)
 
 
-def find_colours(frames: np.ndarray, count: int, background: str | None = None) -> list[str]:
-    """The ``count`` colours with the largest connected areas, largest first; fewer where fewer are seen."""
+def measure_scene_object(
+    frames: np.ndarray, item: world.SceneObject, background: str | None = None
+) -> ObjectMeasurement:
+    """Like :func:`measure_object`, for an object that may be small or have a texture."""
+    mask = object_segmentation(frames, item, background)
+    least = small_area(item)
+    return ObjectMeasurement(item.colour, measure_shape(mask, least), measure_motion(mask, least), mask)
+
+
+def find_colours(
+    frames: np.ndarray, count: int, background: str | None = None, items: Sequence[world.SceneObject] = ()
+) -> list[str]:
+    """The ``count`` colours with the largest connected areas, largest first; fewer where fewer are seen.
+
+    Args:
+        frames: float [T, 64, 64, 3] in 0..1.
+        count: how many to look for.
+        background: a word of ``world.BACKGROUNDS``; measured where it is not given.
+        items: objects that may be there; those with a texture or a size are segmented as such.
+    """
     background = background or measure_background(frames)
-    areas = {
-        colour: float(np.median(colour_segmentation(frames, colour, background).sum(axis=(1, 2))))
-        for colour in world.COLOURS
-    }
+    known = {item.colour: item for item in items}
+    areas, least = {}, {}
+    for colour in world.COLOURS:
+        item = known.get(colour)
+        if item is None:
+            # Beside a small object a smaller blob counts, of a wrong colour too.
+            mask, least[colour] = (
+                colour_segmentation(frames, colour, background),
+                min(map(small_area, items), default=SMALLEST_AREA),
+            )
+        else:
+            mask, least[colour] = object_segmentation(frames, item, background), small_area(item)
+        areas[colour] = float(np.median(mask.sum(axis=(1, 2))))
     ranked = sorted(areas, key=areas.__getitem__, reverse=True)
-    return [colour for colour in ranked[:count] if areas[colour] >= SMALLEST_AREA]
+    return [colour for colour in ranked[:count] if areas[colour] >= least[colour]]
 
 
-def measure_shape(mask: np.ndarray) -> str:
-    """The shape whose drawing, moved and scaled to the mask, overlaps it best over the clip; empty for no object."""
+def measure_shape(mask: np.ndarray, smallest: int = SMALLEST_AREA) -> str:
+    """The shape whose drawing, moved and scaled to the mask, overlaps it best over the clip; empty for no object.
+
+    Args:
+        mask: bool [T, 64, 64].
+        smallest: pixels from which a frame shows an object.
+    """
     totals = dict.fromkeys(world.SHAPES, 0.0)
     seen = 0
     for frame in mask:
         area = frame.sum()
-        if area < SMALLEST_AREA:
+        if area < smallest:
             continue
         seen += 1
-        rows, columns = np.nonzero(frame)
-        centre = np.array([columns.mean() + 0.5, rows.mean() + 0.5])
         for shape in world.SHAPES:
-            totals[shape] += _best_overlap(frame, shape, centre, float(area))
+            totals[shape] += _overlap_with_drawing(frame, shape)
     return max(totals, key=totals.__getitem__) if seen >= (len(mask) + 1) // 2 else ""
 
 
-def measure_motion(mask: np.ndarray) -> str:
-    """The motion of the mask's centre over the clip; empty when the object is missing in more than a quarter."""
-    present = mask.sum(axis=(1, 2)) >= SMALLEST_AREA
+def measure_motion(mask: np.ndarray, smallest: int = SMALLEST_AREA) -> str:
+    """The motion of the mask's centre over the clip; empty when the object is missing in more than a quarter.
+
+    Args:
+        mask: bool [T, 64, 64].
+        smallest: pixels from which a frame shows an object.
+    """
+    present = mask.sum(axis=(1, 2)) >= smallest
     if present.mean() < 0.75 or present.sum() < 2:
         return ""
     centres = []
@@ -166,8 +236,8 @@ def score_prompt(frames: np.ndarray, scene: world.Scene) -> PromptScore:
     """
     background = measure_background(frames)
     named = [item.colour for item in scene.objects]
-    seen = find_colours(frames, len(named), background)
-    measured = [measure_object(frames, colour, background) for colour in named]
+    seen = find_colours(frames, len(named), background, scene.objects)
+    measured = [measure_scene_object(frames, item, background) for item in scene.objects]
     return PromptScore(
         colour=sorted(seen) == sorted(named),
         background=background == scene.background,
@@ -194,14 +264,30 @@ def largest_piece(mask: np.ndarray) -> np.ndarray:
     return labels == 1 + int(statistics[1:, cv2.CC_STAT_AREA].argmax())
 
 
-def _best_overlap(frame: np.ndarray, shape: str, centre: np.ndarray, area: float) -> float:
-    """Overlap of a mask with a drawn shape of the same area, the centre free to move by a pixel."""
+def measured_place(mask: np.ndarray, shape: str) -> tuple[np.ndarray, float]:
+    """Centre (x, y) and radius, in pixels, of an object of a known shape from its mask [H, W], which is not empty."""
+    rows, columns = np.nonzero(mask)
     unit_area = {"ball": np.pi, "square": 3.24, "triangle": 1.95**2 / 1.732}[shape]
+    radius = float(np.sqrt(len(rows) / unit_area))
     # The drawn triangle's centre of gravity lies 0.1 r below its anchor: (2 * 0.75 - 1.2) / 3.
-    radius = float(np.sqrt(area / unit_area))
-    anchor = centre - np.array([0.0, 0.1 * radius if shape == "triangle" else 0.0])
-    drawn = world.shape_coverage(shape, anchor[None], radius)[0] > 0.5
+    lower = 0.1 * radius if shape == "triangle" else 0.0
+    return np.array([columns.mean() + 0.5, rows.mean() + 0.5 - lower]), radius
+
+
+def _overlap_with_drawing(frame: np.ndarray, shape: str) -> float:
+    """Overlap of a mask with a drawn shape of the same area and centre of gravity."""
+    centre, radius = measured_place(frame, shape)
+    drawn = world.shape_coverage(shape, centre[None], radius)[0] > 0.5
     return float((drawn & frame).sum() / max((drawn | frame).sum(), 1))
+
+
+def _filled(mask: np.ndarray) -> np.ndarray:
+    """A mask [H, W] with its holes filled: all that the picture's rim cannot be reached from."""
+    import cv2
+
+    outside = np.pad(~mask, 1, constant_values=True).astype(np.uint8)
+    _, labels = cv2.connectedComponents(outside, connectivity=4)
+    return (labels != labels[0, 0])[1:-1, 1:-1]
 
 
 def _turns(path: np.ndarray) -> bool:

@@ -1,14 +1,14 @@
 """The Toybox world: what exists in it, how it is written in words, drawn in pixels, and what is true about it.
 
-Everything that trains, tests or measures on the Toybox takes palette, renderer and ground truth from here. A clip is
-64 x 64 pixels and natively 8 frames; motions are defined over the length of the clip, so any number of frames
-renders.
+Everything that trains, tests or measures on the Toybox takes palette, renderer and ground truth from here. Objects are
+even by default; as an option they have a texture (stripes, dots, two eyes) or are small. A clip is 64 x 64 pixels and
+natively 8 frames; motions are defined over the length of the clip, so any number of frames renders.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -16,6 +16,7 @@ import numpy as np
 SIZE = 64
 NATIVE_FRAMES = 8
 RADIUS_RANGE = (9.0, 15.0)
+SMALL_RADIUS_RANGE = (5.5, 8.0)
 
 # RGB in 0..1. Far from each other and from every background.
 COLOURS: dict[str, tuple[float, float, float]] = {
@@ -27,6 +28,24 @@ COLOURS: dict[str, tuple[float, float, float]] = {
     "white": (0.97, 0.97, 0.97),
 }
 SHAPES: tuple[str, ...] = ("ball", "square", "triangle")
+# The second tone of a textured object: far from its colour, the other colours and every background.
+MARKS: dict[str, tuple[float, float, float]] = {
+    "red": (0.42, 0.05, 0.04),
+    "green": (0.66, 1.00, 0.68),
+    "blue": (0.56, 0.66, 1.00),
+    "yellow": (0.74, 0.50, 0.04),
+    "purple": (0.34, 0.06, 0.42),
+    "white": (0.50, 0.50, 0.50),
+}
+TEXTURES: tuple[str, ...] = ("striped", "dotted", "staring")
+SIZES: tuple[str, ...] = ("small",)
+DETAILS: tuple[str, ...] = (*TEXTURES, *SIZES)
+# Pixels; a latent is 4 pixels wide. ``cli.py evaluate text_to_video --detail-prompts`` says what an autoencoder keeps
+# of textures of these sizes.
+STRIPE_PERIOD = 10.0
+DOT_SPACING = 9.0
+DOT_RADIUS = 2.8
+EYE_RADIUS = 2.8
 MOTIONS: dict[str, str] = {
     "still": "stays still",
     "left": "moves left",
@@ -43,7 +62,10 @@ Split = Literal["train", "held_out", "any"]
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One object: words, size (pixels) and path (pixels, fractions of the clip)."""
+    """One object: words, size (pixels) and path (pixels, fractions of the clip).
+
+    ``texture`` is a word of ``TEXTURES`` and ``size`` a word of ``SIZES``, or empty for an object that has none.
+    """
 
     colour: str
     shape: str
@@ -52,6 +74,8 @@ class SceneObject:
     start: tuple[float, float]
     travel: float
     phase: float = 0.0
+    texture: str = ""
+    size: str = ""
 
     def centres(self, frames: int) -> np.ndarray:
         """Centre (x, y) in pixels at each of ``frames`` frames: float [T, 2]."""
@@ -105,14 +129,14 @@ def is_held_out(colour: str, shape: str, motion: str) -> bool:
 
 
 def prompt(scene: Scene) -> str:
-    """The sentence for a scene: ``a red ball bounces on sand``."""
-    parts = [f"a {item.colour} {item.shape} {MOTIONS[item.motion]}" for item in scene.objects]
+    """The sentence for a scene: ``a red ball bounces on sand``, ``a small blue square moves left at night``."""
+    parts = [f"a {phrase(item)} {MOTIONS[item.motion]}" for item in scene.objects]
     return " and ".join(parts) + " " + BACKGROUNDS[scene.background]
 
 
 def phrase(item: SceneObject) -> str:
-    """How a prompt names the object: ``red ball``."""
-    return f"{item.colour} {item.shape}"
+    """How a prompt names the object: ``red ball``, ``red striped ball``, ``small red ball``."""
+    return " ".join(word for word in (item.size, item.colour, item.texture, item.shape) if word)
 
 
 def background_image(name: str) -> np.ndarray:
@@ -164,6 +188,41 @@ def shape_coverage(shape: str, centres: np.ndarray, radius: float, size: int = S
     return np.clip(0.5 - distance, 0.0, 1.0).astype(np.float32)
 
 
+def texture_coverage(
+    texture: str, shape: str, centres: np.ndarray, radius: float, size: int = SIZE, shift: tuple[float, float] = (0, 0)
+) -> np.ndarray:
+    """Share of each pixel that a texture paints in the second tone, as if the object filled the picture.
+
+    Args:
+        texture: one of ``TEXTURES``: level stripes, a lattice of dots, or two eyes.
+        shape: of the object; a triangle's eyes lie lower.
+        centres: (x, y) of the object's centre per frame, float [T, 2]; the texture moves with it.
+        radius: of the object, pixels.
+        size: height and width of the picture.
+        shift: (x, y) in pixels by which the texture is moved on the object.
+
+    Returns:
+        float32 [T, size, size] in 0..1.
+    """
+    y, x = np.meshgrid(np.arange(size) + 0.5, np.arange(size) + 0.5, indexing="ij")
+    dx = x[None] - centres[:, 0, None, None] - shift[0]
+    dy = y[None] - centres[:, 1, None, None] - shift[1]
+    if texture == "striped":
+        # Distance to the nearest middle of a stripe; a stripe is half a period wide.
+        distance = np.abs((dy + STRIPE_PERIOD / 2) % STRIPE_PERIOD - STRIPE_PERIOD / 2) - STRIPE_PERIOD / 4
+    elif texture == "dotted":
+        # Four dots around the centre, so that the smallest object has them.
+        nearest = [d % DOT_SPACING - DOT_SPACING / 2 for d in (dx, dy)]
+        distance = np.hypot(*nearest) - DOT_RADIUS
+    elif texture == "staring":
+        height = 0.2 * radius if shape == "triangle" else -0.2 * radius
+        apart = max(0.4 * radius, EYE_RADIUS + 1.4)
+        distance = np.hypot(np.abs(dx) - apart, dy - height) - EYE_RADIUS
+    else:
+        raise ValueError(f"texture is {texture!r}; choose one of {', '.join(TEXTURES)}.")
+    return np.clip(0.5 - distance, 0.0, 1.0).astype(np.float32)
+
+
 def render(scene: Scene, frames: int = NATIVE_FRAMES) -> RenderedClip:
     """Draw a scene.
 
@@ -184,7 +243,11 @@ def render(scene: Scene, frames: int = NATIVE_FRAMES) -> RenderedClip:
     for number, item in enumerate(scene.objects):
         centres = item.centres(frames)
         coverage = shape_coverage(item.shape, centres, item.radius)
-        colour = np.array(COLOURS[item.colour], dtype=np.float32) * shading
+        colour = np.array(COLOURS[item.colour], dtype=np.float32)
+        if item.texture:
+            marked = texture_coverage(item.texture, item.shape, centres, item.radius)[..., None]
+            colour = colour * (1 - marked) + np.array(MARKS[item.colour], dtype=np.float32) * marked
+        colour = colour * shading
         picture = picture * (1 - coverage[..., None]) + colour * coverage[..., None]
         visible = coverage > 0.5
         masks[:number] &= ~visible[None]
@@ -201,7 +264,11 @@ def render(scene: Scene, frames: int = NATIVE_FRAMES) -> RenderedClip:
 
 
 def random_scene(
-    generator: np.random.Generator, split: Split = "any", max_objects: int = 2, pair_share: float = 0.2
+    generator: np.random.Generator,
+    split: Split = "any",
+    max_objects: int = 2,
+    pair_share: float = 0.2,
+    detail_share: float = 0.0,
 ) -> Scene:
     """Draw a random scene.
 
@@ -210,7 +277,33 @@ def random_scene(
         split: ``train`` (no held-out combination), ``held_out`` (every object is one) or ``any``.
         max_objects: 1, or 2 for some scenes with two objects of different colours that never touch.
         pair_share: share of the scenes with two objects where there may be, 0..1.
+        detail_share: share of the objects that have a texture or are small, 0..1. At 0 the scene is the one that the
+            generator gave before there were details.
     """
+    scene = _plain_scene(generator, split, max_objects, pair_share)
+    if not detail_share:
+        return scene
+    objects = tuple(
+        with_detail(item, str(generator.choice(DETAILS)), generator) if generator.random() < detail_share else item
+        for item in scene.objects
+    )
+    return replace(scene, objects=objects)
+
+
+def with_detail(item: SceneObject, detail: str, generator: np.random.Generator) -> SceneObject:
+    """The object with a texture of ``TEXTURES``, or made small, on the same path.
+
+    Raises:
+        ValueError: ``detail`` is neither a texture nor a size.
+    """
+    if detail in TEXTURES:
+        return replace(item, texture=detail)
+    if detail in SIZES:
+        return replace(item, size=detail, radius=float(generator.uniform(*SMALL_RADIUS_RANGE)))
+    raise ValueError(f"detail is {detail!r}; choose one of {', '.join(DETAILS)}.")
+
+
+def _plain_scene(generator: np.random.Generator, split: Split, max_objects: int, pair_share: float) -> Scene:
     background = str(generator.choice(list(BACKGROUNDS)))
     brightness = float(generator.uniform(0.97, 1.03))
     if max_objects > 1 and generator.random() < pair_share:

@@ -3,7 +3,7 @@
 ``python cli.py evaluate text_to_video`` samples a fixed list of prompts, a third of them word combinations that
 training never saw, and writes how often colour, background, shape and motion are right; beside it the same metrics on
 rendered clips and on their VAE reconstructions, which bound what can be measured. ``--model toybox-joint`` measures the
-model in which text and video are one sequence.
+model in which text and video are one sequence. ``--detail-prompts`` adds prompts of textured and small objects.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from ..toybox import metrics, world
 from ..video_models.joint.model import load_joint_toybox
 from ..video_models.toybox import load_toybox
 from ..video_models.video_model import StandaloneVideoModel, TextEmbedding
+from .detail_figures import detail_figures, detail_scenes
 
 ROOT = Path(__file__).resolve().parent.parent
 SEED = 2024
@@ -86,6 +87,21 @@ def picture_quality(scenes: Sequence[world.Scene], through: Callable[[Tensor], T
     return round(float(np.mean(values)), 2)
 
 
+def _details(
+    model: StandaloneVideoModel, options: argparse.Namespace, reconstruct: Callable[[Tensor], Tensor]
+) -> tuple[dict[str, object], list[Tensor]]:
+    """Figures of detail prompts beside those of the drawn clips and of their reconstructions; the model's clips."""
+    scenes = detail_scenes(options.detail_prompts)
+    drawn = [torch.from_numpy(world.render(scene).frames) for scene in scenes]
+    prompts = [world.prompt(scene) for scene in scenes]
+    clips = sample_prompts(model, prompts, options.seed, options.steps, options.cfg, options.batch)
+    figures: dict[str, object] = {"prompts": options.detail_prompts}
+    kinds = {"model": clips, "drawn": drawn, "VAE reconstructions": [reconstruct(frames) for frames in drawn]}
+    for kind, films in kinds.items():
+        figures[kind] = detail_figures([film.numpy() for film in films], scenes)
+    return figures, clips
+
+
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="evaluate text_to_video", description=__doc__)
     parser.add_argument("--model", choices=list(MODELS), default="toybox")
@@ -93,6 +109,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--out", type=given_path, help="default: the model's file in benchmarks/results")
     parser.add_argument("--sheet", type=given_path, help="write a PNG with four frames of every clip")
     parser.add_argument("--prompts", type=int, default=60)
+    parser.add_argument("--detail-prompts", type=int, default=0, help="also of textured and small objects, this many")
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--cfg", type=float, default=4.0)
     parser.add_argument("--seed", type=int, default=0)
@@ -127,6 +144,10 @@ def main(arguments: list[str]) -> None:
             for prompt, score, (_, held_out) in zip(prompts, scores, scenes, strict=True)
         ],
     }
+    if options.detail_prompts:
+        detailed, detail_clips = _details(model, options, reconstruct)
+        report["details"] = detailed
+        clips = clips + detail_clips
     out = options.out or ROOT / "benchmarks" / "results" / results
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

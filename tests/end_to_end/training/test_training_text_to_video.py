@@ -37,7 +37,7 @@ def store(tmp_path_factory, tokenizer) -> ClipStore:
 
 
 def options() -> Namespace:
-    return Namespace(image_steps=1, image_every=8, image_batch=2, batch=2, seed=1, device="cpu")
+    return Namespace(image_steps=1, image_every=8, image_batch=2, batch=2, seed=1, noise_shift=1.0, device="cpu")
 
 
 def test_a_resumed_run_is_the_unbroken_one(tmp_path: Path, store, tokenizer) -> None:
