@@ -235,7 +235,7 @@ def summarise(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
         entry["later_iou_by_shape"] = {
             shape: statistics.fmean(films)
             for shape in shapes
-            if (films := [f["later_iou"] for r in chosen if f" {shape} " in r["prompt"] for f in r["films"]])
+            if (films := [f["later_iou"] for r in chosen if shape in r["prompt"].split() for f in r["films"]])
         }
         summary[name] = entry
     return summary

@@ -38,7 +38,7 @@ def test_means_and_errors_are_over_guides(benchmark):
     films = [[0.2, 0.4], [0.6, 0.6]]
     records = [
         {
-            **{"variant": "dmg", "task": number, "motion": "left"},
+            **{"variant": "dmg", "task": number, "motion": "left", "prompt": "a red ball moves right on sand"},
             "films": [dict.fromkeys(benchmark.MEASURES, value) for value in values],
         }
         for number, values in enumerate(films)
