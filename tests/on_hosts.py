@@ -33,10 +33,12 @@ ROOT = Path(__file__).resolve().parent.parent
 HOSTS = ("~/comfy/ComfyUI", "~/comfy/ComfyUI-oldest")
 HOST_TESTS = "tests/comfy"
 OTHER_TESTS = ("tests/unit", "tests/end_to_end")
-# Where tokens stand, windows, words, and that nodes load and run.
+# Where tokens stand in models of each layout, windows, words, and that nodes load and run.
+PLACES = "tests/comfy/families/test_token_places.py::test_the_film_is_where_the_pack_says"
+LAYOUTS = ("wan", "wan_vace_reference", "ltx", "hunyuan", "mochi", "cosmos", "cogvideox", "sd15")
 ON_OLDER_HOSTS = (
-    *("tests/comfy/families/test_token_places.py", "tests/comfy/windows/test_native_windows.py"),
-    "tests/comfy/host/test_prompt_tokens.py",
+    *(f"{PLACES}[{name}]" for name in LAYOUTS),
+    *("tests/comfy/windows/test_native_windows.py", "tests/comfy/host/test_prompt_tokens.py"),
     *("tests/comfy/nodes/test_schemas.py", "tests/comfy/nodes/test_imports.py", "tests/comfy/nodes/test_nodes.py"),
 )
 # Each takes about a gigabyte of memory.

@@ -66,10 +66,8 @@ def programs() -> int:
     return counters["stats"]["unique_graphs"]
 
 
-@pytest.mark.parametrize(
-    ("name", "order"),
-    [*MODELS.items(), *(pytest.param(*item, marks=pytest.mark.slow) for item in SLOW_MODELS.items())],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "order"), [*MODELS.items(), *SLOW_MODELS.items()])
 def test_compiled_film_is_the_same_and_steps_compile_nothing(name: str, order: str) -> None:
     model = tiny(name)
     patcher = guided_and_compiled(name, order, "eager")

@@ -51,7 +51,7 @@ def test_preview_is_what_attention_sees(name: str, changes: dict[str, object]) -
     expected = expected_pictures(name, changes)
     frames, rows, columns = expected.shape[:3]
     guide = guide_of(name, "separate", **changes)
-    (picture,) = PreviewGuide.execute(guide, model.patcher, {"samples": model.empty()}, rows).args
+    picture, *_ = PreviewGuide.execute(guide, model.patcher, {"samples": model.empty()}, rows).args
     assert picture.shape[:2] == (frames, rows)
     torch.testing.assert_close(picture[:, :, :columns], expected, atol=1e-5, rtol=0)
     assert picture.flatten(0, 2).unique(dim=0).shape[0] > 2

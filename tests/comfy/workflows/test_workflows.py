@@ -73,8 +73,8 @@ LAVIE = ("lavie_16_frames", "lavie_128_frames_free_long", "lavie_interpolate_ups
 
 workflows = pytest.mark.parametrize("name", FAMILIES)
 # Each graph runs once by default, with objects that are tracked; without an object, and with a mask that is painted,
-# one without sound and one with sound do.
-one_graph = pytest.mark.parametrize("name", rows(FAMILIES, ("wan_2_1_mask_guidance", "ltx_2_3_mask_guidance")))
+# the one with sound does.
+one_graph = pytest.mark.parametrize("name", rows(FAMILIES, ("ltx_2_3_mask_guidance",)))
 all_workflows = pytest.mark.parametrize("name", (*FAMILIES, FIND_FOLLOW, *LAVIE))
 
 

@@ -78,8 +78,12 @@ def test_a_texture_changes_pixels_inside_the_object_and_moves_with_it(texture: s
     np.testing.assert_allclose(difference[0, :, 4:34], difference[2, :, 28:58], atol=1e-6)
 
 
+# The colour that is most like the marks, and two that are not.
+COLOURS = ("white", "blue", "yellow")
+
+
 @pytest.mark.parametrize("texture", world.TEXTURES)
-@pytest.mark.parametrize("colour", world.COLOURS)
+@pytest.mark.parametrize("colour", COLOURS)
 @pytest.mark.parametrize("shape", world.SHAPES)
 def test_contrast_is_one_drawn_less_when_blurred_and_nothing_without_texture(
     texture: str, colour: str, shape: str
@@ -129,7 +133,7 @@ def test_the_words_of_textured_and_small_objects_are_read_from_drawn_clips() -> 
 
 
 @pytest.mark.parametrize("background", world.BACKGROUNDS)
-@pytest.mark.parametrize("colour", world.COLOURS)
+@pytest.mark.parametrize("colour", COLOURS)
 def test_the_segmentation_of_a_textured_object_is_its_mask(colour: str, background: str) -> None:
     for texture in world.TEXTURES:
         thing = item(texture, colour)
