@@ -27,7 +27,9 @@ pytestmark = [pytest.mark.comfy, pytest.mark.usefixtures("as_in_a_node")]
 
 WITH_WORDS = [name for name in sorted(BUILDERS) if CALLS[name].has_words]
 # With calls in which the whole film asks.
-AMONG_FILM = [name for name in sorted(BUILDERS) if any(call[0] == "S" and ":" not in call for call in CALLS[name].each)]
+AMONG_FILM = [
+    name for name in sorted(BUILDERS) if any(call[0] == "S" and ":" not in call for call in CALLS[name].order.split())
+]
 # The ones that people use most, and one of each way to call attention.
 QUICK = ("wan", "ltxav_23", "minimax_h3", "hunyuan", "sd15")
 SCALES = (0.25, 1.0, 4.0, 16.0)
