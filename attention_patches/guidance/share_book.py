@@ -293,6 +293,15 @@ def _added(table: RegionTables, group: int, queries: Tensor, channels: Sequence[
     return table.query[group, queries][:, list(channels)] @ logits[:, list(channels)].T
 
 
+def shares_by_region(shares: Iterable[BlockShare]) -> dict[tuple[str, int], list[BlockShare]]:
+    """Shares on the positive prompt, in the order of the calls, by kind and region."""
+    groups: dict[tuple[str, int], list[BlockShare]] = {}
+    for share in shares:
+        if share.conditional:
+            groups.setdefault((share.kind, share.region), []).append(share)
+    return groups
+
+
 def shares_told(shares: Iterable[BlockShare], names: Sequence[str]) -> list[str]:
     """One line per region and kind: the share of attention before, wanted and reached, over blocks and heads.
 
@@ -300,12 +309,8 @@ def shares_told(shares: Iterable[BlockShare], names: Sequence[str]) -> list[str]
         shares: of a run.
         names: of the objects, in their order.
     """
-    groups: dict[tuple[str, int], list[BlockShare]] = {}
-    for share in shares:
-        if share.conditional:
-            groups.setdefault((share.kind, share.region), []).append(share)
     lines = []
-    for (kind, region), found in groups.items():
+    for (kind, region), found in shares_by_region(shares).items():
         name, count = region_name(region, names), len(found)
         before = math.fsum(share.before for share in found) / count
         reached = math.fsum(share.reached for share in found) / count

@@ -47,8 +47,7 @@ def install_energy(model: Any, descent: EnergyDescent, report: Report | None = N
     """
     from comfy.patcher_extension import WrappersMP
 
-    settings = descent.settings
-    if settings.iterations == 0 or settings.step == 0.0 or not descent.share.has_objects:
+    if not descent.is_active:
         return install_patches(model, [])
     patched = install_patches(model, [descent.share])
 

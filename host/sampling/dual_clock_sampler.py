@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...attention_patches.guidance.regions import FOREGROUND, pool_area, pool_time
 from ...backbones.nested_latents import SHAPES_KEY, is_pack
 from ...video_models.sampling.levers import DualClock
 from .first_frame_lock import as_film, like_latents
@@ -80,7 +81,5 @@ def clock_mask(masks: Tensor, size: tuple[int, ...]) -> Tensor:
     Raises:
         ValueError: the frames do not fit.
     """
-    from ...attention_patches.guidance.regions import FOREGROUND, pool_area, pool_time
-
     pooled = pool_area(pool_time(masks[None], size[2])[0], *size[-2:])
     return (pooled >= FOREGROUND).to(torch.float32)[None, None]

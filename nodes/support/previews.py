@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...attention_patches.guidance.guide import Guide
-from ...attention_patches.guidance.share_book import BlockShare, region_name
+from ...attention_patches.guidance.share_book import BlockShare, region_name, shares_by_region
 from ...attention_patches.latent_time import LatentTime
 from ...backbones.family import TokenGrid
 
@@ -75,10 +75,7 @@ def share_chart(shares: Sequence[BlockShare], names: Sequence[str]) -> Tensor:
     import numpy as np
     from PIL import Image, ImageDraw
 
-    rows: dict[tuple[str, int], list[BlockShare]] = {}
-    for share in shares:
-        if share.conditional:
-            rows.setdefault((share.kind, share.region), []).append(share)
+    rows = shares_by_region(shares)
     bars = max(map(len, rows.values()), default=1)
     width = CHART_MARGIN * 2 + max(bars * CHART_BAR, CHART_LEAST)
     picture = Image.new("RGB", (width, CHART_MARGIN + max(len(rows), 1) * CHART_ROW), _bytes(BACKGROUND_COLOUR))

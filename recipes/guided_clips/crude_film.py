@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ...attention_patches.guidance.regions import FOREGROUND
+
 # A word map above the first is taken for the object at first, below the second surely for background.
 PROBABLE = 0.5
 SURELY_NOT = 0.1
 GRAB_CUT_ROUNDS = 3
 # Radius of the inpainting of pixels that the object never leaves, in pixels.
 INPAINT_RADIUS = 3.0
-FOREGROUND = 0.5
 
 
 class ObjectNotFound(ValueError):

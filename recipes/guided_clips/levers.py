@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ...attention_patches.attention_energy import AttentionShare, ShareRecord
-from ...attention_patches.guidance.regions import pool_area
+from ...attention_patches.guidance.regions import FOREGROUND, pool_area
 from ...attention_patches.guidance.text_spans import TextSpans
 from ...video_models.sampling.levers import DescentSettings, DualClock, EnergyDescent, Look, SamplingLevers
 from ...video_models.sampling.trajectory_noise import fitted_cutoffs, trajectory_noise
@@ -32,7 +32,6 @@ Levers = tuple[str, ...]
 LEVERS: Levers = get_args(LeverName)
 # What ``auto`` tries, one after the other: the mode alone first, and what costs most last.
 LADDER: tuple[Levers, ...] = ((), ("crude_film",), ("energy", "crude_film"))
-FOREGROUND = 0.5
 
 
 @dataclass(frozen=True)

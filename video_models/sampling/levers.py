@@ -66,11 +66,14 @@ class EnergyDescent:
     share: AttentionShare
     settings: DescentSettings = DescentSettings()
 
+    @property
+    def is_active(self) -> bool:
+        """Whether it asks for anything at all."""
+        return self.settings.iterations > 0 and self.settings.step > 0.0 and self.share.has_objects
+
     def acts_at(self, level: float) -> bool:
         """Say whether a step at this noise level is preceded by gradient steps."""
-        settings = self.settings
-        is_off = settings.iterations == 0 or settings.step == 0.0 or not self.share.has_objects
-        return not is_off and level >= settings.until
+        return self.is_active and level >= self.settings.until
 
 
 def descend(latents: Tensor, energy: Energy, spread: float, settings: DescentSettings) -> tuple[Tensor, list[float]]:
